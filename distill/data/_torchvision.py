@@ -1,0 +1,121 @@
+"""The sets that torchvision knows by name: found where it lays them out, else downloaded, whole or not at all."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from distill.data.imageset import ImageSet
+from distill.errors import InputError
+
+__all__ = ["find_or_download"]
+
+_SILENCE = 15.0
+"""seconds without an answer after which a download has failed; torchvision itself would wait for ever"""
+
+
+def find_or_download(
+    kind: str, root: Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[ImageSet, ImageSet]:
+    """Load a set, fetching it first where files are missing.
+
+    Args:
+        kind: torchvision's class: a CIFAR or an MNIST.
+        root: folder that has, or gets, the set's own folder; absolute.
+        name: our name of the set.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, as `mean`.
+
+    Returns:
+        training and test set, images (N, C, H, W).
+
+    Raises:
+        InputError: the files are missing and cannot be downloaded, or are damaged.
+    """
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, kind)
+    files, archives = _layout(kind)
+    place = (root / files[0]).parent
+    if not all((root / file).is_file() for file in files):
+        try:
+            _download(kind, root, files, archives)
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise InputError(
+                f"{name} is not in {root} and the download failed ({_line(error)}); put {place.relative_to(root)}/ "
+                "there, or point --data-dir or DATA_DIR to where it is; the data set digits needs no files"
+            ) from None
+    try:
+        train, test = (_image_set(kind(root, train=train), name, mean, std) for train in (True, False))
+    except Exception as error:  # what a parser says of damaged bytes is anything from EOFError to AssertionError
+        raise InputError(
+            f"{place} cannot be read as {name} ({_line(error)}): delete that folder and run again"
+        ) from None
+    return train, test
+
+
+def _layout(kind: type) -> tuple[list[str], list[str]]:
+    """Return the files that the class reads and the archives it makes them from, relative to its root.
+
+    CIFAR's files are pickles; torchvision compares the MD5 of every one with the official one before it unpickles any.
+    """
+    if hasattr(kind, "base_folder"):
+        names = [name for name, _ in [*kind.train_list, *kind.test_list]] + [kind.meta["filename"]]
+        return [f"{kind.base_folder}/{name}" for name in names], [kind.filename]
+    archives = [f"{kind.__name__}/raw/{name}" for name, _ in kind.resources]
+    return [archive.removesuffix(".gz") for archive in archives], archives
+
+
+def _download(kind: type, root: Path, files: list[str], archives: list[str]) -> None:
+    """Fetch a set into a folder of its own and move the files into place when all are there and verified.
+
+    So what is interrupted leaves nothing behind, and two processes may do it at once. Archives that lie in `root`
+    already are used (torchvision checks their MD5), so that a machine without network can be served by hand.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=root, prefix=f".{kind.__name__}-download-") as temporary:
+        for archive in archives:
+            if (root / archive).is_file():
+                copy = Path(temporary, archive)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / archive, copy)
+        with _impatient(), redirect_stdout(None):  # older versions print every step; the bar goes to stderr
+            kind(temporary, download=True)
+        for file in files:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary, file), root / file)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _image_set(found: object, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
+    pixels = torch.from_numpy(np.asarray(found.data))  # uint8, (N, H, W, 3) or (N, H, W)
+    pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
+    return ImageSet(
+        name=name,
+        images=pixels.float().div_(255).contiguous(),
+        labels=torch.as_tensor(found.targets, dtype=torch.int64),
+        classes=tuple(found.classes),
+        mean=mean,
+        std=std,
+    )

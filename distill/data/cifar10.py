@@ -1,0 +1,17 @@
+"""CIFAR-10 (Krizhevsky 2009): 60,000 photographs of 10 classes, 32 x 32 RGB."""
+
+from pathlib import Path
+
+from distill.data._torchvision import find_or_download
+from distill.data.imageset import ImageSet
+
+__all__ = ["load"]
+
+# as in the official code of DC: DatasetCondensation@53f63a6, utils.py, get_dataset
+_MEAN = (0.4914, 0.4822, 0.4465)
+_STD = (0.2023, 0.1994, 0.2010)
+
+
+def load(root: Path) -> tuple[ImageSet, ImageSet]:
+    """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
+    return find_or_download("CIFAR10", root, "cifar10", _MEAN, _STD)

@@ -1,0 +1,107 @@
+"""Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, in any format Pillow reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.data.imageset import ImageSet
+from distill.errors import InputError
+
+__all__ = ["load"]
+
+_LIMIT = 8 * 2**30
+"""bytes that the images of both parts may take in memory"""
+_BYTES_PER_PIXEL = 3 * 4
+"""three channels of float32"""
+
+
+def load(root: Path, image_size: int | None = None) -> tuple[ImageSet, ImageSet]:
+    """Read all images as RGB; mean and std are those of the training images.
+
+    Args:
+        root: the folder that holds train/ and val/ (test/ is taken where there is no val/).
+        image_size: height and width in pixels: the central square of each image is resized to it by the mean over
+            areas. None where all images are squares of one size.
+
+    Returns:
+        training and test set, images (N, 3, H, H).
+
+    Raises:
+        InputError: a folder is missing or has no images, the classes of the parts differ, a file is not an image,
+            sizes differ and image_size is None, or the whole would not fit into memory.
+    """
+    from torchvision.datasets import ImageFolder
+
+    def find(folder: Path) -> ImageFolder:
+        try:
+            return ImageFolder(folder)
+        except OSError as error:
+            raise InputError(f"{folder} is not a folder with a folder of images for each class ({error})") from None
+
+    train = find(root / "train")
+    test = find(root / "val" if (root / "val").exists() or not (root / "test").exists() else root / "test")
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise InputError(f"{train.root} and {test.root} must have the same classes; only one has {', '.join(odd[:5])}")
+
+    files = [path for path, _ in train.samples + test.samples]
+    size = image_size or _common_size(files)
+    if len(files) * size**2 * _BYTES_PER_PIXEL > _LIMIT:
+        largest = int((_LIMIT / len(files) / _BYTES_PER_PIXEL) ** 0.5)
+        raise InputError(
+            f"{len(files)} images of {size}x{size} pixels take more than {_LIMIT / 2**30:g} GiB; "
+            f"--image-size {largest} is the largest that fits"
+        )
+    pixels = _read([path for path, _ in train.samples], size)
+    mean, std = _statistics(pixels)
+    if min(std) == 0:
+        raise InputError(f"the images in {train.root} are all of one colour in a channel: nothing to distil")
+    parts = ((pixels, train), (_read([path for path, _ in test.samples], size), test))
+    train_set, test_set = (
+        ImageSet("folder", images, torch.tensor(part.targets), tuple(train.classes), mean, std)
+        for images, part in parts
+    )
+    return train_set, test_set
+
+
+def _common_size(files: Iterable[str]) -> int:
+    """Return the side of the images, from their headers.
+
+    Raises:
+        InputError: they are not squares of one size, or not images.
+    """
+    sizes: dict[tuple[int, int], None] = {}
+    for file in files:
+        with _open(file) as image:
+            sizes[image.size] = None
+        if len(sizes) == 2:
+            break
+    if len(sizes) == 2 or len(set(*sizes)) == 2:
+        found = " and ".join(f"{width}x{height}" for width, height in sizes)
+        raise InputError(f"images must be squares of one size, but there are {found} pixels: give --image-size N")
+    return next(iter(sizes))[0]
+
+
+def _read(files: list[str], size: int) -> Tensor:
+    images = torch.empty(len(files), 3, size, size)
+    few = len(files) <= 2000
+    for image, file in zip(images, tqdm(files, "reading images", unit="file", leave=False, disable=few), strict=True):
+        image.copy_(torch.from_numpy(_square(file, size)).permute(2, 0, 1))
+    return images.div_(255)
+
+
+def _square(file: str, size: int) -> np.ndarray:
+    """Return the central square of an image, (size, size, 3) uint8; at that size already, it is untouched."""
+    with _open(file) as image:
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BOX, box))

@@ -1,0 +1,102 @@
+"""The result of a distillation, and its file.
+
+distilled.safetensors holds the tensors
+    images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]
+    labels  (N,) int64 classes, or (N, K) float32 soft labels
+and the metadata (strings; JSON where a list): format "guard-distilled-1", dataset, classes, mean, std, augment, backbone
+and method. `mean` and `std` normalise pixels for the network of a student; `augment` is the policy its training uses;
+`backbone` is the network that the images were made with, and the default for students.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.files import read_tensors, write_tensors
+
+__all__ = ["DistilledSet"]
+
+FORMAT = "guard-distilled-1"
+STRINGS = ("dataset", "augment", "backbone", "method")
+LISTS = ("classes", "mean", "std")
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A few images per class, and how a student on them is trained.
+
+    Raises:
+        ValueError: tensors that do not fit each other or the classes.
+    """
+
+    images: Tensor
+    """(N, C, H, W) float32 pixels, unclamped"""
+    labels: Tensor
+    """(N,) int64 classes or (N, K) float32 soft labels"""
+    dataset: str
+    """name of the real data set"""
+    classes: tuple[str, ...]
+    """the K names"""
+    mean: tuple[float, ...]
+    """per channel, of pixels in [0, 1]"""
+    std: tuple[float, ...]
+    """per channel"""
+    augment: str = ""
+    """policy for training students, see `distill.augment`; "" for none"""
+    backbone: str = "convnet"
+    """network of the distillation, and by default of the students"""
+    method: str = ""
+    """name of the method that made the set"""
+
+    def __post_init__(self) -> None:
+        n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
+        hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
+        soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k
+        if self.images.ndim != 4 or not self.images.is_floating_point() or n == 0 or shape[2] != shape[3]:
+            raise ValueError(f"images are {self.images.dtype} {shape}; a distilled set has float (N, C, H, H), N >= 1")
+        if not self.images.isfinite().all():
+            raise ValueError("images have values that are not finite")
+        if len(self.labels) != n or not (hard or soft):
+            found = f"{self.labels.dtype} {tuple(self.labels.shape)}"
+            raise ValueError(f"labels are {found}; {n} images of {k} classes have int64 ({n},) or float ({n}, {k})")
+        if hard and not (self.labels.min() >= 0 and self.labels.max() < k):
+            raise ValueError(f"labels range over [{self.labels.min()}, {self.labels.max()}]; there are {k} classes")
+        if not len(self.mean) == len(self.std) == shape[1]:
+            raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {shape[1]} channels")
+
+    @property
+    def ipc(self) -> float:
+        """Images per class, on average."""
+        return len(self.images) / len(self.classes)
+
+    def save(self, path: Path) -> None:
+        """Write the set atomically; the same set gives the same bytes."""
+        metadata = {"format": FORMAT} | {name: getattr(self, name) for name in STRINGS}
+        metadata |= {name: json.dumps(getattr(self, name)) for name in LISTS}
+        write_tensors(path, {"images": self.images.float(), "labels": self.labels}, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> "DistilledSet":
+        """Read a set from its file, or from the run folder that holds it.
+
+        Raises:
+            InputError: no such file, a damaged one, another format, or tensors of wrong shape.
+        """
+        path = path / "distilled.safetensors" if path.is_dir() else path
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != FORMAT or set(tensors) != {"images", "labels"}:
+            found = f"format {metadata.get('format')!r} with tensors {', '.join(sorted(tensors)) or 'none'}"
+            raise InputError(f"{path} is no distilled set: it has {found}; expected {FORMAT!r} with images, labels")
+        try:
+            lists = {name: tuple(json.loads(metadata[name])) for name in LISTS}
+            return cls(**tensors, **lists, **{name: metadata[name] for name in STRINGS})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no distilled set: {error}") from None
+
+    def to(self, device: torch.device | str) -> "DistilledSet":
+        """Return the set with its tensors on a device."""
+        return DistilledSet(**(self.__dict__ | {"images": self.images.to(device), "labels": self.labels.to(device)}))

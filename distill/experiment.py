@@ -1,0 +1,100 @@
+"""What is run: one frozen dataclass that holds every choice which a result depends on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from distill.students import Training
+
+__all__ = ["Evaluation", "Experiment", "Recipe"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Students and attacks.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    students: int = 5
+    """networks trained on the distilled set, each from its own initialisation"""
+    attacks: str = "linf_star,linf,l2"
+    """attacks, comma-separated; `bash run.sh list` names them. Clean accuracy is always there"""
+    test_images: int | None = None
+    """class-balanced, fixed part of the test set; None for all"""
+    student: Training = field(default_factory=Training)
+    """how a student is trained"""
+
+    def __post_init__(self) -> None:
+        if self.students < 1:
+            raise ValueError(f"students is {self.students}; it must be >= 1")
+        if self.test_images is not None and self.test_images < 1:
+            raise ValueError(f"test_images is {self.test_images}; it must be >= 1, or None for all")
+
+    @property
+    def attack_names(self) -> tuple[str, ...]:
+        """The attacks, as a tuple."""
+        return tuple(name for name in self.attacks.split(",") if name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A preset of a method for a data set and an ipc: its config and its evaluation."""
+
+    config: Any
+    evaluation: Evaluation
+
+
+RecipeOf = Callable[[str, int], Recipe]
+"""(data set, ipc) -> its recipe"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: what is distilled, how, and how the result is judged.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    method: Annotated[str, tyro.conf.Suppress]
+    """name of the method"""
+    dataset: Annotated[str, tyro.conf.Suppress]
+    """name of the data set"""
+    config: Annotated[Any, tyro.conf.arg(name="")]
+    """the method's own fields"""
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
+    """students and attacks"""
+    recipe: Literal["paper", "quick"] = "paper"
+    """preset that the other flags start from: the paper's settings, or minutes on two cores"""
+    ipc: int = 1
+    """distilled images per class"""
+    seed: int = 0
+    """root of all randomness: initial images, networks, batches, students, attacks"""
+    image_size: int | None = None
+    """side in pixels to which images are resized first (area); None keeps the data set's own"""
+    split: Literal["test", "validation"] = "test"
+    """judge on the test set, or, to choose hyper-parameters, on a tenth of the training set held out of it"""
+
+    def __post_init__(self) -> None:
+        if self.ipc < 1:
+            raise ValueError(f"ipc is {self.ipc}; it must be >= 1 image per class")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be >= 0")
+        if self.image_size is not None and not 4 <= self.image_size <= 1024:
+            raise ValueError(f"image-size is {self.image_size}; it must be from 4 to 1024 pixels")
+
+    @property
+    def data_name(self) -> str:
+        """The data as it is named in folders and tables: cifar10, cifar10-16px, cifar10-16px-validation."""
+        size = "" if self.image_size is None else f"-{self.image_size}px"
+        return f"{self.dataset}{size}{'' if self.split == 'test' else '-validation'}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's place below the folder of all runs."""
+        return Path(self.method, self.data_name, f"ipc{self.ipc}", f"seed{self.seed}")

@@ -1,0 +1,80 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+from torch import Tensor
+
+from distill.errors import InputError
+
+__all__ = ["read_tensors", "write_atomic", "write_tensors", "write_text"]
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file under a temporary name, then put it in place at once.
+
+    Args:
+        path: where the file goes; its folder is made.
+        write: writes the file whose path it gets.
+
+    Raises:
+        InputError: the file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder (--runs DIR)") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically; the same content gives the same bytes."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file, on the CPU.
+
+    Raises:
+        InputError: there is no such file, or it is damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+        raise InputError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]})") from None
+
+
+def read_state(path: Path) -> dict:
+    """Return a checkpoint, read without unpickling code.
+
+    Raises:
+        InputError: it is damaged or holds more than tensors and numbers.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+        line = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(
+            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {line}); "
+            "delete it to start this run anew, or choose another folder (--runs DIR)"
+        ) from None

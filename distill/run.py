@@ -1,0 +1,204 @@
+"""One run on disk: its folder, its addressed randomness, its checkpoints, its scalars.
+
+A run folder holds
+    experiment.json       what is being run: the whole config, and what it ran on
+    state.pt              what a resumed run needs; removed when the distilled set is written
+    metrics.jsonl         scalars of each step, also as TensorBoard events in tensorboard/
+    distilled.safetensors, grid.png, students/, results.jsonl, table.md, table.csv   (see the modules that write them)
+"""
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from distill.errors import InputError
+from distill.files import read_state, write_atomic, write_text
+from distill.progress import progress
+
+__all__ = ["Run", "describe"]
+
+
+def describe(value: Any) -> Any:
+    """Return a value as JSON has it; a dataclass becomes a dict with its class's name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class Run:
+    """A folder that belongs to one experiment, and continues it.
+
+    Args:
+        folder: where the run lives; made if needed.
+        experiment: the whole config, a dataclass.
+        seed: root of all randomness of the run.
+        device: where tensors live.
+        checkpoint_seconds: a due checkpoint is this old, at most so much work is lost.
+
+    Raises:
+        InputError: the folder holds another experiment (the difference is named), or cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        experiment: Any,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        checkpoint_seconds: float = 30.0,
+    ):
+        self.folder, self.seed, self.device = folder, seed, torch.device(device)
+        self.experiment = describe(experiment)
+        self.checkpoint_seconds = checkpoint_seconds
+        self._saved_at = time.perf_counter()
+        self._scalars = None
+        self._claim()
+
+    def generator(self, *address: str | int) -> torch.Generator:
+        """Return the CPU generator of an address, the same for every call: a resumed run needs no random state.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run(Path(folder), None)
+        ...     draw = lambda *address: torch.rand((), generator=run.generator(*address)).item()
+        ...     draw("batch", 3) == draw("batch", 3) != draw("batch", 4)
+        True
+        """
+        digest = hashlib.sha256(repr((self.seed, *address)).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def restore(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None; scalars logged after it are forgotten.
+
+        Raises:
+            InputError: the checkpoint is damaged, or belongs to another experiment.
+        """
+        path = self.folder / "state.pt"
+        if not path.exists():
+            self._forget(0)
+            return None
+        state = read_state(path)
+        if not isinstance(state, dict) or state.get("fingerprint") != self._fingerprint():
+            raise InputError(f"checkpoint {path} belongs to another experiment; delete it to start this run anew")
+        self._forget(state["step"])
+        return state["state"]
+
+    def due(self) -> bool:
+        """Tell whether the last checkpoint is old enough for another."""
+        return time.perf_counter() - self._saved_at >= self.checkpoint_seconds
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint atomically.
+
+        Args:
+            step: steps done; scalars of this step and later are logged again after a restore.
+            state: tensors and numbers.
+        """
+        whole = {"fingerprint": self._fingerprint(), "step": step, "state": state}
+        write_atomic(self.folder / "state.pt", lambda path: torch.save(whole, path))
+        self._saved_at = time.perf_counter()
+
+    def finish(self) -> None:
+        """Remove the checkpoint: what it led to is written."""
+        if self._scalars is not None:
+            self._scalars.close()
+        (self.folder / "state.pt").unlink(missing_ok=True)
+
+    # --- scalars and progress ------------------------------------------------------------------------------------
+
+    def log(self, step: int, **scalars: float | Tensor) -> None:
+        """Append the scalars of a step to metrics.jsonl and to the TensorBoard events."""
+        numbers = {name: float(value) for name, value in scalars.items()}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | numbers) + "\n")
+        if self._scalars is None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
+
+            self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        for name, value in numbers.items():
+            self._scalars.add_scalar(name, value, step)
+
+    def say(self, line: str) -> None:
+        """Tell the user something that no error is, on standard error."""
+        tqdm.write(line, file=sys.stderr)
+
+    def progress(self, description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
+        """Return a progress bar for a `with` block."""
+        return progress(description, total, done, unit)
+
+    def _forget(self, step: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            write_text(path, "".join(line for line in lines if json.loads(line)["step"] < step))
+
+    # --- whose folder this is ------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.experiment, sort_keys=True).encode()).hexdigest()
+
+    def _claim(self) -> None:
+        path = self.folder / "experiment.json"
+        if not path.exists():
+            write_text(path, json.dumps({"experiment": self.experiment, "made_by": provenance(self.device)}, indent=2) + "\n")
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)") from None
+        if found != self.experiment:
+            raise InputError(
+                f"{self.folder} holds a run with another config: {difference(found, self.experiment)}. "
+                "Give the same flags to continue it, or another folder (--runs DIR) for this one"
+            )
+
+
+def difference(found: Any, asked: Any, path: str = "") -> str:
+    """Return where two descriptions differ, as "field is A there, B now; ...".
+
+    >>> difference({"ipc": 1, "config": {"lr": 0.1}}, {"ipc": 1, "config": {"lr": 0.2}})
+    'config.lr is 0.1 there, 0.2 now'
+    """
+    if isinstance(found, dict) and isinstance(asked, dict):
+        names = [*found, *(name for name in asked if name not in found)]
+        parts = (
+            difference(found.get(name), asked.get(name), f"{path}.{name}".strip("."))
+            for name in names
+            if found.get(name) != asked.get(name)
+        )
+        return "; ".join(parts)
+    return f"{path} is {found} there, {asked} now"
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return what a number needs beside its config: versions, device, commit and command."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("torch", "torchvision", "numpy", "kornia", "timm")},
+        "device": f"{device} ({name}), {torch.get_num_threads()} threads",
+        "commit": commit,
+        "command": sys.argv,
+    }

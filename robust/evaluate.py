@@ -1,0 +1,132 @@
+"""Accuracy, clean and under attack, as one bool per example: averages are taken by whoever reads them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robust.attacks.pgd import check_pixels
+from robust.modes import Model, evaluating
+from robust.threat import Threat
+
+__all__ = ["Report", "accuracy", "correct", "evaluate", "robust_accuracy", "withstands"]
+
+Attack = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Who is classified right, clean and under each attack: bools (N,), robust <= clean for every example."""
+
+    clean: Tensor
+    attacks: dict[str, Tensor]
+
+    def accuracy(self, attack: str = "clean") -> float:
+        """Return the accuracy in percent, clean or under one attack."""
+        return 100.0 * (self.clean if attack == "clean" else self.attacks[attack]).double().mean().item()
+
+    def worst(self) -> Tensor:
+        """Return who withstands every attack, bools (N,)."""
+        return torch.stack([self.clean, *self.attacks.values()]).all(0)
+
+
+@torch.no_grad()
+def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> Tensor:
+    """Return who is classified right, bools (N,), with the model in evaluation mode.
+
+    Args:
+        model: maps pixels in [0, 1] to logits (N, K), normalisation inside.
+        images: (N, ...) pixels in [0, 1].
+        targets: (N,) class indices.
+        batch_size: images of one forward pass.
+
+    Raises:
+        ValueError: images outside [0, 1].
+    """
+    check_pixels(images)
+    with evaluating(model):
+        batches = zip(images.split(batch_size), targets.split(batch_size), strict=True)
+        return torch.cat([model(x).argmax(1) == y for x, y in batches])
+
+
+def withstands(
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    attack: Attack,
+    *,
+    standing: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int = 500,
+) -> Tensor:
+    """Return who is classified right also after the attack, bools (N,).
+
+    Only standing examples are attacked. The attack is not trusted: its images must lie in [0, 1] and in its ball, and
+    are classified anew.
+
+    Args:
+        model: maps pixels in [0, 1] to logits (N, K), normalisation inside; put in evaluation mode meanwhile.
+        images: (N, ...) pixels in [0, 1].
+        targets: (N,) class indices.
+        attack: (model, images, targets, *, generator) -> adversarial images.
+        standing: bools (N,), who is attacked; None for all that are classified right.
+        generator: CPU generator of the attack's randomness.
+        batch_size: images attacked together; changes no result of an attack with per-example randomness.
+
+    Raises:
+        ValueError: images outside [0, 1], or an attack that leaves [0, 1] or its ball.
+    """
+    standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
+    result = torch.zeros_like(standing)
+    with evaluating(model):
+        for who in standing.nonzero().flatten().split(batch_size):
+            adversarial = attack(model, images[who], targets[who], generator=generator)
+            _check_adversarial(attack, adversarial, images[who])
+            result[who] = correct(model, adversarial, targets[who], batch_size=batch_size)
+    return result
+
+
+def evaluate(
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    attacks: Mapping[str, Attack],
+    *,
+    generator: torch.Generator | None = None,
+    batch_size: int = 500,
+) -> Report:
+    """Return the report of a model under several attacks, each on all examples that are classified right clean."""
+    clean = correct(model, images, targets, batch_size=batch_size)
+    options = {"standing": clean, "generator": generator, "batch_size": batch_size}
+    return Report(
+        clean, {name: withstands(model, images, targets, attack, **options) for name, attack in attacks.items()}
+    )
+
+
+def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> float:
+    """Return the clean accuracy in percent, for pixels (N, ...) in [0, 1] and classes (N,)."""
+    return 100.0 * correct(model, images, targets, batch_size=batch_size).double().mean().item()
+
+
+def robust_accuracy(
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    attack: Attack,
+    *,
+    generator: torch.Generator | None = None,
+    batch_size: int = 500,
+) -> float:
+    """Return the accuracy under an attack in percent: see `withstands`."""
+    bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
+    return 100.0 * bools.double().mean().item()
+
+
+def _check_adversarial(attack: Attack, adversarial: Tensor, images: Tensor) -> None:
+    check_pixels(adversarial)
+    threat = getattr(attack, "threat", None)
+    if isinstance(threat, Threat):
+        furthest = threat.distance(adversarial, images).max().item()
+        if not furthest <= threat.eps + 1e-5:
+            raise ValueError(f"{attack} went {furthest:.6g} far; its eps is {threat.eps:.6g}")

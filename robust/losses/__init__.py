@@ -1,0 +1,6 @@
+"""Losses: frozen dataclasses called as `loss(model, inputs, targets) -> scalar`, and the functions behind them."""
+
+from robust.losses.cross_entropy import CrossEntropy, cross_entropy
+from robust.losses.curvature import CurvatureRegularizedLoss, curvature_penalty
+
+__all__ = ["CrossEntropy", "CurvatureRegularizedLoss", "cross_entropy", "curvature_penalty"]

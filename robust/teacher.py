@@ -1,0 +1,66 @@
+"""A network with the loss it follows: what gradient matching and SRe2L hook into on the side of the real data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from robust.losses import CurvatureRegularizedLoss
+from robust.modes import evaluating
+
+__all__ = ["RobustTeacher"]
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RobustTeacher:
+    """A network as seen through a loss: GUARD puts the curvature-regularised one here, and changes nothing else.
+
+    >>> network = nn.Linear(4, 3)
+    >>> teacher = RobustTeacher(network, CurvatureRegularizedLoss(weight=10.0))
+    >>> [tuple(g.shape) for g in teacher.gradients(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
+    [(3, 4), (3,)]
+    """
+
+    network: nn.Module
+    loss: Loss = field(default_factory=CurvatureRegularizedLoss)
+
+    def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
+
+        A parameter that the loss does not reach gets zeros. `.grad` is not touched.
+
+        Args:
+            inputs: (N, ...), as the network takes them.
+            targets: (N,) class indices or (N, K) probabilities.
+        """
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        value = self.loss(self.network, inputs, targets)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return value.detach(), gradients
+
+    def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of `value_and_gradients`."""
+        return self.value_and_gradients(inputs, targets)[1]
+
+    def training_loss(self, inputs: Tensor, targets: Tensor, epoch: int = 0) -> Tensor:
+        """Return the loss to call `.backward()` on in a training epoch (0 for the first), a scalar.
+
+        A loss with a schedule (`CurvatureRegularizedLoss.h_warmup`) is taken at that epoch.
+        """
+        loss = self.loss.at(epoch) if isinstance(self.loss, CurvatureRegularizedLoss) else self.loss
+        return loss(self.network, inputs, targets)
+
+    @torch.no_grad()
+    def soft_labels(self, inputs: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return softmax(logits / temperature), (N, K), with the network in evaluation mode.
+
+        Raises:
+            ValueError: a temperature that is not > 0.
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be > 0")
+        with evaluating(self.network):
+            return (self.network(inputs) / temperature).softmax(1)

@@ -1,0 +1,90 @@
+"""What an attacker may do: a ball around the image, cut to [0, 1]. The only place that knows a norm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robust.per_example import norms, unit
+
+__all__ = ["PAPER_THREATS", "Threat"]
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """All images in [0, 1] within `eps` of the clean one in `norm`, pixels in [0, 1].
+
+    Raises:
+        ValueError: an unknown norm or an eps that is not a finite number >= 0.
+
+    >>> box = Threat("linf", 0.1)
+    >>> image = torch.tensor([[0.05, 0.5]])
+    >>> [round(v, 2) for v in box.project(torch.tensor([[-1.0, 0.55]]), image)[0].tolist()]
+    [0.0, 0.55]
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm is {self.norm!r}; choose from {', '.join(get_args(Norm))}")
+        if not 0 <= self.eps < float("inf"):
+            raise ValueError(f"eps is {self.eps}; it must be a finite number >= 0, for pixels in [0, 1]")
+
+    def random_start(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Return a uniform point of each image's ball, cut to [0, 1].
+
+        Args:
+            images: (N, ...) pixels in [0, 1].
+            generators: one CPU generator an example, so that a start does not depend on the rest of the batch.
+
+        Returns:
+            (N, ...), on the images' device.
+        """
+        shape = images.shape[1:]
+        if self.norm == "linf":
+            noise = torch.stack([torch.rand(shape, generator=g) for g in generators]) * 2 - 1
+        else:
+            noise = unit(torch.stack([torch.randn(shape, generator=g) for g in generators]))
+            radii = torch.stack([torch.rand((), generator=g) for g in generators]) ** (1 / shape.numel())
+            noise = noise * radii.view(-1, *[1] * len(shape))
+        return self.project(images + self.eps * noise.to(images), images)
+
+    def ascent(self, gradients: Tensor) -> Tensor:
+        """Return the direction of steepest ascent of length 1 in the norm, (N, ...) -> (N, ...)."""
+        return gradients.sign() if self.norm == "linf" else unit(gradients)
+
+    def project(self, points: Tensor, images: Tensor) -> Tensor:
+        """Return the nearest points of the ball, cut to [0, 1]; points inside do not move.
+
+        Args:
+            points: (N, ...).
+            images: (N, ...), the centres, pixels in [0, 1].
+
+        Returns:
+            (N, ...); cutting to [0, 1] moves towards the centre in every pixel, so the result stays in the ball.
+        """
+        shift = points - images
+        if self.norm == "linf":
+            shift = shift.clamp(-self.eps, self.eps)
+        else:
+            length = norms(shift).clamp_min(torch.finfo(shift.dtype).tiny)
+            ratio = (self.eps / length).clamp_max(1.0).to(shift.dtype)
+            shift = shift * ratio.view(-1, *[1] * (shift.ndim - 1))
+        return (images + shift).clamp(0.0, 1.0)
+
+    def distance(self, points: Tensor, images: Tensor) -> Tensor:
+        """Return each example's distance in the norm, (N,)."""
+        return norms(points - images, float("inf") if self.norm == "linf" else 2.0)
+
+
+PAPER_THREATS: dict[str, dict[str, Threat]] = {
+    "mnist": {"linf_star": Threat("linf", 0.3), "linf": Threat("linf", 0.1), "l2": Threat("l2", 1.0)},
+    "cifar10": {"linf_star": Threat("linf", 8 / 255), "linf": Threat("linf", 2 / 255), "l2": Threat("l2", 0.2)},
+}
+"""Section 7.2 of the GUARD paper: three threats for each of its data sets."""

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# bash run.sh METHOD DATASET [--flags]: makes the environment on its first call, then hands over to python -m distill.
+# An activated environment that imports torch is used as it is; else a .venv beside this file, made from
+# requirements.txt (by uv where it is on the path, else by venv and pip). PYTHON names another interpreter for it.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+fail() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
+
+find_python() {  # an interpreter of 3.11 or newer
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
+        [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+            && { echo "$candidate"; return; }
+    done
+    fail "no Python 3.11 or newer on the path; install one, or name it: PYTHON=/path/to/python bash run.sh ..."
+}
+
+install() {  # install FILE: its packages into .venv, once for each content of the file
+    local file=$1 stamp
+    stamp="$here/.venv/.installed-$(cksum <"$here/$file" | tr ' ' '-')"
+    [ -e "$stamp" ] && return
+    echo "run.sh: installing $file into .venv (once; torch is large, this can take minutes)" >&2
+    if command -v uv >/dev/null; then
+        uv pip install --quiet --python "$here/.venv/bin/python" -r "$here/$file" >&2 || fail "uv could not install $file" 1
+    else
+        "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/$file" >&2 \
+            || fail "pip could not install $file (its message is above)" 1
+    fi
+    touch "$stamp"
+}
+
+environment() {  # sets $python
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c 'import torch' 2>/dev/null; then
+        python=python
+        return
+    fi
+    python="$here/.venv/bin/python"
+    if [ ! -x "$python" ]; then
+        echo "run.sh: making the environment .venv" >&2
+        if command -v uv >/dev/null; then
+            uv venv --quiet --python '>=3.11' "$here/.venv" >&2 || fail "uv could not make .venv" 1
+        else
+            "$(find_python)" -m venv "$here/.venv" || fail "could not make .venv (on Debian: apt install python3-venv)" 1
+        fi
+    fi
+    install requirements.txt
+    [ "${1:-}" != test ] || install tests/requirements.txt
+}
+
+environment "$@"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
+if [ "${1:-}" = test ]; then
+    shift
+    cd "$here"
+    exec "$python" -m pytest "$@"
+fi
+exec "$python" -m distill "$@"

@@ -1,0 +1,271 @@
+"""The commands as a user types them: what a run leaves, what it prints, and what it says to bad input."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from distill.__main__ import main
+from distill.distilled import DistilledSet
+from distill.files import read_tensors
+from tests.toy import write_toy
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = "--backbone convnet:width=4 --iterations 2 --outer-loop 2 --inner-loop 1 --batch-real 8 --students 2".split()
+SMALL += ["--student.epochs", "20", "--ipc", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"))
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("recipe", ["quick", "paper"])
+@pytest.mark.parametrize("method", ["dc", "dsa", "guard_dc", "guard_dsa"])
+def test_every_recipe_runs_and_leaves_a_whole_folder(
+    method: str, recipe: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, *SMALL]
+    assert run(*words) == 0
+    folder = tmp_path / method / "folder" / "ipc1" / "seed0"
+    files = "distilled.safetensors experiment.json grid.png metrics.jsonl results.jsonl students table.csv table.md tensorboard"
+    assert sorted(path.name for path in folder.iterdir()) == files.split()
+    assert DistilledSet.load(folder).method == method
+
+    experiment = json.loads((folder / "experiment.json").read_text())
+    loss = "CurvatureRegularizedLoss" if method.startswith("guard") else "CrossEntropy"
+    assert experiment["experiment"]["config"]["real_loss"]["class"] == loss
+    assert set(experiment["made_by"]) == {"versions", "device", "commit", "command"}
+
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["attack"] for row in rows] == ["clean", "linf_star", "linf", "l2"]
+    accuracy = {row["attack"]: float(row["mean"]) for row in rows}
+    assert {row["n"] for row in rows} == {"2"}
+    assert accuracy["clean"] >= accuracy["linf"] >= accuracy["linf_star"]
+    for student in range(2):
+        bools = read_tensors(folder / "students" / f"{student}-correct.safetensors")[0]
+        assert all((bools[attack] <= bools["clean"]).all() for attack in bools)
+    assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["images"] == 40
+
+    printed = capsys.readouterr()
+    assert f"{method} on folder, ipc 1, recipe {recipe}: about" in printed.err
+    assert f"{accuracy['clean']:.1f} ±" in printed.out
+
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(*words) == 0  # a finished run is not repeated
+    again = capsys.readouterr()
+    assert "finished already" in again.err
+    assert again.out == printed.out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path, "--device", "cpu", *SMALL) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("No GPU here: dc on folder, ipc 1, recipe quick (about ")
+    assert "--recipe paper would take about" in first
+
+
+def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["dc", "folder", "--data-dir", data, *SMALL]
+    assert run(*words, "--runs", tmp_path / "whole") == 0
+    from distill import evaluate
+
+    judge, calls = evaluate._judge, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 6:  # in the middle of the second student
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(evaluate, "_judge", dies)
+    assert run(*words, "--runs", tmp_path / "cut") == 130
+    calls.clear()
+    monkeypatch.setattr(evaluate, "_judge", lambda *arguments: calls.append(1) or judge(*arguments))
+    assert run(*words, "--runs", tmp_path / "cut") == 0
+    assert len(calls) == 3
+    place = Path("dc", "folder", "ipc1", "seed0", "results.jsonl")
+    assert (tmp_path / "whole" / place).read_text() == (tmp_path / "cut" / place).read_text()
+
+
+def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path / "a", *SMALL) == 0
+    folder = tmp_path / "a" / "dc" / "folder" / "ipc1" / "seed0"
+    options = ["--data-dir", data, "--runs", tmp_path / "b", "--students", "1", "--student.epochs", "5"]
+    capsys.readouterr()
+    assert run("evaluate", folder, *options) == 0
+    printed = capsys.readouterr().out
+    assert "dc      folder   1    convnet:width=4" in printed
+    assert run("evaluate", folder / "distilled.safetensors", *options) == 0  # the same set: finished already
+    assert capsys.readouterr().out == printed
+    assert run("evaluate", folder, *options, "--backbone", "mlp") == 2  # another config in that folder
+    assert "backbone is convnet:width=4 there, mlp now" in capsys.readouterr().err
+    assert run("table", tmp_path / "a", tmp_path / "b", "--format", "csv") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 4
+
+
+def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["dc", "--help"]):
+        assert run(*words) == 0
+        assert "guard_dc" in capsys.readouterr().out or words == ["dc", "--help"]
+    for words in (["dc", "digits", "--help"], ["evaluate", "--help"], ["table", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 0
+        assert "usage: bash run.sh" in capsys.readouterr().out
+    assert run("list") == 0
+    listed = capsys.readouterr().out
+    assert all(word in listed for word in ("guard_dsa", "cifar100", "alexnet", "linf_star", "CurvatureRegularizedLoss"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("guard_cd digits", "unknown method 'guard_cd'; did you mean 'guard_dc'? Known: dc, "),
+        ("dc cifar", "unknown data set 'cifar'; did you mean 'cifar10'? Known: "),
+        ("dc digits --iteration 3", "--iterations"),
+        ("dc digits --frobnicate 3", "Unrecognized options: --frobnicate"),
+        ("dc digits --ipc 0", "--ipc is 0; it takes a whole number >= 1"),
+        ("dc digits --ipc many", "--ipc is many; it takes a whole number >= 1"),
+        ("dc digits --ipc 100000", "ipc is 100000; the smallest class of digits has "),
+        ("dc digits --recipe fast", "unknown recipe 'fast'. Known: paper, quick"),
+        ("dc digits --backbone convnex", "unknown backbone 'convnex'"),
+        ("dc digits --backbone convnet:width=wide", "width"),
+        ("dc digits --attacks linf,fgsm", "unknown attack 'fgsm'. Known: linf_star, linf, l2"),
+        ("dc digits --device tpu", "device 'tpu' does not work here"),
+        ("dc digits --seed -1", "seed is -1"),
+        ("dc digits --iterations 0", "iterations is 0; it must be >= 1"),
+        ("dc digits --students 0", "students is 0"),
+        ("dc digits --image-size 2", "image-size is 2"),
+        ("dc digits --augment colour", "unknown augmentation"),
+        ("guard_dc digits --real-loss.h 0", "h is 0.0; it must be a finite number > 0"),
+        ("guard_dc digits --real-loss.penalty cubed", "cubed"),
+        ("dc folder --data-dir NOWHERE", "NOWHERE"),
+        ("dc mnist --data-dir NOWHERE", "digits"),
+        ("evaluate", "evaluate takes a path first"),
+        ("evaluate NOWHERE", "there is no file NOWHERE"),
+        ("table NOWHERE", "there is no folder NOWHERE"),
+        ("table --format html", "html"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    words: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import urllib.request
+    from urllib.error import URLError
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.chdir(tmp_path)
+    assert run(*words.split()) == 2
+    said = capsys.readouterr()
+    assert line in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert said.err.startswith("run.sh: ")
+    assert said.out == ""
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_changed_config_or_a_bad_folder_loses_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dc", "folder", "--data-dir", data, *SMALL]
+    assert run(*words, "--runs", tmp_path / "runs") == 0
+    folder = tmp_path / "runs" / "dc" / "folder" / "ipc1" / "seed0"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(*words, "--runs", tmp_path / "runs", "--lr-img", "0.2") == 2
+    assert "config.lr_img is 0.1 there, 0.2 now" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "file").write_text("")
+    assert run(*words, "--runs", tmp_path / "file") == 2
+    assert "cannot write" in capsys.readouterr().err
+
+    (folder / "table.csv").unlink()
+    (folder / "distilled.safetensors").write_bytes(b"damaged")
+    assert run(*words, "--runs", tmp_path / "runs") == 2
+    assert "distilled.safetensors is not a whole safetensors file" in capsys.readouterr().err
+
+
+def started(folder: Path, *words: str | Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = ["bash", ROOT / "run.sh", *words, "--runs", folder]
+    return subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_real_kill_ends_with_the_same_bits(tmp_path: Path) -> None:
+    words = ["guard_dc", "digits", "--iterations", "12", "--ipc", "2", "--batch-real", "16", "--students", "1"]
+    words += ["--student.epochs", "10", "--backbone", "convnet:width=8", "--checkpoint-seconds", "0"]
+    place = Path("guard_dc", "digits", "ipc2", "seed0")
+    whole = started(tmp_path / "whole", *words)
+    killed = started(tmp_path / "killed", *words)
+    metrics = tmp_path / "killed" / place / "metrics.jsonl"
+    until = random.Random(os.getpid()).randint(1, 8)
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= until):
+        assert killed.poll() is None, killed.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / place / "distilled.safetensors").exists()
+    said, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, said.decode()
+    again = started(tmp_path / "killed", *words)
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said.decode()
+    for name in ("distilled.safetensors", "metrics.jsonl", "results.jsonl", "table.csv"):
+        assert (tmp_path / "whole" / place / name).read_bytes() == (tmp_path / "killed" / place / name).read_bytes()
+
+
+def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
+    words = ["dc", "digits", "--iterations", "100000", "--backbone", "convnet:width=4"]
+    process = started(tmp_path, *words)
+    metrics = tmp_path / "dc" / "digits" / "ipc1" / "seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command continues" in said.decode()
+
+
+def test_run_sh_says_what_it_lacks(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "run.sh", tmp_path)
+    for tool in ("dirname", "bash", "cksum", "tr"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    environment = {"PATH": str(tmp_path), "PYTHON": "/nonexistent"}
+    done = subprocess.run(
+        ["bash", str(tmp_path / "run.sh"), "list"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no Python 3.11 or newer" in done.stderr
+
+
+def test_an_error_of_ours_is_not_called_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.methods import dc
+
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(dc, "distill", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run("dc", "digits", "--runs", tmp_path, *SMALL)

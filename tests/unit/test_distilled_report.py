@@ -1,0 +1,137 @@
+"""The distilled set's file, and tables made from rows."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.files import write_tensors, write_text
+from distill.report import COLUMNS, find_rows, render, save_grid, summary
+
+SET = DistilledSet(
+    images=torch.linspace(-0.5, 1.5, 6 * 3 * 4 * 4).view(6, 3, 4, 4),
+    labels=torch.tensor([0, 0, 1, 1, 2, 2]),
+    dataset="toy",
+    classes=("a", "b", "c"),
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.2, 0.2),
+    augment="flip",
+    backbone="convnet:width=8",
+    method="dc",
+)
+
+
+def test_a_set_comes_back_unclamped(tmp_path: Path) -> None:
+    SET.save(tmp_path / "distilled.safetensors")
+    for path in (tmp_path, tmp_path / "distilled.safetensors"):
+        back = DistilledSet.load(path)
+        assert torch.equal(back.images, SET.images)
+        assert torch.equal(back.labels, SET.labels)
+        assert replace(back, images=SET.images, labels=SET.labels) == SET
+    assert SET.ipc == 2
+
+
+def test_soft_labels_come_back(tmp_path: Path) -> None:
+    soft = replace(SET, labels=torch.rand(6, 3).softmax(1))
+    soft.save(tmp_path / "s")
+    assert torch.equal(DistilledSet.load(tmp_path / "s").labels, soft.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"images": torch.zeros(6, 3, 4)}, r"distilled set has float \(N, C, H, H\)"),
+        ({"images": torch.zeros(6, 3, 4, 5)}, r"distilled set has float"),
+        ({"images": torch.zeros(0, 3, 4, 4), "labels": torch.zeros(0, dtype=torch.long)}, "N >= 1"),
+        ({"images": torch.full((6, 3, 4, 4), float("nan"))}, "not finite"),
+        ({"labels": torch.tensor([0, 1])}, r"labels are torch.int64 \(2,\)"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, r"range over \[0, 3\]; there are 3 classes"),
+        ({"labels": torch.rand(6, 4)}, r"labels are torch.float32 \(6, 4\)"),
+        ({"mean": (0.5,)}, "do not fit images of 3 channels"),
+    ],
+)
+def test_a_set_of_wrong_shape_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(SET, **change)
+
+
+def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
+    SET.save(tmp_path / "whole")
+    metadata = {"format": "guard-distilled-1", "dataset": "toy", "augment": "", "backbone": "x", "method": ""}
+    lists = {"classes": '["a"]', "mean": "[0.5]", "std": "[0.2]"}
+    write_tensors(tmp_path / "other", {"weights": torch.ones(2)})
+    write_tensors(tmp_path / "shape", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, metadata | lists)
+    write_tensors(tmp_path / "keys", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, metadata)
+    (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:300])
+    for name, words in {
+        "other": "no distilled set: it has format None with tensors weights",
+        "shape": "no distilled set: images are",
+        "keys": "no distilled set: 'classes'",
+        "cut": "not a whole safetensors file",
+        "absent": "there is no file",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            DistilledSet.load(tmp_path / name)
+
+
+def test_the_grid_has_a_row_a_class(tmp_path: Path) -> None:
+    save_grid(SET, tmp_path / "grid.png")
+    picture = Image.open(tmp_path / "grid.png")
+    assert picture.size == (2 * (64 + 2) + 2, 3 * (64 + 2) + 2)
+    assert picture.getpixel((34, 34)) != picture.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
+
+
+def rows(method: str, seed: int, accuracies: dict[str, list[float]], recipe: str = "quick") -> list[dict]:
+    shared = {"method": method, "dataset": "toy", "ipc": 1, "seed": seed, "backbone": "convnet", "recipe": recipe}
+    return [
+        shared | {"student": student, "attack": attack, "accuracy": value, "images": 9}
+        for attack, values in accuracies.items()
+        for student, value in enumerate(values)
+    ]
+
+
+ROWS = rows("dc", 0, {"clean": [50.0, 52.0], "l2": [10.0, 14.0]}) + rows("dc", 1, {"clean": [54.0, 56.0], "l2": [0, 4]})
+
+
+def test_csv_has_a_row_per_seed_and_attack() -> None:
+    table = list(csv.DictReader(io.StringIO(render(ROWS, "csv"))))
+    assert tuple(table[0]) == COLUMNS == ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n")
+    assert [(row["seed"], row["attack"], row["mean"], row["std"], row["n"]) for row in table] == [
+        ("0", "clean", "51.00", "1.41", "2"),
+        ("0", "l2", "12.00", "2.83", "2"),
+        ("1", "clean", "55.00", "1.41", "2"),
+        ("1", "l2", "2.00", "2.83", "2"),
+    ]
+
+
+def test_tables_put_seeds_together_and_keep_recipes_apart() -> None:
+    clean = summary(ROWS, by_seed=False)[0]
+    assert (clean["mean"], clean["n"]) == (53.0, 4)
+    assert clean["std"] == pytest.approx(2.582, abs=1e-3)
+    both = ROWS + rows("dc", 0, {"clean": [90.0]}, recipe="paper")
+    text = render(both, "text")
+    assert "53.0 ± 2.6" in text
+    assert "90.0  -" in " ".join(text.splitlines()[2].split()).replace(" - ", "  - ")
+    assert len(text.splitlines()) == 3
+    assert render(ROWS, "markdown").splitlines()[2].startswith("| dc | toy | 1 | convnet | quick | 53.0 ± 2.6 | 7.0 ±")
+    assert r"dc & toy & 1 & convnet & quick & 53.0 $\pm$ 2.6" in render(ROWS, "latex")
+
+
+def test_rows_are_found_or_told(tmp_path: Path) -> None:
+    import json
+
+    with pytest.raises(InputError, match="no finished run below"):
+        find_rows([tmp_path])
+    with pytest.raises(InputError, match="there is no folder"):
+        find_rows([tmp_path / "absent"])
+    write_text(tmp_path / "a" / "results.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    assert find_rows([tmp_path]) == ROWS
+    write_text(tmp_path / "b" / "results.jsonl", "{")
+    with pytest.raises(InputError, match="is damaged"):
+        find_rows([tmp_path])

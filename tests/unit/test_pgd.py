@@ -1,0 +1,336 @@
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robust import PGD, Normalize, Threat, accuracy, cross_entropy, pgd, robust_accuracy, withstands
+
+NORMS = ["linf", "l2"]
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def convnet():
+    torch.manual_seed(0)
+    layers = [Normalize([0.5], [0.25]), nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(216, 4))
+
+
+def batch(n=12):
+    return torch.rand(n, 1, 8, 8, generator=rng(1), dtype=torch.float64), torch.randint(4, (n,), generator=rng(2))
+
+
+@pytest.fixture
+def net():
+    return convnet().double().eval()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """An undefended net, trained on the first 1200 of scikit-learn's digits, and the rest of them to attack."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images, targets = torch.tensor(data.images / 16.0).float().unsqueeze(1), torch.tensor(data.target)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    for _ in range(15):
+        for who in torch.randperm(1200).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images[who]), targets[who]).backward()
+            optimizer.step()
+    return net, images[1200:1500], targets[1200:1500]
+
+
+# Known answers
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+def test_a_linear_model_falls_exactly_when_eps_crosses_the_margin(norm, random_start, iterate):
+    model = nn.Linear(30, 2).double()
+    flipped = {0.99: 0, 1.01: 0}
+    for case in range(16):
+        model.weight.data.normal_(generator=rng(case))
+        image = 0.4 + 0.2 * torch.rand(1, 30, generator=rng(100 + case), dtype=torch.float64)
+        w = (model.weight[0] - model.weight[1]).detach()
+        target = torch.tensor([case % 2])
+        gap = 0.05 * w.norm() * (1 - 2 * target.item())  # of logit 0 over logit 1 at the image
+        model.bias.data = torch.tensor([gap - image[0] @ w, 0.0], dtype=torch.float64)
+        margin = (gap.abs() / w.norm(p=1 if norm == "linf" else 2)).item()
+        assert model(image).argmax(1) == target
+        for ratio in flipped:
+            eps = ratio * margin
+            options = {"steps": 10, "step_size": eps / 4, "random_start": random_start, "iterate": iterate}
+            adversarial = pgd(model, image, target, threat=Threat(norm, eps), generator=rng(), **options)
+            flipped[ratio] += (model(adversarial).argmax(1) != target).item()
+    assert flipped == {0.99: 0, 1.01: 16}
+
+
+def torchattacks_pgd(norm, model, images, targets, *, eps, step_size, steps, random_start):
+    """Return the adversarial images of torchattacks, and where it started."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its old `requests` warns about the versions it finds
+        import torchattacks
+    attack = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    attack = attack(model, eps=eps, alpha=step_size, steps=steps, random_start=random_start)
+    state = torch.get_rng_state()
+    adversarial = attack(images, targets)
+    torch.set_rng_state(state)  # to draw its start once more
+    start = images
+    if random_start and norm == "linf":
+        start = (images + torch.empty_like(images).uniform_(-eps, eps)).clamp(0, 1)
+    elif random_start:
+        delta = torch.empty_like(images).normal_()
+        lengths = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        start = (images + delta * (torch.zeros_like(lengths).uniform_(0, 1) / lengths * eps)).clamp(0, 1)
+    return adversarial, start
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("linf", 0.6), ("l2", 0.5), ("l2", 4.0)])
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_equals_torchattacks_from_an_equal_start(net, norm, eps, steps, random_start):
+    images, targets = batch()
+    options = {"steps": steps, "step_size": eps / 3}
+    expected, start = torchattacks_pgd(norm, net, images, targets, eps=eps, random_start=random_start, **options)
+    options |= {"threat": Threat(norm, eps), "iterate": "last", "random_start": False}
+    found = pgd(net, images, targets, start=start if random_start else None, **options)
+    assert (start - images).abs().max() > 0 or not random_start
+    assert (found - images).flatten(1).abs().amax(1).min() > 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_an_undefended_net_is_broken(digits):
+    assert accuracy(*digits) > 85
+    assert robust_accuracy(*digits, PGD(Threat("linf", 0.5)), generator=rng()) == 0
+    assert robust_accuracy(*digits, PGD(Threat("l2", 3.0)), generator=rng()) == 0
+
+
+# Stronger is not weaker
+
+
+@pytest.mark.parametrize(
+    ("norm", "radii"), [("linf", (0, 0.02, 0.05, 0.1, 0.2, 0.5)), ("l2", (0, 0.1, 0.3, 0.6, 1, 3))]
+)
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+def test_accuracy_falls_with_eps(digits, norm, radii, iterate):
+    attacks = [PGD(Threat(norm, eps), iterate=iterate) for eps in radii]
+    found = [robust_accuracy(*digits, attack, generator=rng()) for attack in attacks]
+    assert found[0] == accuracy(*digits)
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) >= 5
+
+
+def reached(net, images, targets, **options):
+    """Who is fooled, and the loss, after a weak attack that leaves some standing."""
+    options = {"threat": Threat("linf", 0.06), "steps": 2, "step_size": 0.02, "generator": rng(5)} | options
+    with torch.no_grad():
+        logits = net(pgd(net, images, targets, **options))
+    return logits.argmax(1) != targets, cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+def test_more_restarts_are_never_worse(digits, iterate):
+    fooled, loss = reached(*digits, iterate=iterate)
+    more_fooled, more_loss = reached(*digits, iterate=iterate, restarts=5)
+    assert (fooled <= more_fooled).all()
+    assert fooled.sum() < more_fooled.sum() < len(fooled)
+    if iterate == "worst":
+        stands = ~more_fooled
+        assert (loss[stands] <= more_loss[stands] + 1e-6).all()
+        assert (loss[stands] < more_loss[stands] - 1e-6).any()
+
+
+def test_the_worst_iterate_is_never_worse_than_the_last(digits):
+    options = {"step_size": 0.12, "steps": 5}  # from one side of the ball to the other
+    fooled, loss = reached(*digits, iterate="worst", **options)
+    last_fooled, last_loss = reached(*digits, iterate="last", **options)
+    assert (last_fooled <= fooled).all()
+    assert last_fooled.sum() < fooled.sum() < len(fooled)
+    stands = ~fooled
+    assert (last_loss[stands] <= loss[stands] + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_example_is_better_off_attacked(digits, norm):
+    net, images, targets = digits
+    with torch.no_grad():
+        clean = net(images)
+        for step_size in (0.01, 1.0):
+            attack = PGD(Threat(norm, 0.02), steps=1, step_size=step_size)
+            logits = net(attack(net, images, targets, generator=rng()))
+            right = logits.argmax(1) == targets
+            assert (right <= (clean.argmax(1) == targets)).all()
+            assert (cross_entropy(logits, targets) >= cross_entropy(clean, targets) - 1e-5)[right].all()
+
+
+# The batch
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", [{}, {"random_start": False}, {"restarts": 3}, {"restarts": 2, "iterate": "last"}])
+def test_the_split_of_the_batch_changes_nothing(net, norm, options):
+    images, _ = batch()
+    targets = net(images).argmax(1)
+    attack = PGD(Threat(norm, 0.01 if norm == "linf" else 0.06), steps=3, **options)
+    whole = attack(net, images, targets, generator=rng())
+    standing = withstands(net, images, targets, attack, generator=rng())
+    assert standing.tolist() == (net(whole).argmax(1) == targets).tolist()
+    assert 0 < standing.sum() < len(images)
+    for size in (1, 3, len(images)):
+        g, parts = rng(), zip(images.split(size), targets.split(size), strict=True)
+        split = torch.cat([attack(net, x, y, generator=g) for x, y in parts])
+        torch.testing.assert_close(split, whole, rtol=0, atol=1e-9)
+        found = withstands(net, images, targets, attack, generator=rng(), batch_size=size)
+        assert torch.equal(found, standing)
+
+
+class Counting(nn.Module):
+    """One pixel; class 0 where it is above a half. Remembers how many images each forward pass had."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def forward(self, images):
+        self.counts.append(len(images))
+        return torch.cat([images - 0.5, 0.5 - images], 1)
+
+
+def test_fooled_examples_leave_the_batch():
+    model, targets = Counting(), torch.zeros(4, dtype=torch.long)
+    images = torch.tensor([[0.40], [0.55], [0.75], [0.95]])  # wrong already, then fooled by 1 step, 3 steps, never
+    options = {"threat": Threat("linf", 0.35), "steps": 4, "step_size": 0.1, "random_start": False}
+    found = pgd(model, images, targets, **options)
+    assert model.counts == [4, 3, 3, 2, 2, 1]  # clean, a gradient a step, the last point
+    torch.testing.assert_close(found, torch.tensor([[0.40], [0.45], [0.45], [0.60]]))
+    model.counts.clear()
+    pgd(model, images, targets, restarts=3, **options)
+    assert model.counts == [4, 3, 3, 2, 2, 1] + 2 * [1, 1, 1, 1, 1]  # restarts attack who still stands
+    model.counts.clear()
+    pgd(model, images[:3], targets[:3], restarts=3, **options)
+    assert model.counts == [3, 2, 2, 1, 1]  # nobody is left after three steps
+    model.counts.clear()
+    pgd(model, images[:1], targets[:1], restarts=3, **options)
+    assert model.counts == [1]
+    model.counts.clear()
+    assert torch.equal(pgd(model, images, targets, iterate="last", **options)[3], found[3])
+    assert model.counts == [4, 4, 4, 4, 4]  # the textbook attack goes on to the end
+
+
+# Borders
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_eps_zero_returns_its_input(net, norm):
+    images, targets = batch()
+    for options in ({}, {"restarts": 2}, {"random_start": False}, {"iterate": "last"}):
+        found = PGD(Threat(norm, 0.0), **options)(net, images, targets)
+        assert torch.equal(found, images)
+        assert found.data_ptr() != images.data_ptr()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stays_in_the_ball_and_in_the_unit_cube(net, norm, iterate, dtype):
+    images, targets = batch()
+    images[:4].round_()
+    net, images = net.to(dtype), images.to(dtype)
+    attack = PGD(Threat(norm, 0.3), steps=4, step_size=0.5, restarts=2, iterate=iterate)
+    found = attack(net, images, targets, generator=rng())
+    assert found.dtype == dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert attack.threat.distance(found, images).max() <= 0.3 + 1e-6
+    assert attack.threat.distance(found, images).max() > 0.2
+
+
+def test_images_that_are_not_pixels_are_refused(net):
+    images, targets = batch()
+    attack = PGD(Threat("linf", 0.1))
+    for wrong, message in (
+        (images + 0.1, r"\[0\.1.*, 1\.\d+\]; attacks take pixels in \[0, 1\]"),
+        (images - 0.1, "attacks take pixels"),
+        (images.masked_fill(images > 0.9, float("nan")), "nan"),
+        ((255 * images).to(torch.uint8), "torch.uint8"),
+        ((images > 0.5).long(), "torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack(net, wrong, targets)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+def test_the_model_is_left_as_it_was(net, training, iterate):
+    net[2].train(training)  # BatchNorm alone
+    images, targets = batch()
+    net[1].weight.requires_grad_(False)
+    net[1].bias.grad = torch.ones(6, dtype=torch.float64)
+    before = copy.deepcopy(net)
+    attack = PGD(Threat("linf", 0.1), restarts=2, iterate=iterate)
+    attack(net, images, targets)
+    if not training:  # the attack runs the model in the mode it is in
+        torch.testing.assert_close(net.state_dict(), before.state_dict(), rtol=0, atol=0)
+    net.load_state_dict(before.state_dict())
+    withstands(net, images, targets, attack)
+    torch.testing.assert_close(net.state_dict(), before.state_dict(), rtol=0, atol=0)
+    assert [m.training for m in net.modules()] == [m.training for m in before.modules()]
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in before.parameters()]
+    assert all(p.grad is None for p in net.parameters() if p is not net[1].bias)
+    assert torch.equal(net[1].bias.grad, torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("options", [{}, {"iterate": "last"}, {"random_start": False}])
+@pytest.mark.parametrize("eps", [0.1, 0.0])
+def test_the_result_is_a_plain_tensor_and_the_input_is_unchanged(net, options, eps):
+    images, targets = batch()
+    lent = images.clone().requires_grad_()
+    found = PGD(Threat("linf", eps), **options)(net, lent, targets, generator=rng())
+    assert torch.equal(lent, images)
+    assert lent.grad is None
+    assert not found.requires_grad
+
+
+def test_randomness_is_the_generators(net):
+    images, targets = batch()
+    attack = PGD(Threat("linf", 0.1), steps=1, restarts=2, iterate="last")
+    state = torch.get_rng_state()
+    first, again, other = (attack(net, images, targets, generator=rng(seed)) for seed in (0, 0, 1))
+    withstands(net, images, targets, attack, generator=rng())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"restarts": 0}, "restarts is 0"),
+        ({"step_size": 0.0}, "step_size is 0.0"),
+        ({"step_size": -1.0}, "step_size is -1.0"),
+        ({"iterate": "best"}, "iterate is 'best'; choose from worst, last"),
+    ],
+)
+def test_a_field_out_of_range_is_refused_by_name(net, fields, message):
+    with pytest.raises(ValueError, match=message):
+        PGD(Threat("linf", 0.1), **fields)
+    options = {"threat": Threat("linf", 0.1), "steps": 2, "step_size": 0.1} | fields
+    with pytest.raises(ValueError, match=message):
+        pgd(net, *batch(), **options)
+
+
+def test_the_step_size_is_madrys_unless_given(net):
+    images, targets = batch()
+    options = {"threat": Threat("linf", 0.1), "steps": 5, "random_start": False}
+    assert torch.equal(PGD(**options)(net, images, targets), PGD(step_size=0.05, **options)(net, images, targets))
+    assert not torch.equal(PGD(**options)(net, images, targets), PGD(step_size=0.04, **options)(net, images, targets))

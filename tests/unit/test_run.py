@@ -1,0 +1,151 @@
+"""A run's folder: addressed randomness, atomic files, refusal of what belongs to another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import InputError
+from distill.files import read_tensors, write_atomic, write_tensors
+from distill.run import Run
+
+
+@dataclass(frozen=True)
+class Inner:
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class Whole:
+    inner: Inner = Inner()
+    ipc: int = 1
+
+
+def draw(run: Run, *address: str | int) -> list[float]:
+    return torch.rand(3, generator=run.generator(*address)).tolist()
+
+
+def test_randomness_is_addressed(tmp_path: Path) -> None:
+    run, again, other = Run(tmp_path / "a", Whole()), Run(tmp_path / "b", Whole()), Run(tmp_path / "c", Whole(), seed=1)
+    before = torch.get_rng_state()
+    assert draw(run, "batch", 1) == draw(run, "batch", 1) == draw(again, "batch", 1)
+    addresses = [("batch", 1), ("batch", 2), ("batch", 1, 2), ("batch", 12), ("other", 1)]
+    assert len({tuple(draw(run, *address)) for address in addresses}) == len(addresses)
+    assert draw(run, "batch", 1) != draw(other, "batch", 1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, Whole())
+    assert run.restore() is None
+    run.save(3, {"images": torch.arange(4.0), "iteration": 3})
+    state = Run(tmp_path, Whole()).restore()
+    assert state is not None
+    assert state["iteration"] == 3
+    assert torch.equal(state["images"], torch.arange(4.0))
+    run.finish()
+    assert Run(tmp_path, Whole()).restore() is None
+
+
+def test_a_checkpoint_is_due_with_time(tmp_path: Path) -> None:
+    assert Run(tmp_path, Whole(), checkpoint_seconds=0.0).due()
+    assert not Run(tmp_path, Whole(), checkpoint_seconds=1000.0).due()
+
+
+def test_scalars_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
+    run = Run(tmp_path, Whole())
+    for step in range(4):
+        run.log(step, loss=step)
+    run.save(2, {})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    run = Run(tmp_path, Whole())
+    run.restore()
+    run.log(2, loss=20.0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 0, "loss": 0.0}, {"step": 1, "loss": 1.0}, {"step": 2, "loss": 20.0}]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
+    Run(tmp_path, Whole())
+    Run(tmp_path, Whole())
+    with pytest.raises(InputError, match=r"inner\.lr is 0\.1 there, 0\.2 now; ipc is 1 there, 2 now"):
+        Run(tmp_path, Whole(Inner(0.2), 2))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    run = Run(tmp_path, Whole())
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"state\.pt is damaged or foreign"):
+        run.restore()
+    assert (tmp_path / "state.pt").read_bytes() == content
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+def test_a_malicious_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run(tmp_path, Whole())
+    torch.save(Evil(), tmp_path / "state.pt")
+    with pytest.raises(InputError, match="foreign"):
+        run.restore()
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path / "a", Whole()).save(1, {})
+    run = Run(tmp_path / "b", Whole(ipc=2))
+    (tmp_path / "a" / "state.pt").rename(tmp_path / "b" / "state.pt")
+    with pytest.raises(InputError, match="belongs to another experiment"):
+        run.restore()
+    torch.save({"x": torch.ones(1)}, tmp_path / "b" / "state.pt")
+    with pytest.raises(InputError, match="belongs to another experiment"):
+        run.restore()
+
+
+def test_a_damaged_experiment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text("{")
+    with pytest.raises(InputError, match=r"experiment\.json is damaged"):
+        Run(tmp_path, Whole())
+
+
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        Run(tmp_path / "file" / "run", Whole())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fails(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, fails)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_tensors_come_back_and_bytes_repeat(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(2, 3), "b": torch.tensor([True, False])}
+    write_tensors(tmp_path / "1", tensors, {"k": "v"})
+    write_tensors(tmp_path / "2", tensors, {"k": "v"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    back, metadata = read_tensors(tmp_path / "1")
+    assert metadata == {"k": "v"}
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    with pytest.raises(InputError, match="there is no file"):
+        read_tensors(tmp_path / "3")
+    (tmp_path / "2").write_bytes((tmp_path / "2").read_bytes()[:-3])
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        read_tensors(tmp_path / "2")
