@@ -137,7 +137,9 @@ def command(arguments: list[str]) -> int:
     """
     methods = find_methods()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE.format(methods=", ".join(methods), datasets=", ".join(DATASETS), formats=", ".join(FORMATS)), end="")
+        print(
+            USAGE.format(methods=", ".join(methods), datasets=", ".join(DATASETS), formats=", ".join(FORMATS)), end=""
+        )
         return 0
     word, rest = arguments[0], arguments[1:]
     others = {"evaluate": run_evaluate, "table": run_table, "list": run_list}
@@ -325,7 +327,9 @@ def run_list(flags: list[str]) -> int:
     for kind, names in lines.items():
         print(f"{kind:14s}{names}")
     for name in grey:
-        sizes = (f"{data} {a[name].threat.norm} {a[name].threat.eps:.4g}" for data, a in (("grey", grey), ("colour", colour)))
+        sizes = (
+            f"{data} {a[name].threat.norm} {a[name].threat.eps:.4g}" for data, a in (("grey", grey), ("colour", colour))
+        )
         print(f"{'':14s}  {name:10s} {', '.join(sizes)}")
     return 0
 
@@ -364,7 +368,9 @@ def find_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto") from None
+        raise InputError(
+            f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
+        ) from None
     return torch.device(name)
 
 

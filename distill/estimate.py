@@ -35,9 +35,7 @@ def estimate(recipe: Recipe, passes: Any, ipc: int, shape: tuple[int, int, int],
 
 def _seconds_per_pass(backbone: str, shape: tuple[int, int, int], num_classes: int) -> float:
     channels, size, _ = shape
-    network = build(
-        backbone, channels=channels, image_size=size, num_classes=num_classes, generator=torch.Generator()
-    )
+    network = build(backbone, channels=channels, image_size=size, num_classes=num_classes, generator=torch.Generator())
     images, labels = torch.zeros(32, *shape), torch.zeros(32, dtype=torch.long)
     best = float("inf")
     for _ in range(3):

@@ -34,7 +34,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder (--runs DIR)") from None
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; choose another folder (--runs DIR)"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:

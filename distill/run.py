@@ -156,12 +156,16 @@ class Run:
     def _claim(self) -> None:
         path = self.folder / "experiment.json"
         if not path.exists():
-            write_text(path, json.dumps({"experiment": self.experiment, "made_by": provenance(self.device)}, indent=2) + "\n")
+            write_text(
+                path, json.dumps({"experiment": self.experiment, "made_by": provenance(self.device)}, indent=2) + "\n"
+            )
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)") from None
+            raise InputError(
+                f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)"
+            ) from None
         if found != self.experiment:
             raise InputError(
                 f"{self.folder} holds a run with another config: {difference(found, self.experiment)}. "

@@ -80,7 +80,7 @@ def withstands(
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     result = torch.zeros_like(standing)
     with evaluating(model):
-        for who in standing.nonzero().flatten().split(batch_size):
+        for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
             adversarial = attack(model, images[who], targets[who], generator=generator)
             _check_adversarial(attack, adversarial, images[who])
             result[who] = correct(model, adversarial, targets[who], batch_size=batch_size)

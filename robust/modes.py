@@ -30,11 +30,13 @@ def evaluating(model: Model) -> Iterator[None]:
 
 @contextmanager
 def keeping_buffers(model: Model) -> Iterator[None]:
-    """Undo what the block's forward passes do to the buffers of modules in training mode (running statistics)."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
-    kept = [(buffer, buffer.clone()) for module in training for buffer in module.buffers(recurse=False)]
+    """Give the block's forward passes copies of the buffers; afterwards the model has its own again, untouched."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    kept = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    for buffers, name, buffer in kept:
+        buffers[name] = buffer.clone()
     try:
         yield
     finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+        for buffers, name, buffer in kept:
+            buffers[name] = buffer

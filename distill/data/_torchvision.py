@@ -8,6 +8,8 @@ from contextlib import contextmanager, redirect_stdout
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +24,12 @@ _SILENCE = 15.0
 
 
 def find_or_download(
-    kind: str, root: Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
+    official: str, root: Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[ImageSet, ImageSet]:
     """Load a set, fetching it first where files are missing.
 
     Args:
-        kind: torchvision's class: a CIFAR or an MNIST.
+        official: name of torchvision's class: a CIFAR or an MNIST.
         root: folder that has, or gets, the set's own folder; absolute.
         name: our name of the set.
         mean: per channel, of pixels in [0, 1].
@@ -41,7 +43,7 @@ def find_or_download(
     """
     import torchvision.datasets
 
-    kind = getattr(torchvision.datasets, kind)
+    kind = getattr(torchvision.datasets, official)
     files, archives = _layout(kind)
     place = (root / files[0]).parent
     if not all((root / file).is_file() for file in files):
@@ -104,11 +106,10 @@ def _impatient() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
-def _image_set(found: object, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
+def _image_set(found: Any, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
     pixels = torch.from_numpy(np.asarray(found.data))  # uint8, (N, H, W, 3) or (N, H, W)
     pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
     return ImageSet(

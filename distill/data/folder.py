@@ -1,6 +1,7 @@
 """Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, in any format Pillow reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
+from distill.progress import progress
 
 __all__ = ["load"]
 
@@ -41,10 +43,13 @@ def load(root: Path, image_size: int | None = None) -> tuple[ImageSet, ImageSet]
         try:
             return ImageFolder(folder)
         except OSError as error:
-            raise InputError(f"{folder} is not a folder with a folder of images for each class ({error})") from None
+            raise InputError(
+                f"{folder} must hold a folder of images for each class ({error}); --data-dir or DATA_DIR names the "
+                "folder of train/ and val/ (or test/)"
+            ) from None
 
     train = find(root / "train")
-    test = find(root / "val" if (root / "val").exists() or not (root / "test").exists() else root / "test")
+    test = find(root / ("test" if (root / "test").is_dir() and not (root / "val").is_dir() else "val"))
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(f"{train.root} and {test.root} must have the same classes; only one has {', '.join(odd[:5])}")
@@ -57,16 +62,15 @@ def load(root: Path, image_size: int | None = None) -> tuple[ImageSet, ImageSet]
             f"{len(files)} images of {size}x{size} pixels take more than {_LIMIT / 2**30:g} GiB; "
             f"--image-size {largest} is the largest that fits"
         )
-    pixels = _read([path for path, _ in train.samples], size)
-    mean, std = _statistics(pixels)
+    train_images, test_images = (_read([path for path, _ in part.samples], size) for part in (train, test))
+    mean, std = _statistics(train_images)
     if min(std) == 0:
-        raise InputError(f"the images in {train.root} are all of one colour in a channel: nothing to distil")
-    parts = ((pixels, train), (_read([path for path, _ in test.samples], size), test))
-    train_set, test_set = (
-        ImageSet("folder", images, torch.tensor(part.targets), tuple(train.classes), mean, std)
-        for images, part in parts
+        raise InputError(f"a channel of all images in {train.root} has one value: there is nothing to learn from them")
+    classes = tuple(train.classes)
+    return (
+        ImageSet("folder", train_images, torch.tensor(train.targets), classes, mean, std),
+        ImageSet("folder", test_images, torch.tensor(test.targets), classes, mean, std),
     )
-    return train_set, test_set
 
 
 def _common_size(files: Iterable[str]) -> int:
@@ -81,17 +85,36 @@ def _common_size(files: Iterable[str]) -> int:
             sizes[image.size] = None
         if len(sizes) == 2:
             break
-    if len(sizes) == 2 or len(set(*sizes)) == 2:
+    (width, height), *others = sizes
+    if others or width != height:
         found = " and ".join(f"{width}x{height}" for width, height in sizes)
         raise InputError(f"images must be squares of one size, but there are {found} pixels: give --image-size N")
-    return next(iter(sizes))[0]
+    return width
+
+
+@contextmanager
+def _open(file: str) -> Iterator[Image.Image]:
+    """Open an image, whose pixels are decoded on their first use.
+
+    Raises:
+        InputError: it is not an image, is damaged (when decoded), or has more than eight bits a channel.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to eight bits without a word
+                raise InputError("more than 8 bits a channel")
+            yield image
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
+        raise InputError(f"{file} cannot be read as an image ({error}): mend or remove it") from None
 
 
 def _read(files: list[str], size: int) -> Tensor:
     images = torch.empty(len(files), 3, size, size)
-    few = len(files) <= 2000
-    for image, file in zip(images, tqdm(files, "reading images", unit="file", leave=False, disable=few), strict=True):
-        image.copy_(torch.from_numpy(_square(file, size)).permute(2, 0, 1))
+    many = len(files) > 2000
+    with progress("reading images", len(files), unit="file") if many else tqdm(disable=True) as bar:
+        for image, file in zip(images, files, strict=True):
+            image.copy_(torch.from_numpy(_square(file, size)).permute(2, 0, 1))
+            bar.update()
     return images.div_(255)
 
 
@@ -102,6 +125,14 @@ def _square(file: str, size: int) -> np.ndarray:
             image = image.convert("RGBA")
         width, height = image.size
         side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
+        left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
         return np.array(image.convert("RGB").resize((size, size), Image.Resampling.BOX, box))
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in float64, a few images at a time."""
+    parts = [torch.var_mean(part.double(), (2, 3), correction=0) for part in images.split(256)]
+    variances, means = (torch.cat(one) for one in zip(*parts, strict=True))  # of each image and channel
+    variance = variances.mean(0) + means.var(0, correction=0)
+    return tuple(means.mean(0).tolist()), tuple(variance.sqrt().tolist())

@@ -43,7 +43,9 @@ class ImageSet:
         if lowest < 0 or highest >= len(self.classes):
             raise ValueError(f"labels go from {lowest} to {highest}; there are {len(self.classes)} classes, from 0")
         if not len(self.mean) == len(self.std) == images.shape[1] or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must give each of {images.shape[1]} channels, std > 0")
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} must give each of {images.shape[1]} channels, std > 0"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,7 +7,7 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["load"]
 
-# as in the official code of DC: DatasetCondensation@53f63a6, utils.py, get_dataset
+# DC's code: VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset
 _MEAN = (0.1307,)
 _STD = (0.3081,)
 

@@ -47,14 +47,14 @@ def pgd(
         iterate: "worst" returns for each example the first point that is misclassified, else the point of highest loss
             (the clean image counts as a point, so no example is better off attacked); "last" returns the last iterate of
             the first restart whose last iterate is misclassified, else of the last restart (the textbook attack).
-        start: (N, ...) to begin at instead, inside the ball.
+        start: (N, ...) to begin at instead, after projection on the ball.
         generator: CPU generator of the random starts; None takes torch's default.
 
     Returns:
         (N, ...) in [0, 1] and in the ball.
 
     Raises:
-        ValueError: images outside [0, 1], or a count below 1.
+        ValueError: images outside [0, 1], a count below 1, a step that is not > 0, or an unknown iterate.
 
     On a linear model the margin is known, and the attack crosses it exactly when eps does:
 
@@ -66,9 +66,9 @@ def pgd(
     0
     1
     """
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps is {steps} and restarts is {restarts}; both must be >= 1")
+    _check_options(steps, restarts, step_size if threat.eps else None, iterate)
     check_pixels(images)
+    images = images.detach()
     if threat.eps == 0:
         return images.clone()
     seeds = torch.randint(2**62, (len(images),), generator=generator).tolist() if random_start else []
@@ -83,7 +83,7 @@ def pgd(
             break
         clean, labels = images[who], targets[who]
         if start is not None:
-            points = start[who]
+            points = threat.project(start[who], clean)
         elif random_start:
             points = threat.random_start(clean, [streams[i] for i in who.tolist()])
         else:
@@ -131,6 +131,15 @@ class _Record:
         return ~fooled
 
 
+def _check_options(steps: int, restarts: int, step_size: float | None, iterate: str) -> None:
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps is {steps} and restarts is {restarts}; both must be >= 1")
+    if step_size is not None and not step_size > 0:
+        raise ValueError(f"step_size is {step_size}; it must be > 0, in pixels of [0, 1]")
+    if iterate not in get_args(Iterate):
+        raise ValueError(f"iterate is {iterate!r}; choose from {', '.join(get_args(Iterate))}")
+
+
 def check_pixels(images: Tensor) -> None:
     """Refuse images that are not floating-point pixels in [0, 1].
 
@@ -168,12 +177,7 @@ class PGD:
     """the point returned: the "worst" met or the "last" (see `pgd`)"""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(f"steps is {self.steps} and restarts is {self.restarts}; both must be >= 1")
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size is {self.step_size}; it must be > 0, in pixels of [0, 1]")
-        if self.iterate not in get_args(Iterate):
-            raise ValueError(f"iterate is {self.iterate!r}; choose from {', '.join(get_args(Iterate))}")
+        _check_options(self.steps, self.restarts, self.step_size, self.iterate)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None

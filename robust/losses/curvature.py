@@ -67,6 +67,9 @@ def curvature_penalty(
     Returns:
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
+    Raises:
+        ValueError: h is not > 0, or an unknown name.
+
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
     >>> a = torch.diag(torch.tensor([1.0, 2.0]))
@@ -84,6 +87,10 @@ def curvature_penalty(
 
         return losses_at
 
+    if isinstance(direction, str):
+        _choice("direction", direction, get_args(Direction))
+    _choice("penalty", penalty, get_args(Penalty))
+    _positive("h", h)
     second_order = penalty != "loss_difference"
     losses, gradients = _losses_and_gradients(losses_of(model), inputs, second_order)
     if isinstance(direction, Tensor):
@@ -124,13 +131,24 @@ def _losses_and_gradients(
     return losses, gradients
 
 
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}; it must be a finite number > 0")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class CurvatureRegularizedLoss:
     """GUARD's loss, eq. 8: cross-entropy plus `weight` times the squared change of the input gradient over a step h z.
 
     A drop-in for any code that can call `loss(model, inputs, targets)`; it changes no `.grad`, no mode, and buffers
     only as one plain forward pass does. Works under autocast, `torch.no_grad()` (value only), DistributedDataParallel
-    and `torch.compile` (compile the whole step, gradient included, with `torch.func`).
+    and `torch.compile` (compile the whole step, gradient included, with `torch.func`). Modes and buffers can be looked
+    after in a module only: a plain function around a network in training mode is called as it is.
 
     Raises:
         ValueError: a field is out of its range.
@@ -160,15 +178,10 @@ class CurvatureRegularizedLoss:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight is {self.weight}; it must be a finite number >= 0")
         for h in (self.h, *self.h_warmup):
-            if not 0 < h < float("inf"):
-                raise ValueError(f"h is {h}; it must be a finite number > 0")
-        for name, value, choices in (
-            ("direction", self.direction, get_args(Direction)),
-            ("penalty", self.penalty, get_args(Penalty)),
-            ("batchnorm", self.batchnorm, get_args(BatchNorm)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
+            _positive("h", h)
+        _choice("direction", self.direction, get_args(Direction))
+        _choice("penalty", self.penalty, get_args(Penalty))
+        _choice("batchnorm", self.batchnorm, get_args(BatchNorm))
 
     def at(self, epoch: int) -> "CurvatureRegularizedLoss":
         """Return the loss of a training epoch, 0 for the first: h from `h_warmup` while it lasts.
@@ -196,9 +209,11 @@ class CurvatureRegularizedLoss:
             return cross_entropy(model(inputs), targets).mean()
         options = {"h": self.h, "direction": self.direction, "penalty": self.penalty}
         if is_training(model) and self.batchnorm == "eval":
-            losses = cross_entropy(model(inputs), targets)
-            with evaluating(model):
+            with keeping_buffers(model), evaluating(model):
                 _, penalties = curvature_penalty(_inside(model), inputs, targets, **options)
+            losses = cross_entropy(
+                model(inputs), targets
+            )  # behind, so that the penalty sees no statistics of this batch
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
         return (losses + self.weight * penalties).mean()

@@ -420,11 +420,14 @@ def test_distributed_data_parallel_equals_the_bare_model(process_group, training
     net, (x, y) = used(NETS["batchnorm"]()).train(training), batch()
     loss = CurvatureRegularizedLoss(weight=2.0, batchnorm=batchnorm, penalty=penalty)
     wrapped = DistributedDataParallel(copy.deepcopy(net)).train(training)
+    passes = []
+    wrapped.register_forward_pre_hook(lambda *_: passes.append(1))
     for _ in range(2):  # DistributedDataParallel complains about a step's mistake in the next step
         expected, found = loss(net, x, y), loss(wrapped, x, y)
         expected.backward()
         found.backward()
         torch.testing.assert_close(found, expected)
+    assert len(passes) == 2  # its reducer wants one forward pass a step
     for ours, theirs in zip(wrapped.module.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     torch.testing.assert_close(wrapped.module.state_dict(), net.state_dict())

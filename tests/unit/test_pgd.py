@@ -68,7 +68,7 @@ def test_a_linear_model_falls_exactly_when_eps_crosses_the_margin(norm, random_s
         assert model(image).argmax(1) == target
         for ratio in flipped:
             eps = ratio * margin
-            options = {"steps": 10, "step_size": eps / 4, "random_start": random_start, "iterate": iterate}
+            options = {"steps": 20, "step_size": eps / 4, "random_start": random_start, "iterate": iterate}
             adversarial = pgd(model, image, target, threat=Threat(norm, eps), generator=rng(), **options)
             flipped[ratio] += (model(adversarial).argmax(1) != target).item()
     assert flipped == {0.99: 0, 1.01: 16}
@@ -131,7 +131,7 @@ def test_accuracy_falls_with_eps(digits, norm, radii, iterate):
 
 def reached(net, images, targets, **options):
     """Who is fooled, and the loss, after a weak attack that leaves some standing."""
-    options = {"threat": Threat("linf", 0.06), "steps": 2, "step_size": 0.02, "generator": rng(5)} | options
+    options = {"threat": Threat("linf", 0.06), "steps": 2, "step_size": 0.04, "generator": rng(5)} | options
     with torch.no_grad():
         logits = net(pgd(net, images, targets, **options))
     return logits.argmax(1) != targets, cross_entropy(logits, targets)
@@ -149,14 +149,35 @@ def test_more_restarts_are_never_worse(digits, iterate):
         assert (loss[stands] < more_loss[stands] - 1e-6).any()
 
 
-def test_the_worst_iterate_is_never_worse_than_the_last(digits):
-    options = {"step_size": 0.12, "steps": 5}  # from one side of the ball to the other
-    fooled, loss = reached(*digits, iterate="worst", **options)
-    last_fooled, last_loss = reached(*digits, iterate="last", **options)
+@pytest.fixture
+def wavy():
+    """A net whose loss goes up and down along the way, and points that it gets right."""
+    waves, heads = 10 * torch.randn(5, 20, generator=rng()), torch.randn(20, 3, generator=rng(1))
+
+    def net(images):
+        return torch.sin(images @ waves) @ heads
+
+    images = torch.rand(300, 5, generator=rng(2))
+    return net, images, net(images).argmax(1)
+
+
+def test_the_worst_iterate_is_never_worse_than_the_last(wavy):
+    fooled, loss = reached(*wavy, iterate="worst")
+    last_fooled, last_loss = reached(*wavy, iterate="last")
     assert (last_fooled <= fooled).all()
     assert last_fooled.sum() < fooled.sum() < len(fooled)
     stands = ~fooled
     assert (last_loss[stands] <= loss[stands] + 1e-6).all()
+    assert (last_loss[stands] < loss[stands] - 1e-6).any()
+
+
+def test_the_last_iterate_is_that_of_the_last_restart_needed(wavy):
+    fooled, loss = reached(*wavy, iterate="last")
+    more_fooled, more_loss = reached(*wavy, iterate="last", restarts=2)
+    assert torch.equal(loss[fooled], more_loss[fooled])  # no restart for who is fooled
+    stands = ~more_fooled
+    assert (more_loss[stands] < loss[stands] - 1e-3).any()  # no record is kept of better restarts
+    assert (more_loss[stands] > loss[stands] + 1e-3).any()
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,0 +1,116 @@
+"""Backbones: each module's BACKBONES maps a name to a builder; every other name is a timm model's.
+
+A builder is called as builder(channels, image_size, num_classes, **options); the options of a spec such as
+"convnet:width=64,norm=batch" are its keyword-only parameters. The folder is the registry.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import Parameter, signature
+from pkgutil import iter_modules
+from typing import Any, get_args, get_type_hints
+
+import torch
+from torch import nn
+
+from distill.errors import InputError, unknown
+
+__all__ = ["BACKBONES", "build"]
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    name: builder
+    for module in iter_modules(__path__)
+    for name, builder in getattr(import_module(f"{__name__}.{module.name}"), "BACKBONES", {}).items()
+}
+"""name -> builder of our own networks"""
+
+
+def build(spec: str, *, channels: int, image_size: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+    """Return a freshly initialised network on the CPU, in training mode.
+
+    Args:
+        spec: a name of BACKBONES or of timm ("timm:NAME" where both have it), with options after a colon:
+            "convnet:width=64,depth=2".
+        channels: of the images.
+        image_size: side of the images in pixels.
+        num_classes: length of the logits.
+        generator: CPU generator; the same state gives the same weights. torch's own generator is left as it was.
+
+    Returns:
+        a module from images (N, C, H, W) to logits (N, K).
+
+    Raises:
+        InputError: an unknown name, option or value, or images that the network cannot take.
+
+    >>> net = build("convnet:width=8", channels=3, image_size=32, num_classes=10, generator=torch.Generator())
+    >>> net(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    name, _, rest = spec.removeprefix("timm:").partition(":")
+    if name in BACKBONES and not spec.startswith("timm:"):
+        builder = BACKBONES[name]
+        options = _options(name, builder, rest)
+    else:
+        builder, options = _timm(name), {}
+        if rest:
+            raise InputError(f"backbone '{spec}': timm models take no options here")
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return builder(channels, image_size, num_classes, **options)
+
+
+def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[str, Any]:
+    """Return the options of a spec with the types of the builder's keyword-only parameters."""
+    maker = builder.__init__ if isinstance(builder, type) else builder
+    hints = get_type_hints(maker)
+    known = [p.name for p in signature(maker).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    options: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, _, value = item.partition("=")
+        if key not in known:
+            raise unknown(f"option of backbone {name}", key, known or ["none"])
+        choices = get_args(hints[key])
+        if choices and value not in choices:
+            raise unknown(f"{key} of backbone {name}", value, choices)
+        if not choices and not value.isdecimal():
+            raise InputError(f"{key} of backbone {name} is '{value}'; it takes a whole number")
+        options[key] = value if choices else int(value)
+    return options
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    """Return a builder for a timm model, without weights; images up to 64 px get stems that fit them."""
+    import timm  # slow to import
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, [*BACKBONES, *timm.list_models()], n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else "."
+        raise InputError(f"unknown backbone '{name}'{hint} Known: {', '.join(BACKBONES)}, and every timm model name")
+
+    def builder(channels: int, image_size: int, num_classes: int) -> nn.Module:
+        shared = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
+        small = image_size <= 64
+        attempts = [{"img_size": image_size, "patch_size": 4}] if small else []
+        for extra in (*attempts, {"img_size": image_size}, {}):
+            try:
+                network = timm.create_model(name, **shared, **extra)
+                break
+            except (TypeError, AssertionError, ValueError):
+                continue
+        else:
+            raise InputError(f"timm's {name} takes no images of {image_size} px; take another backbone or --image-size")
+        if small and isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1"):
+            _stem_for_small_images(network, channels)
+        return network
+
+    return builder
+
+
+def _stem_for_small_images(network: nn.Module, channels: int) -> None:
+    """Give a ResNet the stem of the CIFAR ones: 3x3 of stride 1, no pooling (its 7x7 would leave a map of one pixel)."""
+    stem = network.conv1
+    last = stem[-1] if isinstance(stem, nn.Sequential) else stem
+    network.conv1 = nn.Conv2d(channels, last.out_channels, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()

@@ -1,0 +1,157 @@
+"""The field's pool of networks for evaluation across architectures, as the DatasetCondensation code has them.
+
+METHODS: MLP, LeNet, AlexNet, VGG11 and ResNet-18 for images of 32 pixels (28 where grey), without or with instance norm
+(a GroupNorm with a group a channel) or BatchNorm. Here the classifier is sized by the real feature map, so that other
+image sizes work too; at the sizes of the original the networks are the same.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.errors import InputError
+from distill.models.convnet import NORMS
+
+__all__ = ["BACKBONES"]
+
+Norm = Literal["instance", "batch", "none"]
+
+
+def _with_classifier(features: nn.Sequential, channels: int, image_size: int, head: list[int]) -> nn.Sequential:
+    """Return the features, flattened, with linear layers of the sizes `head` behind them and ReLU between.
+
+    Raises:
+        InputError: the images are too small for the features.
+    """
+    try:
+        with torch.no_grad():
+            ingoing = features(torch.zeros(2, channels, image_size, image_size))[0].numel()
+    except RuntimeError:
+        ingoing = 0
+    if ingoing == 0:
+        raise InputError(
+            f"images of {image_size} px are too small for this backbone; take convnet, or a larger --image-size"
+        )
+    for module in features.modules():  # the look at the shape leaves no trace
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    layers: list[nn.Module] = [nn.Flatten()]
+    for outgoing in head:
+        layers += [nn.Linear(ingoing, outgoing), nn.ReLU(inplace=True)]
+        ingoing = outgoing
+    return nn.Sequential(*features, *layers[:-1])
+
+
+def mlp(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Return a perceptron with two hidden layers of 128."""
+    return _with_classifier(nn.Sequential(nn.Identity()), channels, image_size, [128, 128, num_classes])
+
+
+def lenet(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Return LeNet with ReLU and max pooling; grey images are padded by 2."""
+    features = nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=2 if channels == 1 else 0),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+    )
+    return _with_classifier(features, channels, image_size, [120, 84, num_classes])
+
+
+def alexnet(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """Return the small AlexNet of the field: five convolutions, three poolings, no norm, no dropout."""
+    padding = 4 if channels == 1 and image_size == 28 else 2
+    layers: list[nn.Module] = []
+    ingoing = channels
+    for width, kernel, pad, pool in (
+        (128, 5, padding, True),
+        (192, 5, 2, True),
+        (256, 3, 1, False),
+        (192, 3, 1, False),
+        (192, 3, 1, True),
+    ):
+        layers += [nn.Conv2d(ingoing, width, kernel, padding=pad), nn.ReLU(inplace=True)]
+        layers += [nn.MaxPool2d(2)] if pool else []
+        ingoing = width
+    return _with_classifier(nn.Sequential(*layers), channels, image_size, [num_classes])
+
+
+def vgg11(channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance") -> nn.Module:
+    """Return VGG-11 with a norm behind each convolution and one linear layer."""
+    layers: list[nn.Module] = []
+    ingoing, size = channels, 32 if channels == 1 and image_size == 28 else image_size
+    for width in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+            continue
+        widen = channels == 1 and image_size == 28 and not layers
+        normalization = NORMS[norm](width, size)
+        layers.append(nn.Conv2d(ingoing, width, 3, padding=3 if widen else 1))
+        layers += [normalization] if normalization is not None else []
+        layers.append(nn.ReLU(inplace=True))
+        ingoing = width
+    return _with_classifier(nn.Sequential(*layers), channels, image_size, [num_classes])
+
+
+class _Block(nn.Module):
+    """Basic residual block; with `average`, strides are average pooling behind a convolution of stride 1."""
+
+    def __init__(self, ingoing: int, width: int, stride: int, norm: Norm, average: bool):
+        super().__init__()
+
+        def normalized(*layers: nn.Module) -> nn.Sequential:
+            normalization = NORMS[norm](width, 0)
+            return nn.Sequential(*layers, *([normalization] if normalization is not None else []))
+
+        step = 1 if average else stride
+        pool = nn.AvgPool2d(2) if average and stride > 1 else nn.Identity()
+        self.first = normalized(nn.Conv2d(ingoing, width, 3, stride=step, padding=1, bias=False))
+        self.pool = pool
+        self.second = normalized(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        if stride == 1 and ingoing == width:
+            self.shortcut = nn.Identity()
+        else:
+            self.shortcut = normalized(nn.Conv2d(ingoing, width, 1, stride=step, bias=False), pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, (N, ingoing, H, W) -> (N, width, H / stride, W / stride)."""
+        return F.relu(self.second(self.pool(F.relu(self.first(x)))) + self.shortcut(x))
+
+
+def _resnet18(channels: int, image_size: int, num_classes: int, norm: Norm, average: bool) -> nn.Module:
+    normalization = NORMS[norm](64, 0)
+    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False)]
+    layers += [normalization] if normalization is not None else []
+    layers.append(nn.ReLU(inplace=True))
+    ingoing = 64
+    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [_Block(ingoing, width, stride, norm, average), _Block(width, width, 1, norm, average)]
+        ingoing = width
+    if not average:
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    return _with_classifier(nn.Sequential(*layers), channels, image_size, [num_classes])
+
+
+def resnet18(channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance") -> nn.Module:
+    """Return ResNet-18 with a 3x3 stem of stride 1, no max pooling, and a global average."""
+    return _resnet18(channels, image_size, num_classes, norm, average=False)
+
+
+def resnet18_ap(channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance") -> nn.Module:
+    """Return ResNet-18 with average pooling for strides, and the linear layer on the whole last map."""
+    return _resnet18(channels, image_size, num_classes, norm, average=True)
+
+
+BACKBONES = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "alexnet": alexnet,
+    "vgg11": vgg11,
+    "resnet18": resnet18,
+    "resnet18_ap": resnet18_ap,
+}

@@ -1,0 +1,518 @@
+import gzip
+import hashlib
+import os
+import pickle
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from PIL import Image
+
+from distill.data import DATASETS, ImageSet, folder, load
+from distill.errors import InputError
+
+# --- ImageSet --------------------------------------------------------------------------------------------------------
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered(counts: tuple[int, ...] = (9, 5, 2), size: int = 4) -> ImageSet:
+    """Classes in mixed order; the red of an image is its index, so that every image is told from the others."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=generator(1))]
+    images = torch.rand(len(labels), 2, size, size, generator=generator(2))
+    images[:, 0] = (torch.arange(len(labels)) / 255).view(-1, 1, 1)
+    names = tuple("abcdefgh"[: len(counts)])
+    return ImageSet("numbered", images, labels, names, (0.5, 0.5), (0.2, 0.2))
+
+
+def indices(images: torch.Tensor) -> list[int]:
+    return (images[:, 0, 0, 0] * 255).round().long().tolist()
+
+
+def test_properties() -> None:
+    data = numbered()
+    assert (len(data), data.num_classes, data.image_shape) == (16, 3, (2, 4, 4))
+    assert torch.equal(data.to("cpu").images, data.images)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(16, 4, 4)}, "N, C, H, W"),
+        ({"images": torch.zeros(16, 2, 4, 4, dtype=torch.float64)}, "float32"),
+        ({"images": torch.zeros(0, 2, 4, 4), "labels": torch.zeros(0, dtype=torch.int64)}, "images are"),
+        ({"labels": torch.zeros(15, dtype=torch.int64)}, "labels are"),
+        ({"labels": torch.zeros(16, dtype=torch.int32)}, "int64"),
+        ({"labels": torch.full((16,), 3)}, "from 3 to 3"),
+        ({"labels": torch.full((16,), -1)}, "from -1"),
+        ({"mean": (0.5,)}, "each of 2 channels"),
+        ({"std": (0.5, 0.0)}, "std > 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
+    data = numbered()
+    fields = {name: getattr(data, name) for name in ("name", "images", "labels", "classes", "mean", "std")}
+    with pytest.raises(ValueError, match=message):
+        ImageSet(**(fields | change))
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 8])
+def test_sample_draws_from_its_class_without_replacement(n: int) -> None:
+    data = numbered()
+    drawn = indices(data.sample(1, n, generator()))
+    assert len(drawn) == len(set(drawn)) == min(n, 5)
+    assert {int(data.labels[i]) for i in drawn} == {1}
+
+
+def test_sample_reaches_every_image_in_changing_order() -> None:
+    data, draws = numbered(), generator()
+    drawn = [tuple(indices(data.sample(0, 9, draws))) for _ in range(5)]
+    assert len(set(drawn)) == 5
+    assert {tuple(sorted(one)) for one in drawn} == {tuple((data.labels == 0).nonzero()[:, 0].tolist())}
+
+
+def test_randomness_is_the_generator_s_alone() -> None:
+    data, before = numbered(), torch.random.get_rng_state()
+    assert torch.equal(data.sample(0, 4, generator(3)), data.sample(0, 4, generator(3)))
+    assert not torch.equal(data.sample(0, 4, generator(3)), data.sample(0, 4, generator(4)))
+    assert torch.equal(data.split(0.3, generator(3))[1].images, data.split(0.3, generator(3))[1].images)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_split_is_stratified_disjoint_and_complete() -> None:
+    data = numbered()
+    rest, held_out = data.split(0.3, generator())
+    assert held_out.labels.bincount().tolist() == [3, 2, 1]  # round(2.7), round(1.5), at least 1
+    ours, theirs = indices(rest.images), indices(held_out.images)
+    assert sorted(ours + theirs) == list(range(16))
+    assert ours == sorted(ours)
+    assert theirs == sorted(theirs)
+    assert torch.equal(rest.labels, data.labels[ours])
+    assert torch.equal(held_out.labels, data.labels[theirs])
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_split_refuses_what_is_no_part(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction is"):
+        numbered().split(fraction, generator())
+
+
+def test_split_leaves_something_of_each_class() -> None:
+    with pytest.raises(InputError, match="class c of numbered has 1 examples"):
+        numbered((5, 5, 1)).split(0.1, generator())
+
+
+@pytest.mark.parametrize(("n", "counts"), [(1, [1, 0, 0]), (3, [1, 1, 1]), (7, [3, 2, 2]), (10, [4, 4, 2])])
+def test_first_is_even_and_in_order(n: int, counts: list[int]) -> None:
+    data = numbered()
+    subset = data.first(n)
+    chosen = indices(subset.images)
+    assert subset.labels.bincount(minlength=3).tolist() == counts
+    assert chosen == sorted(chosen) == indices(data.first(n).images)
+    assert torch.equal(subset.labels, data.labels[chosen])
+    for class_, count in enumerate(counts):
+        assert [i for i in chosen if data.labels[i] == class_] == (data.labels == class_).nonzero()[:count, 0].tolist()
+
+
+def test_first_of_no_or_many_is_the_whole() -> None:
+    data = numbered()
+    assert all(data.first(n) is data for n in (None, 16, 99))
+    with pytest.raises(ValueError, match="n is 0"):
+        data.first(0)
+
+
+def test_resized_by_two_is_the_mean_of_blocks() -> None:
+    data = numbered(counts=(700, 500), size=6)  # more than one chunk
+    small = data.resized(3)
+    assert small.image_shape == (2, 3, 3)
+    blocks = data.images.view(-1, 2, 3, 2, 3, 2).mean((3, 5))
+    torch.testing.assert_close(small.images, blocks)
+    assert data.resized(6) is data
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 16])
+def test_resized_stays_in_range(size: int) -> None:
+    data = numbered((3, 2))
+    extremes = ImageSet("", data.images.round(), data.labels, data.classes, data.mean, data.std).resized(size).images
+    assert extremes.min() >= 0
+    assert extremes.max() <= 1
+    ones = ImageSet("", torch.ones(5, 2, 4, 4), data.labels, data.classes, data.mean, data.std).resized(size).images
+    assert torch.equal(ones, torch.ones(5, 2, size, size))
+
+
+# --- the registry, on fake data --------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (8, 8), seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def fake_folder(root: Path, _: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(["train/ant/1.png", "train/ant/2.png", "train/bee/1.png", "val/ant/1.png"]):
+        write_image(root / name, seed=number)
+    write_image(root / "val/bee/1.png", seed=9)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The format of MNIST: two zeros, 8 for uint8, the number of dimensions, the dimensions big-endian, the bytes."""
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def fake_idx(kind: str) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    def make(root: Path, _: pytest.MonkeyPatch) -> None:
+        raw = root / kind / "raw"
+        raw.mkdir(parents=True)
+        draw = np.random.default_rng(0)
+        for part, n in (("train", 20), ("t10k", 10)):
+            pixels = draw.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+            (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+            (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(n, dtype=np.uint8) % 10))
+
+    return make
+
+
+def fake_cifar(kind: str, key: str, num_classes: int) -> Callable[[Path, pytest.MonkeyPatch], None]:
+    def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        official = getattr(torchvision.datasets, kind)
+        place = root / official.base_folder
+        place.mkdir(parents=True)
+        draw = np.random.default_rng(0)
+
+        def write(name: str, content: dict) -> str:
+            (place / name).write_bytes(pickle.dumps(content))
+            return hashlib.md5((place / name).read_bytes()).hexdigest()
+
+        for attribute in ("train_list", "test_list"):
+            entries = []
+            for name, _ in getattr(official, attribute):
+                pixels = draw.integers(0, 256, (2 * num_classes, 3072), dtype=np.uint8)
+                entries.append([name, write(name, {"data": pixels, key: list(range(num_classes)) * 2})])
+            monkeypatch.setattr(official, attribute, entries)
+        names = [f"class {number}" for number in range(num_classes)]
+        md5 = write(official.meta["filename"], {official.meta["key"]: names})
+        monkeypatch.setattr(official, "meta", official.meta | {"md5": md5})
+
+    return make
+
+
+FAKES: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    "digits": lambda _root, _monkeypatch: None,
+    "mnist": fake_idx("MNIST"),
+    "fashion_mnist": fake_idx("FashionMNIST"),
+    "cifar10": fake_cifar("CIFAR10", "labels", 10),
+    "cifar100": fake_cifar("CIFAR100", "fine_labels", 100),
+    "folder": fake_folder,
+}
+DOWNLOADED = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def message(name: str, root: Path, image_size: int | None = None) -> str:
+    with pytest.raises(InputError) as raised:
+        load(name, root, image_size)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_the_folder_is_the_registry() -> None:
+    assert set(DATASETS) == set(FAKES), "a new data set needs a fake here"
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("image_size", [None, 7])
+@pytest.mark.parametrize("name", DATASETS)
+def test_contract(name: str, image_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAKES[name](tmp_path, monkeypatch)
+    before = torch.random.get_rng_state()
+    train, test = load(name, tmp_path, image_size)
+    again, _ = load(name, tmp_path, image_size)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(train.images, again.images)
+    assert torch.equal(train.labels, again.labels)
+    assert train.name == test.name == name
+    assert (train.classes, train.mean, train.std) == (test.classes, test.mean, test.std)
+    assert train.image_shape == test.image_shape
+    assert image_size is None or train.image_shape[1:] == (7, 7)
+    for part in (train, test):
+        assert part.images.is_contiguous()
+        assert 0 <= part.images.min() < part.images.max() <= 1
+        assert (part.labels.bincount(minlength=part.num_classes) > 0).all()
+
+
+def test_bytes_become_pixels_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixel by pixel what torchvision's own ToTensor makes of the same files."""
+    to_tensor = torchvision.transforms.ToTensor()
+    for name, kind in (("cifar10", "CIFAR10"), ("mnist", "MNIST")):
+        FAKES[name](tmp_path, monkeypatch)
+        theirs = getattr(torchvision.datasets, kind)(tmp_path, train=True, transform=to_tensor)
+        ours, _ = load(name, tmp_path)
+        assert torch.equal(ours.images, torch.stack([image for image, _ in theirs]))
+        assert ours.labels.tolist() == [label for _, label in theirs]
+
+
+def test_unknown_name(tmp_path: Path) -> None:
+    assert "unknown data set 'cifer10'; did you mean 'cifar10'?" in message("cifer10", tmp_path)
+
+
+@pytest.mark.parametrize("image_size", [3, 1025, -8])
+def test_image_size_out_of_range(image_size: int, tmp_path: Path) -> None:
+    assert f"image size is {image_size}" in message("digits", tmp_path, image_size)
+
+
+# --- digits ----------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_always_the_same(tmp_path: Path) -> None:
+    train, test = load("digits", tmp_path / "absent")
+    assert train.image_shape == (1, 8, 8)
+    assert train.labels.bincount().tolist() == [142, 146, 142, 146, 145, 146, 145, 143, 139, 144]
+    assert test.labels.bincount().tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    order = hashlib.sha256(bytes(train.labels.tolist() + test.labels.tolist())).hexdigest()
+    assert order[:16] == "c9764c7c88b1befd"
+    assert test.images.double().sum().item() * 16 == 111222
+
+
+def test_digits_constants_are_those_of_the_training_part(tmp_path: Path) -> None:
+    train, _ = load("digits", tmp_path)
+    pixels = train.images.double()
+    assert train.mean == (round(pixels.mean().item(), 4),)
+    assert train.std == (round(pixels.std(correction=0).item(), 4),)
+
+
+# --- sets that torchvision knows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_missing_without_network(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = message(name, tmp_path / "data")
+    assert f"{name} is not in {tmp_path / 'data'} " in text
+    assert "no network" in text
+    for part in (f"put {DOWNLOADED[name]}/ there", "--data-dir or DATA_DIR", "digits needs no files"):
+        assert part in text
+    assert list((tmp_path / "data").iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_where_nothing_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert "the download failed (" in message("mnist", tmp_path / "file" / "data")
+
+
+def test_a_silent_server_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("distill.data._torchvision._SILENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call and says nothing
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/x.gz")
+        assert "timed out" in message("cifar10", tmp_path)
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_damaged_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever file is cut short or empty, the folder to delete is named."""
+    FAKES[name](tmp_path, monkeypatch)
+    place = tmp_path / DOWNLOADED[name]
+    for file in sorted(place.iterdir()):
+        whole = file.read_bytes()
+        for damaged in (whole[:-1], whole[:5], b"", b"\x00" * 40):
+            file.write_bytes(damaged)
+            text = message(name, tmp_path)
+            assert text.startswith(f"{place} cannot be read as {name} (")
+            assert text.endswith("delete that folder and run again")
+        file.write_bytes(whole)
+    load(name, tmp_path)
+
+
+class Trap:
+    """A pickle that acts when it is read."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("trapped",)
+
+
+def test_no_foreign_pickle_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAKES["cifar10"](tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for name in ("data_batch_3", "test_batch", "batches.meta"):
+        (tmp_path / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(Trap()))
+        assert "delete that folder" in message("cifar10", tmp_path)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_archives_laid_there_by_hand_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    FAKES["mnist"](tmp_path, monkeypatch)
+    place, resources = tmp_path / "MNIST/raw", []
+    for name, _ in torchvision.datasets.MNIST.resources:
+        file = place / name.removesuffix(".gz")
+        (place / name).write_bytes(gzip.compress(file.read_bytes()))
+        resources.append((name, hashlib.md5((place / name).read_bytes()).hexdigest()))
+        file.unlink()
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    train, _ = load("mnist", tmp_path)
+    assert len(train) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MNIST"]
+    assert capfd.readouterr() == ("", "")
+
+    (place / "train-images-idx3-ubyte").unlink()
+    (place / resources[0][0]).write_bytes(b"half")
+    assert "the download failed (" in message("mnist", tmp_path)
+    assert not (place / "train-images-idx3-ubyte").exists()
+
+
+# --- folder ----------------------------------------------------------------------------------------------------------
+
+
+def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
+    modes = {"grey": "L", "alpha": "RGBA", "palette": "P", "plain": "RGB", "bits": "1"}
+    for part in ("train", "test"):
+        for name, mode in modes.items():
+            write_image(tmp_path / part / "one" / f"{name}.png", mode, seed=len(name))
+    clear = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
+    clear.save(tmp_path / "train/one/transparent.png", transparency=b"\x00\x80")
+    train, test = load("folder", tmp_path)
+    assert train.images.shape == (6, 3, 8, 8)
+    assert len(test) == 5
+    with Image.open(tmp_path / "train/one/plain.png") as plain:
+        expected = torch.from_numpy(np.array(plain)).permute(2, 0, 1) / 255
+    assert torch.equal(train.images[4], expected)  # sorted by name: alpha bits grey palette plain transparent
+    assert torch.equal(train.images[2, 0], train.images[2, 2])  # grey
+
+
+def test_folder_normalises_by_its_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    train, test = load("folder", tmp_path)
+    pixels = train.images.double()
+    torch.testing.assert_close(torch.tensor(train.mean, dtype=torch.float64), pixels.mean((0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(train.std, dtype=torch.float64), pixels.std((0, 2, 3), correction=0))
+    assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (("ant", "bee"), [0, 0, 1], [0, 1])
+
+
+def test_folder_takes_the_central_square(tmp_path: Path) -> None:
+    """A wide and a tall picture whose central square is white below its upper half, black outside."""
+    square = np.zeros((8, 8, 3), dtype=np.uint8)
+    square[4:] = 255
+    for part in ("train", "val"):
+        for name, border in (("wide", ((0, 0), (3, 4), (0, 0))), ("tall", ((6, 6), (0, 0), (0, 0)))):
+            write_image(tmp_path / part / name / "noise.png", size=(8, 8))
+            Image.fromarray(np.pad(square, border)).save(tmp_path / part / name / "a.png")
+    train, _ = load("folder", tmp_path, 4)
+    expected = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 4, 1).expand(3, 4, 4)
+    assert torch.equal(train.images[0], expected)
+    assert torch.equal(train.images[2], expected)
+
+
+def test_folder_of_unequal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    write_image(tmp_path / "val/bee/1.png", size=(12, 9))
+    assert "there are 8x8 and 12x9 pixels: give --image-size N" in message("folder", tmp_path)
+    assert load("folder", tmp_path, 6)[1].image_shape == (3, 6, 6)
+
+
+def test_folder_of_oblong_images(tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "val/a/1.png"):
+        write_image(tmp_path / name, size=(8, 6))
+    assert "there are 8x6 pixels: give --image-size N" in message("folder", tmp_path)
+
+
+def test_folder_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    monkeypatch.setattr(folder, "_LIMIT", 5 * 3 * 4 * 8**2)
+    load("folder", tmp_path, 8)
+    assert message("folder", tmp_path, 9).endswith("--image-size 8 is the largest that fits")
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_folder_without_a_part(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    (tmp_path / missing).rename(tmp_path / "elsewhere")
+    text = message("folder", tmp_path)
+    assert text.startswith(f"{tmp_path / missing} must hold a folder of images for each class (")
+    assert "--data-dir" in text
+
+
+def test_folder_with_an_empty_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    (tmp_path / "val/bee/1.png").unlink()
+    text = message("folder", tmp_path)
+    assert text.startswith(str(tmp_path / "val"))
+    assert "no valid file for the classes bee" in text
+
+
+def test_folder_whose_parts_differ_in_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    (tmp_path / "val/bee").rename(tmp_path / "val/wasp")
+    assert message("folder", tmp_path).endswith("must have the same classes; only one has bee, wasp")
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+@pytest.mark.parametrize("damage", [lambda _: b"no image", lambda whole: whole[:-60], lambda _: b""])
+def test_folder_with_a_damaged_image(
+    damage: Callable[[bytes], bytes], image_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    file = tmp_path / "train/bee/1.png"
+    file.write_bytes(damage(file.read_bytes()))
+    assert message("folder", tmp_path, image_size).startswith(f"{file} cannot be read as an image (")
+
+
+def test_folder_with_deep_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "train/bee/1.png")
+    assert "1.png cannot be read as an image (more than 8 bits a channel)" in message("folder", tmp_path)
+
+
+def test_folder_without_contrast(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "1.png")
+    assert "nothing to learn" in message("folder", tmp_path)
+
+
+# --- the real files, where DATA_DIR has them -------------------------------------------------------------------------
+
+REAL = {
+    "mnist": ((60000, 1, 28, 28), 10000, 0.1307),
+    "fashion_mnist": ((60000, 1, 28, 28), 10000, 0.2861),
+    "cifar10": ((50000, 3, 32, 32), 10000, 0.4914),
+    "cifar100": ((50000, 3, 32, 32), 10000, 0.5071),
+}
+DATA_DIR = Path(os.environ["DATA_DIR"]) if "DATA_DIR" in os.environ else None
+FOUND = [name for name in REAL if DATA_DIR and (DATA_DIR / DOWNLOADED[name]).is_dir()]
+
+if FOUND:  # an empty list of parameters would be a skipped test
+
+    @pytest.mark.usefixtures("offline")
+    @pytest.mark.parametrize("name", FOUND)
+    def test_real(name: str) -> None:
+        shape, tests, mean = REAL[name]
+        train, test = load(name, DATA_DIR)
+        assert (tuple(train.images.shape), len(test)) == (shape, tests)
+        assert train.images[:, 0].mean(dtype=torch.float64).item() == pytest.approx(mean, abs=1e-4)
+        assert train.num_classes * test.labels.bincount().max() <= 1.2 * tests
