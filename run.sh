@@ -41,7 +41,8 @@ environment() {  # sets $python
         if command -v uv >/dev/null; then
             uv venv --quiet --python '>=3.11' "$here/.venv" >&2 || fail "uv could not make .venv" 1
         else
-            "$(find_python)" -m venv "$here/.venv" || fail "could not make .venv (on Debian: apt install python3-venv)" 1
+            found=$(find_python)
+            "$found" -m venv "$here/.venv" || fail "could not make .venv (on Debian: apt install python3-venv)" 1
         fi
     fi
     install requirements.txt

@@ -1,20 +1,16 @@
 """The command line, and the composition root: the only file that looks into all packages, and that nobody imports."""
 
-import argparse
 import hashlib
 import importlib
-import io
 import os
 import pkgutil
-import re
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -27,6 +23,7 @@ from distill.estimate import estimate, human
 from distill.evaluate import attacks_for, check, evaluate
 from distill.experiment import Evaluation, Experiment, Recipe
 from distill.files import write_text
+from distill.flags import find_device, parse, peek, whole_number
 from distill.models import BACKBONES, build
 from distill.report import FORMATS, find_rows, render, save_grid
 from distill.run import Run
@@ -49,10 +46,9 @@ Robust dataset distillation: make a few images per class on which networks train
   DATASET  {datasets}
 
 `bash run.sh METHOD DATASET --help` shows every flag with its default. The same command again continues an interrupted
-run, and prints the table of a finished one. Exit codes: 0 done, 1 our fault, 2 bad input or missing data, 130 interrupted.
+run, and prints the table of a finished one. Exit codes: 0 done, 1 a fault of ours, 2 bad input or
+missing data, 130 interrupted.
 """
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,10 @@ def main(arguments: list[str]) -> int:
 
 
 def command(arguments: list[str]) -> int:
-    """Find the command and run it.
+    """Find the command and run it; return the exit code.
+
+    Returns:
+        0 where it was done.
 
     Raises:
         InputError: an unknown one.
@@ -180,7 +179,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     recipe = recipes[name](dataset, ipc)
     experiment = Experiment(method, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, Place())
-    asked = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}", module.Config)
+    asked = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
     experiment, place = asked.experiment, asked.place
 
     folder, seconds = place.runs / experiment.folder, place.checkpoint_seconds
@@ -206,7 +205,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     run.finish()
     save_grid(distilled, run.folder / "grid.png")
     labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
-    labels |= {"backbone": backbone, "recipe": experiment.recipe}
+    labels |= {"backbone": backbone, "recipe": experiment.recipe, "config": run.config_hash}
     rows = evaluate(distilled, test, experiment.evaluation, backbone, run, labels)
     return report(rows, run.folder)
 
@@ -268,6 +267,9 @@ def show(folder: Path) -> int:
 def run_evaluate(flags: list[str]) -> int:
     """Judge a distilled set that exists.
 
+    Returns:
+        the exit code.
+
     Raises:
         InputError: no path is given.
     """
@@ -299,7 +301,7 @@ def run_evaluate(flags: list[str]) -> int:
     _, test = load(judgement.dataset, place.data_dir, distilled.images.shape[-1])
     check(distilled, test)
     labels = {"method": name, "dataset": judgement.dataset, "ipc": round(distilled.ipc), "seed": judgement.seed}
-    labels |= {"backbone": judgement.backbone, "recipe": judgement.recipe}
+    labels |= {"backbone": judgement.backbone, "recipe": judgement.recipe, "config": run.config_hash}
     rows = evaluate(distilled, test.to(device), judgement.evaluation, judgement.backbone, run, labels)
     return report(rows, folder)
 
@@ -319,7 +321,7 @@ def run_list(flags: list[str]) -> int:
         "methods": ", ".join(methods),
         "recipes": ", ".join(sorted({name for method, module in methods.items() for name in module.RECIPES[method]})),
         "data sets": ", ".join(DATASETS),
-        "backbones": f"{', '.join(BACKBONES)}, or any timm model name; options after a colon: convnet:width=64,norm=batch",
+        "backbones": f"{', '.join(BACKBONES)}, any timm model; options after a colon: convnet:width=64,norm=batch",
         "losses": ", ".join(name for name in losses.__all__ if name[0].isupper()),
         "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, or kornia:Name(...)+Name(...)",
         "attacks": "PGD, 10 steps; pixels in [0, 1]",
@@ -332,67 +334,6 @@ def run_list(flags: list[str]) -> int:
         )
         print(f"{'':14s}  {name:10s} {', '.join(sizes)}")
     return 0
-
-
-# --- words into values -----------------------------------------------------------------------------------------------
-
-
-def peek(flags: list[str], *names: str) -> dict[str, str | None]:
-    """Return the raw values of a few flags, on which the defaults of the others depend; None where absent."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(name, nargs="?")
-    found, _ = parser.parse_known_args(flags)
-    return {name: getattr(found, name.strip("-")) for name in names}
-
-
-def whole_number(flag: str, text: str, least: int) -> int:
-    """Return a flag's value.
-
-    Raises:
-        InputError: it is no whole number, or too small.
-    """
-    if not re.fullmatch(r"-?\d+", text) or int(text) < least:
-        raise InputError(f"{flag} is {text}; it takes a whole number >= {least}")
-    return int(text)
-
-
-def find_device(name: str) -> torch.device:
-    """Return a device that works here.
-
-    Raises:
-        InputError: it does not.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
-        ) from None
-    return torch.device(name)
-
-
-def parse(kind: type[T], default: T, flags: list[str], program: str, config: type | None = None) -> T:
-    """Return the command that the flags describe, starting from a default.
-
-    Raises:
-        InputError: what tyro says of wrong flags, as one line.
-        SystemExit: after --help.
-    """
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
-    except ValueError as error:  # a field refuses its value
-        raise InputError(str(error)) from None
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        text = re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue().split("For full helptext")[0])
-        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-        raise InputError(f"{' '.join(lines)} See {program} --help") from None
 
 
 if __name__ == "__main__":

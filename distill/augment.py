@@ -1,9 +1,9 @@
 """Augmentation whose parameters are drawn once and applied to several batches (siamese), or drawn for each image.
 
-DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augmentation" (Zhao & Bilen, ICML 2021), with the
-official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the mean
-colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so normalised
-images are brought to pixels before and back after it.
+DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augmentation" (Zhao & Bilen, ICML 2021), with
+the official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the
+mean colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
+normalised images are brought to pixels before and back after it.
 """
 
 import ast
@@ -61,7 +61,7 @@ def augmentation(policy: str, mean: Sequence[float] = (), std: Sequence[float] =
     return DSA(policy)
 
 
-# --- DSA: each group draws u in [0, 1] or integer offsets, then applies a formula --------------------------------------
+# --- DSA: each group draws u in [0, 1) or whole numbers, then applies a formula
 
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class DSA:
         return GROUPS[group][0](images, drawn)
 
 
-# --- kornia ------------------------------------------------------------------------------------------------------------
+# --- kornia
 
 NOT_SIAMESE = ("RandomGaussianNoise", "RandomChannelShuffle", "RandomRain", "RandomThinPlateSpline", "RandomPlasma")
 """classes (or beginnings of names) that draw per image even with same_on_batch (kornia issues 3624 and 2665)"""

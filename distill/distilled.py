@@ -3,9 +3,12 @@
 distilled.safetensors holds the tensors
     images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]
     labels  (N,) int64 classes, or (N, K) float32 soft labels
-and the metadata (strings; JSON where a list): format "guard-distilled-1", dataset, classes, mean, std, augment, backbone
-and method. `mean` and `std` normalise pixels for the network of a student; `augment` is the policy its training uses;
-`backbone` is the network that the images were made with, and the default for students.
+and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no order of several), JSON with
+    dataset, method   names
+    classes           names of the classes
+    mean, std         per channel, to normalise pixels for a student's network
+    augment           policy of a student's training
+    backbone          network that the images were made with, and a student's by default
 """
 
 import json
@@ -21,8 +24,7 @@ from distill.files import read_tensors, write_tensors
 __all__ = ["DistilledSet"]
 
 FORMAT = "guard-distilled-1"
-STRINGS = ("dataset", "augment", "backbone", "method")
-LISTS = ("classes", "mean", "std")
+FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 
 
 @dataclass(frozen=True)
@@ -75,25 +77,28 @@ class DistilledSet:
 
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes."""
-        metadata = {"format": FORMAT} | {name: getattr(self, name) for name in STRINGS}
-        metadata |= {name: json.dumps(getattr(self, name)) for name in LISTS}
+        metadata = {FORMAT: json.dumps({name: getattr(self, name) for name in FIELDS})}
         write_tensors(path, {"images": self.images.float(), "labels": self.labels}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "DistilledSet":
         """Read a set from its file, or from the run folder that holds it.
 
+        Returns:
+            the set, on the CPU.
+
         Raises:
             InputError: no such file, a damaged one, another format, or tensors of wrong shape.
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
         tensors, metadata = read_tensors(path)
-        if metadata.get("format") != FORMAT or set(tensors) != {"images", "labels"}:
-            found = f"format {metadata.get('format')!r} with tensors {', '.join(sorted(tensors)) or 'none'}"
-            raise InputError(f"{path} is no distilled set: it has {found}; expected {FORMAT!r} with images, labels")
+        if FORMAT not in metadata or set(tensors) != {"images", "labels"}:
+            found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(metadata)) or 'none'}"
+            raise InputError(f"{path} is no distilled set: it has {found}; expected images, labels and {FORMAT}")
         try:
-            lists = {name: tuple(json.loads(metadata[name])) for name in LISTS}
-            return cls(**tensors, **lists, **{name: metadata[name] for name in STRINGS})
+            values = json.loads(metadata[FORMAT])
+            lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
+            return cls(**tensors, **{name: values[name] for name in FIELDS} | lists)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no distilled set: {error}") from None
 

@@ -13,6 +13,14 @@ class InputError(ValueError):
 def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     """Make the error for a name that is not in a registry.
 
+    Args:
+        kind: what the name is of.
+        value: the name.
+        known: all names of that kind.
+
+    Returns:
+        the error, to be raised.
+
     >>> print(unknown("method", "guard_cd", ["dc", "guard_dc"]))
     unknown method 'guard_cd'; did you mean 'guard_dc'? Known: dc, guard_dc
     """

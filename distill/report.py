@@ -19,7 +19,8 @@ __all__ = ["FORMATS", "find_rows", "render", "save_grid", "summary"]
 
 Row = dict[str, Any]
 COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n")
-KEY = ("method", "dataset", "ipc", "backbone", "recipe")
+KEY = ("method", "dataset", "ipc", "backbone", "recipe", "config")
+"""what tells two lines of a table apart; config is a hash of all settings but the seed"""
 
 
 def summary(rows: Iterable[Row], by_seed: bool = True) -> list[Row]:
@@ -30,7 +31,7 @@ def summary(rows: Iterable[Row], by_seed: bool = True) -> list[Row]:
         by_seed: one row a seed, else students of all seeds together.
 
     Returns:
-        rows with COLUMNS and recipe, in order of first appearance; std is None for a single student.
+        rows with COLUMNS, recipe and config, in order of first appearance; std is None for a single student.
     """
     groups: dict[tuple, list[float]] = {}
     for row in rows:
@@ -75,7 +76,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _cells(rows: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the body: one line per method, data set, ipc, backbone and recipe, seeds together."""
+    """Return the header and the body: one line per KEY, seeds together; config is shown where it alone differs."""
     means = summary(rows, by_seed=False)
     attacks = list(dict.fromkeys(row["attack"] for row in means))
     lines: dict[tuple, dict[str, Row]] = {}
@@ -87,11 +88,12 @@ def _cells(rows: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[s
             return "-"
         return f"{row['mean']:.1f}" + ("" if row["std"] is None else f"{plus_minus}{row['std']:.1f}")
 
+    shown = len(KEY) if len({key[:-1] for key in lines}) < len(lines) else len(KEY) - 1
     body = [
-        [*map(str, key), *(cell(found.get(attack)) for attack in attacks), str(max(row["n"] for row in found.values()))]
+        [*map(str, key[:shown]), *(cell(found.get(attack)) for attack in attacks), str(found["clean"]["n"])]
         for key, found in lines.items()
     ]
-    return [*KEY, *attacks, "n"], body
+    return [*KEY[:shown], *attacks, "n"], body
 
 
 def to_text(rows: Sequence[Row]) -> str:
@@ -114,7 +116,7 @@ def to_latex(rows: Sequence[Row]) -> str:
     header, body = _cells(rows, r" $\pm$ ")
     header, *body = ([cell.replace("_", r"\_") for cell in line] for line in (header, *body))
     lines = [
-        r"\begin{tabular}{" + "l" * len(KEY) + "r" * (len(header) - len(KEY)) + "}",
+        r"\begin{tabular}{" + "l" * header.index("clean") + "r" * (len(header) - header.index("clean")) + "}",
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",

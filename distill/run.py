@@ -81,6 +81,14 @@ class Run:
         digest = hashlib.sha256(repr((self.seed, *address)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
+    @property
+    def config_hash(self) -> str:
+        """Eight hex digits that runs share which differ in nothing but the seed."""
+        experiment = self.experiment
+        if isinstance(experiment, dict):
+            experiment = {name: value for name, value in experiment.items() if name != "seed"}
+        return _digest(experiment)[:8]
+
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def restore(self) -> dict[str, Any] | None:
@@ -151,7 +159,7 @@ class Run:
     # --- whose folder this is ------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps(self.experiment, sort_keys=True).encode()).hexdigest()
+        return _digest(self.experiment)
 
     def _claim(self) -> None:
         path = self.folder / "experiment.json"
@@ -171,6 +179,10 @@ class Run:
                 f"{self.folder} holds a run with another config: {difference(found, self.experiment)}. "
                 "Give the same flags to continue it, or another folder (--runs DIR) for this one"
             )
+
+
+def _digest(description: Any) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def difference(found: Any, asked: Any, path: str = "") -> str:

@@ -34,7 +34,7 @@ def load(name: str, root: Path, image_size: int | None = None) -> tuple[ImageSet
 
     Raises:
         InputError: the name is unknown, the size out of range, or the data missing or damaged.
-    """  # noqa: DOC501 (`unknown` makes an InputError)
+    """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     if image_size is not None and not 4 <= image_size <= 1024:

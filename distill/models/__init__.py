@@ -109,7 +109,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 
 
 def _stem_for_small_images(network: nn.Module, channels: int) -> None:
-    """Give a ResNet the stem of the CIFAR ones: 3x3 of stride 1, no pooling (its 7x7 would leave a map of one pixel)."""
+    """Give a ResNet the stem of the CIFAR ones: 3x3 of stride 1, no pooling (7x7 leaves one pixel)."""
     stem = network.conv1
     last = stem[-1] if isinstance(stem, nn.Sequential) else stem
     network.conv1 = nn.Conv2d(channels, last.out_channels, 3, padding=1, bias=False)

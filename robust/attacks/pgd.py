@@ -45,8 +45,8 @@ def pgd(
         restarts: random starts tried on an example while it stands.
         random_start: begin at a uniform point of the ball, else at the image (all restarts are then the same).
         iterate: "worst" returns for each example the first point that is misclassified, else the point of highest loss
-            (the clean image counts as a point, so no example is better off attacked); "last" returns the last iterate of
-            the first restart whose last iterate is misclassified, else of the last restart (the textbook attack).
+            (the clean image counts as a point, so no example is better off attacked); "last" returns the last iterate
+            of the first restart whose last iterate is misclassified, else of the last restart (the textbook attack).
         start: (N, ...) to begin at instead, after projection on the ball.
         generator: CPU generator of the random starts; None takes torch's default.
 

@@ -1,4 +1,4 @@
-"""The textbook DC loop, class by class with one backward pass over the sum, as the official code has it, against ours."""
+"""The textbook DC loop, class by class with one backward pass over the sum as in the official code, against ours."""
 
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,14 +64,22 @@ def test_a_set_of_wrong_shape_is_refused(change: dict, words: str) -> None:
 
 def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
     SET.save(tmp_path / "whole")
-    metadata = {"format": "guard-distilled-1", "dataset": "toy", "augment": "", "backbone": "x", "method": ""}
-    lists = {"classes": '["a"]', "mean": "[0.5]", "std": "[0.2]"}
+    fields = {
+        "dataset": "toy",
+        "augment": "",
+        "backbone": "x",
+        "method": "",
+        "classes": ["a"],
+        "mean": [0.5],
+        "std": [1],
+    }
+    whole, part = ({"guard-distilled-1": json.dumps(value)} for value in (fields, {"dataset": "toy"}))
     write_tensors(tmp_path / "other", {"weights": torch.ones(2)})
-    write_tensors(tmp_path / "shape", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, metadata | lists)
-    write_tensors(tmp_path / "keys", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, metadata)
+    write_tensors(tmp_path / "shape", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, whole)
+    write_tensors(tmp_path / "keys", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, part)
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:300])
     for name, words in {
-        "other": "no distilled set: it has format None with tensors weights",
+        "other": "no distilled set: it has tensors weights, metadata none",
         "shape": "no distilled set: images are",
         "keys": "no distilled set: 'classes'",
         "cut": "not a whole safetensors file",
@@ -87,8 +96,9 @@ def test_the_grid_has_a_row_a_class(tmp_path: Path) -> None:
     assert picture.getpixel((34, 34)) != picture.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
 
 
-def rows(method: str, seed: int, accuracies: dict[str, list[float]], recipe: str = "quick") -> list[dict]:
+def rows(method: str, seed: int, accuracies: dict[str, list[float]], recipe: str = "quick", config: str = "a") -> list:
     shared = {"method": method, "dataset": "toy", "ipc": 1, "seed": seed, "backbone": "convnet", "recipe": recipe}
+    shared |= {"config": config}
     return [
         shared | {"student": student, "attack": attack, "accuracy": value, "images": 9}
         for attack, values in accuracies.items()
@@ -119,13 +129,15 @@ def test_tables_put_seeds_together_and_keep_recipes_apart() -> None:
     assert "53.0 ± 2.6" in text
     assert "90.0  -" in " ".join(text.splitlines()[2].split()).replace(" - ", "  - ")
     assert len(text.splitlines()) == 3
+    other = render(ROWS + rows("dc", 0, {"clean": [90.0]}, config="b"), "text").splitlines()
+    assert other[0].split()[5] == "config"  # named where nothing else tells two rows apart
+    assert [line.split()[5] for line in other[1:]] == ["a", "b"]
+    assert "config" not in text
     assert render(ROWS, "markdown").splitlines()[2].startswith("| dc | toy | 1 | convnet | quick | 53.0 ± 2.6 | 7.0 ±")
     assert r"dc & toy & 1 & convnet & quick & 53.0 $\pm$ 2.6" in render(ROWS, "latex")
 
 
 def test_rows_are_found_or_told(tmp_path: Path) -> None:
-    import json
-
     with pytest.raises(InputError, match="no finished run below"):
         find_rows([tmp_path])
     with pytest.raises(InputError, match="there is no folder"):

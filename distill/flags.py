@@ -1,0 +1,74 @@
+"""Words of the command line into values; what is wrong with them becomes one line."""
+
+import argparse
+import io
+import re
+from contextlib import redirect_stderr
+from typing import TypeVar
+
+import torch
+import tyro
+
+from distill.errors import InputError
+
+__all__ = ["find_device", "parse", "peek", "whole_number"]
+
+T = TypeVar("T")
+
+
+def peek(flags: list[str], *names: str) -> dict[str, str | None]:
+    """Return the raw values of a few flags, on which the defaults of the others depend; None where absent."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(name, nargs="?")
+    found, _ = parser.parse_known_args(flags)
+    return {name: getattr(found, name.strip("-")) for name in names}
+
+
+def whole_number(flag: str, text: str, least: int) -> int:
+    """Return a flag's value.
+
+    Raises:
+        InputError: it is no whole number, or too small.
+    """
+    if not re.fullmatch(r"-?\d+", text) or int(text) < least:
+        raise InputError(f"{flag} is {text}; it takes a whole number >= {least}")
+    return int(text)
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device that works here.
+
+    Raises:
+        InputError: it does not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
+        ) from None
+    return torch.device(name)
+
+
+def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
+    """Return the command that the flags describe, starting from a default.
+
+    Raises:
+        InputError: what tyro says of wrong flags, as one line.
+        SystemExit: after --help.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
+    except ValueError as error:  # a field refuses its value
+        raise InputError(str(error)) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue().split("For full helptext")[0])
+        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        raise InputError(f"{' '.join(lines)} See {program} --help") from None
