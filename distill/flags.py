@@ -69,6 +69,7 @@ def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue().split("For full helptext")[0])
+        box = said.getvalue().split("For full helptext")[0].partition("\n")[2]  # without its title
+        text = re.sub(r"[╭╮╰╯│─]+", " ", box)
         lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-        raise InputError(f"{' '.join(lines)} See {program} --help") from None
+        raise InputError(f"{' '.join(lines).rstrip('.')}. See {program} --help") from None

@@ -84,6 +84,9 @@ class Config:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
         augmentation(self.augment)
+        loss = self.real_loss
+        if isinstance(loss, CurvatureRegularizedLoss) and (loss.h_warmup or loss.batchnorm != "eval"):
+            raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks are matched frozen")
 
 
 def loops(config: Config, ipc: int) -> tuple[int, int]:

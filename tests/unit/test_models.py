@@ -1,0 +1,151 @@
+"""Backbones: the ConvNet against a forward pass written out, and one contract for everything in the registry."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from distill.errors import InputError
+from distill.models import BACKBONES, build
+
+
+def made(spec: str, channels: int = 3, size: int = 32, classes: int = 10, seed: int = 0) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    return build(spec, channels=channels, image_size=size, num_classes=classes, generator=generator)
+
+
+def count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "size", "parameters"),
+    [
+        # by hand: 3 convolutions with bias, 3 norms, one linear layer from 128 * 4 * 4
+        ("convnet", 3, 32, (27 + 1 + 2) * 128 + 2 * (9 * 128 + 1 + 2) * 128 + 2049 * 10),
+        ("convnet", 1, 28, (9 + 1 + 2) * 128 + 2 * (9 * 128 + 1 + 2) * 128 + 2049 * 10),
+        ("convnet:width=64,depth=2", 1, 8, (9 + 1 + 2) * 64 + (9 * 64 + 1 + 2) * 64 + (64 * 4 + 1) * 10),
+        ("convnet:norm=none", 3, 32, (27 + 1) * 128 + 2 * (9 * 128 + 1) * 128 + 2049 * 10),
+        ("mlp", 1, 28, 785 * 128 + 129 * 128 + 129 * 10),
+        ("lenet", 3, 32, 76 * 6 + 151 * 16 + 401 * 120 + 121 * 84 + 85 * 10),
+        ("lenet", 1, 28, 26 * 6 + 151 * 16 + 401 * 120 + 121 * 84 + 85 * 10),
+    ],
+)
+def test_sizes_are_the_published_ones(spec: str, channels: int, size: int, parameters: int) -> None:
+    assert count(made(spec, channels, size)) == parameters
+
+
+def test_the_official_classifiers() -> None:
+    """Last layers of the official code at its own image sizes."""
+    for channels, size in ((3, 32), (1, 28)):
+        ends = {
+            name: [m for m in made(name, channels, size).modules() if isinstance(m, nn.Linear)][-1]
+            for name in BACKBONES
+        }
+        features = {name: layer.in_features for name, layer in ends.items()}
+        assert features == {
+            "convnet": 2048,
+            "mlp": 128,
+            "lenet": 84,
+            "alexnet": 192 * 16,
+            "vgg11": 512,
+            "resnet18": 512,
+            "resnet18_ap": 512 * (16 if channels == 3 else 9),
+        }
+
+
+def test_the_convnet_is_what_its_docstring_says() -> None:
+    network = made("convnet:width=6").double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    values = list(network.parameters())
+    out = x
+    for block in range(3):
+        weight, bias, gain, offset = values[4 * block : 4 * block + 4]
+        out = F.conv2d(out, weight, bias, padding=1)
+        mean, variance = out.mean((2, 3), keepdim=True), out.var((2, 3), keepdim=True, unbiased=False)
+        out = (out - mean) / (variance + 1e-5).sqrt() * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
+        out = out.clamp_min(0)
+        out = (out[..., ::2, ::2] + out[..., 1::2, ::2] + out[..., ::2, 1::2] + out[..., 1::2, 1::2]) / 4
+    torch.testing.assert_close(network.embed(x), out.flatten(1))
+    torch.testing.assert_close(network(x), out.flatten(1) @ values[12].T + values[13])
+    assert torch.equal(network(x), network.eval()(x))  # no running statistics
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "layer", "group", "none"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "leakyrelu", "swish"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+def test_every_convnet_forwards(norm: str, activation: str, pooling: str) -> None:
+    network = made(f"convnet:width=8,depth=2,norm={norm},activation={activation},pooling={pooling}", size=8, classes=4)
+    assert network(torch.rand(3, 3, 8, 8)).shape == (3, 4)
+    kinds = {"instance": nn.GroupNorm, "batch": nn.BatchNorm2d, "layer": nn.LayerNorm, "group": nn.GroupNorm}
+    assert sum(isinstance(m, kinds.get(norm, ())) for m in network.modules()) == (0 if norm == "none" else 2)
+
+
+SPECS = [*BACKBONES, "convnet:norm=batch", "vgg11:norm=batch", "resnet18:norm=batch", "test_resnet", "timm:test_vit"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_contract(spec: str) -> None:
+    before = torch.get_rng_state()
+    for channels, size in ((1, 28), (3, 32)):
+        network, same, other = (
+            made(spec, channels, size),
+            made(spec, channels, size),
+            made(spec, channels, size, seed=1),
+        )
+        assert all(map(torch.equal, network.state_dict().values(), same.state_dict().values()))
+        assert not all(map(torch.equal, network.parameters(), other.parameters()))
+        assert network.training
+    assert torch.equal(before, torch.get_rng_state())
+
+    x = torch.rand(2, 3, 32, 32, requires_grad=True)
+    network.eval()
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        logits = network(x)
+    assert logits.shape == (2, 10)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([1, 2])), x, create_graph=True)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    second = torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True)
+    found = [g for g in second if g is not None]
+    assert all(g.isfinite().all() for g in found)
+    assert any(g.abs().max() > 0 for g in found)
+    for module in made(spec).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_batches_tracked == 0
+            assert (module.running_mean == 0).all()
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "vit_tiny_patch16_224"])
+def test_timm_models_get_stems_for_small_images(name: str) -> None:
+    network = made(name)
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    if "vit" in name:
+        assert network.patch_embed.num_patches == 64
+    else:
+        assert network.conv1.kernel_size == (3, 3)
+        assert network.forward_features(torch.rand(1, 3, 32, 32)).shape[-2:] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("convnex", "unknown backbone 'convnex'; did you mean 'convne.*Known: convnet, mlp,.* timm"),
+        ("timm:nothing_like_it", "unknown backbone 'nothing_like_it'"),
+        ("convnet:witdh=3", "unknown option of backbone convnet 'witdh'; did you mean 'width'"),
+        ("convnet:width=big", "width of backbone convnet is 'big'; it takes a whole number"),
+        ("convnet:width=0", "width is 0"),
+        ("convnet:norm=batchnorm", "unknown norm of backbone convnet 'batchnorm'; did you mean 'batch'"),
+        ("convnet:width=6,norm=group", "must be divisible by 4"),
+        ("convnet:depth=6", "halved to nothing by depth 6"),
+        ("mlp:width=3", "unknown option of backbone mlp 'width'. Known: none"),
+        ("test_resnet:width=3", "timm models take no options"),
+    ],
+)
+def test_other_specs_are_refused(spec: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        made(spec)
+
+
+def test_impossible_sizes_are_told() -> None:
+    with pytest.raises(InputError, match="images of 8 px are too small for this backbone"):
+        made("vgg11", 1, 8)
