@@ -30,8 +30,23 @@ install() {  # install FILE: its packages into .venv, once for each content of t
     touch "$stamp"
 }
 
+lacks() {  # lacks NAME...: the modules that the activated environment does not have
+    python - "$@" <<'PY'
+import sys
+from importlib.util import find_spec
+print(*(name for name in sys.argv[1:] if find_spec(name) is None))
+PY
+}
+
 environment() {  # sets $python
-    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && python -c 'import torch' 2>/dev/null; then
+    local needed="torchvision numpy sklearn kornia timm tyro tqdm safetensors tensorboard" files="requirements.txt" missing
+    if [ "${1:-}" = test ]; then
+        needed="$needed pytest torchattacks ruff basedpyright" files="$files -r tests/requirements.txt"
+    fi
+    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
+        # shellcheck disable=SC2086  # words
+        missing=$(lacks $needed)
+        [ -z "$missing" ] || fail "the activated environment lacks $missing: pip install -r $files, or deactivate it"
         python=python
         return
     fi

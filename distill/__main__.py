@@ -188,6 +188,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         print(f"finished already in {run.folder}", file=sys.stderr)
         return show(run.folder)
     train, test = real_data(experiment, place.data_dir, device)
+    spare_threads(train, device)
     smallest = int(train.labels.bincount(minlength=train.num_classes).min())
     if experiment.ipc > smallest:
         raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
@@ -217,6 +218,12 @@ def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple
         # One split for all seeds, so that what is chosen on it is chosen on the same images.
         train, test = train.split(0.1, torch.Generator().manual_seed(0))
     return train.to(device), test.to(device)
+
+
+def spare_threads(images: ImageSet, device: torch.device) -> None:
+    """Take one thread on a CPU for small images, whose layers cost less than sharing them out does."""
+    if device.type == "cpu" and images.image_shape[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def announce(
@@ -300,6 +307,7 @@ def run_evaluate(flags: list[str]) -> int:
         return show(folder)
     _, test = load(judgement.dataset, place.data_dir, distilled.images.shape[-1])
     check(distilled, test)
+    spare_threads(test, device)
     labels = {"method": name, "dataset": judgement.dataset, "ipc": round(distilled.ipc), "seed": judgement.seed}
     labels |= {"backbone": judgement.backbone, "recipe": judgement.recipe, "config": run.config_hash}
     rows = evaluate(distilled, test.to(device), judgement.evaluation, judgement.backbone, run, labels)

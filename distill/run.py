@@ -214,7 +214,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("torch", "torchvision", "numpy", "kornia", "timm")},
-        "device": f"{device} ({name}), {torch.get_num_threads()} threads",
+        "device": f"{device} ({name})",
         "commit": commit,
         "command": sys.argv,
     }

@@ -15,6 +15,7 @@ summed (S_c enters no other class's term), which needs one class's memory; the n
 whole, where the official code freezes BatchNorm only (the same for every network without dropout); seeds are addressed.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -140,6 +141,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
+            start = time.perf_counter()
             network = build(
                 config.backbone,
                 channels=channels,
@@ -176,7 +178,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             distance, real_loss = (losses / (outer_loop * real.num_classes)).tolist()
             bar.set_postfix(loss=f"{distance:.4g}", refresh=False)
             bar.update()
-            run.log(iteration, loss=distance, real_loss=real_loss)
+            run.log(iteration, loss=distance, real_loss=real_loss, seconds=time.perf_counter() - start)
             if run.due() or iteration == config.iterations - 1:
                 run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
 

@@ -19,6 +19,7 @@ METHODS = {
     "guard_dc": Config(GUARD),
     "guard_dsa": Config(GUARD, **SIAMESE),
 }
+
 GOLDEN = {  # (distance, loss of the real batches) of each iteration; torch 2.14, CPU, float32
     "dc": [(13.06201, 0.69778), (13.70407, 0.62067), (10.96361, 0.77015), (11.74414, 0.80271), (11.81282, 0.66369)],
     "dsa": [(4.35973, 0.66273), (3.83036, 0.57944), (3.41266, 0.73290), (3.55275, 0.76496), (4.01173, 0.59690)],
