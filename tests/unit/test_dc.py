@@ -1,5 +1,6 @@
 """Gradient matching: loops, resuming, what is refused, what a run leaves."""
 
+import json
 from pathlib import Path
 
 import pytest
