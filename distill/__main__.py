@@ -26,7 +26,7 @@ from distill.files import write_text
 from distill.flags import find_device, parse, peek, whole_number
 from distill.models import BACKBONES, build
 from distill.report import FORMATS, find_rows, render, save_grid
-from distill.run import Run
+from distill.run import Run, locked
 from robust import losses
 
 PACKAGES = ("distill.methods",)
@@ -198,17 +198,17 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     attacks_for(experiment.evaluation.attack_names, channels)
     announce(early["--recipe"] is None, experiment, recipes, module, train, len(test), device)
 
-    path = run.folder / "distilled.safetensors"
-    if not path.exists():
-        distilled = module.distill(train, experiment.ipc, experiment.config, run)
-        replace(distilled, method=method).save(path)
-    distilled = DistilledSet.load(path)
-    run.finish()
-    save_grid(distilled, run.folder / "grid.png")
     labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
     labels |= {"backbone": backbone, "recipe": experiment.recipe, "config": run.config_hash}
-    rows = evaluate(distilled, test, experiment.evaluation, backbone, run, labels)
-    return report(rows, run.folder)
+    with locked(run.begin().folder):
+        path = run.folder / "distilled.safetensors"
+        if not path.exists():
+            distilled = module.distill(train, experiment.ipc, experiment.config, run)
+            replace(distilled, method=method).save(path)
+        distilled = DistilledSet.load(path)
+        run.finish()
+        save_grid(distilled, run.folder / "grid.png")
+        return report(evaluate(distilled, test, experiment.evaluation, backbone, run, labels), run.folder)
 
 
 def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple[ImageSet, ImageSet]:
@@ -264,7 +264,7 @@ def show(folder: Path) -> int:
     """Print the table of a finished run."""
     print(render(find_rows([folder]), "text"), end="")
     print("accuracy in percent, mean ± standard deviation over n students; attacks: see `bash run.sh list`")
-    print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
     return 0
 
 
@@ -310,8 +310,9 @@ def run_evaluate(flags: list[str]) -> int:
     spare_threads(test, device)
     labels = {"method": name, "dataset": judgement.dataset, "ipc": round(distilled.ipc), "seed": judgement.seed}
     labels |= {"backbone": judgement.backbone, "recipe": judgement.recipe, "config": run.config_hash}
-    rows = evaluate(distilled, test.to(device), judgement.evaluation, judgement.backbone, run, labels)
-    return report(rows, folder)
+    with locked(run.begin().folder):
+        evaluation, backbone = judgement.evaluation, judgement.backbone
+        return report(evaluate(distilled, test.to(device), evaluation, backbone, run, labels), folder)
 
 
 def run_table(flags: list[str]) -> int:

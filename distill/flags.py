@@ -69,7 +69,7 @@ def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        box = said.getvalue().split("For full helptext")[0].partition("\n")[2]  # without its title
-        text = re.sub(r"[╭╮╰╯│─]+", " ", box)
-        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+        text = said.getvalue().split("For full helptext")[0]  # a box with a title in its frame
+        lines = [line.strip("│| ") for line in text.splitlines() if line[:1] not in "╭╰+"]
+        lines = [" ".join(line.split()) for line in lines if line.strip("─-")]
         raise InputError(f"{' '.join(lines).rstrip('.')}. See {program} --help") from None

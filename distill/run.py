@@ -13,6 +13,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +28,7 @@ from distill.errors import InputError
 from distill.files import read_state, write_atomic, write_text
 from distill.progress import progress
 
-__all__ = ["Run", "describe"]
+__all__ = ["Run", "describe", "locked"]
 
 
 def describe(value: Any) -> Any:
@@ -49,7 +51,7 @@ class Run:
         checkpoint_seconds: a due checkpoint is this old, at most so much work is lost.
 
     Raises:
-        InputError: the folder holds another experiment (the difference is named), or cannot be written.
+        InputError: the folder holds another experiment (the difference is named).
     """
 
     def __init__(
@@ -66,7 +68,22 @@ class Run:
         self.checkpoint_seconds = checkpoint_seconds
         self._saved_at = time.perf_counter()
         self._scalars = None
-        self._claim()
+        self._check()
+
+    def begin(self) -> "Run":
+        """Make the folder this experiment's; until then nothing is written, so that bad input leaves nothing behind.
+
+        Returns:
+            the run itself.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        path = self.folder / "experiment.json"
+        if not path.exists():
+            content = {"experiment": self.experiment, "made_by": provenance(self.device)}
+            write_text(path, json.dumps(content, indent=2) + "\n")
+        return self
 
     def generator(self, *address: str | int) -> torch.Generator:
         """Return the CPU generator of an address, the same for every call: a resumed run needs no random state.
@@ -161,12 +178,9 @@ class Run:
     def _fingerprint(self) -> str:
         return _digest(self.experiment)
 
-    def _claim(self) -> None:
+    def _check(self) -> None:
         path = self.folder / "experiment.json"
         if not path.exists():
-            write_text(
-                path, json.dumps({"experiment": self.experiment, "made_by": provenance(self.device)}, indent=2) + "\n"
-            )
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
@@ -200,6 +214,26 @@ def difference(found: Any, asked: Any, path: str = "") -> str:
         )
         return "; ".join(parts)
     return f"{path} is {found} there, {asked} now"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of an existing folder during the block; a killed process lets go of it.
+
+    Raises:
+        InputError: another process has it.
+    """
+    with open(folder / ".lock", "ab") as file:
+        try:
+            import fcntl  # not on Windows, where two processes in one folder are not noticed
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            line = f"another process works in {folder}; wait for it, or choose another folder (--runs DIR)"
+            raise InputError(line) from None
+        yield
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

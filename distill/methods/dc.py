@@ -23,6 +23,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.augment import Augmentation, augmentation
@@ -226,7 +227,8 @@ def match(
             drawn = siamese.sample(None, tuple(leaf.shape[1:]), generator(class_))
             batch, ours = siamese.apply(batch, drawn), siamese.apply(leaf, drawn)
         real_loss, target = teacher.value_and_gradients(batch, _all(class_, batch))
-        loss = cross_entropy(network(ours), _all(class_, ours)).mean()
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            loss = cross_entropy(network(ours), _all(class_, ours)).mean()
         value = distance(torch.autograd.grad(loss, parameters, create_graph=True), target)
         gradients += torch.autograd.grad(value, leaf)
         losses += torch.stack([value.detach(), real_loss])

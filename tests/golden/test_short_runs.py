@@ -37,7 +37,7 @@ GOLDEN = {  # (distance, loss of the real batches) of each iteration; torch 2.14
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_are_what_they_were(method: str, tmp_path: Path) -> None:
     small = {"backbone": "convnet:width=8,depth=2", "iterations": 5, "outer_loop": 3, "inner_loop": 2, "batch_real": 8}
-    distill(toy(), 2, replace(METHODS[method], **small), Run(tmp_path, None))
+    distill(toy(), 2, replace(METHODS[method], **small), Run(tmp_path, None).begin())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = [(row["loss"], row["real_loss"]) for row in rows]
     for pair, expected in zip(found, GOLDEN[method], strict=True):

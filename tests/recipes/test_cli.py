@@ -40,7 +40,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, *SMALL]
     assert run(*words) == 0
     folder = tmp_path / method / "folder" / "ipc1" / "seed0"
-    assert sorted(path.name for path in folder.iterdir()) == [*FILES.split(" "), "tensorboard"]
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [*FILES.split(" "), "tensorboard"]
     assert DistilledSet.load(folder).method == method
 
     experiment = json.loads((folder / "experiment.json").read_text())
@@ -178,7 +178,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(said.err.strip().splitlines()) == 1
     assert said.err.startswith("run.sh: ")
     assert said.out == ""
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_changed_config_or_a_bad_folder_loses_nothing(
@@ -200,6 +200,19 @@ def test_a_changed_config_or_a_bad_folder_loses_nothing(
     (folder / "distilled.safetensors").write_bytes(b"damaged")
     assert run(*words, "--runs", tmp_path / "runs") == 2
     assert "distilled.safetensors is not a whole safetensors file" in capsys.readouterr().err
+
+
+def test_damaged_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_toy(tmp_path / "toy")
+    (data / "train" / "above" / "002.png").write_bytes(b"\x89PNG no more")
+    assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *SMALL) == 2
+    assert "002.png" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_attention_is_matched_too(data: Path, tmp_path: Path) -> None:
+    words = ["guard_dc", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL]
+    assert run(*words, "--backbone", "test_vit", "--student.epochs", "1", "--students", "1") == 0
 
 
 def started(folder: Path, *words: str | Path) -> subprocess.Popen:

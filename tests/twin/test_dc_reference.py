@@ -101,19 +101,19 @@ def test_ours_is_the_textbook(method: str, backbone: str, tmp_path: Path) -> Non
         init="real" if method.endswith("dsa") else "noise",
         augment="color_crop_cutout_flip_scale_rotate" if method.endswith("dsa") else "",
     )
-    ours = distill(toy(), IPC, config, Run(tmp_path, None)).images
+    ours = distill(toy(), IPC, config, Run(tmp_path, None).begin()).images
     real_loss = guard if method.startswith("guard") else (lambda network, x, y: F.cross_entropy(network(x), y))
-    theirs = reference(config, Run(tmp_path, None), real_loss)
+    theirs = reference(config, Run(tmp_path, None).begin(), real_loss)
     assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
     assert (ours - theirs).abs().max() < 1e-2 * (ours - ours.mean()).abs().max()
 
 
 def test_the_loss_is_what_makes_guard(tmp_path: Path) -> None:
     options = {"backbone": "convnet:width=4", "iterations": 2, "outer_loop": 2, "inner_loop": 1, "batch_real": 6}
-    plain = distill(toy(), IPC, Config(CrossEntropy(), **options), Run(tmp_path / "a", None)).images
-    without = distill(toy(), IPC, Config(CurvatureRegularizedLoss(0.0), **options), Run(tmp_path / "b", None)).images
-    guard_images = distill(
-        toy(), IPC, Config(CurvatureRegularizedLoss(5.0), **options), Run(tmp_path / "c", None)
-    ).images
+
+    def images(loss: CrossEntropy | CurvatureRegularizedLoss, name: str) -> torch.Tensor:
+        return distill(toy(), IPC, Config(loss, **options), Run(tmp_path / name, None).begin()).images
+
+    plain, without = images(CrossEntropy(), "a"), images(CurvatureRegularizedLoss(0.0), "b")
     assert torch.equal(plain, without)
-    assert not torch.allclose(plain, guard_images, atol=1e-3)
+    assert not torch.allclose(plain, images(CurvatureRegularizedLoss(5.0), "c"), atol=1e-3)

@@ -26,9 +26,9 @@ def test_loops_follow_the_official_table_and_the_flags() -> None:
 
 def test_interpolated_loops_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(CrossEntropy(), backbone="convnet:width=4", iterations=1, batch_real=4)
-    distill(toy(), 2, config, Run(tmp_path / "a", None))
+    distill(toy(), 2, config, Run(tmp_path / "a", None).begin())
     assert "no official loops for ipc 2: 2 matchings, 6 epochs between (interpolated)" in capsys.readouterr().err
-    distill(toy(), 1, config, Run(tmp_path / "b", None))
+    distill(toy(), 1, config, Run(tmp_path / "b", None).begin())
     assert "loops" not in capsys.readouterr().err
 
 
@@ -62,7 +62,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", [0, 2, 4])
 def test_a_killed_run_ends_with_the_same_bits(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = distill(toy(), 2, SMALL, Run(tmp_path / "whole", SMALL))
+    whole = distill(toy(), 2, SMALL, Run(tmp_path / "whole", SMALL).begin())
     log = Run.log
 
     def dies(self: Run, step: int, **scalars: float) -> None:
@@ -72,9 +72,9 @@ def test_a_killed_run_ends_with_the_same_bits(at: int, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Run, "log", dies)
     with pytest.raises(Killed):
-        distill(toy(), 2, SMALL, Run(tmp_path / "killed", SMALL, checkpoint_seconds=0.0))
+        distill(toy(), 2, SMALL, Run(tmp_path / "killed", SMALL, checkpoint_seconds=0.0).begin())
     monkeypatch.setattr(Run, "log", log)
-    resumed = Run(tmp_path / "killed", SMALL)
+    resumed = Run(tmp_path / "killed", SMALL).begin()
     assert (resumed.restore() or {"iteration": 0})["iteration"] == at
     again = distill(toy(), 2, SMALL, resumed)
     assert torch.equal(whole.images, again.images)

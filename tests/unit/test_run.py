@@ -1,6 +1,8 @@
 """A run's folder: addressed randomness, atomic files, refusal of what belongs to another."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 
 from distill.errors import InputError
 from distill.files import read_tensors, write_atomic, write_tensors
-from distill.run import Run
+from distill.run import Run, locked
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def test_a_checkpoint_is_due_with_time(tmp_path: Path) -> None:
 
 
 def test_scalars_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
-    run = Run(tmp_path, Whole())
+    run = Run(tmp_path, Whole()).begin()
     for step in range(4):
         run.log(step, loss=step)
     run.save(2, {})
@@ -70,15 +72,16 @@ def test_scalars_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
-    Run(tmp_path, Whole())
-    Run(tmp_path, Whole())
+    Run(tmp_path, Whole(ipc=3))  # looks only
+    Run(tmp_path, Whole()).begin()
+    Run(tmp_path, Whole()).begin()
     with pytest.raises(InputError, match=r"inner\.lr is 0\.1 there, 0\.2 now; ipc is 1 there, 2 now"):
         Run(tmp_path, Whole(Inner(0.2), 2))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
 def test_a_damaged_checkpoint_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
-    run = Run(tmp_path, Whole())
+    run = Run(tmp_path, Whole()).begin()
     (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"state\.pt is damaged or foreign"):
         run.restore()
@@ -100,8 +103,8 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path / "a", Whole()).save(1, {})
-    run = Run(tmp_path / "b", Whole(ipc=2))
+    Run(tmp_path / "a", Whole()).begin().save(1, {})
+    run = Run(tmp_path / "b", Whole(ipc=2)).begin()
     (tmp_path / "a" / "state.pt").rename(tmp_path / "b" / "state.pt")
     with pytest.raises(InputError, match="belongs to another experiment"):
         run.restore()
@@ -119,7 +122,16 @@ def test_a_damaged_experiment_is_refused(tmp_path: Path) -> None:
 def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        Run(tmp_path / "file" / "run", Whole())
+        Run(tmp_path / "file" / "run", Whole()).begin()
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    code = f"from pathlib import Path\nfrom distill.run import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    command = [sys.executable, "-c", code]
+    with locked(tmp_path):
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"another process works in {tmp_path}" in second.stderr
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
