@@ -69,7 +69,7 @@ def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = said.getvalue().split("For full helptext")[0]  # a box with a title in its frame
-        lines = [line.strip("│| ") for line in text.splitlines() if line[:1] not in "╭╰+"]
-        lines = [" ".join(line.split()) for line in lines if line.strip("─-")]
+        text = said.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
+        lines = [line.strip("│ ") for line in text.splitlines()[1:] if line.strip("│─- ")]
+        lines = [" ".join(line.split()) for line in lines]
         raise InputError(f"{' '.join(lines).rstrip('.')}. See {program} --help") from None
