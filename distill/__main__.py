@@ -323,7 +323,16 @@ def run_table(flags: list[str]) -> int:
 
 
 def run_list(flags: list[str]) -> int:
-    """Print every name that a flag takes."""
+    """Print every name that a flag takes.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: it takes no words.
+    """
+    if flags and flags[0] not in ("-h", "--help"):
+        raise InputError(f"list takes no words, but got {' '.join(flags)}")
     methods = find_methods()
     grey, colour = (attacks_for(("linf_star", "linf", "l2"), channels) for channels in (1, 3))
     lines = {

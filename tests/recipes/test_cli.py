@@ -157,6 +157,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc mnist --data-dir NOWHERE", "digits"),
         ("evaluate", "evaluate takes a path first"),
         ("evaluate NOWHERE", "there is no file NOWHERE"),
+        ("list everything", "list takes no words, but got everything"),
         ("table NOWHERE", "there is no folder NOWHERE"),
         ("table --format html", "html"),
     ],
