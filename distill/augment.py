@@ -132,16 +132,17 @@ def _centres(size: int) -> tuple[int, int]:
     return 0, size + (1 - int(0.5 * size + 0.5) % 2)
 
 
-Range = Callable[[int], tuple[int, int]] | None
+HEIGHT, WIDTH = 1, 2  # places in the shape (C, H, W) of an image
+Range = tuple[Callable[[int], tuple[int, int]], int] | None
 GROUPS: dict[str, tuple[Callable[[Tensor, Draw], Tensor], dict[str, Range]]] = {
     "color": (_color, {"brightness": None, "saturation": None, "contrast": None}),
-    "crop": (_crop, {"down": _offsets, "right": _offsets}),
-    "cutout": (_cutout, {"row": _centres, "column": _centres}),
+    "crop": (_crop, {"down": (_offsets, HEIGHT), "right": (_offsets, WIDTH)}),
+    "cutout": (_cutout, {"row": (_centres, HEIGHT), "column": (_centres, WIDTH)}),
     "flip": (_flip, {"flip": None}),
     "scale": (_scale, {"x": None, "y": None}),
     "rotate": (_rotate, {"angle": None}),
 }
-"""name -> (formula, its draws: None for u in [0, 1), else the range of whole numbers for a side in pixels)"""
+"""name -> (formula, its draws: None for u in [0, 1), else the range of whole numbers and the side that it is of)"""
 
 STRATEGIES = tuple(GROUPS)
 """names of DSA's groups"""
@@ -172,12 +173,13 @@ class DSA:
         """Return the group and its draws, (n,) each or (1,): see `Augmentation`."""
         groups = self.strategy.split("_")
         group = groups[int(torch.randint(len(groups), (), generator=generator))]
-        drawn, size, side = {}, (n or 1,), shape[-1]
-        for name, limits in GROUPS[group][1].items():
-            if limits is None:
+        drawn, size = {}, (1 if n is None else n,)
+        for name, kind in GROUPS[group][1].items():
+            if kind is None:
                 drawn[name] = torch.rand(size, generator=generator)
             else:
-                drawn[name] = torch.randint(*limits(side), size, generator=generator)
+                limits, side = kind
+                drawn[name] = torch.randint(*limits(shape[side]), size, generator=generator)
         return group, drawn
 
     def apply(self, images: Tensor, parameters: tuple[str, Draw]) -> Tensor:
@@ -190,6 +192,9 @@ class DSA:
 
 NOT_SIAMESE = ("RandomGaussianNoise", "RandomChannelShuffle", "RandomRain", "RandomThinPlateSpline", "RandomPlasma")
 """classes (or beginnings of names) that draw per image even with same_on_batch (kornia issues 3624 and 2665)"""
+
+NOT_DIFFERENTIABLE = ("RandomClahe",)
+"""classes whose result is cut off from the image's gradient"""
 
 
 @dataclass(frozen=True)
@@ -214,13 +219,24 @@ class Kornia:
         return n is None, int(torch.randint(2**62, (), generator=generator))
 
     def apply(self, images: Tensor, parameters: tuple[bool, int]) -> Tensor:
-        """Return changed images: see `Augmentation`."""
+        """Return changed images: see `Augmentation`.
+
+        Raises:
+            InputError: the policy changes the size of images, or cannot take this number of channels.
+        """
         siamese, seed = parameters
         normalize = Normalize(self.mean, self.std).to(images) if self.mean else None
         pixels = normalize.inverse(images) if normalize else images
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            pixels = (self._siamese if siamese else self._single)(pixels)
+            try:
+                pixels = (self._siamese if siamese else self._single)(pixels)
+            except ValueError as error:  # hue and saturation want three channels
+                line = str(error).splitlines()[0]
+                raise InputError(f"augmentation 'kornia:{self.policy}' refuses these images ({line})") from None
+        if pixels.shape != images.shape:
+            was, now = ("x".join(map(str, x.shape[1:])) for x in (images, pixels))
+            raise InputError(f"augmentation 'kornia:{self.policy}' makes images of {now} from {was}; sizes must stay")
         return normalize(pixels) if normalize else pixels
 
     @cached_property
@@ -234,16 +250,22 @@ class Kornia:
     def _sequence(self, same_on_batch: bool) -> nn.Module:
         import kornia.augmentation  # slow to import
 
+        known = {
+            name: kind
+            for name, kind in vars(kornia.augmentation).items()
+            if name.startswith(("Random", "Color")) and issubclass(kind, kornia.augmentation.AugmentationBase2D)
+        }
         operations = []
         for name, positional, named in _calls(self.policy):
-            kind = getattr(kornia.augmentation, name, None)
             if name.startswith(NOT_SIAMESE):
                 raise InputError(f"augmentation kornia:{name} cannot share its draw between two batches; take another")
-            if not (isinstance(kind, type) and issubclass(kind, kornia.augmentation.AugmentationBase2D)):
-                known = (n for n in dir(kornia.augmentation) if n.startswith(("Random", "Color")))
-                raise unknown("augmentation kornia:", name, known)
+            if name in NOT_DIFFERENTIABLE:
+                raise InputError(f"augmentation kornia:{name} passes no gradient to the images; take another")
+            if name not in known:
+                fit = sorted(n for n in known if not n.startswith((*NOT_SIAMESE, *NOT_DIFFERENTIABLE)))
+                raise unknown("augmentation of kornia", name, fit)
             try:
-                operations.append(kind(*positional, **named, same_on_batch=same_on_batch))
+                operations.append(known[name](*positional, **named, same_on_batch=same_on_batch))
             except Exception as error:  # each class checks its arguments in its own way
                 line = str(error).splitlines()[0]
                 raise InputError(f"augmentation kornia:{name} refuses its arguments ({line})") from None

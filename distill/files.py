@@ -63,7 +63,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
-        raise InputError(f"{path} is not a whole safetensors file ({str(error).splitlines()[0]})") from None
+        line = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a whole safetensors file ({line}); delete it to have it made anew") from None
 
 
 def read_state(path: Path) -> dict:

@@ -21,6 +21,8 @@ Row = dict[str, Any]
 COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n")
 KEY = ("method", "dataset", "ipc", "backbone", "recipe", "config")
 """what tells two lines of a table apart; config is a hash of all settings but the seed"""
+ROW = (*KEY, "seed", "student", "attack", "accuracy", "images")
+"""fields of a row of results.jsonl"""
 
 
 def summary(rows: Iterable[Row], by_seed: bool = True) -> list[Row]:
@@ -56,8 +58,9 @@ def find_rows(places: Sequence[Path]) -> list[Row]:
             raise InputError(f"there is no folder {place}; give folders of runs, or run a method first")
         for path in sorted(place.rglob("results.jsonl")):
             try:
-                rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            except ValueError:
+                found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                rows += [{name: row[name] for name in ROW} for row in found]
+            except (ValueError, KeyError, TypeError):
                 raise InputError(f"{path} is damaged; delete it and run its command again") from None
     if not rows:
         raise InputError(f"no finished run below {', '.join(map(str, places))}; `bash run.sh METHOD DATASET` makes one")

@@ -71,6 +71,8 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
         key, _, value = item.partition("=")
         if key not in known:
             raise unknown(f"option of backbone {name}", key, known or ["none"])
+        if key in options:
+            raise InputError(f"{key} of backbone {name} is given twice; give it once")
         choices = get_args(hints[key])
         if choices and value not in choices:
             raise unknown(f"{key} of backbone {name}", value, choices)
@@ -96,14 +98,14 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         for extra in (*attempts, {"img_size": image_size}, {}):
             try:
                 network = timm.create_model(name, **shared, **extra)
-                break
-            except (TypeError, AssertionError, ValueError):
+                if small and isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1"):
+                    _stem_for_small_images(network, channels)
+                with torch.no_grad():  # most take any size when made, and fail only when called
+                    network.eval()(torch.zeros(1, channels, image_size, image_size))
+                return network.train()
+            except Exception:  # each model refuses in its own way
                 continue
-        else:
-            raise InputError(f"timm's {name} takes no images of {image_size} px; take another backbone or --image-size")
-        if small and isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1"):
-            _stem_for_small_images(network, channels)
-        return network
+        raise InputError(f"timm's {name} takes no images of {image_size} px; take another backbone or --image-size")
 
     return builder
 

@@ -23,25 +23,28 @@ def _with_classifier(features: nn.Sequential, channels: int, image_size: int, he
     """Return the features, flattened, with linear layers of the sizes `head` behind them and ReLU between.
 
     Raises:
-        InputError: the images are too small for the features.
+        InputError: the images are too small for the features, or for an instance norm in them.
     """
+    features.eval()  # the look at the shape leaves no trace in a BatchNorm
     try:
         with torch.no_grad():
-            ingoing = features(torch.zeros(2, channels, image_size, image_size))[0].numel()
+            ingoing = features(torch.zeros(1, channels, image_size, image_size)).numel()
+    except ValueError:  # GroupNorm's; a single value less its mean is 0, so the logits would not depend on the image
+        raise InputError(
+            f"images of {image_size} px come to one pixel, which instance norm makes constant; "
+            "take convnet, a larger --image-size, or (where one pixel is enough) norm=batch"
+        ) from None
     except RuntimeError:
         ingoing = 0
     if ingoing == 0:
         raise InputError(
             f"images of {image_size} px are too small for this backbone; take convnet, or a larger --image-size"
         )
-    for module in features.modules():  # the look at the shape leaves no trace
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
     layers: list[nn.Module] = [nn.Flatten()]
     for outgoing in head:
         layers += [nn.Linear(ingoing, outgoing), nn.ReLU(inplace=True)]
         ingoing = outgoing
-    return nn.Sequential(*features, *layers[:-1])
+    return nn.Sequential(*features, *layers[:-1]).train()
 
 
 def mlp(channels: int, image_size: int, num_classes: int) -> nn.Module:
@@ -62,8 +65,8 @@ def lenet(channels: int, image_size: int, num_classes: int) -> nn.Module:
     return _with_classifier(features, channels, image_size, [120, 84, num_classes])
 
 
-def alexnet(channels: int, image_size: int, num_classes: int) -> nn.Module:
-    """Return the small AlexNet of the field: five convolutions, three poolings, no norm, no dropout."""
+def alexnet(channels: int, image_size: int, num_classes: int, *, norm: Norm = "none") -> nn.Module:
+    """Return the small AlexNet of the field: five convolutions, three poolings, no dropout."""
     padding = 4 if channels == 1 and image_size == 28 else 2
     layers: list[nn.Module] = []
     ingoing = channels
@@ -74,7 +77,10 @@ def alexnet(channels: int, image_size: int, num_classes: int) -> nn.Module:
         (192, 3, 1, False),
         (192, 3, 1, True),
     ):
-        layers += [nn.Conv2d(ingoing, width, kernel, padding=pad), nn.ReLU(inplace=True)]
+        normalization = NORMS[norm](width, 0)
+        layers.append(nn.Conv2d(ingoing, width, kernel, padding=pad))
+        layers += [normalization] if normalization is not None else []
+        layers.append(nn.ReLU(inplace=True))
         layers += [nn.MaxPool2d(2)] if pool else []
         ingoing = width
     return _with_classifier(nn.Sequential(*layers), channels, image_size, [num_classes])

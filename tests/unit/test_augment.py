@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from distill.augment import DSA, GROUPS, Kornia, augmentation
+from distill.augment import DSA, GROUPS, NOT_SIAMESE, Kornia, augmentation
 from distill.errors import InputError
 
 CIFAR = "color_crop_cutout_flip_scale_rotate"
@@ -93,6 +93,22 @@ def test_each_group_is_its_formula(group: str, size: int) -> None:
         torch.testing.assert_close(dsa.apply(x, parameters), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("group", "drawn"),
+    [
+        ("color", {"brightness": 0.5, "saturation": 0.5, "contrast": 0.5}),
+        ("crop", {"down": 0, "right": 0}),
+        ("flip", {"flip": 0.5}),  # flipped below one half
+        ("scale", {"x": (1 - 1 / 1.2) / (1.2 - 1 / 1.2), "y": (1 - 1 / 1.2) / (1.2 - 1 / 1.2)}),
+        ("rotate", {"angle": 0.5}),
+    ],
+)
+def test_some_draws_change_nothing(group: str, drawn: dict[str, float]) -> None:
+    x = images()
+    changed = DSA(group).apply(x, (group, {name: torch.tensor([value]) for name, value in drawn.items()}))
+    torch.testing.assert_close(changed, x, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_one_draw_serves_every_image_of_any_batch(group: str) -> None:
     x, dsa = images(5), DSA(group)
@@ -129,6 +145,23 @@ def test_ranges_are_the_official_ones(size: int, shift: int, side: int) -> None:
     ones = torch.ones(1, 1, size, size)
     hole = {"row": torch.tensor([size // 2]), "column": torch.tensor([size // 2])}
     assert (DSA("cutout").apply(ones, ("cutout", hole)) == 0).sum() == side**2
+
+
+def test_each_side_has_a_range_of_its_own() -> None:
+    _, drawn = DSA("crop").sample(2000, (3, 32, 8), generator())
+    assert (drawn["down"].abs().max(), drawn["right"].abs().max()) == (4, 1)
+    _, drawn = DSA("cutout").sample(2000, (3, 32, 8), generator())
+    assert (drawn["row"].max(), drawn["column"].max()) == (32, 8)
+
+
+@pytest.mark.parametrize("group", ["color", "flip", "scale", "rotate"])
+def test_other_draws_fill_the_unit_interval(group: str) -> None:
+    _, drawn = DSA(group).sample(5000, (3, 8, 8), generator())
+    for values in drawn.values():
+        assert values.shape == (5000,)
+        assert 0 <= values.min() < 0.01
+        assert 0.99 < values.max() < 1
+        assert abs(values.mean() - 0.5) < 0.02  # five standard deviations
 
 
 def test_groups_are_drawn_alike() -> None:
@@ -189,6 +222,32 @@ def test_a_kornia_policy_is_the_named_operation_and_differentiable() -> None:
     assert torch.equal(gradient, torch.arange(8.0).flip(0).expand_as(x))
 
 
+def test_a_kornia_policy_is_twice_differentiable_and_keeps_the_type() -> None:
+    policy = augmentation("kornia:RandomAffine(15, p=1.0)+ColorJiggle(0.1, 0.1, p=1.0)", (0.5,), (0.25,))
+    assert policy is not None
+    x = images(2, size=8).div(4).requires_grad_()
+    changed = policy.apply(x, policy.sample(None, (3, 8, 8), generator()))
+    assert changed.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(changed.pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert second.isfinite().all()
+    assert second.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "channels", "words"),
+    [
+        ("RandomCrop((4, 4))", 3, "makes images of 3x4x4 from 3x8x8; sizes must stay"),
+        ("ColorJiggle(hue=0.1, p=1.0)", 1, "refuses these images"),
+    ],
+)
+def test_images_that_a_kornia_policy_cannot_serve_are_told(policy: str, channels: int, words: str) -> None:
+    kornia, before = Kornia(policy), torch.get_rng_state()
+    with pytest.raises(InputError, match=words):
+        kornia.apply(torch.rand(2, channels, 8, 8, generator=generator()), (True, 0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
@@ -196,11 +255,15 @@ def test_a_kornia_policy_is_the_named_operation_and_differentiable() -> None:
         ("color_flop", "unknown augmentation 'flop'"),
         ("kornia:RandomAfine(15)", "did you mean 'RandomAffine'"),
         ("kornia:nn", "no sum of calls"),
-        ("kornia:Module()", "unknown augmentation"),
+        ("kornia:Module()", "unknown augmentation of kornia 'Module'. Known: ColorJiggle, "),
+        ("kornia:AugmentationBase2D()", "unknown augmentation of kornia"),
+        ("kornia:RandomMixUpV2()", "unknown augmentation of kornia 'RandomMixUpV2'; did you mean 'RandomCrop'"),
         ("kornia:RandomAffine(__import__('os'))", "no sum of calls"),
         ("kornia:RandomAffine(15", "no sum of calls"),
         ("kornia:RandomAffine(p=1.0)", "refuses its arguments"),
-        ("kornia:RandomGaussianNoise()", "cannot share its draw"),
+        *((f"kornia:{name}()", "cannot share its draw") for name in NOT_SIAMESE),
+        ("kornia:RandomPlasmaBrightness()", "cannot share its draw"),
+        ("kornia:RandomClahe()", "passes no gradient"),
     ],
 )
 def test_other_policies_are_refused(policy: str, words: str) -> None:

@@ -144,6 +144,7 @@ def test_rows_are_found_or_told(tmp_path: Path) -> None:
         find_rows([tmp_path / "absent"])
     write_text(tmp_path / "a" / "results.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     assert find_rows([tmp_path]) == ROWS
-    write_text(tmp_path / "b" / "results.jsonl", "{")
-    with pytest.raises(InputError, match="is damaged"):
-        find_rows([tmp_path])
+    for text in ("{", "{}\n", "[1]\n"):
+        write_text(tmp_path / "b" / "results.jsonl", text)
+        with pytest.raises(InputError, match="is damaged"):
+            find_rows([tmp_path])

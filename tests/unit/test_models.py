@@ -81,7 +81,8 @@ def test_every_convnet_forwards(norm: str, activation: str, pooling: str) -> Non
     assert sum(isinstance(m, kinds.get(norm, ())) for m in network.modules()) == (0 if norm == "none" else 2)
 
 
-SPECS = [*BACKBONES, "convnet:norm=batch", "vgg11:norm=batch", "resnet18:norm=batch", "test_resnet", "timm:test_vit"]
+BATCH_NORM = ["convnet:norm=batch", "alexnet:norm=batch", "vgg11:norm=batch", "resnet18:norm=batch"]
+SPECS = [*BACKBONES, *BATCH_NORM, "test_resnet", "timm:test_vit"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -95,7 +96,8 @@ def test_contract(spec: str) -> None:
         )
         assert all(map(torch.equal, network.state_dict().values(), same.state_dict().values()))
         assert not all(map(torch.equal, network.parameters(), other.parameters()))
-        assert network.training
+        assert all(module.training for module in network.modules())
+        assert network(torch.zeros(2, channels, size, size)).shape == (2, 10)
     assert torch.equal(before, torch.get_rng_state())
 
     x = torch.rand(2, 3, 32, 32, requires_grad=True)
@@ -113,6 +115,24 @@ def test_contract(spec: str) -> None:
         if isinstance(module, nn.BatchNorm2d):
             assert module.num_batches_tracked == 0
             assert (module.running_mean == 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 64])
+@pytest.mark.parametrize("spec", [*BACKBONES, *BATCH_NORM])
+def test_a_size_is_refused_or_its_logits_tell_images_apart(spec: str, size: int, channels: int) -> None:
+    """GroupNorm with a group a channel makes a map of one pixel constant, and the network with it."""
+    try:
+        network = made(spec, channels, size)
+    except InputError as error:
+        network, message = None, str(error)
+    if network is None:
+        assert message.startswith(f"images of {size} px")
+        assert "\n" not in message
+        assert size < 32
+    else:
+        logits = network(torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0)))
+        assert logits.std(0).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "vit_tiny_patch16_224"])
@@ -134,6 +154,7 @@ def test_timm_models_get_stems_for_small_images(name: str) -> None:
         ("convnet:witdh=3", "unknown option of backbone convnet 'witdh'; did you mean 'width'"),
         ("convnet:width=big", "width of backbone convnet is 'big'; it takes a whole number"),
         ("convnet:width=0", "width is 0"),
+        ("convnet:width=8,width=16", "width of backbone convnet is given twice"),
         ("convnet:norm=batchnorm", "unknown norm of backbone convnet 'batchnorm'; did you mean 'batch'"),
         ("convnet:width=6,norm=group", "must be divisible by 4"),
         ("convnet:depth=6", "halved to nothing by depth 6"),
@@ -146,6 +167,17 @@ def test_other_specs_are_refused(spec: str, words: str) -> None:
         made(spec)
 
 
-def test_impossible_sizes_are_told() -> None:
-    with pytest.raises(InputError, match="images of 8 px are too small for this backbone"):
-        made("vgg11", 1, 8)
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("lenet", "images of 8 px are too small for this backbone"),
+        ("vgg11:norm=batch", "images of 8 px are too small for this backbone"),
+        ("vgg11", "images of 8 px come to one pixel"),
+        ("resnet18", "images of 8 px come to one pixel, which instance norm makes constant; take convnet.*norm=batch"),
+        ("resnet18_ap", "images of 8 px come to one pixel"),
+        ("test_convnext", "timm's test_convnext takes no images of 8 px"),
+    ],
+)
+def test_impossible_sizes_are_told(spec: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        made(spec, 1, 8)
