@@ -264,9 +264,26 @@ def passes(config: Config, ipc: int, num_classes: int) -> float:
 
 # --- recipes -----------------------------------------------------------------------------------------------------
 
-GUARD_DC: dict[tuple[str, bool], CurvatureRegularizedLoss] = {
-    # (data set, ipc > 1): the loss chosen on validation data; to be replaced by the sweep's result
-}
+# GUARD's weight at h = 3. The paper's text gives neither; both are ours, by a sweep on a tenth of the training set held
+# out (`--recipe quick --split validation --students 5`, seed 0; CIFAR-10 with ten images and MNIST at --image-size 16):
+# the best mean of the three robust accuracies with a clean accuracy within two points of DC's. Percent, 5 students:
+#
+#                       clean  linf_star  linf   l2                          clean  linf_star  linf   l2
+#   cifar10 ipc 10  DC   29.2        0.6  12.8  10.8     mnist ipc 10  DC     80.9          0  18.3  14.8
+#        weight 1        28.6        0.7  13.3  11.2          weight 1        80.7          0  17.0  13.8
+#        weight 3        27.5        1.3  13.3  11.5          weight 10       79.3          0  15.3  12.8
+#        loss_difference 26.7        0.9  12.3  10.8
+#          (weight 0.5)                                  mnist ipc 1   DC     73.9          0  17.6  16.6
+#   cifar10 ipc 1   DC   28.1        2.1  16.6  20.3          weight 1        74.3          0  18.5  17.2
+#        weight 1        28.1        2.1  16.6  20.3     digits ipc 1  DC     88.0          0  46.2   5.5
+#                                                             weight 1        87.8          0  45.7   4.1
+#                                                             weight 10       87.6          0  43.1   4.1
+#
+# On CIFAR-10 with ten images, where trained networks are matched, the weight trades clean for robust accuracy. With one
+# image only fresh networks are matched, and the penalty is small beside their loss (0.013 of 2.36 at weight 1). At MNIST's
+# threats, large ones, no weight gained with ten images.
+GUARD_WEIGHT = {("cifar10", True): 3.0}  # (data set, ipc > 1)
+GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one image; not searched on other sets
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # section 4 of the DSA paper
 DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
@@ -276,8 +293,8 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if method.endswith("dsa"):
         digits = dataset in ("mnist", "digits")
         fields |= {"init": "real", "augment": DSA_STRATEGY_DIGITS if digits else DSA_STRATEGY}
-    guard = GUARD_DC.get((dataset, ipc > 1), CurvatureRegularizedLoss(weight=3.0, h=3.0))
-    real_loss = guard if method.startswith("guard") else CrossEntropy()
+    weight = GUARD_WEIGHT.get((dataset, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
+    real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
     depth = ",depth=2" if dataset == "digits" else ""  # 8 pixels: a third pooling leaves one, and DC at chance
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
         fields |= {"backbone": f"convnet:width=128{depth}" if depth else "convnet"}
