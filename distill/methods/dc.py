@@ -280,8 +280,8 @@ def passes(config: Config, ipc: int, num_classes: int) -> float:
 #                                                             weight 10       87.6          0  43.1   4.1
 #
 # On CIFAR-10 with ten images, where trained networks are matched, the weight trades clean for robust accuracy. With one
-# image only fresh networks are matched, and the penalty is small beside their loss (0.013 of 2.36 at weight 1). At MNIST's
-# threats, large ones, no weight gained with ten images.
+# image only fresh networks are matched, and the penalty is small beside their loss (0.013 of 2.36 at weight 1). At the
+# large threats of MNIST no weight gained with ten images.
 GUARD_WEIGHT = {("cifar10", True): 3.0}  # (data set, ipc > 1)
 GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one image; not searched on other sets
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # section 4 of the DSA paper
