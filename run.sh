@@ -16,15 +16,16 @@ find_python() {  # an interpreter of 3.11 or newer
     fail "no Python 3.11 or newer on the path; install one, or name it: PYTHON=/path/to/python bash run.sh ..."
 }
 
-install() {  # install FILE: its packages into .venv, once for each content of the file
+install() {  # install FILE [FLAG]: its packages into .venv, once for each content of the file
     local file=$1 stamp
     stamp="$here/.venv/.installed-$(cksum <"$here/$file" | tr ' ' '-')"
     [ -e "$stamp" ] && return
-    echo "run.sh: installing $file into .venv (once; torch is large, this can take minutes)" >&2
+    echo "run.sh: installing $file into .venv, once (torch is large: this can take minutes)" >&2
     if command -v uv >/dev/null; then
-        uv pip install --quiet --python "$here/.venv/bin/python" -r "$here/$file" >&2 || fail "uv could not install $file" 1
+        uv pip install --quiet --python "$here/.venv/bin/python" "${@:2}" -r "$here/$file" >&2 \
+            || fail "uv could not install $file" 1
     else
-        "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/$file" >&2 \
+        "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" -r "$here/$file" >&2 \
             || fail "pip could not install $file (its message is above)" 1
     fi
     touch "$stamp"
@@ -41,7 +42,7 @@ PY
 environment() {  # sets $python
     local needed="torchvision numpy sklearn kornia timm tyro tqdm safetensors tensorboard" files="requirements.txt" missing
     if [ "${1:-}" = test ]; then
-        needed="$needed pytest torchattacks ruff basedpyright" files="$files -r tests/requirements.txt"
+        needed="$needed pytest torchattacks ruff basedpyright" files="$files -r tests/requirements.txt, torchattacks with --no-deps"
     fi
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
         # shellcheck disable=SC2086  # words
@@ -61,7 +62,7 @@ environment() {  # sets $python
         fi
     fi
     install requirements.txt
-    [ "${1:-}" != test ] || install tests/requirements.txt
+    [ "${1:-}" != test ] || { install tests/requirements.txt; install tests/requirements-no-deps.txt --no-deps; }
 }
 
 environment "$@"

@@ -219,8 +219,14 @@ def test_attention_is_matched_too(data: Path, tmp_path: Path) -> None:
 def started(folder: Path, *words: str | Path) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = ["bash", ROOT / "run.sh", *words, "--runs", folder]
+
+    def heed_signals() -> None:  # a background shell has us ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with open(folder.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            list(map(str, command)), env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=heed_signals
+        )
 
 
 def test_a_real_kill_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -245,7 +251,8 @@ def test_a_real_kill_ends_with_the_same_bits(tmp_path: Path) -> None:
         assert (tmp_path / "whole" / place / name).read_bytes() == (tmp_path / "killed" / place / name).read_bytes()
 
 
-def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_exit_code_130(how: signal.Signals, tmp_path: Path) -> None:
     words = ["dc", "digits", "--iterations", "100000", "--backbone", "convnet:width=4"]
     process = started(tmp_path / "runs", *words)
     metrics = tmp_path / "runs" / "dc" / "digits" / "ipc1" / "seed0" / "metrics.jsonl"
@@ -253,8 +260,12 @@ def test_ctrl_c_is_exit_code_130(tmp_path: Path) -> None:
     while not metrics.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(how)
+    try:
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
     assert "interrupted; the same command continues" in (tmp_path / "runs.log").read_text()
 
 
