@@ -272,11 +272,11 @@ def passes(config: Config, ipc: int, num_classes: int) -> float:
 #   cifar10 ipc 10  DC   29.2        0.6  12.8  10.8     mnist ipc 10  DC     80.9          0  18.3  14.8
 #        weight 1        28.6        0.7  13.3  11.2          weight 1        80.7          0  17.0  13.8
 #        weight 3        27.5        1.3  13.3  11.5          weight 10       79.3          0  15.3  12.8
-#        loss_difference 26.7        0.9  12.3  10.8
-#          (weight 0.5)                                  mnist ipc 1   DC     73.9          0  17.6  16.6
-#   cifar10 ipc 1   DC   28.1        2.1  16.6  20.3          weight 1        74.3          0  18.5  17.2
-#        weight 1        28.1        2.1  16.6  20.3     digits ipc 1  DC     88.0          0  46.2   5.5
-#                                                             weight 1        87.8          0  45.7   4.1
+#        weight 10       23.3        3.7  15.3  14.1     mnist ipc 1   DC     73.9          0  17.6  16.6
+#        loss_difference 26.7        0.9  12.3  10.8          weight 1        74.3          0  18.5  17.2
+#          (weight 0.5)                                       weight 10       74.6          0  15.0  14.9
+#   cifar10 ipc 1   DC   28.1        2.1  16.6  20.3     digits ipc 1  DC     88.0          0  46.2   5.5
+#        weight 1        28.1        2.1  16.6  20.3          weight 1        87.8          0  45.7   4.1
 #                                                             weight 10       87.6          0  43.1   4.1
 #
 # On CIFAR-10 with ten images, where trained networks are matched, the weight trades clean for robust accuracy. With one
