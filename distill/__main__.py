@@ -192,10 +192,8 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     smallest = int(train.labels.bincount(minlength=train.num_classes).min())
     if experiment.ipc > smallest:
         raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
-    backbone, (channels, size, _) = experiment.config.backbone, train.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": train.num_classes}
-    build(backbone, **shape, generator=torch.Generator())  # an impossible one is told before hours of work
-    attacks_for(experiment.evaluation.attack_names, channels)
+    backbone = experiment.config.backbone
+    foresee(backbone, experiment.evaluation, train)
     announce(early["--recipe"] is None, experiment, recipes, module, train, len(test), device)
 
     labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
@@ -218,6 +216,14 @@ def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple
         # One split for all seeds, so that what is chosen on it is chosen on the same images.
         train, test = train.split(0.1, torch.Generator().manual_seed(0))
     return train.to(device), test.to(device)
+
+
+def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
+    """Refuse an impossible network or attack before hours of work, and before anything is written."""
+    channels, size, _ = images.image_shape
+    shape = {"channels": channels, "image_size": size, "num_classes": images.num_classes}
+    build(backbone, **shape, generator=torch.Generator())
+    attacks_for(evaluation.attack_names, channels)
 
 
 def spare_threads(images: ImageSet, device: torch.device) -> None:
@@ -285,7 +291,7 @@ def run_evaluate(flags: list[str]) -> int:
     helping = flags[0] in ("-h", "--help")
     path = Path("PATH" if helping else flags[0])
     distilled = None if helping else DistilledSet.load(path)
-    early = peek(flags, "--recipe", "--device", "--dataset")
+    early = peek(flags, "--recipe", "--device")
     device = find_device(early["--device"] or "auto")
     recipe = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
     evaluation = Evaluation(3, test_images=2000) if recipe == "quick" else Evaluation(50)
@@ -307,6 +313,7 @@ def run_evaluate(flags: list[str]) -> int:
         return show(folder)
     _, test = load(judgement.dataset, place.data_dir, distilled.images.shape[-1])
     check(distilled, test)
+    foresee(judgement.backbone, judgement.evaluation, test)
     spare_threads(test, device)
     labels = {"method": name, "dataset": judgement.dataset, "ipc": round(distilled.ipc), "seed": judgement.seed}
     labels |= {"backbone": judgement.backbone, "recipe": judgement.recipe, "config": run.config_hash}

@@ -105,6 +105,13 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
     folder = tmp_path / "a" / "dc" / "folder" / "ipc1" / "seed0"
     options = ["--data-dir", data, "--runs", tmp_path / "b", "--students", "1", "--student.epochs", "5"]
     capsys.readouterr()
+    for flag, value, line in (
+        ("--attacks", "fgsm", "unknown attack 'fgsm'"),
+        ("--backbone", "x", "unknown backbone 'x'"),
+    ):
+        assert run("evaluate", folder, *options, flag, value) == 2
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
     assert run("evaluate", folder, *options) == 0
     printed = capsys.readouterr().out
     assert "dc      folder   1    convnet:width=4" in printed
