@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, is_training, keeping_buffers
 from robust.per_example import norms, unit
+from robust.second_order import SecondOrder
 
 __all__ = ["CurvatureRegularizedLoss", "curvature_penalty"]
 
@@ -116,7 +117,8 @@ def _losses_and_gradients(
     losses_at: Callable[[Tensor], Tensor], inputs: Tensor, create_graph: bool
 ) -> tuple[Tensor, Tensor]:
     """Return each example's loss (N,) and its gradient with respect to `inputs` (N, ...)."""
-    if torch.compiler.is_compiling():  # torch.compile traces torch.func, and differentiates it twice
+    # torch.compile traces torch.func, and differentiates it twice; inside torch.func only torch.func works
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
             losses = losses_at(x)
@@ -124,11 +126,16 @@ def _losses_and_gradients(
 
         gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
         return losses, gradients
-    if not inputs.requires_grad:
+    ours = not inputs.requires_grad
+    if ours:
         inputs = inputs.detach().requires_grad_()
-    losses = losses_at(inputs)
-    (gradients,) = torch.autograd.grad(losses.sum(), inputs, create_graph=create_graph, retain_graph=True)
-    return losses, gradients
+    if not create_graph:
+        losses = losses_at(inputs)
+        (gradients,) = torch.autograd.grad(losses.sum(), inputs, retain_graph=True)
+        return losses, gradients
+    with SecondOrder(inputs if ours else None) as layers:
+        losses = losses_at(inputs)
+    return losses, layers.gradient(losses.sum(), inputs)
 
 
 def _positive(name: str, value: float) -> None:

@@ -1,0 +1,230 @@
+r"""Second derivatives of convolution and group norm (so instance and layer norm of ConvNets) at the cost of first ones.
+
+PyTorch's own are correct but slow: the weights' second derivative of a convolution is computed as a convolution with a
+kernel as large as the image, and that of group norm in about twenty passes over memory that keep what they make. Here
+the first is the ordinary weight gradient at other arguments, and the second a closed form. With u = weight * dy,
+n = (x - mean) r the normalised input, r = 1 / std and means over a group, group norm's input gradient is
+
+    dx = r (u - mean(u) - n mean(u n))
+
+and, for a cotangent v of dx, with a = mean(u n) and b = mean(v n),
+
+    d<v, dx>/dy = r weight (v - mean(v) - n b)
+    d<v, dx>/dx = -r^2 [ n (mean(u v) - mean(u) mean(v) - 3 a b) + b (u - mean(u)) + a (v - mean(v)) ]
+
+Higher derivatives are right as well, by ordinary autograd through these formulas.
+"""
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["SecondOrder"]
+
+aten = torch.ops.aten
+
+
+class SecondOrder(TorchFunctionMode):
+    """While entered, `conv2d` and `group_norm` calls record themselves for a fast second derivative.
+
+    Values are PyTorch's own. Whatever the closed forms do not cover (autocast, other dtypes than float32 and float64,
+    padding by name, `torch.func`, other layers) is left to PyTorch.
+
+    Args:
+        points: a leaf at which `gradient` is taken and of which nobody wants a later derivative: it is not computed.
+
+    >>> conv, x = torch.nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5, requires_grad=True)
+    >>> with SecondOrder(x) as layers:
+    ...     value = conv(x).square().sum()
+    >>> layers.gradient(value, x).sum().backward()
+    >>> conv.weight.grad.shape, x.grad
+    (torch.Size([2, 1, 3, 3]), None)
+    """
+
+    def __init__(self, points: Tensor | None = None):
+        super().__init__()
+        self.points = points
+        self.weights = True
+
+    def gradient(self, value: Tensor, points: Tensor) -> Tensor:
+        """Return the differentiable gradient of a scalar; no time is spent on the parameters' gradients."""
+        self.weights = False
+        try:
+            (gradient,) = torch.autograd.grad(value, points, create_graph=True)
+        finally:
+            self.weights = True
+        return gradient
+
+    def wanted(self, needs: tuple[bool, ...], points: bool) -> tuple[bool, bool, bool]:
+        """Return which gradients (input, weight, bias) the backward pass that runs now has to compute.
+
+        Args:
+            needs: what autograd may need.
+            points: whether the layer's input is `points`.
+        """
+        inner = not self.weights
+        return needs[0] and (inner or not points), needs[1] and not inner, needs[2] and not inner
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take the calls that the closed forms cover."""
+        kwargs = kwargs or {}
+        if func is torch.conv2d and not kwargs and len(args) == 7 and _plain(*args[:3]) and args[0].ndim == 4:
+            x, weight, bias, stride, padding, dilation, groups = args
+            if not isinstance(padding, str):
+                options = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
+                return _Convolution.apply(x, weight, bias, options, self)
+        if func is F.group_norm and len(args) == 2 and kwargs["weight"] is not None and kwargs["bias"] is not None:
+            (x, groups), weight, bias = args, kwargs["weight"], kwargs["bias"]
+            if _plain(x, weight, bias):
+                return _GroupNorm.apply(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
+        return func(*args, **kwargs)
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
+
+
+def _plain(x: Tensor, *parameters: Tensor | None) -> bool:
+    if torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type):
+        return False
+    same = all(p is None or p.dtype == x.dtype for p in parameters)
+    return same and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], mode: SecondOrder
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.options, ctx.mode, ctx.points = options, mode, x is mode.points
+        return aten.convolution(x, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
+        mask = ctx.mode.wanted(ctx.needs_input_grad, ctx.points)
+        return *_ConvolutionBackward.apply(dy, *ctx.saved_tensors, ctx.options, mask), None, None
+
+
+class _ConvolutionBackward(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, options: tuple[Any, ...], mask: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(dy, x, weight)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return aten.convolution_backward(dy, x, weight, [len(weight)], *options, list(mask))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        """The convolution's backward is linear in dy, and bilinear with x and weight: first-order kernels suffice."""
+        vx, vweight, vbias = grad_outputs
+        (dy, x, weight), options = ctx.saved_tensors, ctx.options
+        to_dy = to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            terms = [aten.convolution(vx, weight, None, *options)] if vx is not None else []
+            terms += [aten.convolution(x, vweight, None, *options)] if vweight is not None else []
+            terms += [vbias.view(1, -1, 1, 1).expand_as(dy)] if vbias is not None else []
+            to_dy = reduce(torch.add, terms) if terms else None
+        if ctx.needs_input_grad[1] and vweight is not None:
+            to_x = aten.convolution_backward(dy, x, vweight, [0], *options, [True, False, False])[0]
+        if ctx.needs_input_grad[2] and vx is not None:
+            to_weight = aten.convolution_backward(dy, vx, weight, [0], *options, [False, True, False])[1]
+        return to_dy, to_x, to_weight, None, None
+
+
+class _GroupNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, mode: SecondOrder
+    ) -> Tensor:
+        n, channels = x.shape[:2]
+        y, mean, r = aten.native_group_norm(x, weight, bias, n, channels, x[0, 0].numel(), groups, eps)
+        ctx.save_for_backward(x, weight, mean, r)
+        ctx.groups, ctx.eps, ctx.mode, ctx.points = groups, eps, mode, x is mode.points
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        (dy,) = grad_outputs
+        mask = ctx.mode.wanted(ctx.needs_input_grad, ctx.points)
+        gradients = _GroupNormBackward.apply(dy.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.eps, mask)
+        return *gradients, None, None, None
+
+
+class _GroupNormBackward(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        groups: int,
+        eps: float,
+        mask: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(dy, x, weight, mean, r)
+        ctx.groups, ctx.eps = groups, eps
+        ctx.set_materialize_grads(False)
+        n, channels = x.shape[:2]
+        pixels = x[0, 0].numel()
+        return aten.native_group_norm_backward(dy, x, mean, r, weight, n, channels, pixels, groups, list(mask))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        """The header's formulas, as sums over pixels (n, groups, channels of a group) and two linear combinations."""
+        vx, vweight, vbias = grad_outputs
+        dy, x, weight, mean, r = ctx.saved_tensors
+        shape = (len(x), ctx.groups, x.shape[1] // ctx.groups, -1)
+        y4, x4 = dy.view(shape), x.view(shape)
+        w = weight.view(1, *shape[1:3])
+        if torch.is_grad_enabled():  # a third derivative: the statistics depend on x
+            grouped = x.view(*shape[:2], -1)
+            mean, r = grouped.mean(-1), (grouped.var(-1, correction=0) + ctx.eps).rsqrt()
+        mean, r = mean.view(*shape[:2], 1), r.view(*shape[:2], 1)
+        normalised = (x4 - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # sums of x itself would cancel
+        size = x4[0, 0].numel()
+
+        def average(sums: Tensor) -> Tensor:
+            return sums.sum(2, keepdim=True) / size
+
+        sum_y, sum_yn = y4.sum(-1), (y4 * normalised).sum(-1)
+        y_v = y_n = y_1 = x_v = x_n = x_y = x_1 = torch.zeros_like(r)  # d/dy = y_v v + y_n n + y_1, d/dx = x_v v + ...
+        v4 = to_weight = None
+        if vx is not None:
+            v4 = vx.reshape(shape)
+            sum_v, sum_vn, sum_vy = v4.sum(-1), (v4 * normalised).sum(-1), (v4 * y4).sum(-1)
+            mean_u, mean_v, a, b = average(sum_y * w), average(sum_v), average(sum_yn * w), average(sum_vn)
+            y_v, y_n, y_1 = r * w, -r * w * b, -r * w * mean_v
+            x_v, x_y, x_1 = -r * r * a, -r * r * b * w, r * r * (b * mean_u + a * mean_v)
+            x_n = -r * r * (average(sum_vy * w) - mean_u * mean_v - 3 * a * b)
+            to_weight = (r * (sum_vy - mean_v * sum_y - b * sum_yn)).sum(0).view_as(weight)
+        if vweight is not None:  # of the sum of dy n: its d/dy is n, its d/dx the header's first formula
+            g = vweight.view_as(w)
+            y_n = y_n + g
+            x_y, x_n, x_1 = x_y + r * g, x_n - r * average(sum_yn * g), x_1 - r * average(sum_y * g)
+        if vbias is not None:
+            y_1 = y_1 + vbias.view_as(w)
+        to_dy = _combined((v4, y_v), (normalised, y_n), constant=y_1).view_as(x) if ctx.needs_input_grad[0] else None
+        to_x = None
+        if ctx.needs_input_grad[1]:
+            to_x = _combined((y4, x_y), (v4, x_v), (normalised, x_n), constant=x_1).view_as(x)
+        return to_dy, to_x, to_weight, None, None, None, None, None
+
+
+def _combined(*terms: tuple[Tensor | None, Tensor], constant: Tensor) -> Tensor:
+    """Return the sum of tensor * factor and of the constant, (N, groups, C / groups, pixels)."""
+    present = [(tensor, factor.unsqueeze(-1)) for tensor, factor in terms if tensor is not None]
+    total = present[0][0] * present[0][1]
+    for tensor, factor in present[1:]:
+        total.addcmul_(tensor, factor)
+    return total.add_(constant.unsqueeze(-1))
