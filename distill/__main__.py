@@ -41,6 +41,7 @@ Robust dataset distillation: make a few images per class on which networks train
   bash run.sh table [RUNS ...]          all finished runs as one table: --format {formats}
   bash run.sh list                      methods, data sets, backbones, attacks, losses, recipes
   bash run.sh test                      the test suite
+  bash run.sh bench [NAME ...]          how fast it is, as ratios against the textbook form
 
   METHOD   {methods}
   DATASET  {datasets}
@@ -145,7 +146,7 @@ def command(arguments: list[str]) -> int:
     if word in others:
         return others[word](rest)
     if word not in methods:
-        raise unknown("method", word, [*methods, *others, "test"])
+        raise unknown("method", word, [*methods, *others, "test", "bench"])
     if not rest or rest[0] in ("-h", "--help"):
         print(f"usage: bash run.sh {word} DATASET [--flags]; DATASET is one of {', '.join(DATASETS)}")
         return 0 if rest else 2

@@ -5,6 +5,7 @@
 """
 
 from robust.attacks import PGD, paper_attacks, pgd
+from robust.compiled import CompiledGradients
 from robust.evaluate import Report, accuracy, correct, evaluate, robust_accuracy, withstands
 from robust.losses import CrossEntropy, CurvatureRegularizedLoss, cross_entropy, curvature_penalty
 from robust.preprocess import Normalize
@@ -14,6 +15,7 @@ from robust.threat import PAPER_THREATS, Threat
 __all__ = [
     "PAPER_THREATS",
     "PGD",
+    "CompiledGradients",
     "CrossEntropy",
     "CurvatureRegularizedLoss",
     "Normalize",

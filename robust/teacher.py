@@ -1,13 +1,14 @@
 """A network with the loss it follows: what gradient matching and SRe2L hook into on the side of the real data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from robust.compiled import CompiledGradients
 from robust.losses import CurvatureRegularizedLoss
-from robust.modes import evaluating
+from robust.modes import evaluating, is_training
 
 __all__ = ["RobustTeacher"]
 
@@ -18,6 +19,9 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class RobustTeacher:
     """A network as seen through a loss: GUARD puts the curvature-regularised one here, and changes nothing else.
 
+    Raises:
+        ValueError: a chunk below 1.
+
     >>> network = nn.Linear(4, 3)
     >>> teacher = RobustTeacher(network, CurvatureRegularizedLoss(weight=10.0))
     >>> [tuple(g.shape) for g in teacher.gradients(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
@@ -26,6 +30,14 @@ class RobustTeacher:
 
     network: nn.Module
     loss: Loss = field(default_factory=CurvatureRegularizedLoss)
+    chunk: int | None = None
+    """examples whose graph is in memory at once; None for all. Sums of chunks are the whole batch's gradient"""
+    compiled: CompiledGradients | None = None
+    """the compiled programs to use, shared by teachers of one architecture; None to run eagerly"""
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None for the whole batch")
 
     def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
@@ -35,11 +47,24 @@ class RobustTeacher:
         Args:
             inputs: (N, ...), as the network takes them.
             targets: (N,) class indices or (N, K) probabilities.
+
+        Raises:
+            ValueError: chunks, and a network in training mode.
         """
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        value = self.loss(self.network, inputs, targets)
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-        return value.detach(), gradients
+        step = self.compiled or _value_and_gradients
+        if self.chunk is None or len(inputs) <= self.chunk:
+            value, gradients = step(self.loss, self.network, inputs, targets)
+            return value, tuple(gradients)
+        if is_training(self.network):
+            raise ValueError("the network is in training mode, where a chunk has statistics of its own; call .eval()")
+        total, sums = inputs.new_zeros(()), None
+        for x, y in zip(inputs.split(self.chunk), targets.split(self.chunk), strict=True):
+            value, gradients = step(self.loss, self.network, x, y)
+            share = len(x) / len(inputs)
+            total = total + share * value
+            gradients = [share * g for g in gradients]
+            sums = gradients if sums is None else [s.add_(g) for s, g in zip(sums, gradients, strict=True)]
+        return total, tuple(sums or ())
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of `value_and_gradients`."""
@@ -64,3 +89,11 @@ class RobustTeacher:
             raise ValueError(f"temperature is {temperature}; it must be > 0")
         with evaluating(self.network):
             return (self.network(inputs) / temperature).softmax(1)
+
+
+def _value_and_gradients(
+    loss: Loss, network: nn.Module, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Sequence[Tensor]]:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    value = loss(network, inputs, targets)
+    return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)

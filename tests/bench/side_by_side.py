@@ -1,0 +1,95 @@
+"""Ratios: several ways to do one thing, timed in turn in one process, against the first of them.
+
+Interleaved, so that a slow minute of the machine falls on all; the median of the repeats; one untimed round before.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Row", "compare", "environment", "peak_megabytes", "save"]
+
+Row = dict[str, Any]
+
+
+def compare(title: str, ways: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> list[Row]:
+    """Time every way, print a line each, and return the rows.
+
+    Args:
+        title: what is done, with its sizes.
+        ways: name -> what to time; the first is the reference of the ratios.
+        repeats: timed rounds.
+
+    Returns:
+        a row a way: title, way, seconds (median), ratio to the first way (below 1 is faster), repeats.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(medians.values()))
+    print(f"\n{title}")
+    rows = []
+    for name, median in medians.items():
+        rows.append({"title": title, "way": name, "seconds": median, "ratio": median / first, "repeats": repeats})
+        print(f"  {name:44s}{median:10.4f} s {median / first:8.2f} x", flush=True)
+    return rows
+
+
+def peak_megabytes(way: Callable[[], object]) -> float:
+    """Return by how many MB a call raises the memory held by tensors, at most.
+
+    On a GPU the allocator's own count; on a CPU summed from the profiler's allocations and releases.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        way()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        way()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak / 2**20
+
+
+def environment() -> Row:
+    """Return what the figures depend on: device, threads, versions, commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {_processor()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def save(name: str, rows: list[Row], folder: Path) -> Path:
+    """Write the rows and the environment as JSON, and return the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"bench": name, "environment": environment(), "rows": rows}, indent=1) + "\n")
+    return path
