@@ -249,7 +249,7 @@ def announce(
         return
 
     def hours(recipe: Recipe) -> str:
-        return human(estimate(recipe, module.passes, experiment.ipc, train.image_shape, train.num_classes, tests))
+        return human(estimate(recipe, module.work, experiment.ipc, train.image_shape, train.num_classes, tests))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if chosen_here:

@@ -1,25 +1,44 @@
-"""How long a run will take, from its arithmetic and a short measurement of this machine. Good to a factor of two."""
+"""How long a run will take: its kinds of steps, each timed here for a moment, times how often they are taken.
+
+seconds = sum over kinds of count x seconds of one step
+
+Steps are timed on random images in the network and at the size of the run, at most PROBE images at once (above that,
+time grows with the number of images). Checked against whole runs in docs/cost.md.
+"""
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from distill.experiment import Recipe
 from distill.models import build
+from distill.students import train_epochs
 
-__all__ = ["estimate", "human"]
+__all__ = ["PROBE", "Step", "Work", "estimate", "human", "training_step"]
 
-ATTACK_STEPS = 12  # ten steps of PGD, one look at the clean images and one at the result
+PROBE = 32  # images of a timed step, at most
+ATTACK_STEPS = 11  # of the paper's PGD: ten gradients, a look before and one after
+STANDING = 0.6  # of the test images are attacked through all steps: students misclassify many, and PGD stops early
+
+Step = Callable[[nn.Module, tuple[int, int, int]], None]
+"""(network, (C, H, W)) -> nothing: does one step on random images"""
+Work = tuple[float, Step]
+"""how often a step is taken, and the step"""
+WorkOf = Callable[..., list[Work]]
+"""(config, ipc, num_classes) -> what a distillation consists of: `work` of a method"""
 
 
-def estimate(recipe: Recipe, passes: Any, ipc: int, shape: tuple[int, int, int], num_classes: int, tests: int) -> float:
+def estimate(
+    recipe: Recipe, work: WorkOf, ipc: int, shape: tuple[int, int, int], num_classes: int, tests: int
+) -> float:
     """Return the seconds a recipe takes on the CPU.
 
     Args:
         recipe: what is run.
-        passes: the method's own count of passes, (config, ipc, num_classes) -> images that pass a network once.
+        work: the method's.
         ipc: images per class.
         shape: (C, H, W) of an image.
         num_classes: classes of the data set.
@@ -27,22 +46,45 @@ def estimate(recipe: Recipe, passes: Any, ipc: int, shape: tuple[int, int, int],
     """
     evaluation = recipe.evaluation
     tests = min(tests, evaluation.test_images or tests)
-    training = evaluation.student.epochs * ipc * num_classes * 3
-    attacking = tests * (1 + 2 * ATTACK_STEPS * len(evaluation.attack_names))
-    work = passes(recipe.config, ipc, num_classes) + evaluation.students * (training + attacking)
-    return work * _seconds_per_pass(recipe.config.backbone, shape, num_classes)
-
-
-def _seconds_per_pass(backbone: str, shape: tuple[int, int, int], num_classes: int) -> float:
+    batch = min(evaluation.student.batch_size, ipc * num_classes, PROBE)
+    epochs, attacks = evaluation.student.epochs + 1, ATTACK_STEPS * len(evaluation.attack_names)
+    items = [
+        *work(recipe.config, ipc, num_classes),
+        (evaluation.students * epochs * ipc * num_classes / batch, lambda n, s: training_step(n, s, images=batch)),
+        (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step),
+    ]
     channels, size, _ = shape
-    network = build(backbone, channels=channels, image_size=size, num_classes=num_classes, generator=torch.Generator())
-    images, labels = torch.zeros(32, *shape), torch.zeros(32, dtype=torch.long)
-    best = float("inf")
-    for _ in range(3):
+    network = build(
+        recipe.config.backbone,
+        channels=channels,
+        image_size=size,
+        num_classes=num_classes,
+        generator=torch.Generator(),
+    )
+    return sum(count * _seconds(step, network, shape) for count, step in items if count)
+
+
+def training_step(network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01) -> None:
+    """Train a network for one step on so many images."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    x, y = torch.randn(images, *shape), torch.zeros(images, dtype=torch.long)
+    train_epochs(network, x, y, optimizer, epochs=1, batch_size=images, generator=torch.Generator())
+
+
+def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    x = torch.randn(PROBE, *shape, requires_grad=True)
+    torch.autograd.grad(F.cross_entropy(network.eval()(x), torch.zeros(PROBE, dtype=torch.long)), x)
+
+
+def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Return the median of five steps, or of as many as half a second allows, after one to warm up."""
+    step(network, shape)
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < 0.5:
         start = time.perf_counter()
-        torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters()))
-        best = min(best, time.perf_counter() - start)
-    return best / (3 * len(images))
+        step(network, shape)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
 
 
 def human(seconds: float) -> str:

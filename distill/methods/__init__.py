@@ -1,4 +1,4 @@
-"""Methods: each module exports `Config`, `RECIPES`, `passes` and `distill(real, ipc, config, run) -> DistilledSet`.
+"""Methods: each module exports `Config`, `RECIPES`, `work` and `distill(real, ipc, config, run) -> DistilledSet`.
 
 RECIPES maps the name of a method to its presets, each a function (data set, ipc) -> `distill.experiment.Recipe`; one
 module may hold several methods that differ in their config alone. The folder is the registry.

@@ -17,7 +17,7 @@ whole, where the official code freezes BatchNorm only (the same for every networ
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -31,6 +31,7 @@ from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.estimate import PROBE, Work, training_step
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import DISTANCES
 from distill.models import build
@@ -46,10 +47,12 @@ from robust import (
 )
 from robust.second_order import SecondOrder
 
-__all__ = ["RECIPES", "Config", "distill", "loops", "match", "passes"]
+__all__ = ["RECIPES", "Config", "distill", "loops", "match", "work"]
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
+
+CHUNK_ON_CPU = 64
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Config:
     distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
     """distance of gradients; layerwise is the paper's"""
     chunk: int | None = None
-    """real images of a class whose graph is in memory at once; None for the whole batch. Results are the same"""
+    """real images of a class whose graph is in memory at once; None: 64 on a CPU, where that is also faster, and
+    the whole batch on a GPU. The sum is the same"""
     compile: bool = False
     """compile the gradients of the real batches: a minute at the start, then a quarter less time a step with GUARD"""
 
@@ -100,7 +104,7 @@ class Config:
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
         if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None for the whole batch")
+            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None")
         augmentation(self.augment)
         loss = self.real_loss
         if isinstance(loss, CurvatureRegularizedLoss) and (loss.h_warmup or loss.batchnorm != "eval"):
@@ -237,7 +241,8 @@ def match(
     Returns:
         the gradient, shaped as `images`, and the two sums over classes of distance and real loss (2,).
     """
-    teacher, distance = RobustTeacher(network, config.real_loss, config.chunk, compiled), DISTANCES[config.distance]
+    chunk = config.chunk or (CHUNK_ON_CPU if images.device.type == "cpu" else None)
+    teacher, distance = RobustTeacher(network, config.real_loss, chunk, compiled), DISTANCES[config.distance]
     parameters = [p for p in network.parameters() if p.requires_grad]
     gradients, losses = [], torch.zeros(2, device=images.device)
     for class_, synthetic in enumerate(images):
@@ -277,18 +282,34 @@ def _freeze_batchnorm(network: nn.Module, samples: list[Callable[[], Tensor]]) -
     network.eval()
 
 
-def passes(config: Config, ipc: int, num_classes: int) -> float:
-    """Return the work of a distillation in images that pass a network once, forward or backward, for an estimate.
-
-    A gradient for the parameters is 3 passes, a second-order one about 7 times that (measured, eager).
-    """
+def work(config: Config, ipc: int, num_classes: int) -> list[Work]:
+    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
     outer, inner = loops(config, ipc)
-    second_order = {"squared": 22, "norm": 22, "loss_difference": 6}
-    loss = config.real_loss
-    real = second_order[loss.penalty] if isinstance(loss, CurvatureRegularizedLoss) and loss.weight else 3
-    matching = outer * (config.batch_real * real + ipc * 12)
-    training = (outer - 1) * inner * ipc * 3
-    return config.iterations * num_classes * (matching + training)
+    matchings = config.iterations * outer * num_classes
+    real, small = min(config.batch_real, PROBE), min(config.batch_train, ipc * num_classes, PROBE)
+    alone = replace(config, real_loss=CrossEntropy(), augment="")
+
+    def gradient_of_real(network: nn.Module, shape: tuple[int, ...]) -> None:
+        RobustTeacher(network.eval(), config.real_loss, config.chunk).gradients(
+            torch.randn(real, *shape), torch.zeros(real, dtype=torch.long)
+        )
+
+    def gradient_of_images(network: nn.Module, shape: tuple[int, ...]) -> None:
+        match(
+            network.eval(),
+            torch.randn(1, ipc, *shape),
+            alone,
+            real_batch=lambda c: torch.randn(1, *shape),
+            siamese=None,
+            generator=lambda c: torch.Generator(),
+        )
+
+    training = config.iterations * (outer - 1) * inner * ipc * num_classes / small
+    return [
+        (matchings * config.batch_real / real, gradient_of_real),
+        (matchings, gradient_of_images),
+        (training, partial(training_step, images=small, lr=config.lr_net)),
+    ]
 
 
 # --- recipes -----------------------------------------------------------------------------------------------------
