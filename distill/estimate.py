@@ -8,6 +8,7 @@ time grows with the number of images). Checked against whole runs in docs/cost.m
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,10 @@ from distill.experiment import Recipe
 from distill.models import build
 from distill.students import train_epochs
 
-__all__ = ["PROBE", "Step", "Work", "estimate", "human", "training_step"]
+__all__ = ["PROBE", "STEPS", "Step", "Work", "estimate", "human", "training_steps"]
 
 PROBE = 32  # images of a timed step, at most
+STEPS = 5  # of training that are timed together, as one alone has the optimizer's set-up in it
 ATTACK_STEPS = 11  # of the paper's PGD: ten gradients, a look before and one after
 STANDING = 0.6  # of the test images are attacked through all steps: students misclassify many, and PGD stops early
 
@@ -50,7 +52,7 @@ def estimate(
     epochs, attacks = evaluation.student.epochs + 1, ATTACK_STEPS * len(evaluation.attack_names)
     items = [
         *work(recipe.config, ipc, num_classes),
-        (evaluation.students * epochs * ipc * num_classes / batch, lambda n, s: training_step(n, s, images=batch)),
+        (evaluation.students * epochs * ipc * num_classes / batch / STEPS, partial(training_steps, images=batch)),
         (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step),
     ]
     channels, size, _ = shape
@@ -64,11 +66,11 @@ def estimate(
     return sum(count * _seconds(step, network, shape) for count, step in items if count)
 
 
-def training_step(network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01) -> None:
-    """Train a network for one step on so many images."""
+def training_steps(network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01) -> None:
+    """Train a network for STEPS steps on so many images."""
     optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     x, y = torch.randn(images, *shape), torch.zeros(images, dtype=torch.long)
-    train_epochs(network, x, y, optimizer, epochs=1, batch_size=images, generator=torch.Generator())
+    train_epochs(network, x, y, optimizer, epochs=STEPS, batch_size=images, generator=torch.Generator())
 
 
 def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:

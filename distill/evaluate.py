@@ -6,7 +6,7 @@ results.jsonl                    one row per student and attack, accuracies in p
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from distill.experiment import Evaluation
 from distill.files import read_tensors, write_tensors, write_text
 from distill.models import build
 from distill.run import Run
-from distill.students import train_student
+from distill.students import fits_together, train_student, train_together
 from robust import Normalize, correct, paper_attacks, withstands
 from robust.evaluate import Attack
 
 __all__ = ["attacks_for", "check", "evaluate"]
+
+TOGETHER = 10  # students of a group that is trained at once
 
 
 def attacks_for(names: tuple[str, ...], channels: int) -> dict[str, Attack]:
@@ -76,8 +78,7 @@ def evaluate(
     attacks = attacks_for(evaluation.attack_names, test.image_shape[0])
     rows = []
     with run.progress("students and attacks", evaluation.students * (2 + len(attacks)), unit="task") as bar:
-        for student in range(evaluation.students):
-            model = _student(distilled, evaluation, backbone, run, student)
+        for student, model in _students(distilled, evaluation, backbone, run):
             bar.update()
             path = run.folder / "students" / f"{student}-correct.safetensors"
             bools = read_tensors(path)[0] if path.exists() else {}
@@ -101,29 +102,38 @@ def _judge(
     return withstands(model, test.images, test.labels, attack, standing=standing, generator=generator).cpu()
 
 
-def _student(distilled: DistilledSet, evaluation: Evaluation, backbone: str, run: Run, student: int) -> nn.Module:
-    """Return student number `student`, trained now or read from the run's folder, with its normalisation inside."""
+def _students(
+    distilled: DistilledSet, evaluation: Evaluation, backbone: str, run: Run
+) -> Iterator[tuple[int, nn.Module]]:
+    """Yield (number, student), trained now or read from the run's folder, with its normalisation inside.
+
+    Students that fit together are trained in fixed groups, so that none depends on which of them was there already.
+    """
     normalize = Normalize(distilled.mean, distilled.std)
+    policy = augmentation(distilled.augment, distilled.mean, distilled.std)
     _, channels, size, _ = distilled.images.shape
-    network = build(
-        backbone,
-        channels=channels,
-        image_size=size,
-        num_classes=len(distilled.classes),
-        generator=run.generator("student", student),
-    )
-    model = nn.Sequential(normalize, network).to(distilled.images.device)
-    path = run.folder / "students" / f"{student}.safetensors"
-    if path.exists():
-        network.load_state_dict(read_tensors(path)[0])
-        return model
-    train_student(
-        network,
-        normalize(distilled.images),
-        distilled.labels,
-        evaluation.student,
-        run.generator("student", student, "training"),
-        augmentation(distilled.augment, distilled.mean, distilled.std),
-    )
-    write_tensors(path, network.state_dict())
-    return model
+    device = distilled.images.device
+
+    def untrained(student: int) -> nn.Module:
+        generator, classes = run.generator("student", student), len(distilled.classes)
+        shape = {"channels": channels, "image_size": size, "num_classes": classes}
+        return build(backbone, **shape, generator=generator).to(device)
+
+    training, images = evaluation.student, normalize.to(device)(distilled.images)
+    group = TOGETHER if fits_together(untrained(0), images, training.batch_size) else 1
+    for first in range(0, evaluation.students, group):
+        numbers = range(first, min(first + group, evaluation.students))
+        networks = [untrained(number) for number in numbers]
+        paths = [run.folder / "students" / f"{number}.safetensors" for number in numbers]
+        if not all(path.exists() for path in paths):
+            generators = [run.generator("student", number, "training") for number in numbers]
+            if len(networks) == 1:
+                train_student(networks[0], images, distilled.labels, training, generators[0], policy)
+            else:
+                train_together(networks, images, distilled.labels, training, generators, policy)
+            for network, path in zip(networks, paths, strict=True):
+                if not path.exists():
+                    write_tensors(path, network.state_dict())
+        for number, network, path in zip(numbers, networks, paths, strict=True):
+            network.load_state_dict(read_tensors(path)[0])
+            yield number, nn.Sequential(normalize, network).to(device)

@@ -31,7 +31,7 @@ from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.estimate import PROBE, Work, training_step
+from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import DISTANCES
 from distill.models import build
@@ -308,7 +308,7 @@ def work(config: Config, ipc: int, num_classes: int) -> list[Work]:
     return [
         (matchings * config.batch_real / real, gradient_of_real),
         (matchings, gradient_of_images),
-        (training, partial(training_step, images=small, lr=config.lr_net)),
+        (training / STEPS, partial(training_steps, images=small, lr=config.lr_net)),
     ]
 
 
