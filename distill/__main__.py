@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -29,11 +30,13 @@ from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
 from distill.models import BACKBONES
 from distill.outcome import finish, show
+from distill.protocol import ProtocolOf
+from distill.ranks import asked, barrier, first, joined, launched, start
 from distill.report import FORMATS, save_grid
 from distill.run import Run, locked
 from robust import ATTACKS, LOSSES, THREATS
 
-PACKAGES = ("distill.methods", "baselines")
+PACKAGES = ("distill.methods", "sre2l", "baselines")
 """Where methods live; their folders are the registry."""
 
 USAGE = """\
@@ -98,8 +101,9 @@ def command(arguments: list[str]) -> int:
         )
         return 0
     word, rest = arguments[0], arguments[1:]
+    protocols = {name: module.protocol for name, module in methods.items() if hasattr(module, "protocol")}
     others = {
-        "evaluate": run_evaluate,
+        "evaluate": partial(run_evaluate, protocols=protocols),
         "compare": run_compare,
         "curvature": run_curvature,
         "table": run_table,
@@ -142,35 +146,60 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     recipe = recipes[name](dataset, ipc)
     experiment = Experiment(method, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, Place())
-    asked = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
-    experiment, place = asked.experiment, asked.place
+    command = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
+    experiment, place = command.experiment, command.place
 
-    folder, seconds = place.runs / experiment.folder, place.checkpoint_seconds
-    run = Run(folder, experiment, seed=experiment.seed, device=device, checkpoint_seconds=seconds)
-    if (run.folder / "table.csv").exists():
-        print(f"finished already in {run.folder}", file=sys.stderr)
-        return show(run.folder)
-    train, test = real_data(experiment, place.data_dir, device)
-    spare_threads(train, device)
-    smallest = int(train.labels.bincount(minlength=train.num_classes).min())
-    if experiment.ipc > smallest:
-        raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
-    backbone = experiment.config.backbone
-    foresee(backbone, experiment.evaluation, train)
-    announce(early["--recipe"] is None, experiment, recipes, module, train, len(test), device)
+    own = own_protocol(module, experiment)
+    if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
+        raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
+    with joined(device):
+        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "stages": place.runs / "stages"}
+        run = Run(place.runs / experiment.folder, experiment, seed=experiment.seed, **options)
+        if (run.folder / "table.csv").exists():
+            print(f"finished already in {run.folder}", file=sys.stderr)
+            return show(run.folder)
+        train, test = real_data(experiment, place.data_dir, device)
+        spare_threads(train, device)
+        smallest = int(train.labels.bincount(minlength=train.num_classes).min())
+        if experiment.ipc > smallest and not hasattr(module, "PARALLEL"):
+            raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
+        backbone = experiment.config.backbone
+        foresee(backbone, experiment.evaluation, train)
+        announce(early["--recipe"] is None, experiment, recipes, module, train, len(test), device)
+        if asked() > 1 and not launched():  # all that can be refused was
+            start(asked(), [method, dataset, *flags])
 
-    labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
-    labels |= {"backbone": backbone, "loss": experiment.evaluation.student.loss}
-    labels |= {"recipe": experiment.recipe, "config": run.config_hash}
-    with locked(run.begin().folder):
-        path = run.folder / "distilled.safetensors"
-        if not path.exists():
-            distilled = module.distill(train, experiment.ipc, experiment.config, run)
-            replace(distilled, method=method).save(path)
-        distilled = DistilledSet.load(path)
-        run.finish()
-        save_grid(distilled, run.folder / "grid.png")
-        return finish(evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels), run.folder)
+        labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
+        labels |= {"backbone": backbone, "loss": experiment.evaluation.how}
+        labels |= {"recipe": experiment.recipe, "config": run.config_hash}
+        with locked(run.begin().folder):
+            path = run.folder / "distilled.safetensors"
+            if not path.exists():
+                distilled = module.distill(train, experiment.ipc, experiment.config, run)
+                if first():
+                    replace(distilled, method=method).save(path)
+            barrier()
+            distilled = DistilledSet.load(path).to(device)
+            run.finish()
+            protocol = own and own(distilled, run.folder, run)
+            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
+            if not first():
+                return 0
+            save_grid(distilled, run.folder / "grid.png")
+            return finish(rows, run.folder)
+
+
+def own_protocol(module: ModuleType, experiment: Experiment) -> ProtocolOf | None:
+    """Return the method's own way of training students where it is asked for.
+
+    Raises:
+        InputError: it has none.
+    """
+    if experiment.evaluation.protocol == "standard":
+        return None
+    if not hasattr(module, "protocol"):
+        raise InputError(f"{experiment.method} has no own way of training students; take --protocol standard")
+    return module.protocol
 
 
 def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple[ImageSet, ImageSet]:
@@ -192,6 +221,8 @@ def announce(
     device: torch.device,
 ) -> None:
     """Say which recipe runs, and on a CPU how long it and the other will take."""
+    if not first():
+        return
     text = f"{experiment.method} on {experiment.data_name}, ipc {experiment.ipc}, recipe {experiment.recipe}"
     if device.type != "cpu":
         print(f"{text}, on {device}", file=sys.stderr)

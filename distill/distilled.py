@@ -9,11 +9,13 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
     mean, std         per channel, to normalise pixels for a student's network
     augment           policy of a student's training
     backbone          network that the images were made with, and a student's by default
+    training          what the method's own way of training students needs (`distill.protocol`)
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,8 @@ class DistilledSet:
     """network of the distillation, and by default of the students"""
     method: str = ""
     """name of the method that made the set"""
+    training: dict[str, Any] = field(default_factory=dict)
+    """of JSON's types: what the method's own way of training students needs, {} where it has none"""
 
     def __post_init__(self) -> None:
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
@@ -77,7 +81,7 @@ class DistilledSet:
 
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes."""
-        metadata = {FORMAT: json.dumps({name: getattr(self, name) for name in FIELDS})}
+        metadata = {FORMAT: json.dumps({name: getattr(self, name) for name in (*FIELDS, "training")})}
         write_tensors(path, {"images": self.images.float(), "labels": self.labels}, metadata)
 
     @classmethod
@@ -98,7 +102,8 @@ class DistilledSet:
         try:
             values = json.loads(metadata[FORMAT])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-            return cls(**tensors, **{name: values[name] for name in FIELDS} | lists)
+            fields = {name: values[name] for name in FIELDS} | lists | {"training": values.get("training", {})}
+            return cls(**tensors, **fields)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no distilled set: {error}") from None
 

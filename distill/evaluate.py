@@ -4,11 +4,17 @@ students/K.safetensors            weights of student K (of the network behind th
 students/K-correct.safetensors    for `clean` and each column a bool per test image: classified right?
 students/K-distances.safetensors  for minimum-norm attacks how far each test image's adversarial is
 students/surrogate-*.safetensors  networks that transfer attacks are made on
+
+The network that a method trained on the real data, where it has one (`distill.protocol`), is judged in the same way:
+students/teacher-*, and its rows are in teacher.jsonl.
 """
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from distill.columns import columns
 from distill.data import ImageSet
@@ -18,6 +24,8 @@ from distill.experiment import Evaluation
 from distill.files import write_text
 from distill.intervals import wilson
 from distill.judge import Sheet, judge, judge_clean
+from distill.protocol import Protocol
+from distill.ranks import first
 from distill.run import Run
 from distill.trained import Trained
 from distill.verdicts import verdicts
@@ -48,6 +56,7 @@ def evaluate(
     backbone: str,
     run: Run,
     labels: Mapping[str, Any],
+    own: Protocol | None = None,
 ) -> list[dict[str, Any]]:
     """Train and attack the students, continuing where the run's folder ends.
 
@@ -59,6 +68,7 @@ def evaluate(
         backbone: the students' network.
         run: folder, generators, progress.
         labels: fields that every row of the results starts with.
+        own: the method's own way of training students; None for the standard one.
 
     Returns:
         the rows of results.jsonl: `labels` with student, attack, accuracy and its Wilson interval from low to high
@@ -68,25 +78,39 @@ def evaluate(
     check(distilled, test)
     asked = columns(evaluation, *test.image_shape[:2])
     ordered = sorted(asked, key=lambda column: (column.base == "worst", column.threat.eps if column.threat else 0.0))
-    trained = Trained(distilled, real, evaluation, backbone, run)
-    rows = []
-    with run.progress("students and attacks", evaluation.students * (2 + len(asked)), unit="task") as bar:
-        for student, model, epoch_seconds in trained.students():
-            bar.update()
-            sheet = Sheet(run.folder / "students", student)
+    trained = Trained(distilled, real, evaluation, backbone, run, own)
+    teacher = None if own is None else own.teacher
+    judged = evaluation.students + (teacher is not None)
+    with run.progress("students and attacks", judged * (1 + len(asked)) + evaluation.students, unit="task") as bar:
+
+        def rows_of(name: int | str, model: nn.Module, epoch_seconds: float) -> list[dict[str, Any]]:
+            surrogates = {column.name: trained.surrogate(column.base.partition(":")[0]) for column in ordered}
+            if not first():  # it trained with the others, which is all that they share
+                return []
+            sheet = Sheet(run.folder / "students", name)
             judge_clean(sheet, model, test)
             bar.update()
             for column in ordered:
-                bar.set_postfix_str(f"student {student}, {column.name}", refresh=True)
-                judge(column, asked, sheet, model, test, trained.surrogate(column.base.partition(":")[0]), run)
+                bar.set_postfix_str(f"{name if name == 'teacher' else f'student {name}'}, {column.name}", refresh=True)
+                judge(column, asked, sheet, model, test, surrogates[column.name], run)
                 bar.update()
-            said = verdicts(sheet.bools, asked, model, test, run.generator("verdict", student))
-            for name, base in {"clean": "clean", **{column.name: column.base for column in asked}}.items():
-                rows.append(
-                    dict(labels) | {"student": student} | _row(name, base, sheet, said.get(name, "ok"), epoch_seconds)
-                )
-    write_text(run.folder / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            said = verdicts(sheet.bools, asked, model, test, run.generator("verdict", name))
+            bases = {"clean": "clean", **{column.name: column.base for column in asked}}
+            return [_row(column, base, sheet, said.get(column, "ok"), epoch_seconds) for column, base in bases.items()]
+
+        rows = []
+        for student, model, epoch_seconds in trained.students():
+            bar.update()
+            rows += [dict(labels) | {"student": student} | row for row in rows_of(student, model, epoch_seconds)]
+        if teacher is not None:
+            _write(run.folder / "teacher.jsonl", [dict(labels) | row for row in rows_of("teacher", teacher, 0.0)])
+    _write(run.folder / "results.jsonl", rows)
     return rows
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    if first():
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _row(name: str, base: str, sheet: Sheet, verdict: str, epoch_seconds: float) -> dict[str, Any]:

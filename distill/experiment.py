@@ -34,8 +34,15 @@ class Evaluation:
     """the other student's network for `transfer_student`"""
     test_images: int | None = None
     """class-balanced, fixed part of the test set; None for all"""
+    protocol: Literal["standard", "own"] = "standard"
+    """how students are trained: as --student.* says, the same for all methods, or as the method's authors do"""
     student: Training = field(default_factory=Training)
-    """how a student is trained"""
+    """how a student of the standard protocol is trained"""
+
+    @property
+    def how(self) -> str:
+        """How students are trained, as tables say it: the loss of the standard protocol, or "own"."""
+        return "own" if self.protocol == "own" else self.student.loss
 
     def __post_init__(self) -> None:
         if self.students < 1:

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from distill.errors import InputError
+from distill.ranks import launched, local
 
 __all__ = ["find_device", "parse", "peek", "whole_number"]
 
@@ -44,6 +45,8 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and launched():
+        name = f"cuda:{local()}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -23,9 +23,9 @@ PART = 500
 
 
 class Sheet:
-    """What is known of one student; two files of its run's folder."""
+    """What is known of one student (its number), or of the teacher; two files of its run's folder."""
 
-    def __init__(self, folder: Path, student: int):
+    def __init__(self, folder: Path, student: int | str):
         self.student = student
         self._paths = {kind: folder / f"{student}-{kind}.safetensors" for kind in ("correct", "distances")}
         read = {kind: read_tensors(path) if path.exists() else ({}, {}) for kind, path in self._paths.items()}

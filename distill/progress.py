@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+from distill.ranks import first
+
 __all__ = ["progress"]
 
 
@@ -28,4 +30,5 @@ def progress(description: str, total: int, done: int = 0, unit: str = "it") -> t
         smoothing=0.1,
         bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
         leave=not terminal,
+        disable=not first(),
     )

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from distill.errors import InputError
 from distill.files import read_state, write_atomic, write_text
 from distill.progress import progress
+from distill.ranks import first
 
 __all__ = ["Run", "describe", "locked"]
 
@@ -49,6 +50,7 @@ class Run:
         seed: root of all randomness of the run.
         device: where tensors live.
         checkpoint_seconds: a due checkpoint is this old, at most so much work is lost.
+        stages: folder of the parts of runs that other runs can share, see `stage`.
 
     Raises:
         InputError: the folder holds another experiment (the difference is named).
@@ -62,8 +64,10 @@ class Run:
         seed: int = 0,
         device: torch.device | str = "cpu",
         checkpoint_seconds: float = 30.0,
+        stages: Path | None = None,
     ):
         self.folder, self.seed, self.device = folder, seed, torch.device(device)
+        self.stages = stages or folder / "stages"
         self.experiment = describe(experiment)
         self.checkpoint_seconds = checkpoint_seconds
         self._saved_at = time.perf_counter()
@@ -80,7 +84,7 @@ class Run:
             InputError: the folder cannot be written.
         """
         path = self.folder / "experiment.json"
-        if not path.exists():
+        if first() and not path.exists():
             content = {"experiment": self.experiment, "made_by": provenance(self.device)}
             write_text(path, json.dumps(content, indent=2) + "\n")
         return self
@@ -97,6 +101,21 @@ class Run:
         """
         digest = hashlib.sha256(repr((self.seed, *address)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def stage(self, name: str, config: Any) -> "Run":
+        """Return the run of a part that other runs can share: its folder is named by its config and the seed.
+
+        Args:
+            name: of the part.
+            config: all that its outcome depends on besides the seed, a dataclass or what JSON has.
+
+        Returns:
+            the run, begun; it works on this one's device.
+        """
+        config = {"stage": name, "seed": self.seed, "config": describe(config)}
+        folder = self.stages / f"{name}-{_digest(config)[:12]}"
+        options = {"seed": self.seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
+        return Run(folder, config, **options, stages=self.stages).begin()
 
     @property
     def config_hash(self) -> str:
@@ -136,19 +155,23 @@ class Run:
             state: tensors and numbers.
         """
         whole = {"fingerprint": self._fingerprint(), "step": step, "state": state}
-        write_atomic(self.folder / "state.pt", lambda path: torch.save(whole, path))
+        if first():
+            write_atomic(self.folder / "state.pt", lambda path: torch.save(whole, path))
         self._saved_at = time.perf_counter()
 
     def finish(self) -> None:
         """Remove the checkpoint: what it led to is written."""
         if self._scalars is not None:
             self._scalars.close()
-        (self.folder / "state.pt").unlink(missing_ok=True)
+        if first():
+            (self.folder / "state.pt").unlink(missing_ok=True)
 
     # --- scalars and progress ------------------------------------------------------------------------------------
 
     def log(self, step: int, **scalars: float | Tensor) -> None:
         """Append the scalars of a step to metrics.jsonl and to the TensorBoard events."""
+        if not first():
+            return
         numbers = {name: float(value) for name, value in scalars.items()}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | numbers) + "\n")
@@ -161,7 +184,8 @@ class Run:
 
     def say(self, line: str) -> None:
         """Tell the user something that no error is, on standard error."""
-        tqdm.write(line, file=sys.stderr)
+        if first():
+            tqdm.write(line, file=sys.stderr)
 
     def progress(self, description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
         """Return a progress bar for a `with` block."""
@@ -169,7 +193,7 @@ class Run:
 
     def _forget(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"
-        if path.exists():
+        if first() and path.exists():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             write_text(path, "".join(line for line in lines if json.loads(line)["step"] < step))
 
@@ -218,11 +242,14 @@ def difference(found: Any, asked: Any, path: str = "") -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of an existing folder during the block; a killed process lets go of it.
+    """Keep other runs out of an existing folder during the block; a killed process lets go of it.
 
     Raises:
         InputError: another process has it.
     """
+    if not first():  # the first of a run's processes has it for all
+        yield
+        return
     with open(folder / ".lock", "ab") as file:
         try:
             import fcntl  # not on Windows, where two processes in one folder are not noticed

@@ -6,10 +6,11 @@ Each is trained once and kept in the run's folder, students/NAME.safetensors; tr
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.augment import augmentation
 from distill.columns import family
@@ -18,6 +19,8 @@ from distill.distilled import DistilledSet
 from distill.experiment import Evaluation
 from distill.files import read_tensors, write_tensors
 from distill.models import build
+from distill.protocol import Protocol
+from distill.ranks import barrier, first
 from distill.run import Run
 from distill.students import TOGETHER, Training, fits_together, train_epochs, train_student, train_together
 from robust import Normalize, loss_named
@@ -38,13 +41,27 @@ class Trained:
         evaluation: how many students, and how they are trained.
         backbone: the students' network.
         run: folder and generators.
+        own: the method's own way of training students; None for the standard one.
     """
 
-    def __init__(self, distilled: DistilledSet, real: ImageSet, evaluation: Evaluation, backbone: str, run: Run):
+    def __init__(
+        self,
+        distilled: DistilledSet,
+        real: ImageSet,
+        evaluation: Evaluation,
+        backbone: str,
+        run: Run,
+        own: Protocol | None = None,
+    ):
         self.distilled, self.real, self.evaluation, self.backbone, self.run = distilled, real, evaluation, backbone, run
+        self.own, self.epochs = own, evaluation.student.epochs + 1 if own is None else own.epochs
         self.normalize = Normalize(distilled.mean, distilled.std).to(distilled.images.device)
-        self.images = self.normalize(distilled.images)
         self.augmentation = augmentation(distilled.augment, distilled.mean, distilled.std)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The distilled images, normalised, (N, C, H, W)."""
+        return self.normalize(self.distilled.images)
 
     def students(self) -> Iterator[tuple[int, nn.Module, float]]:
         """Yield (number, student, seconds that an epoch of its training took).
@@ -52,15 +69,18 @@ class Trained:
         Students that fit together are trained in fixed groups, so that none depends on which of them was there already.
         """
         training = self.evaluation.student
-        first_one = self._untrained(self.backbone, "student", 0)
-        alone = training.loss != "cross_entropy" or not fits_together(first_one, self.images, training.batch_size)
+        pattern = self._untrained(self.backbone, "student", 0)
+        alone = self.own is not None or training.loss != "cross_entropy"
+        alone = alone or not fits_together(pattern, self.images, training.batch_size)
         group = 1 if alone else TOGETHER
-        for first in range(0, self.evaluation.students, group):
-            numbers = range(first, min(first + group, self.evaluation.students))
+        for begin in range(0, self.evaluation.students, group):
+            numbers = range(begin, min(begin + group, self.evaluation.students))
 
             def train(networks: list[nn.Module], numbers: range = numbers) -> None:
                 generators = [self.run.generator("student", number, "training") for number in numbers]
-                if len(networks) == 1:
+                if self.own is not None:
+                    self.own.train(networks[0], str(numbers[0]))
+                elif len(networks) == 1:
                     self._train_on_distilled(networks[0], training, generators[0])
                 else:
                     arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
@@ -69,7 +89,7 @@ class Trained:
             networks = [self._untrained(self.backbone, "student", number) for number in numbers]
             kept = self._kept([str(number) for number in numbers], networks, train)
             for number, (model, seconds) in zip(numbers, kept, strict=True):
-                yield number, model, seconds / (training.epochs + 1)
+                yield number, model, seconds / self.epochs
 
     def surrogate(self, name: str) -> nn.Module | None:
         """Return the network that `transfer` or `transfer_student` is made on; None for other names."""
@@ -80,27 +100,35 @@ class Trained:
             network = self._untrained(self.evaluation.transfer_backbone, "surrogate", name)
             generator = self.run.generator("surrogate", name, "training")
             plain = replace(self.evaluation.student, loss="cross_entropy")
-            train = lambda each: self._train_on_distilled(each[0], plain, generator)  # noqa: E731
+
+            def train(networks: list[nn.Module]) -> None:
+                if self.own is not None:
+                    self.own.train(networks[0], name)
+                else:
+                    self._train_on_distilled(networks[0], plain, generator)
+
             return self._kept([f"surrogate-{name}"], [network], train)[0][0]
         return None
 
     def _untrained(self, backbone: str, *address: str | int) -> nn.Module:
-        _, channels, size, _ = self.images.shape
+        _, channels, size, _ = self.distilled.images.shape
         shape = {"channels": channels, "image_size": size, "num_classes": len(self.distilled.classes)}
-        return build(backbone, **shape, generator=self.run.generator(*address)).to(self.images.device)
+        return build(backbone, **shape, generator=self.run.generator(*address)).to(self.distilled.images.device)
 
     def _kept(
         self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
     ) -> list[tuple[nn.Module, float]]:
         """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
         paths = [self.run.folder / "students" / f"{name}.safetensors" for name in names]
+        barrier()  # all processes find the same files
         if not all(path.exists() for path in paths):
             start = time.perf_counter()
             train(networks)
             seconds = (time.perf_counter() - start) / len(networks)
             for network, path in zip(networks, paths, strict=True):
-                if not path.exists():
+                if first() and not path.exists():
                     write_tensors(path, network.state_dict(), {"seconds": str(seconds)})
+            barrier()
         kept = []
         for network, path in zip(networks, paths, strict=True):
             state, metadata = read_tensors(path)
@@ -109,12 +137,12 @@ class Trained:
         return kept
 
     def _train_on_distilled(self, network: nn.Module, training: Training, generator: torch.Generator) -> None:
-        _, channels, size, _ = self.images.shape
+        channels, size = self.images.shape[1:3]
         loss = None
         if training.loss != "cross_entropy":
             on_pixels = drawing_from(loss_named(training.loss, family(channels, size)), generator)
 
-            def loss(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
                 return on_pixels(nn.Sequential(self.normalize, network), self.normalize.inverse(x), y)
 
         train_student(network, self.images, self.distilled.labels, training, generator, self.augmentation, loss)

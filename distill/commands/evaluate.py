@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from distill.evaluate import check, evaluate
 from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
 from distill.outcome import finish, show
+from distill.protocol import ProtocolOf
 from distill.run import Run, locked
 
 __all__ = ["run_evaluate"]
@@ -47,14 +49,18 @@ class EvaluateCommand:
     place: Annotated[Place, tyro.conf.arg(name="")]
 
 
-def run_evaluate(flags: list[str]) -> int:
+def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
     """Judge a distilled set that exists.
+
+    Args:
+        flags: the words behind `evaluate`.
+        protocols: by method, its own way of training students.
 
     Returns:
         the exit code.
 
     Raises:
-        InputError: no path is given.
+        InputError: no path is given, or the method of the set has no own way of training students.
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("evaluate takes a path first: distilled.safetensors, or the folder of its run")
@@ -83,14 +89,18 @@ def run_evaluate(flags: list[str]) -> int:
         return show(folder)
     (train, test), data = _real_data(judgement.dataset, place.data_dir, distilled.images.shape[-1])
     check(distilled, test)
+    if judgement.evaluation.protocol == "own" and distilled.method not in protocols:
+        raise InputError(f"{name} has no own way of training students; take --protocol standard")
     foresee(judgement.backbone, judgement.evaluation, test)
     spare_threads(test, device)
     labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": judgement.seed}
-    labels |= {"backbone": judgement.backbone, "loss": judgement.evaluation.student.loss}
+    labels |= {"backbone": judgement.backbone, "loss": judgement.evaluation.how}
     labels |= {"recipe": judgement.recipe, "config": run.config_hash}
     with locked(run.begin().folder):
         evaluation, backbone = judgement.evaluation, judgement.backbone
-        rows = evaluate(distilled, train.to(device), test.to(device), evaluation, backbone, run, labels)
+        distilled, train, test = distilled.to(device), train.to(device), test.to(device)
+        own = None if evaluation.protocol == "standard" else protocols[distilled.method](distilled, file.parent, run)
+        rows = evaluate(distilled, train, test, evaluation, backbone, run, labels, own)
         return finish(rows, folder)
 
 

@@ -1,0 +1,38 @@
+"""A method's own way of training students, where it is another than the field's common one.
+
+By default all sets are judged by one protocol (`distill.students.Training`). A method that trains students in its own
+way exports beside `distill`
+
+    protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol
+
+and writes what it needs into `DistilledSet.training`, which is kept in the set's file; `place` is the folder of that
+file, for methods that need more than fits in it. --protocol own asks for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from distill.distilled import DistilledSet
+from distill.run import Run
+
+__all__ = ["Protocol", "ProtocolOf"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How students are trained on one distilled set."""
+
+    train: Callable[[nn.Module, str], None]
+    """(network, its name): trains an untrained network in place. The network takes normalised images (N, C, H, W) to
+    logits and is on the set's device; all randomness comes from `run.generator("student", name, ...)`"""
+    epochs: int
+    """passes over the images, by which the seconds of an epoch are told"""
+    teacher: nn.Module | None = None
+    """a network trained on the real data, pixels in [0, 1] to logits, which is judged beside the students"""
+
+
+ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]
+"""what a method module exports as `protocol`"""

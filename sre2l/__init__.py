@@ -1,0 +1,1 @@
+"""SRe2L: squeeze, recover, relabel, validate; and GUARD on it."""
