@@ -153,7 +153,8 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
-        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "stages": place.runs / "stages"}
+        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds}
+        options |= {"stages": place.runs / "stages", "workers": place.workers}
         run = Run(place.runs / experiment.folder, experiment, seed=experiment.seed, **options)
         if (run.folder / "table.csv").exists():
             print(f"finished already in {run.folder}", file=sys.stderr)
@@ -230,7 +231,8 @@ def announce(
 
     def hours(recipe: Recipe) -> str:
         sizes = (train.image_shape, train.num_classes, len(train), tests)
-        return human(estimate(recipe, module.work, experiment.ipc, *sizes))
+        own = getattr(module, "student_work", None)
+        return human(estimate(recipe, module.work, experiment.ipc, *sizes, own))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if chosen_here:

@@ -1,7 +1,8 @@
 """The result of a distillation, and its file.
 
 distilled.safetensors holds the tensors
-    images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]
+    images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]. A set larger than SHARD has
+            them in files beside it, distilled-00001-of-00031.safetensors, ..., of which the metadata has the names
     labels  (N,) int64 classes, or (N, K) float32 soft labels
 and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no order of several), JSON with
     dataset, method   names
@@ -10,6 +11,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
     augment           policy of a student's training
     backbone          network that the images were made with, and a student's by default
     training          what the method's own way of training students needs (`distill.protocol`)
+    shards            names of the files with the images, where they are not in this one
 """
 
 import json
@@ -20,12 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 
 __all__ = ["DistilledSet"]
 
 FORMAT = "guard-distilled-1"
+SHARD = 2**30
+"""bytes of images in one file, about"""
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 
 
@@ -37,8 +42,8 @@ class DistilledSet:
         ValueError: tensors that do not fit each other or the classes.
     """
 
-    images: Tensor
-    """(N, C, H, W) float32 pixels, unclamped"""
+    images: Tensor | Shards
+    """(N, C, H, W) float32 pixels, unclamped; in files where they are larger than memory"""
     labels: Tensor
     """(N,) int64 classes or (N, K) float32 soft labels"""
     dataset: str
@@ -62,9 +67,9 @@ class DistilledSet:
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
         hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
         soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k
-        if self.images.ndim != 4 or not self.images.is_floating_point() or n == 0 or shape[2] != shape[3]:
+        if self.images.ndim != 4 or not self.images.dtype.is_floating_point or n == 0 or shape[2] != shape[3]:
             raise ValueError(f"images are {self.images.dtype} {shape}; a distilled set has float (N, C, H, H), N >= 1")
-        if not self.images.isfinite().all():
+        if isinstance(self.images, Tensor) and not self.images.isfinite().all():
             raise ValueError("images have values that are not finite")
         if len(self.labels) != n or not (hard or soft):
             found = f"{self.labels.dtype} {tuple(self.labels.shape)}"
@@ -80,9 +85,18 @@ class DistilledSet:
         return len(self.images) / len(self.classes)
 
     def save(self, path: Path) -> None:
-        """Write the set atomically; the same set gives the same bytes."""
-        metadata = {FORMAT: json.dumps({name: getattr(self, name) for name in (*FIELDS, "training")})}
-        write_tensors(path, {"images": self.images.float(), "labels": self.labels}, metadata)
+        """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
+        values = {name: getattr(self, name) for name in (*FIELDS, "training")}
+        tensors = {"labels": self.labels}
+        rows = max(1, SHARD // (4 * self.images.shape[1:].numel()))
+        if len(self.images) <= rows:
+            tensors["images"] = self.images[:].float()
+        else:
+            count = -(-len(self.images) // rows)
+            values["shards"] = [f"{path.stem}-{n:05d}-of-{count:05d}{path.suffix}" for n in range(1, count + 1)]
+            for name, part in zip(values["shards"], self.images.split(rows), strict=True):
+                write_tensors(path.with_name(name), {"images": part.float()})
+        write_tensors(path, tensors, {FORMAT: json.dumps(values)})
 
     @classmethod
     def load(cls, path: Path) -> "DistilledSet":
@@ -96,11 +110,13 @@ class DistilledSet:
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
         tensors, metadata = read_tensors(path)
-        if FORMAT not in metadata or set(tensors) != {"images", "labels"}:
+        if FORMAT not in metadata or not {"labels"} <= set(tensors) <= {"images", "labels"}:
             found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(metadata)) or 'none'}"
             raise InputError(f"{path} is no distilled set: it has {found}; expected images, labels and {FORMAT}")
         try:
             values = json.loads(metadata[FORMAT])
+            if "images" not in tensors:
+                tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
             fields = {name: values[name] for name in FIELDS} | lists | {"training": values.get("training", {})}
             return cls(**tensors, **fields)

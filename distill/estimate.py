@@ -45,7 +45,14 @@ WorkOf = Callable[..., list[Work]]
 
 
 def estimate(
-    recipe: Recipe, work: WorkOf, ipc: int, shape: tuple[int, int, int], num_classes: int, examples: int, tests: int
+    recipe: Recipe,
+    work: WorkOf,
+    ipc: int,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    examples: int,
+    tests: int,
+    student_work: WorkOf | None = None,
 ) -> float:
     """Return the seconds a recipe takes on the CPU.
 
@@ -57,6 +64,8 @@ def estimate(
         num_classes: classes of the data set.
         examples: size of the training set.
         tests: size of the test set.
+        student_work: (config, ipc, num_classes) -> what the training of one student consists of in the method's own
+            way; None where that is about the standard one.
     """
     channels, size, _ = shape
 
@@ -74,15 +83,19 @@ def estimate(
     together = min(evaluation.students, TOGETHER) if at_once else 1
     train = partial(training_steps, images=batch, networks=together)
     students_steps = evaluation.students * epochs * ipc * num_classes / batch
+    training = [(students_steps * _passes(loss_named(evaluation.student.loss)) / STEPS / together, train)]
+    if evaluation.protocol == "own" and student_work is not None:
+        one = student_work(recipe.config, ipc, num_classes)
+        training = [(evaluation.students * count, step) for count, step in one]
     items = [
         *work(recipe.config, ipc, num_classes, examples),
-        (students_steps * _passes(loss_named(evaluation.student.loss)) / STEPS / together, train),
+        *training,
         (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step),
     ]
     surrogates = {column.base.partition(":")[0] for column in asked}
     if "transfer" in surrogates:
-        one = partial(training_steps, images=PROBE)
-        items.append((evaluation.surrogate_epochs * examples / PROBE / STEPS, one))
+        epoch = partial(training_steps, images=PROBE)
+        items.append((evaluation.surrogate_epochs * examples / PROBE / STEPS, epoch))
     seconds = sum(count * _seconds(step, network, shape) for count, step in items if count)
     if "transfer_student" in surrogates:
         count = epochs * ipc * num_classes / batch / STEPS

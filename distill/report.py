@@ -20,8 +20,8 @@ __all__ = ["FORMATS", "aligned", "find_rows", "render", "save_grid", "summary"]
 Row = dict[str, Any]
 COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n", "verdict")
 KEY = ("method", "dataset", "ipc", "backbone", "loss", "recipe", "config")
-"""what tells two lines of a table apart; loss is the students', "own" where the method itself trains them; config a hash
-of all settings but the seed"""
+"""what tells two lines of a table apart; loss is the students', "own" where the method itself trains them; config a
+hash of all settings but the seed"""
 ROW = (*KEY, "seed", "student", "attack", "accuracy", "low", "high", "images")
 ROW += ("median_distance", "seconds", "epoch_seconds", "verdict")
 """fields of a row of results.jsonl"""

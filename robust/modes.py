@@ -44,5 +44,8 @@ def keeping_buffers(model: Model) -> Iterator[None]:
 
 
 def inside(model: Model) -> Model:
-    """Return the network of a DistributedDataParallel, which wants one forward pass a step: the first."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    """Return the network of a DistributedDataParallel, which wants one forward pass a step, the first, and of
+    `torch.compile`, whose programs have no second derivative.
+    """
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    return getattr(model, "_orig_mod", model)

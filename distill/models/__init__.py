@@ -1,7 +1,8 @@
 """Backbones: each module's BACKBONES maps a name to a builder; every other name is a timm model's.
 
 A builder is called as builder(channels, image_size, num_classes, **options); the options of a spec such as
-"convnet:width=64,norm=batch" are its keyword-only parameters. The folder is the registry.
+"convnet:width=64,norm=batch" are its keyword-only parameters. The folder is the registry. A timm model's option is its
+stem, for the ResNets: "timm:resnet18:stem=stride2".
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from torch import nn
 from distill.errors import InputError, unknown
 
 __all__ = ["BACKBONES", "build"]
+
+Stem = Literal["auto", "imagenet", "stride1", "stride2"]
+"""of a ResNet: its own 7x7 of stride 2 with pooling, or 3x3 without; auto takes stride 1 up to 64 px, its own above"""
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     name: builder
@@ -52,9 +56,8 @@ def build(spec: str, *, channels: int, image_size: int, num_classes: int, genera
         builder = BACKBONES[name]
         options = _options(name, builder, rest)
     else:
-        builder, options = _timm(name), {}
-        if rest:
-            raise InputError(f"backbone '{spec}': timm models take no options here")
+        builder = _timm(name)
+        options = _options(name, builder, rest)
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -91,15 +94,16 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         hint = f"; did you mean '{close[0]}'?" if close else "."
         raise InputError(f"unknown backbone '{name}'{hint} Known: {', '.join(BACKBONES)}, and every timm model name")
 
-    def builder(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    def builder(channels: int, image_size: int, num_classes: int, *, stem: Stem = "auto") -> nn.Module:
         shared = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
         small = image_size <= 64
         attempts = [{"img_size": image_size, "patch_size": 4}] if small else []
         for extra in (*attempts, {"img_size": image_size}, {}):
             try:
                 network = timm.create_model(name, **shared, **extra)
-                if small and isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1"):
-                    _stem_for_small_images(network, channels)
+                known = isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1")
+                if known and stem != "imagenet" and (small or stem != "auto"):
+                    _stem_for_small_images(network, channels, 2 if stem == "stride2" else 1)
                 with torch.no_grad():  # most take any size when made, and fail only when called
                     network.eval()(torch.zeros(1, channels, image_size, image_size))
                 return network.train()
@@ -110,9 +114,9 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     return builder
 
 
-def _stem_for_small_images(network: nn.Module, channels: int) -> None:
-    """Give a ResNet the stem of the CIFAR ones: 3x3 of stride 1, no pooling (7x7 leaves one pixel)."""
+def _stem_for_small_images(network: nn.Module, channels: int, stride: int) -> None:
+    """Give a ResNet a 3x3 stem without pooling: of stride 1 as the CIFAR ones have, or 2 (7x7 leaves one pixel)."""
     stem = network.conv1
     last = stem[-1] if isinstance(stem, nn.Sequential) else stem
-    network.conv1 = nn.Conv2d(channels, last.out_channels, 3, padding=1, bias=False)
+    network.conv1 = nn.Conv2d(channels, last.out_channels, 3, stride=stride, padding=1, bias=False)
     network.maxpool = nn.Identity()

@@ -17,6 +17,7 @@ Where the paper and the released code are silent or disagree:
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -36,6 +37,10 @@ Direction = Literal["grad", "sign"]
 Penalty = Literal["squared", "norm", "loss_difference"]
 BatchNorm = Literal["eval", "train"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
+
+HALF = torch.float16
+LIFT = 256.0
+"""by which the inner gradient is scaled while it runs in float16, whose smallest normal number is 6e-5"""
 
 
 def curvature_penalty(
@@ -136,7 +141,10 @@ def _losses_and_gradients(
         return losses, gradients
     with SecondOrder(inputs if ours else None) as layers:
         losses = losses_at(inputs)
-    return losses, layers.gradient(losses.sum(), inputs)
+    half = torch.is_autocast_enabled(inputs.device.type) and torch.get_autocast_dtype(inputs.device.type) == HALF
+    if not half:
+        return losses, layers.gradient(losses.sum(), inputs)
+    return losses, layers.gradient(losses.sum() * LIFT, inputs) / LIFT
 
 
 def _positive(name: str, value: float) -> None:
@@ -179,12 +187,17 @@ class CurvatureRegularizedLoss:
     batchnorm: BatchNorm = "eval"
     """Mode of the penalty's passes for a model in training: "eval" runs them with running statistics and without
     dropout, so that examples stay independent (CURE's code); "train" leaves the model's mode (CURE's later fix)."""
+    fraction: float = 1.0
+    """share of a batch whose penalty is computed, in (0, 1]: its first examples, so that of a shuffled batch the value
+    is right on average; a training step takes about 1 + 4 fraction times a plain one's time"""
     h_warmup: tuple[float, ...] = ()
     """h of the first epochs, for a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight is {self.weight}; it must be a finite number >= 0")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
         for h in (self.h, *self.h_warmup):
             _positive("h", h)
         _choice("direction", self.direction, get_args(Direction))
@@ -216,12 +229,13 @@ class CurvatureRegularizedLoss:
         if self.weight == 0:
             return cross_entropy(model(inputs), targets).mean()
         options = {"h": self.h, "direction": self.direction, "penalty": self.penalty}
-        if is_training(model) and self.batchnorm == "eval":
-            with keeping_buffers(model), evaluating(model):
-                _, penalties = curvature_penalty(inside(model), inputs, targets, **options)
-            losses = cross_entropy(
-                model(inputs), targets
-            )  # behind, so that the penalty sees no statistics of this batch
+        part = max(1, round(self.fraction * len(inputs)))
+        apart = is_training(model) and self.batchnorm == "eval"
+        if apart or part < len(inputs):
+            with keeping_buffers(model), evaluating(model) if apart else nullcontext():
+                _, penalties = curvature_penalty(inside(model), inputs[:part], targets[:part], **options)
+            # behind, so that the penalty sees no statistics of this batch
+            losses = cross_entropy(model(inputs), targets)
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
-        return (losses + self.weight * penalties).mean()
+        return losses.mean() + self.weight * penalties.mean()

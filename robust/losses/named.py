@@ -29,10 +29,12 @@ LOSSES: dict[str, Callable[[Threat], Any]] = {
     "gradient_norm": lambda threat: GradientNorm(),
     "cure": lambda threat: CurvatureRegularizedLoss(weight=4.0, h=0.75, direction="sign", penalty="norm"),
     "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=0.75),
+    "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=0.75, penalty="loss_difference"),
     "noise": lambda threat: GaussianNoise(),
 }
 """name -> loss at a threat. h of `cure` and `guard` is the papers' 3 in normalised units, at a standard deviation of
-pixels of a quarter (CIFAR-10's)."""
+pixels of a quarter (CIFAR-10's). `guard_released` is what GUARD's code does at ImageNet scale: the loss's own
+difference, its weight 1e-4 whatever its --lamda says."""
 
 
 def loss_named(spec: str, family: str = "cifar10") -> Any:

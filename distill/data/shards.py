@@ -1,0 +1,80 @@
+"""Images of a set that is larger than memory: rows of safetensors files, read when they are asked for."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from distill.errors import InputError
+
+__all__ = ["Shards"]
+
+
+class Shards:
+    """The tensors `images` (n, C, H, W) of several files as one (N, C, H, W), where a tensor may stand.
+
+    Args:
+        paths: of the files, whose rows follow one another.
+        rows: (N,) which of all rows are meant, in order; None for all.
+        device: of what is read.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+
+    dtype = torch.float32
+    ndim = 4
+
+    def __init__(self, paths: Sequence[Path], rows: Tensor | None = None, device: torch.device | str = "cpu"):
+        self.paths, self.device = list(paths), torch.device(device)
+        self._begins = [0]
+        for path in self.paths:
+            count, *shape = self._shape_of(path)
+            self._begins.append(self._begins[-1] + count)
+        self.rows = torch.arange(self._begins[-1]) if rows is None else rows.cpu()
+        self.shape = torch.Size([len(self.rows), *shape])
+
+    @staticmethod
+    def _shape_of(path: Path) -> list[int]:
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_slice("images").get_shape()
+        except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+            raise InputError(f"{path} is not a whole file of images ({str(error).splitlines()[0]})") from None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | Tensor | int) -> Tensor:
+        if isinstance(which, int):
+            return self._read(self.rows[which : which + 1 or None])[0]
+        return self._read(self.rows[which.cpu() if isinstance(which, Tensor) else which])
+
+    def _read(self, rows: Tensor) -> Tensor:
+        out = torch.empty(len(rows), *self.shape[1:])
+        by_file: dict[int, list[int]] = {}
+        for place, row in enumerate(rows.tolist()):
+            by_file.setdefault(bisect_right(self._begins, row) - 1, []).append(place)
+        for number, places in by_file.items():
+            with safe_open(self.paths[number], "pt") as file:
+                images = file.get_slice("images")
+                for place in places:
+                    at = int(rows[place]) - self._begins[number]
+                    out[place] = images[at : at + 1][0]
+        return out.to(self.device)
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        """Yield the images in parts of n."""
+        for begin in range(0, len(self), n):
+            yield self[begin : begin + n]
+
+    def to(self, device: torch.device | str) -> "Shards":
+        """Return the same images, read to a device."""
+        return Shards(self.paths, self.rows, device)
+
+    def numel(self) -> int:
+        """Return how many numbers there are."""
+        return self.shape.numel()

@@ -1,0 +1,111 @@
+"""Random resized crops of a batch, and the boxes of CutMix: drawn as numbers, which the stages keep, then applied.
+
+Pixel i of a crop enlarged by bilinear interpolation (half-pixel centres, the crop's edge repeated) is read at
+
+    s_i = top + min(max((i + 1/2) height / size - 1/2, 0), height - 1)
+
+which is all that a crop is, a mirrored and a padded one too (zero outside the image).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["cut", "cut_alike", "cut_box", "draw_boxes", "draw_flips", "padded_boxes"]
+
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+
+
+def draw_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:
+    """Draw crops as torchvision's RandomResizedCrop does.
+
+    Args:
+        count: crops.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        least: share of the area of a crop, uniform in [least, 1]; its aspect ratio is log-uniform in [3/4, 4/3].
+        generator: CPU generator.
+
+    Returns:
+        (count, 4) int64: top, left, height, width; the largest central crop of a valid ratio where ten tries fail.
+    """
+    area = height * width * (least + (1 - least) * torch.rand(count, TRIES, generator=generator))
+    low, high = (torch.tensor(ratio).log() for ratio in RATIO)
+    ratio = (low + (high - low) * torch.rand(count, TRIES, generator=generator)).exp()
+    w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    chosen = fits.int().argmax(1, keepdim=True)
+    h, w = h.gather(1, chosen)[:, 0], w.gather(1, chosen)[:, 0]
+    top = (torch.rand(count, generator=generator) * (height - h + 1)).long()
+    left = (torch.rand(count, generator=generator) * (width - w + 1)).long()
+    boxes = torch.stack([top, left, h, w], 1)
+    central_h, central_w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    central = torch.tensor([(height - central_h) // 2, (width - central_w) // 2, central_h, central_w])
+    return torch.where(fits.any(1, keepdim=True), boxes, central)
+
+
+def padded_boxes(count: int, size: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Draw crops of the image's own size from the image padded with zeros, (count, 4)."""
+    corners = torch.randint(-padding, padding + 1, (count, 2), generator=generator)
+    return torch.cat([corners, torch.full((count, 2), size)], 1)
+
+
+def draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    """Draw which images are mirrored, (count,) bool, one in two."""
+    return torch.rand(count, generator=generator) < 0.5
+
+
+@torch.no_grad()
+def cut(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
+    """Return each image's own crop, enlarged to the image's size, and mirrored where asked.
+
+    Args:
+        images: (N, C, H, H).
+        boxes: (N, 4): top, left, height, width, at most H; zero outside the image.
+        flips: (N,) bool.
+    """
+    rows, columns = _sources(boxes, flips, images)
+    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), -1)
+    grid = 2 * grid / (images.shape[-1] - 1) - 1
+    return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=True)
+
+
+def cut_alike(images: Tensor, box: Tensor, flip: bool) -> Tensor:
+    """Return one crop (4,) of all images, as `cut`: differentiable, and of the same bits on every run of a device."""
+    rows, columns = _sources(box[None], torch.tensor([flip]), images)
+    pixels = torch.arange(images.shape[-1], device=images.device)
+    down, across = ((1 - (pixels - sources.T).abs()).clamp_min(0).to(images.dtype) for sources in (rows, columns))
+    with torch.autocast(images.device.type, enabled=False):  # two products: linear in rows and in columns
+        return ((images @ across.T).mT @ down.T).mT
+
+
+def _sources(boxes: Tensor, flips: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where in the image the rows and the columns of each crop are read, (N, size) each."""
+    size, device = images.shape[-1], images.device
+    top, left, height, width = boxes.to(device, non_blocking=True).T[:, :, None]
+    centres = torch.arange(size, device=device) + 0.5
+    mirrored = torch.where(flips.to(device, non_blocking=True)[:, None], centres.flip(0), centres)
+    rows, columns = (
+        (at * length / size - 0.5).clamp_min(0).minimum(length - 1) + start
+        for at, length, start in ((centres, height, top), (mirrored, width, left))
+    )
+    return rows, columns
+
+
+def cut_box(size: int, share: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Draw the rectangle that CutMix replaces.
+
+    Args:
+        size: side of the images in pixels.
+        share: of the area to keep, in [0, 1], but for what the image's edge cuts off.
+        generator: CPU generator.
+
+    Returns:
+        top, left, bottom, right.
+    """
+    side = int(size * (1 - share) ** 0.5)
+    y, x = torch.randint(size, (2,), generator=generator).tolist()
+    top, bottom = (min(max(y + d, 0), size) for d in (-(side // 2), side // 2))
+    left, right = (min(max(x + d, 0), size) for d in (-(side // 2), side // 2))
+    return top, left, bottom, right

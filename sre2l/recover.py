@@ -1,0 +1,286 @@
+"""Recover: images from noise that the teacher classifies, and whose BatchNorm statistics are those of the real data.
+
+SRe2L, "Squeeze, Recover and Relabel", Yin et al., NeurIPS 2023 (arXiv 2306.13092), equations 5 to 8:
+
+    min over x of  CE(f(A(x)), y) + r_bn * sum over layers l of w_l (||v_l - V_l|| + ||m_l - M_l||)
+
+f is the squeezed teacher in evaluation mode; A one random crop, enlarged, mirrored and rolled, of the whole batch; m
+and v are mean and biased variance of the batch in a BatchNorm's input, M and V its running ones, norms are not squared,
+w is `first_bn` for the first BatchNorm and 1 for the others. Adam with betas (0.5, 0.9), cosine to 0 without warm-up;
+after each step images are cut to valid pixels; the last iterate counts. CDA, "Dataset Distillation via Curriculum Data
+Synthesis in Large Data Era", Yin & Shen (arXiv 2311.18838): the least area of a crop falls from 1 to `crop_min` over
+the first `milestone` of the steps.
+
+A batch is a unit of its own: it has one image each of up to `batch_size` classes (with fewer classes, images of several
+indices), its own generators and file. Processes take units in turn, without a word to each other, and any number of
+them makes the same images.
+
+Deviations: hooks are registered once, where the official code adds them again for each index and never removes them;
+images are written as floats, where it rounds them down to bytes and saves lossy JPEG files.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.data import ImageSet
+from distill.data.shards import Shards
+from distill.errors import InputError
+from distill.files import read_state, read_tensors, write_atomic, write_tensors
+from distill.ranks import barrier, share
+from distill.run import Run, describe
+from robust import Normalize, RobustTeacher
+from sre2l.crops import cut_alike, draw_boxes, draw_flips
+from sre2l.precision import Compute
+
+__all__ = ["BatchNormMatch", "Recover", "least_area", "read_units", "recover", "units"]
+
+
+LIMIT = 4 * 2**30
+"""bytes of images above which they stay in files"""
+
+
+@dataclass(frozen=True)
+class Recover:
+    """How images are recovered.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    iterations: int = 4000
+    """steps of the images of a unit"""
+    lr: float = 0.25
+    """learning rate of Adam, normalised units"""
+    r_bn: float = 0.01
+    """weight of the BatchNorm statistics"""
+    first_bn: float = 10.0
+    """weight of the first layer's among them"""
+    jitter: tuple[int, int] = (0, 32)
+    """least and largest shift in pixels, rolled around the edge, down and to the right"""
+    crop: bool = True
+    """whether a random part of the images is looked at, enlarged; else the whole"""
+    crop_min: float = 0.08
+    """least share of the area of a crop, in (0, 1]"""
+    flip: bool = True
+    """whether the images are mirrored in half of the steps"""
+    milestone: float = 0.0
+    """CDA's curriculum: share of the steps in which the least share falls from 1 to crop_min; 0 is SRe2L"""
+    curriculum: Literal["cosine", "linear", "step"] = "cosine"
+    """how it falls; step: at the milestone"""
+    batch_size: int = 100
+    """images of a unit"""
+    images: str = ""
+    """a folder of pictures to take instead, ours or a published one (see sre2l/folders.py)"""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if self.jitter[0] > self.jitter[1]:
+            raise ValueError(f"jitter is {self.jitter}; the first number must not be larger than the second")
+        for name in ("r_bn", "first_bn"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number >= 0")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
+        if not 0 < self.crop_min <= 1:
+            raise ValueError(f"crop_min is {self.crop_min}; it must be in (0, 1]")
+        if not 0 <= self.milestone <= 1:
+            raise ValueError(f"milestone is {self.milestone}; it must be in [0, 1]")
+
+
+def least_area(config: Recover, step: int) -> float:
+    """Return the least share of the area of a crop at a step: CDA's curriculum.
+
+    >>> config = Recover(iterations=100, milestone=0.5, crop_min=0.08)
+    >>> [round(least_area(config, step), 2) for step in (0, 25, 50, 99)]
+    [1.0, 0.54, 0.08, 0.08]
+    """
+    end = config.milestone * config.iterations
+    if step >= end:
+        return config.crop_min
+    share = step / end
+    rest = {"cosine": (1 + math.cos(math.pi * share)) / 2, "linear": 1 - share, "step": 1.0}[config.curriculum]
+    return config.crop_min + (1 - config.crop_min) * rest
+
+
+def units(num_classes: int, ipc: int, batch_size: int) -> list[Tensor]:
+    """Return the images (class * ipc + index) of each unit: all classes of index 0, then of index 1, ...
+
+    >>> [unit.tolist() for unit in units(num_classes=3, ipc=2, batch_size=4)]
+    [[0, 2, 4, 1], [3, 5]]
+    >>> [unit.tolist() for unit in units(num_classes=3, ipc=2, batch_size=2)]
+    [[0, 2], [4], [1, 3], [5]]
+    """
+    order = torch.arange(num_classes * ipc).view(num_classes, ipc).T
+    if num_classes > batch_size:  # as in the official code: never two indices in a unit
+        return [unit for index in order for unit in index.split(batch_size)]
+    return list(order.flatten().split(batch_size))
+
+
+def recover(
+    teacher: RobustTeacher, made_by: str, real: ImageSet, ipc: int, config: Recover, compute: Compute, run: Run
+) -> Path:
+    """Recover all images that are not there yet.
+
+    Args:
+        teacher: the squeezed network, frozen; it takes normalised images.
+        made_by: name of its stage.
+        real: the real set, for its shape, classes and constants.
+        ipc: images per class.
+        config: the settings.
+        compute: how the arithmetic runs.
+        run: of the whole; the stage has its own folder among `run.stages`.
+
+    Returns:
+        the folder of the stage, which has a file of each unit: images (n, C, H, W) in pixels and their places (n,).
+
+    Raises:
+        InputError: the teacher has no BatchNorm to match.
+    """
+    settings = {"teacher": made_by, "recover": describe(config), "compute": describe(compute)}
+    settings |= {"classes": real.num_classes, "ipc": ipc, "shape": list(real.image_shape)}
+    stage = run.stage("recover", settings)
+    normalize = Normalize(real.mean, real.std).to(run.device)
+    network = compute.place(teacher.network, run.device)
+    whole = units(real.num_classes, ipc, config.batch_size)
+    todo = [(n, who) for n, who in share(list(enumerate(whole))) if not _file(stage, n).exists()]
+    with stage.progress("recover", len(share(whole)) * config.iterations, unit="step") as bar:
+        bar.update((len(share(whole)) - len(todo)) * config.iterations)
+        with BatchNormMatch(network, config.first_bn, required=config.r_bn > 0) as match:
+            faster = compute.faster(network)
+            for number, who in todo:
+                images = _recover_unit(faster, match, who // ipc, number, normalize, real, config, compute, stage, bar)
+                write_tensors(_file(stage, number), {"images": normalize.inverse(images).clamp(0, 1), "places": who})
+                _file(stage, number, ".pt").unlink(missing_ok=True)
+    barrier()
+    return stage.folder
+
+
+def _file(run: Run, number: int, kind: str = ".safetensors") -> Path:
+    return run.folder / f"unit-{number:05d}{kind}"
+
+
+class BatchNormMatch:
+    """While entered, sums the distances of each BatchNorm's inputs from its running statistics, over a forward pass.
+
+    Raises:
+        InputError: there is no BatchNorm, and it is required.
+    """
+
+    def __init__(self, network: nn.Module, first: float, *, required: bool = True):
+        layers = [
+            module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
+        if required and not layers:
+            raise InputError(
+                f"{type(network).__name__} has no BatchNorm whose statistics images could match; take another "
+                "--backbone (timm:resnet18, resnet18:norm=batch), or --recover.r-bn 0"
+            )
+        self.layers, self.first = layers, first
+        self.distance = torch.zeros(())
+
+    def __enter__(self) -> "BatchNormMatch":
+        self._hooks = [layer.register_forward_pre_hook(self._add) for layer in self.layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def reset(self) -> None:
+        """Begin a forward pass."""
+        self.distance = torch.zeros(())
+
+    def _add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        x = inputs[0].float()
+        variance, mean = torch.var_mean(x, (0, *range(2, x.ndim)), correction=0)
+        assert layer.running_var is not None
+        assert layer.running_mean is not None
+        far = (variance - layer.running_var).norm() + (mean - layer.running_mean).norm()
+        self.distance = self.distance.to(x.device) + (self.first if layer is self.layers[0] else 1.0) * far
+
+
+def _recover_unit(
+    network: nn.Module,
+    match: BatchNormMatch,
+    classes: Tensor,
+    number: int,
+    normalize: Normalize,
+    real: ImageSet,
+    config: Recover,
+    compute: Compute,
+    run: Run,
+    bar: Any,
+) -> Tensor:
+    """Return the images of a unit, (n, C, H, W) normalised, continuing from its checkpoint."""
+    size, device = real.image_shape[-1], run.device
+    low, high = normalize(torch.zeros(1, 1, 1, device=device)), normalize(torch.ones(1, 1, 1, device=device))
+    targets = classes.to(device)
+    images = torch.randn(len(classes), *real.image_shape, generator=run.generator("noise", number)).to(device)
+    images.requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
+    scale = compute.scaler(device)
+    path, done = _file(run, number, ".pt"), 0
+    if path.exists():
+        state = read_state(path)
+        with torch.no_grad():
+            images.copy_(state["images"])
+        optimizer.load_state_dict(state["optimizer"])
+        scale.load_state_dict(state["scaler"])
+        done = state["done"]
+        bar.update(done)
+    generator = run.generator("recover", number)
+    low_shift, high_shift = config.jitter
+    whole = torch.tensor([0, 0, size, size])
+    # All draws of a unit at once: a resumed unit takes them from where it was.
+    boxes = [draw_boxes(1, size, size, least_area(config, step), generator)[0] for step in range(config.iterations)]
+    flips = (draw_flips(config.iterations, generator) & config.flip).tolist()
+    shifts = torch.randint(low_shift, high_shift + 1, (config.iterations, 2), generator=generator).tolist()
+    saved = time.perf_counter()
+    for step in range(done, config.iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * config.lr * (1 + math.cos(math.pi * step / config.iterations))
+        optimizer.zero_grad(set_to_none=True)
+        box = boxes[step] if config.crop else whole
+        seen = cut_alike(images, box, flips[step]) if config.crop or flips[step] else images
+        seen = torch.roll(seen, shifts[step], (2, 3))
+        if compute.channels_last:
+            seen = seen.contiguous(memory_format=torch.channels_last)
+        match.reset()
+        with compute.autocast(device):
+            loss = F.cross_entropy(network(seen), targets)
+        loss = loss + config.r_bn * match.distance
+        scale.scale(loss).backward()
+        scale.step(optimizer)
+        scale.update()
+        with torch.no_grad():
+            images.clamp_(low, high)
+        bar.update()
+        if step % 100 == 99:
+            bar.set_postfix(unit=number, loss=f"{loss.item():.4g}", refresh=False)
+        if time.perf_counter() - saved > run.checkpoint_seconds:
+            state = {"images": images.detach(), "optimizer": optimizer.state_dict(), "scaler": scale.state_dict()}
+            state |= {"done": step + 1}
+            write_atomic(path, lambda temporary, state=state: torch.save(state, temporary))
+            saved = time.perf_counter()
+    if not images.isfinite().all():
+        raise InputError(f"recovered images are not finite; take a smaller --recover.lr than {config.lr}")
+    return images.detach()
+
+
+def read_units(folder: Path) -> Tensor | Shards:
+    """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many."""
+    paths = sorted(folder.glob("unit-*.safetensors"))
+    places = torch.cat([read_tensors(path)[0]["places"] for path in paths]).argsort()
+    images = Shards(paths, places)
+    return images if 4 * images.numel() > LIMIT else images[:]

@@ -1,0 +1,321 @@
+"""Squeeze: the real data into a teacher, trained with any loss of `robust.losses`. GUARD is this stage's loss.
+
+The teacher is kept in teacher.safetensors, with what it was trained on; the folder of the stage is named by everything
+that the teacher depends on, so that all runs which ask for the same one share it.
+
+The recipe is SRe2L's and GUARD's (SGD with momentum, cosine schedule by epoch, torchvision's training crops). All
+processes together take one batch; the gradient is that of the whole batch, BatchNorm's statistics are those of each
+process's part unless they are synchronised. The loss is what DistributedDataParallel wraps, so that each loss may call
+the network as often as it likes.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.columns import family
+from distill.data import ImageSet
+from distill.errors import InputError
+from distill.files import read_tensors, write_tensors
+from distill.models import build
+from distill.ranks import barrier, first, world
+from distill.run import Run, describe, locked
+from robust import Normalize, RobustTeacher, loss_named
+from robust.losses.named import drawing_from
+from sre2l.loading import Augment, batches
+from sre2l.precision import Compute
+
+__all__ = ["FILE", "Squeeze", "identity", "load_teacher", "squeeze", "step"]
+
+FILE = "teacher.safetensors"
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """How the teacher is trained.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    loss: str = "cross_entropy"
+    """NAME[:field=value,...][@THREAT]; `bash run.sh list` has the names. The model of an adversarial loss takes pixels
+    in [0, 1], that of the others normalised images: h=3 is then the papers' 3"""
+    start: str = "scratch"
+    """weights before training: scratch, pretrained (timm's, downloaded), or a file of weights (.safetensors, .pt, .pth)
+    of this backbone"""
+    epochs: int = 50
+    """passes over the real data; 0 takes the weights of `start` as they are"""
+    lr: float = 0.1
+    """learning rate of SGD, cosine to 0 by epoch"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 1e-4
+    """L2 penalty of SGD"""
+    batch_size: int = 256
+    """images of a step, of all processes together"""
+    warmup_epochs: int = 0
+    """first epochs, in which the learning rate rises from a tenth linearly"""
+    augment: Augment = "resized_crop"
+    """resized_crop (of 8 to 100 % of the area, enlarged), padded_crop (by an eighth of the side: CIFAR), or none"""
+    flip: bool = True
+    """whether half of the images are mirrored"""
+    accumulate: int = 1
+    """parts of a process's batch that are computed one after another, for less memory"""
+    sync_batchnorm: bool = False
+    """whether BatchNorm's statistics are those of all processes together"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        for name in ("epochs", "warmup_epochs", "momentum", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
+        if self.epochs == 0 and self.start == "scratch":
+            raise ValueError("epochs is 0 and start is scratch: that teacher knows nothing; give --squeeze.start FILE")
+        loss_named(self.loss)
+
+    def lr_at(self, epoch: int) -> float:
+        """Return the learning rate of an epoch, 0 for the first."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (0.1 + 0.9 * epoch / self.warmup_epochs)
+        share = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        return 0.5 * self.lr * (1 + math.cos(math.pi * share))
+
+
+def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, run: Run) -> tuple[RobustTeacher, str]:
+    """Train the teacher, or take it from where an earlier run left it.
+
+    Args:
+        real: the training images.
+        backbone: its network.
+        config: how it is trained.
+        compute: how the arithmetic runs.
+        run: of the whole; the stage has its own folder among `run.stages`.
+
+    Returns:
+        the teacher, in evaluation mode, its parameters without gradient, and the name of the stage's folder.
+
+    Raises:
+        InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
+    """
+    settings = {"data": identity(real), "backbone": backbone, "squeeze": describe(config)}
+    stage = run.stage("squeeze", settings | {"compute": describe(compute)})
+    loss = loss_named(config.loss, family(*real.image_shape[:2]))
+    network = _untrained(real, backbone, config.start, stage)
+    with locked(stage.folder):
+        path = stage.folder / FILE
+        barrier()
+        if not path.exists():
+            seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
+            if first():
+                facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
+                write_tensors(path, network.state_dict(), facts)
+            barrier()
+            stage.finish()
+        load_teacher(network, path)
+    network = network.to(run.device).eval().requires_grad_(False)
+    return RobustTeacher(network, loss), stage.folder.name
+
+
+def load_teacher(network: nn.Module, path: Path) -> None:
+    """Give a network the weights of a teacher's file.
+
+    Raises:
+        InputError: they are of another architecture or number of classes.
+    """
+    found, facts = read_tensors(path)
+    _fit(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
+    network.load_state_dict(found)
+
+
+def identity(real: ImageSet) -> dict[str, Any]:
+    """Return what tells one set of images from another without reading all of it."""
+    counts = real.labels.bincount(minlength=real.num_classes).tolist()
+    sizes = {"name": real.name, "shape": list(real.image_shape), "counts": counts, "classes": list(real.classes)}
+    return sizes | {"mean": list(real.mean), "std": list(real.std)}
+
+
+class _Loss(nn.Module):
+    """The loss of a batch as a module, so that DistributedDataParallel sees one forward pass."""
+
+    def __init__(self, network: nn.Module, normalize: Normalize, loss: Any):
+        super().__init__()
+        self.network, self.normalize, self.loss = network, normalize, loss
+
+    def forward(self, pixels: Tensor, targets: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """Return the loss, a scalar."""
+        loss = drawing_from(self.loss, generator)
+        if hasattr(self.loss, "threat"):
+            return loss(nn.Sequential(self.normalize, self.network), pixels, targets)
+        return RobustTeacher(self.network, loss).training_loss(self.normalize(pixels), targets, epoch)
+
+
+def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
+    """Train in place from where the checkpoint is; return the seconds that it took."""
+    per_process, rest = divmod(config.batch_size, world() * config.accumulate)
+    if rest or not per_process:
+        raise InputError(
+            f"squeeze.batch_size is {config.batch_size}; it must be a multiple of {world()} processes times "
+            f"accumulate {config.accumulate}"
+        )
+    if len(real) < config.batch_size:
+        raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} training images")
+    if config.sync_batchnorm and run.device.type != "cuda":
+        raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {run.device}")
+    compute.place(network, run.device).train()
+    if config.sync_batchnorm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    normalize = Normalize(real.mean, real.std).to(run.device)
+    objective: nn.Module = _Loss(compute.faster(network), normalize, loss)
+    if world() > 1:
+        devices = [run.device] if run.device.type == "cuda" else None
+        objective = DistributedDataParallel(objective, device_ids=devices)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    scale = compute.scaler(run.device)
+    steps = len(real) // config.batch_size
+    done, seconds = 0, 0.0
+    if (state := run.restore()) is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scale.load_state_dict(state["scaler"])
+        done, seconds = state["done"], state["seconds"]
+    begun = time.perf_counter() - seconds
+    mean, counted = torch.zeros((), device=run.device), 0
+    with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
+        while done < config.epochs * steps:
+            epoch, begin = divmod(done, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(epoch)
+            for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
+                generator = run.generator("squeeze", "loss", done)
+                mean += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                counted, done = counted + 1, done + 1
+                bar.update()
+                if done % steps == 0 or done % 100 == 0:
+                    value = mean.item() / counted
+                    if not math.isfinite(value):
+                        raise InputError(f"the teacher's loss is {value} in epoch {epoch}; take a smaller --squeeze.lr")
+                    run.log(done - 1, squeeze_loss=value, lr=config.lr_at(epoch))
+                    bar.set_postfix(epoch=epoch + 1, loss=f"{value:.4g}", refresh=False)
+                    mean, counted = torch.zeros_like(mean), 0
+                if run.due() or done == config.epochs * steps:
+                    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                    state |= {"scaler": scale.state_dict(), "done": done, "seconds": time.perf_counter() - begun}
+                    run.save(done, state)
+    return time.perf_counter() - begun
+
+
+def step(
+    objective: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    optimizer: torch.optim.Optimizer,
+    scale: torch.amp.GradScaler,
+    accumulate: int,
+    compute: Compute,
+    epoch: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Take one step of the teacher on this process's part of a batch; return its loss, a scalar without gradient."""
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=pixels.device)
+    parts = list(zip(pixels.chunk(accumulate), targets.chunk(accumulate), strict=True))
+    for number, (x, y) in enumerate(parts, 1):
+        alone = number < len(parts) and isinstance(objective, DistributedDataParallel)
+        with objective.no_sync() if alone else nullcontext():
+            with compute.autocast(pixels.device):
+                value = objective(x, y, epoch, generator) * (len(x) / len(pixels))
+            scale.scale(value).backward()
+        total += value.detach()
+    scale.step(optimizer)
+    scale.update()
+    return total
+
+
+def _untrained(real: ImageSet, backbone: str, start: str, run: Run) -> nn.Module:
+    """Return the teacher's network before training."""
+    channels, size, _ = real.image_shape
+    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
+    network = build(backbone, **shape, generator=run.generator("teacher"))
+    if start == "scratch":
+        return network
+    found = _pretrained(backbone, channels, network.state_dict()) if start == "pretrained" else _weights(Path(start))
+    _fit(network, found, start)
+    network.load_state_dict(found)
+    return network
+
+
+def _fit(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
+    """Refuse weights of another architecture or number of classes.
+
+    Raises:
+        InputError: with the first tensor that differs.
+    """
+    ours = network.state_dict()
+    odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
+    odd += [name for name in found if name not in ours]
+    if odd:
+        there, here = (tuple(each[odd[0]].shape) if odd[0] in each else "nothing" for each in (found, ours))
+        raise InputError(
+            f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
+            f"{here} here; give the --backbone, the data and the image size that they are of"
+        )
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a file, as safetensors or read by torch without unpickling code.
+
+    Raises:
+        InputError: there is no such file, or it holds no weights.
+    """
+    if not path.is_file():
+        raise InputError(f"squeeze.start is {path}: no such file; give scratch, pretrained, or a file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model", "model_state_dict"):
+            found = found.get(key, found)
+        return {name.removeprefix("module."): tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+        line = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"squeeze.start is {path}: no file of weights ({type(error).__name__}: {line})") from None
+
+
+def _pretrained(backbone: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return timm's weights of a network; the classifier's are ours where it has another number of classes.
+
+    Raises:
+        InputError: timm has none, or they cannot be downloaded.
+    """
+    import timm  # slow to import
+
+    name = backbone.removeprefix("timm:").partition(":")[0]
+    try:
+        theirs = timm.create_model(name, pretrained=True, in_chans=channels)
+    except Exception as error:  # of timm, of the hub, of the network
+        line = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(
+            f"squeeze.start is pretrained, but the weights of {name} cannot be had ({line}); give a file of weights"
+        ) from None
+    classifier = f"{theirs.default_cfg['classifier']}."
+    found = theirs.state_dict()
+    return {
+        n: ours[n] if n.startswith(classifier) and ours[n].shape != tensor.shape else tensor
+        for n, tensor in found.items()
+        if n in ours or not n.startswith(classifier)
+    }

@@ -1,0 +1,181 @@
+"""Validate: students trained on the relabelled images, by FKD's rule as SRe2L and GUARD have it.
+
+    min over theta of  KL( softmax(t / T) || softmax(s / T) ),  mean over the batch
+
+t are the kept logits of the teacher, s the student's, of the same mixed crop; AdamW with decay of matrices and kernels
+only, learning rate cosine by epoch. All processes together take one batch. (The official code of Tiny-ImageNet
+multiplies by T^2 and uses SGD: fields.)
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.errors import InputError
+from distill.files import read_state, write_atomic
+from distill.ranks import barrier, first, rank, world
+from distill.run import Run
+from robust import Normalize
+from sre2l.precision import Compute
+from sre2l.relabel import Labels, view
+
+__all__ = ["Validate", "divergence", "train"]
+
+
+@dataclass(frozen=True)
+class Validate:
+    """How students are trained on the labels of `Relabel`, whose epochs and batches are theirs.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or SGD with momentum 0.9"""
+    lr: float = 1e-3
+    """learning rate, cosine to 0 by epoch"""
+    weight_decay: float = 0.01
+    """of kernels and matrices"""
+    warmup_epochs: int = 0
+    """first epochs, in which the learning rate rises from a tenth linearly"""
+    temperature: float = 20.0
+    """T"""
+    squared: bool = False
+    """whether the loss is multiplied by T^2"""
+    accumulate: int = 1
+    """parts of a process's batch that are computed one after another, for less memory"""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate is {self.accumulate}; it must be >= 1")
+
+    def lr_at(self, epoch: int, epochs: int) -> float:
+        """Return the learning rate of an epoch, 0 for the first."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (0.1 + 0.9 * epoch / self.warmup_epochs)
+        share = (epoch - self.warmup_epochs) / max(1, epochs - self.warmup_epochs)
+        return 0.5 * self.lr * (1 + math.cos(math.pi * share))
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return KL(softmax(teacher / T) || softmax(student / T)), summed over the batch, from logits (N, K).
+
+    >>> t = torch.tensor([[2.0, 0.0]])
+    >>> divergence(t, t, 4.0).item()
+    0.0
+    """
+    p, q = ((logits.float() / temperature).log_softmax(1) for logits in (teacher, student))
+    return F.kl_div(q, p, log_target=True, reduction="sum")
+
+
+def train(
+    network: nn.Module,
+    images: Tensor,
+    labels: Labels,
+    normalize: Normalize,
+    config: Validate,
+    compute: Compute,
+    run: Run,
+    name: str,
+) -> None:
+    """Train a student in place; a killed one goes on from its own checkpoint.
+
+    Args:
+        network: takes normalised images (N, C, H, W) to logits (N, K).
+        images: (N, C, H, W) the distilled images, pixels.
+        labels: theirs.
+        normalize: the student's.
+        config: the settings.
+        compute: how the arithmetic runs.
+        run: whose folder has the checkpoint, and whose device is worked on.
+        name: the student's.
+
+    Raises:
+        InputError: a batch that processes cannot share evenly.
+    """
+    if labels.batch_size % world():
+        raise InputError(f"relabel.batch_size is {labels.batch_size}; it must be a multiple of {world()} processes")
+    compute.place(network, run.device).train()
+    model = compute.faster(network)
+    if world() > 1:
+        model = DistributedDataParallel(model, device_ids=[run.device] if run.device.type == "cuda" else None)
+    optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
+    path, done = run.folder / "students" / f"{name}-training.pt", 0
+    if path.exists():
+        state = read_state(path)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scale.load_state_dict(state["scaler"])
+        done = state["done"]
+    saved = time.perf_counter()
+    with run.progress(f"student {name}", labels.epochs, done, unit="epoch") as bar:
+        for epoch in range(done, labels.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr_at(epoch, labels.epochs)
+            loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale)
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
+            if first() and time.perf_counter() - saved > run.checkpoint_seconds:
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"scaler": scale.state_dict(), "done": epoch + 1}
+                write_atomic(path, lambda temporary, state=state: torch.save(state, temporary))
+                saved = time.perf_counter()
+    barrier()
+    if first():
+        path.unlink(missing_ok=True)
+
+
+def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
+    large = [p for p in network.parameters() if p.ndim > 1]
+    small = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": large, "weight_decay": config.weight_decay}, {"params": small, "weight_decay": 0.0}]
+    make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.SGD
+    return make(groups, lr=config.lr, **({} if config.optimizer == "adamw" else {"momentum": 0.9}))
+
+
+def _epoch(
+    model: nn.Module,
+    images: Tensor,
+    labels: Labels,
+    epoch: int,
+    normalize: Normalize,
+    config: Validate,
+    compute: Compute,
+    optimizer: torch.optim.Optimizer,
+    scale: torch.amp.GradScaler,
+) -> Tensor:
+    """Take the steps of an epoch; return the last loss."""
+    factor = config.temperature**2 if config.squared else 1.0
+    loss = torch.zeros(())
+    for batch in labels.epoch(epoch):
+        # Every process cuts the whole batch, as images of one part are mixed with those of another.
+        x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
+        mine = slice(rank() * len(x) // world(), (rank() + 1) * len(x) // world())
+        parts = list(zip(x[mine].chunk(config.accumulate), t[mine].chunk(config.accumulate), strict=True))
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=x.device)
+        for number, (part, target) in enumerate(parts, 1):
+            alone = number < len(parts) and isinstance(model, DistributedDataParallel)
+            with model.no_sync() if alone else nullcontext():
+                with compute.autocast(x.device):
+                    out = model(part)
+                value = factor * divergence(out, target, config.temperature) * (world() / len(x))
+                scale.scale(value).backward()
+            loss += value.detach()
+        scale.step(optimizer)
+        scale.update()
+    return loss
