@@ -28,7 +28,6 @@ STEPS = 5  # of training that are timed together, as one alone has the optimizer
 STANDING = 0.6  # of the test images are attacked through all steps: students misclassify many, and attacks stop early
 GRADIENTS = {  # of the attacks that have no steps of their own; looks without a gradient count a third
     "autoattack": 2000,  # a hundred times (APGD-CE, nine targets, FAB of nine targets), 5,000 looks; most fall before
-    "square": 1700,
     "jsma": 100,
     "noise": 1,
     "corruptions": 25,
@@ -128,6 +127,8 @@ def _gradients(column: Column) -> int:
     attack, name = column.attack, column.base.partition(":")[0]
     if name in GRADIENTS:
         return GRADIENTS[name]
+    if name == "square":
+        return attack.queries // 3
     rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)
     return 1 + attack.steps * rounds * (9 if name in ("apgd_t", "fab", "deepfool") else 1)
 

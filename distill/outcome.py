@@ -1,5 +1,6 @@
 """The outcome of one run: its tables, written once, and what is printed of it, a line a column of the table."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def show(folder: Path) -> int:
         f"seed {first['seed']}: {students} students, {first['images']} test images"
     )
     print(aligned([["", "accuracy", "95 % interval", "distance", "seconds", "verdict"], *_lines(rows, folder)]), end="")
+    teacher = folder / "teacher.jsonl"
+    if teacher.exists():
+        judged = [json.loads(line) for line in teacher.read_text(encoding="utf-8").splitlines()]
+        print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
     print(
         "accuracy in percent, mean ± standard deviation over the students, each trained in "
         f"{1000 * first['epoch_seconds']:.3g} ms an epoch; interval: bootstrap over students and images; distance: "

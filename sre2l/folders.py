@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from distill.errors import InputError
 from distill.files import write_atomic
@@ -34,8 +33,8 @@ def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], fol
         path = folder / re.sub(r"[^\w.-]+", "_", classes[label]) / f"{numbers[label]:04d}.png"
         numbers[label] += 1
         if not path.exists():
-            bytes_ = (image.clamp(0, 1) * 255).round().byte().cpu()
-            write_atomic(path, lambda temporary, picture=bytes_: write_png(picture, str(temporary)))
+            picture = to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu())
+            write_atomic(path, lambda temporary, picture=picture: picture.save(temporary, "PNG"))
 
 
 def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple[int, int, int]) -> Tensor:

@@ -240,18 +240,15 @@ QUICK_WEIGHT = 1.0
 def _quick(method: str, dataset: str, ipc: int) -> Config:
     """Minutes on two cores for ten classes of 64 px: ResNet-18 with ImageNet's stem, bfloat16."""
     guard, cda = method.startswith("guard"), method.endswith("cda")
-    small = dataset in SMALL
-    squeeze = Squeeze(
-        epochs=15, batch_size=64, lr=0.05, warmup_epochs=1, augment="padded_crop" if small else "resized_crop"
-    )
+    small, flip = dataset in SMALL, dataset not in DIGITS
+    crop = "padded_crop" if small else "resized_crop"
+    squeeze = Squeeze(epochs=12, batch_size=64, lr=0.05, warmup_epochs=1, augment=crop, flip=flip)
     if guard:
-        squeeze = replace(squeeze, loss=f"guard:weight={QUICK_WEIGHT:g},h=3,fraction=0.5")
-    recover = Recover(300, 0.1, 0.1, jitter=(0, 4), milestone=1.0 if cda else 0.0)
-    relabel = Relabel(200, min(50, 2 * ipc if small else 5 * ipc), augment="padded_crop" if small else "resized_crop")
-    stem = "stride2" if small else "imagenet"
-    return Config(
-        squeeze, recover, relabel, Validate(), Compute("bf16", channels_last=True), f"timm:resnet18:stem={stem}"
-    )
+        squeeze = replace(squeeze, loss=f"guard:weight={QUICK_WEIGHT:g},h=3,fraction=0.25")
+    recover = Recover(300, 0.1, 0.1, jitter=(0, 4), flip=flip, milestone=1.0 if cda else 0.0)
+    relabel = Relabel(200, min(50, 5 * ipc), augment=crop, flip=flip)
+    backbone = f"timm:resnet18:stem={'stride2' if small else 'imagenet'}"
+    return Config(squeeze, recover, relabel, Validate(), Compute("bf16", channels_last=True), backbone)
 
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:

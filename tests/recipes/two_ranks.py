@@ -1,0 +1,50 @@
+"""What test_sre2l_cli starts under torchrun: a teacher and a student of all processes, written by the first."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from distill.models import build
+from distill.ranks import first, joined, world
+from distill.run import Run
+from robust import Normalize, RobustTeacher
+from sre2l.precision import Compute
+from sre2l.relabel import Labels, Relabel, digest, relabel
+from sre2l.squeeze import Squeeze, squeeze
+from sre2l.validate import Validate, train
+from tests.toy import toy
+
+SPEC = "convnet:width=4,depth=2,norm=none"
+
+
+def main(folder: Path) -> None:
+    """Train both."""
+    real, floats = toy(), Compute()
+    config = Squeeze(
+        epochs=2, batch_size=8, lr=0.05, accumulate=2, loss="guard:weight=0.1,h=0.5", augment="padded_crop"
+    )
+    run = Run(folder, None, stages=folder / "stages")
+    teacher, _ = squeeze(real, SPEC, config, floats, run)
+    normalize = Normalize(real.mean, real.std)
+    shape = {"channels": 3, "image_size": 8, "num_classes": 2}
+    # labels of a fixed network, so that the students' targets do not depend on the teacher above
+    fixed = RobustTeacher(build(SPEC, **shape, generator=torch.Generator().manual_seed(3)).eval().requires_grad_(False))
+    images = toy(12, seed=4).images
+    store = relabel(fixed, "fixed", images, normalize, Relabel(3, 4, "mixup", crop_min=0.5), floats, run)
+    student: nn.Module = build(SPEC, **shape, generator=torch.Generator().manual_seed(5))
+    student_config = Validate("sgd", 0.05, 0.01, temperature=2.0, accumulate=2)
+    train(student, images, Labels(store, digest(images)), normalize, student_config, floats, run, "0")
+    if first():
+        tensors = {f"teacher.{name}": tensor for name, tensor in teacher.network.state_dict().items()}
+        save_file(
+            tensors | {f"student.{n}": t for n, t in student.state_dict().items()}, folder / "networks.safetensors"
+        )
+    print(f"{world()} processes")
+
+
+if __name__ == "__main__":
+    with joined(torch.device("cpu")):
+        main(Path(sys.argv[1]))
