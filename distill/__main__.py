@@ -154,7 +154,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
         options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds}
-        options |= {"stages": place.runs / "stages", "workers": place.workers}
+        options |= {"stages": place.runs / "stages"}
         run = Run(place.runs / experiment.folder, experiment, seed=experiment.seed, **options)
         if (run.folder / "table.csv").exists():
             print(f"finished already in {run.folder}", file=sys.stderr)

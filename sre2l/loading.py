@@ -1,4 +1,4 @@
-"""Batches of augmented real images for a teacher: cut from tensors, or decoded by workers from files of any size.
+"""Batches of augmented real images for a teacher.
 
 Order and crops are addressed by epoch and step, drawn for the whole batch, of which each process takes its part: they
 do not depend on how many processes there are, nor on where a run was interrupted.
@@ -8,14 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-import torchvision.transforms.v2.functional as TF
-
-try:
-    from distill.data.image_files import ImageFiles
-except ImportError:
-    ImageFiles = ()  # TEMPORARY
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from distill.data import ImageSet
 from distill.ranks import rank, world
@@ -41,27 +34,17 @@ def batches(
         batch_size: of all processes together.
         epoch: from 0.
         begin: first step.
-        run: its generators and device.
+        run: its generators.
 
     Yields:
-        pixels (batch_size / processes, C, H, H) in [0, 1] and classes, on the run's device.
+        pixels (batch_size / processes, C, H, H) in [0, 1] and classes, on the device of the images.
     """
     order = torch.randperm(len(real), generator=run.generator("squeeze", "order", epoch))
-    steps = len(real) // batch_size
     mine = slice(rank() * batch_size // world(), (rank() + 1) * batch_size // world())
-    if isinstance(real.images, ImageFiles):
-        seeds = torch.randint(2**62, (len(real),), generator=run.generator("squeeze", "crop", epoch))
-        whole = order[: steps * batch_size].view(steps, batch_size)
-        yield from _from_files(
-            real.labels, whole[begin:, mine], seeds, _Crops(real.images.to("cpu"), augment, flip), run
-        )
-        return
-    labels = real.labels
-    for step in range(begin, steps):
-        who = order[step * batch_size : (step + 1) * batch_size]
+    for step in range(begin, len(real) // batch_size):
         generator = run.generator("squeeze", "crop", epoch, step)
-        who_here = who[mine].to(labels.device)
-        x = real.images[who_here]
+        who = order[step * batch_size : (step + 1) * batch_size][mine].to(real.labels.device)
+        x = real.images[who]
         if augment != "none" or flip:
             size = x.shape[-1]
             if augment == "resized_crop":
@@ -70,41 +53,4 @@ def batches(
                 boxes = padded_boxes(batch_size, size, size // 8 if augment == "padded_crop" else 0, generator)
             flips = draw_flips(batch_size, generator) & flip
             x = cut(x, boxes[mine], flips[mine])
-        yield x, labels[who_here]
-
-
-class _Crops(Dataset):
-    """Images decoded and cropped by (index, seed)."""
-
-    def __init__(self, files: ImageFiles, augment: Augment, flip: bool):
-        self.files, self.augment, self.flip = files, augment, flip
-
-    def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        index, seed = key
-        size, generator = self.files.size, torch.Generator().manual_seed(seed)
-        if self.augment == "resized_crop":
-            image = self.files.decode(index)
-            box = draw_boxes(1, *image.shape[1:], LEAST, generator)[0].tolist()
-            image = TF.resized_crop(image, *box, [size, size], antialias=True)
-        else:
-            image = (self.files[index] * 255).round().byte()
-            if self.augment == "padded_crop":
-                image = TF.crop(image, *padded_boxes(1, size, size // 8, generator)[0].tolist())
-        return image.flip(2) if self.flip and draw_flips(1, generator) else image
-
-
-def _from_files(
-    labels: Tensor, order: Tensor, seeds: Tensor, crops: _Crops, run: Run
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of an order (steps, batch), decoded ahead by worker processes."""
-    loader = DataLoader(
-        crops,
-        batch_sampler=[list(zip(batch.tolist(), seeds[batch].tolist(), strict=True)) for batch in order],
-        num_workers=run.workers,
-        pin_memory=run.device.type == "cuda",
-        prefetch_factor=4 if run.workers else None,
-    )
-    labels = labels.cpu()
-    for batch, who in zip(loader, order, strict=True):
-        x = batch.to(run.device, non_blocking=True).float().div_(255)
-        yield x, labels[who].to(run.device, non_blocking=True)
+        yield x, real.labels[who]

@@ -72,7 +72,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """Run the first three stages; each continues where it was interrupted.
 
     Args:
-        real: the training set, on the device to work on, or in files.
+        real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
         run: its generators, stages and progress.
@@ -256,7 +256,7 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
         attacks = "pgd100,square,autoattack,cw,mim"
         students = 1 if dataset == "imagenet" else 3
         return Recipe(_paper(method, dataset, ipc), Evaluation(students, attacks, "aaai25", protocol="own"))
-    attacks = "pgd@1/255,pgd@2/255,square:queries=500@1/255"
+    attacks = "pgd@1/255,pgd@2/255,square:queries=100@1/255"
     return Recipe(_quick(method, dataset, ipc), Evaluation(2, attacks, test_images=500, protocol="own"))
 
 

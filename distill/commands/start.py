@@ -28,12 +28,6 @@ class Place:
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
     checkpoint_seconds: float = 30.0
     """how often the state of a distillation is saved: what a killed run loses at most"""
-    workers: int = min(8, os.cpu_count() or 1)
-    """processes that decode images ahead, where a data set stays in files; 0 decodes in the main one"""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be >= 0 processes")
 
 
 def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
