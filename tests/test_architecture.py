@@ -14,6 +14,7 @@ from distill.commands.start import Place
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Experiment
 from distill.methods import dc
+from distill.protocol import Protocol
 from distill.students import Training
 from robust import (
     APGD,
@@ -32,6 +33,12 @@ from robust import (
     Threat,
     Transfer,
 )
+from sre2l import pipeline
+from sre2l.precision import Compute
+from sre2l.recover import Recover
+from sre2l.relabel import Batch, Relabel
+from sre2l.squeeze import Squeeze
+from sre2l.validate import Validate
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
@@ -106,6 +113,7 @@ def test_files_are_of_one_idea() -> None:
             CW,
         ),
         *(DeepFool, JSMA, Noise, Transfer),
+        *(pipeline.Config, Squeeze, Recover, Relabel, Batch, Validate, Compute, Protocol),
     ],
 )
 def test_every_field_is_read(config: type) -> None:

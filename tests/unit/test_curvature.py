@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from robust import CurvatureRegularizedLoss, cross_entropy, curvature_penalty
+from robust import CurvatureRegularizedLoss, cross_entropy, curvature_penalty, loss_named
+from robust.losses.curvature import losses_and_gradients
 
 PENALTIES = ["squared", "norm", "loss_difference"]
 DIRECTIONS = ["grad", "sign"]
@@ -527,3 +528,57 @@ def test_the_loss_is_its_own_config():
     assert loss == CurvatureRegularizedLoss(weight=2.0, h_warmup=(0.1,))
     assert loss != CurvatureRegularizedLoss(weight=3.0, h_warmup=(0.1,))
     assert eval(repr(loss)) == loss
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_fraction_is_the_penalty_of_the_first_examples(training: bool) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    model = model.double().train(training)
+    x, y = torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 3
+    part = CurvatureRegularizedLoss(weight=2.0, h=0.5, fraction=0.25)
+    whole = CurvatureRegularizedLoss(weight=2.0, h=0.5)
+    plain = torch.nn.functional.cross_entropy(copy.deepcopy(model)(x), y)
+    evaluated = copy.deepcopy(model).eval()
+    penalty = whole(evaluated, x[:2], y[:2]) - torch.nn.functional.cross_entropy(evaluated(x[:2]), y[:2])
+    torch.testing.assert_close(part(model, x, y), plain + penalty)
+    for fraction in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"fraction is {fraction}"):
+            CurvatureRegularizedLoss(fraction=fraction)
+
+
+def test_small_gradients_survive_float16() -> None:
+    """Input gradients of 1e-6 are below what float16 holds well; the loss lifts them while they run in it."""
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    x, y = torch.randn(64, 8), torch.arange(64) % 4
+    with torch.no_grad():
+        model[0].weight *= 2e-5  # so that the gradient by the inputs is
+        model[0].weight.clamp_(-1e-5, 1e-5)
+    _, gradients = losses_and_gradients(model, x, y)
+    with torch.autocast("cpu", torch.float16):
+        _, half = losses_and_gradients(model, x, y)
+    error = (half - gradients).norm() / gradients.norm()
+    assert gradients.abs().max() < 1e-4
+    assert error < 0.02
+
+
+def test_a_compiled_model_is_unwrapped_for_the_penalty() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    fresh = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="aot_eager")  # which has no second derivative
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+    loss = CurvatureRegularizedLoss(weight=1.0, h=0.5)
+    ours = torch.autograd.grad(loss(compiled.train(), x, y), list(model.parameters()))
+    theirs = torch.autograd.grad(loss(fresh.train(), x, y), list(fresh.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_the_released_variant_is_the_loss_s_own_difference() -> None:
+    """Code of GUARD at ImageNet scale: CE + beta |mean CE(x + z) - mean CE(x)|, the step along the gradient."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double().eval()
+    x, y = torch.randn(8, 6, dtype=torch.float64, requires_grad=True), torch.arange(8) % 3
+    ce = torch.nn.functional.cross_entropy
+    (g,) = torch.autograd.grad(ce(model(x), y), x)
+    z = 0.75 * (g + 1e-7) / (g.norm(dim=1, keepdim=True) + 1e-7)
+    expected = ce(model(x), y) + 1e-4 * (ce(model(x + z), y) - ce(model(x), y)).abs()
+    torch.testing.assert_close(loss_named("guard_released")(model, x.detach(), y), expected, atol=1e-8, rtol=1e-6)
