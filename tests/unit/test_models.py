@@ -159,7 +159,7 @@ def test_timm_models_get_stems_for_small_images(name: str) -> None:
         ("convnet:width=6,norm=group", "must be divisible by 4"),
         ("convnet:depth=6", "halved to nothing by depth 6"),
         ("mlp:width=3", "unknown option of backbone mlp 'width'. Known: none"),
-        ("test_resnet:width=3", "timm models take no options"),
+        ("test_resnet:width=3", "unknown option of backbone test_resnet 'width'. Known: stem"),
     ],
 )
 def test_other_specs_are_refused(spec: str, words: str) -> None:
@@ -181,3 +181,16 @@ def test_other_specs_are_refused(spec: str, words: str) -> None:
 def test_impossible_sizes_are_told(spec: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         made(spec, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("stem", "stride", "pooled"), [("stride1", 1, False), ("stride2", 2, False), ("imagenet", 2, True)]
+)
+def test_stems_of_timm_resnets(stem: str, stride: int, pooled: bool) -> None:
+    shape = {"channels": 3, "image_size": 64, "num_classes": 10, "generator": torch.Generator()}
+    net = build(f"timm:resnet18:stem={stem}", **shape)
+    assert net.conv1.stride == (stride, stride)
+    assert net.conv1.kernel_size == ((7, 7) if pooled else (3, 3))
+    assert isinstance(net.maxpool, torch.nn.MaxPool2d) == pooled
+    with pytest.raises(InputError, match="Known: auto, imagenet, stride1, stride2"):
+        build("timm:resnet18:stem=tiny", **shape)
