@@ -1,8 +1,8 @@
 """Data sets: each module that exports `load(root) -> (train, test)` is one, by its own name.
 
-The folder is the registry. A set of image files of any size takes `load(root, image_size)` instead, and decodes them
-at that size; all others are resized here. To keep `import distill.data` quick, a module imports what is heavy
-(torchvision, scikit-learn) inside its `load`.
+The folder is the registry. A set of image files of any size takes `load(root, image_size, damaged)` instead, and
+decodes them at that size; all others are resized here. To keep `import distill.data` quick, what is heavy
+(torchvision, scikit-learn) is imported inside functions.
 """
 
 from importlib import import_module
@@ -13,7 +13,10 @@ from pkgutil import iter_modules
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
 
-__all__ = ["DATASETS", "ImageSet", "load"]
+__all__ = ["DAMAGED", "DATASETS", "ImageSet", "load"]
+
+DAMAGED = ("refuse", "skip")
+"""what can be done with damaged files"""
 
 _MODULES = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 
@@ -21,27 +24,33 @@ DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items
 """names of the data sets"""
 
 
-def load(name: str, root: Path, image_size: int | None = None) -> tuple[ImageSet, ImageSet]:
+def load(name: str, root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
     """Load a data set, downloading it first where it is missing and its authors allow that.
 
     Args:
         name: one of DATASETS.
         root: folder of the data, as torchvision lays it out; for `folder` the one that holds train/.
-        image_size: height and width in pixels to resize to (mean over areas), 4 to 1024; None keeps the set's own.
+        image_size: height and width in pixels to resize to (by the mean over areas; ImageNet and its subsets as its
+            evaluation has it), 4 to 1024; None keeps the set's own.
+        damaged: what to do with image files that cannot be read. "refuse": raise, naming them. "skip": try each file
+            once while loading, leave those out, and say so on standard error. Sets that are no image files have none.
 
     Returns:
         the training and the test set, on the CPU.
 
     Raises:
-        InputError: the name is unknown, the size out of range, or the data missing or damaged.
+        InputError: the name is unknown, the size out of range, `damaged` none of these, or the data missing or
+            damaged.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     if image_size is not None and not 4 <= image_size <= 1024:
         raise InputError(f"image size is {image_size}; it must be from 4 to 1024 pixels")
+    if damaged not in DAMAGED:
+        raise unknown("way with damaged files", damaged, DAMAGED)
     root = root.expanduser().absolute()
     module = _MODULES[name]
     if "image_size" in signature(module.load).parameters:
-        return module.load(root, image_size)
+        return module.load(root, image_size, damaged)
     train, test = module.load(root)
     return (train, test) if image_size is None else (train.resized(image_size), test.resized(image_size))

@@ -1,4 +1,4 @@
-"""A labelled set of images held as two tensors: for images of up to a few hundred pixels no loader is faster."""
+"""A labelled set of images: tensors, which no loader beats for small ones, or files that are decoded when used."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 
 __all__ = ["ImageSet"]
@@ -22,8 +23,8 @@ class ImageSet:
 
     name: str
     """name of the data set"""
-    images: Tensor
-    """(N, C, H, W) float32, pixels in [0, 1]"""
+    images: Tensor | ImageFiles
+    """(N, C, H, W) float32, pixels in [0, 1]; files are not decoded here"""
     labels: Tensor
     """(N,) int64 in [0, number of classes)"""
     classes: tuple[str, ...]
@@ -70,7 +71,9 @@ class ImageSet:
 
     def _take(self, indices: Tensor) -> "ImageSet":
         indices = indices.to(self.labels.device)
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        lazy = isinstance(self.images, ImageFiles)
+        images = self.images.take(indices) if lazy else self.images[indices]
+        return replace(self, images=images, labels=self.labels[indices])
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set with its tensors on a device."""
@@ -138,7 +141,9 @@ class ImageSet:
         return self._take(in_turns[:n].sort().values)
 
     def resized(self, size: int) -> "ImageSet":
-        """Return the images at another size, each new pixel the mean of the area it covers; `mean` and `std` stay.
+        """Return the images at another size; `mean` and `std` stay.
+
+        Tensors are resized, each new pixel the mean of the area it covers; files are the same, decoded at that size.
 
         Args:
             size: the new height and width in pixels.
@@ -148,6 +153,8 @@ class ImageSet:
         """
         if self.image_shape[1:] == (size, size):
             return self
+        if isinstance(self.images, ImageFiles):
+            return replace(self, images=self.images.resized(size))
         images = self.images.new_empty(*self.images.shape[:2], size, size)
         for new, old in zip(images.split(1024), self.images.split(1024), strict=True):
             new.copy_(F.interpolate(old, (size, size), mode="area"))

@@ -14,7 +14,8 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from distill.data import DATASETS, ImageSet, folder, load
+from distill.data import DATASETS, ImageSet, _folders, folder, load
+from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 
 # --- ImageSet --------------------------------------------------------------------------------------------------------
@@ -164,6 +165,19 @@ def fake_folder(root: Path, _: pytest.MonkeyPatch) -> None:
     write_image(root / "val/bee/1.png", seed=9)
 
 
+def fake_tree(sizes: tuple[tuple[int, int], ...], below: str = "") -> Callable[[Path, pytest.MonkeyPatch], None]:
+    """Two classes by WordNet number, of three and two training images and one for testing."""
+
+    def make(root: Path, _: pytest.MonkeyPatch) -> None:
+        counts = {"train/n02": 2, "train/n01": 3, "val/n01": 1, "val/n02": 1}
+        for seed, (name, count) in enumerate(counts.items()):
+            for number in range(count):
+                size = sizes[number % len(sizes)]
+                write_image(root / below / name / f"{number}.JPEG", size=size, seed=10 * seed + number)
+
+    return make
+
+
 def idx(array: np.ndarray) -> bytes:
     """The format of MNIST: two zeros, 8 for uint8, the number of dimensions, the dimensions big-endian, the bytes."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
@@ -213,6 +227,9 @@ FAKES: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "cifar10": fake_cifar("CIFAR10", "labels", 10),
     "cifar100": fake_cifar("CIFAR100", "fine_labels", 100),
     "folder": fake_folder,
+    "imagenet": fake_tree(((500, 375), (60, 90))),
+    "imagenette": fake_tree(((224, 224), (224, 224))),
+    "tiny_imagenet": fake_tree(((64, 64),)),
 }
 DOWNLOADED = {
     "mnist": "MNIST/raw",
@@ -230,9 +247,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
 
 
-def message(name: str, root: Path, image_size: int | None = None) -> str:
+def message(name: str, root: Path, image_size: int | None = None, damaged: str = "refuse") -> str:
     with pytest.raises(InputError) as raised:
-        load(name, root, image_size)
+        load(name, root, image_size, damaged)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -250,15 +267,17 @@ def test_contract(name: str, image_size: int | None, tmp_path: Path, monkeypatch
     train, test = load(name, tmp_path, image_size)
     again, _ = load(name, tmp_path, image_size)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(train.images, again.images)
+    assert torch.equal(train.images[:], again.images[:])
     assert torch.equal(train.labels, again.labels)
     assert train.name == test.name == name
     assert (train.classes, train.mean, train.std) == (test.classes, test.mean, test.std)
     assert train.image_shape == test.image_shape
     assert image_size is None or train.image_shape[1:] == (7, 7)
     for part in (train, test):
-        assert part.images.is_contiguous()
-        assert 0 <= part.images.min() < part.images.max() <= 1
+        pixels = part.images[:]
+        assert pixels.shape == part.images.shape
+        assert pixels.is_contiguous()
+        assert 0 <= pixels.min() < pixels.max() <= 1
         assert (part.labels.bincount(minlength=part.num_classes) > 0).all()
 
 
@@ -280,6 +299,15 @@ def test_unknown_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("image_size", [3, 1025, -8])
 def test_image_size_out_of_range(image_size: int, tmp_path: Path) -> None:
     assert f"image size is {image_size}" in message("digits", tmp_path, image_size)
+
+
+def test_unknown_way_with_damaged_files(tmp_path: Path) -> None:
+    text = message("digits", tmp_path, damaged="skp")
+    assert text == "unknown way with damaged files 'skp'; did you mean 'skip'? Known: refuse, skip"
+
+
+def test_sets_that_are_no_image_files_have_no_damaged_ones(tmp_path: Path) -> None:
+    assert len(load("digits", tmp_path, damaged="skip")[0]) == len(load("digits", tmp_path)[0])
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------
@@ -441,11 +469,35 @@ def test_folder_of_oblong_images(tmp_path: Path) -> None:
     assert "there are 8x6 pixels: give --image-size N" in message("folder", tmp_path)
 
 
-def test_folder_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_does_not_fit_stays_in_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr(folder, "_LIMIT", 5 * 3 * 4 * 8**2)
-    load("folder", tmp_path, 8)
-    assert message("folder", tmp_path, 9).endswith("--image-size 8 is the largest that fits")
+    memory = load("folder", tmp_path, 8)
+    monkeypatch.setattr(_folders, "_LIMIT", 5 * 3 * 4 * 8**2)
+    assert isinstance(load("folder", tmp_path, 8)[0].images, torch.Tensor)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(_folders, "_LIMIT", 5 * 3 * 4 * 8**2 - 1)
+    lazy = load("folder", tmp_path, 8)
+    assert "folder: 5 images of 8x8 pixels take more than" in capsys.readouterr().err
+    for ours, theirs in zip(lazy, memory, strict=True):
+        assert isinstance(ours.images, ImageFiles)
+        assert torch.equal(ours.images[:], theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
+
+
+def test_large_folders_are_normalised_by_some_of_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "val/a/1.png")
+    (tmp_path / "train/a").mkdir(parents=True)
+    for number in range(10):
+        Image.new("RGB", (8, 8), (25 * number, 10 * number, number)).save(tmp_path / f"train/a/{number}.png")
+    monkeypatch.setattr(_folders, "_LIMIT", 0)
+    monkeypatch.setattr(folder, "_ENOUGH", 4)
+    few = torch.tensor([0, 2, 5, 7], dtype=torch.float64)
+    train, _ = load("folder", tmp_path)
+    assert train.mean == pytest.approx((few.mean() * torch.tensor([25, 10, 1]) / 255).tolist(), abs=1e-6)
+    assert train.std[0] == pytest.approx(few.std(correction=0).item() * 25 / 255, abs=1e-6)
 
 
 @pytest.mark.parametrize("missing", ["train", "val"])
@@ -459,10 +511,12 @@ def test_folder_without_a_part(missing: str, tmp_path: Path, monkeypatch: pytest
 
 def test_folder_with_an_empty_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_folder(tmp_path, monkeypatch)
-    (tmp_path / "val/bee/1.png").unlink()
+    (tmp_path / "val/bee/1.png").rename(tmp_path / "val/bee/1.txt")
     text = message("folder", tmp_path)
-    assert text.startswith(str(tmp_path / "val"))
-    assert "no valid file for the classes bee" in text
+    assert text.startswith(f"{tmp_path / 'val/bee'} has no images (.jpg, .jpeg, .png, ")
+    assert text.endswith("put some there, or remove the class from both parts")
+    (tmp_path / "val/ant/1.png").unlink()
+    assert "), nor have 1 others: put" in message("folder", tmp_path)
 
 
 def test_folder_whose_parts_differ_in_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,6 +536,45 @@ def test_folder_with_a_damaged_image(
     assert message("folder", tmp_path, image_size).startswith(f"{file} cannot be read as an image (")
 
 
+def test_folder_with_many_damaged_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are counted before anything is refused, of both parts, with or without a size."""
+    fake_folder(tmp_path, monkeypatch)
+    for name in ("train/ant/1.png", "val/ant/1.png"):
+        (tmp_path / name).write_bytes(b"")
+    for image_size in (None, 8):
+        text = message("folder", tmp_path, image_size)
+        assert text.startswith("2 of 5 files cannot be read as images: ")
+        assert f"{tmp_path / 'train/ant/1.png'} (it is empty), {tmp_path / 'val/ant/1.png'} (it is empty): mend" in text
+        assert text.endswith("--damaged skip")
+    for name in ("train/ant/2.png", "train/bee/1.png", "val/bee/1.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert message("folder", tmp_path).startswith("5 of 5 files cannot be read as images: ")
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_damaged_images_are_left_out_when_asked(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    monkeypatch.setattr(_folders, "_LIMIT", limit)
+    whole = load("folder", tmp_path)[0].images[:]
+    capsys.readouterr()
+    assert len(load("folder", tmp_path, damaged="skip")[0]) == 3
+    assert "damaged" not in capsys.readouterr().err
+    write_image(tmp_path / "val/bee/2.png")
+    for name in ("train/ant/1.png", "val/bee/1.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-80])
+    train, test = load("folder", tmp_path, damaged="skip")
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"damaged and left out: 2 of 6 files: {tmp_path / 'train/ant/1.png'} (")
+    assert f"{tmp_path / 'val/bee/1.png'} (" in first
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [0, 1])
+    assert torch.equal(train.images[:], whole[1:])
+    (tmp_path / "train/ant/2.png").write_bytes(b"")
+    text = message("folder", tmp_path, damaged="skip")
+    assert text.startswith(f"all files of class ant in {tmp_path / 'train'} are damaged")
+
+
 def test_folder_with_deep_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_folder(tmp_path, monkeypatch)
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(tmp_path / "train/bee/1.png")
@@ -493,6 +586,175 @@ def test_folder_without_contrast(tmp_path: Path) -> None:
         (tmp_path / part / "a").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "1.png")
     assert "nothing to learn" in message("folder", tmp_path)
+
+
+# --- folders of ImageNet's kind ---------------------------------------------------------------------------------------
+
+PLACES = {
+    "imagenet": ("imagenet", "ILSVRC2012", "imagenet-1k"),
+    "imagenette": ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224", "imagenette"),
+    "tiny_imagenet": ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-10"),
+}
+EACH = [(name, below) for name, places in PLACES.items() for below in places]
+
+
+@pytest.mark.parametrize(("name", "below"), EACH, ids=lambda value: value)
+def test_found_in_the_data_folder_or_in_its_own(
+    name: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tree(((64, 64),), below)(tmp_path, None)
+    direct, _ = load(name, tmp_path / below)
+    train, test = load(name, tmp_path)
+    assert torch.equal(train.images[:], direct.images[:])
+    assert train.classes == ("n01", "n02")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 0, 1, 1], [0, 1])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_first_of_several_places_is_taken_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for below in ("imagenette2-160", "imagenette2", ""):
+        fake_tree(((64, 64),), below)(tmp_path, None)
+    train, _ = load("imagenette", tmp_path)
+    assert os.fsdecode(train.images.paths[0]).startswith(str(tmp_path / "imagenette2" / "train"))
+    line = f"imagenette is read from {tmp_path}/imagenette2; there is also {tmp_path}/imagenette2-160, {tmp_path}\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_is_brought_by_the_user_and_missing(name: str, tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    text = message(name, tmp_path)
+    assert text.startswith(f"{name} is not in {tmp_path}: neither it nor a folder {', '.join(PLACES[name])} in it ")
+    for part in ("train/CLASS/*.JPEG and val/CLASS/*.JPEG", "get ", "--data-dir or DATA_DIR"):
+        assert part in text
+    assert ("image-net.org, whose terms apply" in text) == (name == "imagenet")
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_parts_that_do_not_belong_together(name: str, tmp_path: Path) -> None:
+    fake_tree(((64, 64),))(tmp_path, None)
+    (tmp_path / "val/n02").rename(tmp_path / "val/n03")
+    assert message(name, tmp_path).endswith("must have the same classes; only one has n02, n03")
+    (tmp_path / "val").rename(tmp_path / "away")
+    assert message(name, tmp_path).startswith(
+        f"{tmp_path / 'val'} must hold a folder of images for each class (No such"
+    )
+    (tmp_path / "val").mkdir()
+    assert message(name, tmp_path).endswith("must hold a folder of images for each class (it is empty)")
+
+
+def test_imagenet_s_validation_part_as_in_its_archive(tmp_path: Path) -> None:
+    fake_tree(((64, 64),))(tmp_path, None)
+    (tmp_path / "val").rename(tmp_path / "away")
+    for number in range(3):
+        write_image(tmp_path / f"val/ILSVRC2012_val_{number:08d}.JPEG")
+    text = message("imagenet", tmp_path)
+    assert text.startswith(
+        f"{tmp_path / 'val'} holds 3 images but no class folders: sort them into {tmp_path}/val/CLASS/"
+    )
+
+
+def test_imagenet_is_decoded_when_used_and_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAKES["imagenet"](tmp_path, monkeypatch)
+    (tmp_path / "train/n01/1.JPEG").write_bytes(b"damaged, but nobody looks")
+    train, test = load("imagenet", tmp_path)
+    assert (train.image_shape, train.mean, train.std) == ((3, 224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (train.images.view, test.images.view) == ("crop", "crop")
+    file = tmp_path / "train/n01/1.JPEG"
+    with pytest.raises(InputError) as raised:
+        train.sample(0, 3, generator())
+    assert str(raised.value).startswith(f"{file} cannot be read as an image (it is no image)")
+    assert load("imagenet", tmp_path, damaged="skip")[0].labels.tolist() == [0, 0, 1, 1]
+    assert load("imagenet", tmp_path, 96)[0].image_shape == (3, 96, 96)
+
+
+def test_files_are_told_by_their_names_in_any_depth(tmp_path: Path) -> None:
+    for name in ("b.jpeg", "a.JPEG", "c.PNG", "deep/er/a.webp", "._a.JPEG", ".hidden/a.png", ".b.jpg"):
+        write_image(tmp_path / "train/n01" / name)
+    (tmp_path / "train/n01/n01_boxes.txt").write_text("a.JPEG 0 0 1 1")
+    (tmp_path / "train/.cache").mkdir()
+    (tmp_path / "train/readme.md").write_text("no class")
+    found = _folders.listing(tmp_path / "train")
+    names = [os.fsdecode(path).removeprefix(f"{tmp_path}/train/n01/") for path in found.paths]
+    assert names == ["a.JPEG", "b.jpeg", "c.PNG", "deep/er/a.webp"]
+    assert found.classes == ("n01",)
+
+
+def test_listing_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million files: neither their bytes nor their inodes are looked at."""
+    fake_tree(((64, 64),))(tmp_path, None)
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, None)
+    monkeypatch.setattr("builtins.open", None)
+    found = _folders.listing(tmp_path / "train")
+    monkeypatch.undo()
+    assert len(found.paths) == 5
+    assert found.paths.dtype.kind == "S"
+
+
+def archive_layout(root: Path) -> None:
+    """Of the re-sorted layout that of the archive: train/WNID/images/*, val/images/* and a list of labels."""
+    lines = []
+    for name in ("n01", "n02"):
+        folder = root / "train" / name
+        files = list(folder.iterdir())
+        (folder / "images").mkdir()
+        for file in files:
+            file.rename(folder / "images" / file.name)
+        (folder / f"{name}_boxes.txt").write_text("0.JPEG\t0\t0\t62\t62\n")
+        (root / "val/images").mkdir(exist_ok=True)
+        for file in (root / "val" / name).iterdir():
+            file.rename(root / "val/images" / f"val_{name}{file.name}")
+            lines.append(f"val_{name}{file.name}\t{name}\t0\t32\t44\t62\n")
+        (root / "val" / name).rmdir()
+    (root / "val/val_annotations.txt").write_text("".join(reversed(lines)))
+
+
+def test_tiny_imagenet_in_both_layouts(tmp_path: Path) -> None:
+    fake_tree(((64, 64),), "tiny-imagenet")(tmp_path, None)
+    place = tmp_path / "tiny-imagenet"
+    sorted_ = load("tiny_imagenet", tmp_path)
+    assert sorted_[0].mean == (0.4802, 0.4481, 0.3975)
+    archive_layout(place)
+    for ours, theirs in zip(load("tiny_imagenet", tmp_path), sorted_, strict=True):
+        assert isinstance(ours.images, torch.Tensor)
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+
+    labels = place / "val/val_annotations.txt"
+    text = labels.read_text()
+    labels.write_text(text + "val_9.JPEG\tn99\t0\t0\t1\t1\n\n")  # of a class that this subset lacks
+    assert len(load("tiny_imagenet", tmp_path)[1]) == 2
+    labels.write_text(text + "val_9.JPEG\tn02\t0\t0\t1\t1\n")
+    assert message("tiny_imagenet", tmp_path).startswith(
+        f"{place}/val/images/val_9.JPEG cannot be read as an image (No"
+    )
+    labels.write_text(text.replace("n02\t", "n03\t"))
+    assert message("tiny_imagenet", tmp_path).startswith(f"{labels} names no image of class n02, which {place}/train")
+    for damage in ("no tabs at all\n", "\xff"):
+        labels.write_bytes(damage.encode("latin1"))
+        assert message("tiny_imagenet", tmp_path).endswith("must have a file's name, a tab and its class on each line")
+
+
+def test_tiny_imagenet_with_val_images_in_folders_of_their_own(tmp_path: Path) -> None:
+    fake_tree(((64, 64),))(tmp_path, None)
+    (tmp_path / "val/n01/images").mkdir()
+    (tmp_path / "val/n01/0.JPEG").rename(tmp_path / "val/n01/images/0.JPEG")
+    (tmp_path / "val/val_annotations.txt").write_text("left behind")
+    assert load("tiny_imagenet", tmp_path)[1].labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("size", "view"), [(32, "square"), (64, "square"), (80, "crop")])
+def test_tiny_imagenet_at_other_sizes(
+    size: int, view: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tree(((64, 64),))(tmp_path, None)
+    memory, _ = load("tiny_imagenet", tmp_path, size)
+    monkeypatch.setattr(_folders, "_LIMIT", 0)
+    lazy, _ = load("tiny_imagenet", tmp_path, size)
+    assert lazy.images.view == view
+    assert torch.equal(lazy.images[:], memory.images)
+    assert "tiny_imagenet: 7 images" in capsys.readouterr().err
 
 
 # --- the real files, where DATA_DIR has them -------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+"""Image sets in folders, one folder a class: found, listed without a stat of any file, and made into ImageSets."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.image_files import ImageFiles, View, find_damaged, read_all
+from distill.data.imageset import ImageSet
+from distill.errors import InputError
+from distill.ranks import first
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Listing",
+    "find",
+    "held",
+    "image_sets",
+    "listing",
+    "paired",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""of ImageNet's training images; what torchvision's weights expect"""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""as the mean"""
+
+_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".ppm", b".pgm", b".tif", b".tiff")
+_LIMIT = 8 * 2**30
+"""bytes that the images of both parts may take in memory"""
+_BYTES_PER_PIXEL = 3 * 4
+"""three channels of float32"""
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The image files of a part of a data set, class by class, each class by name."""
+
+    folder: Path
+    """what was listed"""
+    paths: np.ndarray
+    """(N,) bytes"""
+    labels: Tensor
+    """(N,) int64"""
+    classes: tuple[str, ...]
+    """names of the folders, sorted"""
+
+
+def find(name: str, root: Path, below: Sequence[str], bring: str) -> Path:
+    """Return the folder that holds train/ and val/ of a data set: one of the set's own names in `root`, or `root`.
+
+    Args:
+        name: of the data set.
+        root: the data folder; absolute.
+        below: names of the set's folder, the preferred first.
+        bring: what the user can do where there is none.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [place for place in (*(root / each for each in below), root) if (place / "train").is_dir()]
+    if not found:
+        raise InputError(
+            f"{name} is not in {root}: neither it nor a folder {', '.join(below)} in it holds train/CLASS/*.JPEG and "
+            f"val/CLASS/*.JPEG; {bring}, and point --data-dir or DATA_DIR to it"
+        )
+    if len(found) > 1 and first():
+        others = ", ".join(map(str, found[1:]))
+        print(f"{name} is read from {found[0]}; there is also {others}", file=sys.stderr)
+    return found[0]
+
+
+def listing(folder: Path) -> Listing:
+    """List the images of a folder that holds a folder for each class; subfolders count, hidden names do not.
+
+    Args:
+        folder: absolute.
+
+    Returns:
+        the files, told by the endings of their names: nothing is opened.
+
+    Raises:
+        InputError: the folder is missing or cannot be read, has no class folders, or one of them has no images.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            classes = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        files = [_files_in(folder / name) for name in classes]
+        flat = [] if classes else _files_in(folder)
+    except OSError as error:
+        raise InputError(f"{folder} must hold a folder of images for each class ({error.strerror})") from None
+    if flat:
+        raise InputError(
+            f"{folder} holds {len(flat):,} images but no class folders: sort them into {folder}/CLASS/, as train/ has "
+            "them"
+        )
+    if not classes:
+        raise InputError(f"{folder} must hold a folder of images for each class (it is empty)")
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        endings = b", ".join(_ENDINGS).decode()
+        raise InputError(
+            f"{folder / empty[0]} has no images ({endings}){f', nor have {len(empty) - 1} others' if empty[1:] else ''}"
+            ": put some there, or remove the class from both parts"
+        )
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
+    return Listing(folder, np.array([path for found in files for path in found]), labels, tuple(classes))
+
+
+def _files_in(folder: Path | bytes) -> list[bytes]:
+    """Return the paths of the image files in a folder, by name, then those of its subfolders.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    images, folders = [], []
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if entry.name.startswith(b"."):
+                continue
+            if entry.name.lower().endswith(_ENDINGS):
+                images.append(entry.path)
+            elif entry.is_dir():
+                folders.append(entry.path)
+    images.sort()
+    for each in sorted(folders):
+        images += _files_in(each)
+    return images
+
+
+def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listing]:
+    """Return both parts, which must have the same classes, without their damaged files where these are to be skipped.
+
+    Args:
+        train: training part.
+        test: test part.
+        damaged: "refuse" looks into no file; "skip" decodes each of them once and says what it leaves out.
+
+    Raises:
+        InputError: the classes differ, or all files of a class are damaged.
+    """
+    odd = sorted(set(train.classes) ^ set(test.classes))
+    if odd:
+        raise InputError(
+            f"{train.folder} and {test.folder} must have the same classes; only one has {', '.join(odd[:5])}"
+        )
+    if damaged == "refuse":
+        return train, test
+    paths = np.concatenate([train.paths, test.paths])
+    found = find_damaged(paths)
+    if not found:
+        return train, test
+    names = ", ".join(f"{os.fsdecode(paths[index])} ({why})" for index, why in found[:3])
+    if first():
+        more = ", ..." if len(found) > 3 else ""
+        print(f"damaged and left out: {len(found):,} of {len(paths):,} files: {names}{more}", file=sys.stderr)
+    sound = torch.ones(len(paths), dtype=torch.bool)
+    sound[[index for index, _ in found]] = False
+    return _kept(train, sound[: len(train.paths)]), _kept(test, sound[len(train.paths) :])
+
+
+def _kept(part: Listing, sound: Tensor) -> Listing:
+    labels = part.labels[sound]
+    counts = labels.bincount(minlength=len(part.classes))
+    if not counts.all():
+        name = part.classes[int(counts.argmin())]
+        raise InputError(f"all files of class {name} in {part.folder} are damaged: mend them or remove the class")
+    return replace(part, paths=part.paths[sound.numpy()], labels=labels)
+
+
+def held(name: str, parts: Sequence[Listing], size: int, view: View) -> list[Tensor] | list[ImageFiles]:
+    """Return the images of both parts in memory, or as files where they would take more than 8 GiB.
+
+    Args:
+        name: of the data set.
+        parts: their files.
+        size: height and width in pixels.
+        view: what is seen of an image.
+
+    Raises:
+        InputError: files that are read are damaged.
+    """
+    files = [ImageFiles(part.paths, size, view) for part in parts]
+    total = sum(map(len, files))
+    if total * size**2 * _BYTES_PER_PIXEL <= _LIMIT:
+        return read_all(files)
+    if first():
+        print(
+            f"{name}: {total:,} images of {size}x{size} pixels take more than {_LIMIT / 2**30:g} GiB of memory: "
+            "they are decoded whenever they are used",
+            file=sys.stderr,
+        )
+    return files
+
+
+def image_sets(
+    name: str,
+    parts: Sequence[Listing],
+    images: Sequence[Tensor | ImageFiles],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> tuple[ImageSet, ImageSet]:
+    """Return training and test set.
+
+    Args:
+        name: of the data set.
+        parts: what was listed of each.
+        images: of each part.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, as `mean`.
+    """
+    train, test = (
+        ImageSet(name, pixels, part.labels, part.classes, mean, std) for part, pixels in zip(parts, images, strict=True)
+    )
+    return train, test

@@ -1,0 +1,314 @@
+"""Images that stay in their files until they are asked for: what an ImageSet holds where memory is too small.
+
+JPEG files are decoded by torchvision (libjpeg-turbo, 1.5 times as fast as Pillow), all others and what it refuses by
+Pillow, whose word is final; both give the same bytes, CMYK and grey included. PNG is left to Pillow on purpose: it is
+as fast there, and torchvision 0.29 ends the whole process with a segmentation fault on many a damaged PNG. Of JPEG the
+operator below torchvision.io is called, since that warns since 0.29 that it will go; once it is gone, Pillow does all.
+
+A file cut short is refused by both; of JPEG data that went wrong inside the file libjpeg only warns on standard error,
+and neither decoder refuses it. The EXIF orientation is ignored, as in torchvision's ImageNet evaluation. Transparency
+is dropped: the colours below it show.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
+
+from distill.errors import InputError
+from distill.progress import progress
+
+__all__ = ["ImageFiles", "View", "find_damaged", "read_all", "refusal"]
+
+View = Literal["crop", "square"]
+"""what is seen of an image: ImageNet's evaluation, or the central square by the mean over areas (Pillow's BOX)"""
+
+_CPU = torch.device("cpu")
+_JPEG = b"\xff\xd8\xff"
+_RGB = 3
+"""torchvision.io.ImageReadMode.RGB"""
+_MOST_THREADS = 16
+"""beyond it they wait for each other's Python"""
+_CHUNK = 1024
+"""files handed to the threads at a time, so that a list of millions costs no memory"""
+_MANY = 2000
+"""files that are worth a progress bar"""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Image files as one array (N, 3, size, size) of float32 pixels in [0, 1], where a tensor may stand.
+
+    Only the paths are in memory: one flat array, which forked workers share and spawned ones receive in one piece.
+    Indexing decodes, in a few threads (in a worker of a DataLoader, in that one). A file that is a square of `size`
+    already is not touched by any view; elsewhere "crop" is torchvision's Resize(round(size / 0.875)), bilinear with
+    antialias on bytes, and CenterCrop(size).
+
+    Raises:
+        ValueError: paths, size or view are not as said.
+    """
+
+    paths: np.ndarray
+    """(N,) bytes or str"""
+    size: int
+    """height and width in pixels, >= 1"""
+    view: View
+    """what is seen of an image"""
+    device: torch.device = _CPU
+    """of what is decoded"""
+
+    dtype = torch.float32
+    ndim = 4
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.paths, np.ndarray) or self.paths.ndim != 1 or self.paths.dtype.kind not in "SU":
+            raise ValueError(f"paths are {type(self.paths).__name__}; they must be a flat numpy array of bytes or str")
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be >= 1")
+        if self.view not in get_args(View):
+            raise ValueError(f"view is {self.view!r}; it must be one of {', '.join(get_args(View))}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, size, size)."""
+        return torch.Size([len(self), 3, self.size, self.size])
+
+    def numel(self) -> int:
+        """Return how many numbers there are."""
+        return self.shape.numel()
+
+    def __getitem__(self, which: int | slice | Tensor) -> Tensor:
+        if isinstance(which, Tensor):
+            which = which.item() if which.ndim == 0 else which.cpu().numpy()
+        chosen = self.paths[which]
+        if isinstance(chosen, (bytes, str)):
+            return self._pixels([chosen])[0]
+        return self._pixels(chosen)
+
+    def _pixels(self, paths: Sequence) -> Tensor:
+        out = np.empty((len(paths), 3, self.size, self.size), np.uint8)
+        for place, (image, why) in enumerate(_in_threads(self._seen, paths)):
+            if why:
+                raise refusal([(paths[place], why)])
+            out[place] = image
+        return torch.from_numpy(out).to(self.device).float().div_(255)
+
+    def _seen(self, path: bytes | str) -> tuple[np.ndarray | None, str]:
+        """Return an image through the view, (3, size, size) uint8, or why there is none."""
+        try:
+            return self._through_view(_decode(path)), ""
+        except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+            return None, _why(error)
+
+    def _through_view(self, image: np.ndarray) -> np.ndarray:
+        height, width, _ = image.shape
+        size = self.size
+        if (height, width) == (size, size):
+            return image.transpose(2, 0, 1)
+        if self.view == "square":
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            box = (left, top, left + side, top + side)
+            small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX, box)
+            return np.array(small).transpose(2, 0, 1)
+        from torchvision.transforms.v2 import functional as TF
+
+        pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), [round(size / 0.875)], antialias=True)
+        return TF.center_crop(pixels, [size]).numpy()
+
+    def decode(self, index: int) -> Tensor:
+        """Decode one image as it is in its file, for random crops.
+
+        Args:
+            index: of the image.
+
+        Returns:
+            (3, H, W) uint8, RGB, on the CPU.
+
+        Raises:
+            InputError: the file is damaged, or no image of eight bits a channel.
+        """
+        try:
+            return torch.from_numpy(_decode(self.paths[index])).permute(2, 0, 1)
+        except Exception as error:  # as in _seen
+            raise refusal([(self.paths[index], _why(error))]) from None
+
+    def take(self, indices: Tensor) -> "ImageFiles":
+        """Return some of the files, by index (n,) int64 or mask (N,) bool."""
+        return replace(self, paths=self.paths[indices.cpu().numpy()])
+
+    def to(self, device: torch.device | str) -> "ImageFiles":
+        """Return the same files, decoded to a device."""
+        return replace(self, device=torch.device(device))
+
+    def resized(self, size: int) -> "ImageFiles":
+        """Return the same files, seen at another size."""
+        return replace(self, size=size)
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        """Yield the images in parts of n."""
+        for begin in range(0, len(self), n):
+            yield self[begin : begin + n]
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Tensor:
+        """Refuse what takes the whole as a tensor.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "this needs all images in memory at once, but they are so large that they stay in their files: "
+            "give a smaller --image-size, or take another method"
+        )
+
+
+def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
+    """Decode everything into memory, each part straight into the tensor it becomes.
+
+    Args:
+        parts: the files.
+
+    Returns:
+        for each part (N, 3, size, size) float32, pixels in [0, 1], on the CPU.
+
+    Raises:
+        InputError: files are damaged; all are tried, the first are named.
+    """
+    damaged, total, tensors = [], sum(map(len, parts)), []
+    with _bar("reading images", total) as bar:
+        for part in parts:
+            images = torch.empty(part.shape)
+            for place, (pixels, why) in enumerate(_in_threads(part._seen, part.paths)):
+                if why:
+                    damaged.append((part.paths[place], why))
+                else:
+                    images[place] = torch.from_numpy(pixels)
+                bar.update()
+            tensors.append(images.div_(255))
+    if damaged:
+        raise refusal(damaged, total)
+    return tensors
+
+
+def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
+    """Decode every file and return those that cannot be: (index, reason)."""
+
+    def why(path: bytes | str) -> str:
+        try:
+            _decode(path)
+        except Exception as error:  # as in ImageFiles._seen
+            return _why(error)
+        return ""
+
+    with _bar("checking images", len(paths)) as bar:
+        found = []
+        for index, reason in enumerate(_in_threads(why, paths)):
+            if reason:
+                found.append((index, reason))
+            bar.update()
+    return found
+
+
+def refusal(damaged: Sequence[tuple[bytes | str, str]], total: int = 0) -> InputError:
+    """Make the error for damaged files.
+
+    Args:
+        damaged: paths and reasons, at least one.
+        total: files that were tried.
+
+    Returns:
+        the error, to be raised; it names the first three.
+
+    >>> print(refusal([(b"a.jpg", "it is empty")]))
+    a.jpg cannot be read as an image (it is empty): mend or remove it, or give --damaged skip
+    """
+    named = [f"{os.fsdecode(path)} ({why})" for path, why in damaged[:3]]
+    if len(damaged) == 1:
+        path, why = damaged[0]
+        return InputError(
+            f"{os.fsdecode(path)} cannot be read as an image ({why}): mend or remove it, or give --damaged skip"
+        )
+    more = ", ..." if len(damaged) > 3 else ""
+    return InputError(
+        f"{len(damaged):,} of {total:,} files cannot be read as images: {', '.join(named)}{more}: "
+        "mend or remove them, or give --damaged skip"
+    )
+
+
+def _decode(path: bytes | str) -> np.ndarray:
+    """Return an image as RGB, (H, W, 3) uint8, writable.
+
+    Raises:
+        Exception: of any kind, where the file is not a whole image of eight bits a channel.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    decode_jpeg = _fast_decoder() if data.startswith(_JPEG) else None
+    if decode_jpeg:
+        try:
+            pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
+        except RuntimeError:
+            pass  # let Pillow say what it is
+        else:
+            return pixels.permute(1, 2, 0).numpy()
+    if not data:
+        raise ValueError("it is empty")
+    with Image.open(io.BytesIO(data)) as image:
+        # Pillow would cut or clip these to eight bits without a word; BGR;16 is 16 bits a pixel.
+        raw = [str(tile[3]) for tile in image.tile]
+        if image.mode.startswith(("I", "F")) or any(";16" in one and "BGR;16" not in one for one in raw):
+            raise ValueError("more than 8 bits a channel")
+        return np.array((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
+
+
+@cache
+def _fast_decoder() -> Callable | None:
+    """Return torchvision's operator (bytes, mode, turn by EXIF) -> (3, H, W), or None where there is none."""
+    import torchvision  # noqa: F401  (it registers the operator)
+
+    return getattr(torch.ops.image, "decode_jpeg", None)
+
+
+def _why(error: Exception) -> str:
+    """Return what an error says, in a few words on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:120]
+
+
+def _bar(description: str, total: int) -> tqdm:
+    return progress(description, total, unit="file") if total > _MANY else tqdm(disable=True)
+
+
+def _in_threads(function: Callable, items: Sequence) -> Iterator:
+    """Yield a function of each item, in order, computed in threads where there are several cores to use."""
+    count = min(_threads(), len(items))
+    if count <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(count) as pool:
+        for begin in range(0, len(items), _CHUNK):
+            yield from pool.map(function, items[begin : begin + _CHUNK])
+
+
+def _threads() -> int:
+    """Return how many threads may decode: this process's share of the cores."""
+    if get_worker_info() is not None:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,0 +1,39 @@
+"""ImageNet (ILSVRC 2012; Russakovsky et al. 2015): 1.28 million photographs of 1,000 classes, decoded when used.
+
+Brought by the user, since its terms forbid to hand it on: train/WNID/* and val/WNID/* in the data folder, or in
+imagenet/, ILSVRC2012/ or imagenet-1k/ in it (these come first). Any number of classes will do; they are numbered in
+the order of their folders' names, as torchvision's weights expect. The validation part is the test set.
+"""
+
+from pathlib import Path
+
+from distill.data._folders import IMAGENET_MEAN, IMAGENET_STD, find, image_sets, listing, paired
+from distill.data.image_files import ImageFiles
+from distill.data.imageset import ImageSet
+
+__all__ = ["load"]
+
+_SIZE = 224
+_BELOW = ("imagenet", "ILSVRC2012", "imagenet-1k")
+
+
+def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
+    """List the files; nothing is decoded before it is used.
+
+    Args:
+        root: the data folder.
+        image_size: height and width in pixels, of torchvision's evaluation: the shorter side to size / 0.875, then the
+            central square; files that are squares of that size already stay as they are. None is 224.
+        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+
+    Returns:
+        training and test set, images (N, 3, H, H).
+
+    Raises:
+        InputError: the folders are missing, have no class folders or not the same, or one without images.
+    """
+    bring = "it cannot be downloaded here: get it from image-net.org, whose terms apply"
+    place = find("imagenet", root, _BELOW, bring)
+    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
+    files = [ImageFiles(part.paths, image_size or _SIZE, "crop") for part in parts]
+    return image_sets("imagenet", parts, files, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,0 +1,37 @@
+"""ImageNette (Howard 2019): 13,394 photographs of 10 easy classes of ImageNet, decoded when used.
+
+Brought by the user: train/WNID/* and val/WNID/* in the data folder, or in imagenette2/, imagenette2-320/,
+imagenette2-160/, imagenette-224/ or imagenette/ in it (these come first, in this order). The validation part is the
+test set.
+"""
+
+from pathlib import Path
+
+from distill.data._folders import IMAGENET_MEAN, IMAGENET_STD, find, image_sets, listing, paired
+from distill.data.image_files import ImageFiles
+from distill.data.imageset import ImageSet
+
+__all__ = ["load"]
+
+_SIZE = 224
+_BELOW = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224", "imagenette")
+
+
+def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
+    """List the files; nothing is decoded before it is used.
+
+    Args:
+        root: the data folder.
+        image_size: height and width in pixels, as of `imagenet`; None is 224.
+        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+
+    Returns:
+        training and test set, images (N, 3, H, H).
+
+    Raises:
+        InputError: the folders are missing, have no class folders or not the same, or one without images.
+    """
+    place = find("imagenette", root, _BELOW, "get imagenette2.tgz as github.com/fastai/imagenette says")
+    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
+    files = [ImageFiles(part.paths, image_size or _SIZE, "crop") for part in parts]
+    return image_sets("imagenette", parts, files, IMAGENET_MEAN, IMAGENET_STD)

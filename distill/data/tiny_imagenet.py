@@ -1,0 +1,77 @@
+"""Tiny ImageNet (Stanford CS231n, 2015): 110,000 photographs of 200 classes, 64 x 64 RGB.
+
+Brought by the user, in the data folder or in tiny-imagenet-200/, tiny-imagenet/ or tiny-imagenet-10/ in it (these come
+first), as it is in its archive (train/WNID/images/*, val/images/* and val/val_annotations.txt) or re-sorted
+(train/WNID/*, val/WNID/* or val/WNID/images/*). Any number of classes will do. The validation part is the test set:
+labels of the official one were never published.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.data._folders import Listing, find, held, image_sets, listing, paired
+from distill.data.imageset import ImageSet
+from distill.errors import InputError
+
+__all__ = ["load"]
+
+_SIZE = 64
+_BELOW = ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-10")
+# SRe2L's code for Tiny ImageNet: zeyuanyin/tiny-imagenet
+_MEAN = (0.4802, 0.4481, 0.3975)
+_STD = (0.2302, 0.2265, 0.2262)
+
+
+def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
+    """Read the images into memory (5 GB), or leave them in their files where they would take more than 8 GiB.
+
+    Args:
+        root: the data folder.
+        image_size: height and width in pixels. None is 64; below, each pixel is the mean over an area; above, images
+            are seen as in `imagenet` (GUARD has its Tiny ImageNet at 224 pixels so).
+        damaged: what to do with files that cannot be read: "refuse" or "skip".
+
+    Returns:
+        training and test set, images (N, 3, H, H).
+
+    Raises:
+        InputError: the folders are missing, the classes of the parts differ, or a file is damaged.
+    """
+    place = find("tiny_imagenet", root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
+    train = listing(place / "train")
+    official = (place / "val" / "val_annotations.txt").is_file() and (place / "val" / "images").is_dir()
+    test = _annotated(place / "val", train.classes) if official else listing(place / "val")
+    parts = paired(train, test, damaged)
+    size = image_size or _SIZE
+    images = held("tiny_imagenet", parts, size, "crop" if size > _SIZE else "square")
+    return image_sets("tiny_imagenet", parts, images, _MEAN, _STD)
+
+
+def _annotated(folder: Path, classes: tuple[str, ...]) -> Listing:
+    """List the validation part as it is in the archive: the files of `classes`, class by class, each by name.
+
+    Args:
+        folder: val/.
+        classes: those of the training part.
+
+    Returns:
+        the files, in the order that the re-sorted layout gives them.
+
+    Raises:
+        InputError: the list of labels is no such list, or a class has no images.
+    """
+    path = folder / "val_annotations.txt"
+    number = {name: label for label, name in enumerate(classes)}
+    try:
+        pairs = [line.split("\t")[:2] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        found = sorted((number[wnid], name) for name, wnid in pairs if wnid in number)
+    except ValueError:  # of unpacking, or of what is no text
+        raise InputError(f"{path} must have a file's name, a tab and its class on each line") from None
+    missing = set(number.values()) - {label for label, _ in found}
+    if missing:
+        raise InputError(f"{path} names no image of class {classes[min(missing)]}, which {folder.parent}/train has")
+    paths = np.array([os.fsencode(folder / "images" / name) for _, name in found])
+    return Listing(folder, paths, torch.tensor([label for label, _ in found]), classes)
