@@ -30,7 +30,7 @@ from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
 from distill.models import BACKBONES
 from distill.outcome import finish, show
-from distill.protocol import ProtocolOf
+from distill.protocol import chosen
 from distill.ranks import asked, barrier, first, joined, launched, start
 from distill.report import FORMATS, save_grid
 from distill.run import Run, locked
@@ -149,7 +149,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     command = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
     experiment, place = command.experiment, command.place
 
-    own = own_protocol(module, experiment)
+    own = chosen(experiment.evaluation.protocol, method, getattr(module, "protocol", None))
     if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
@@ -182,25 +182,11 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             barrier()
             distilled = DistilledSet.load(path).to(device)
             run.finish()
+            if first():
+                save_grid(distilled, run.folder / "grid.png")
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
-            if not first():
-                return 0
-            save_grid(distilled, run.folder / "grid.png")
-            return finish(rows, run.folder)
-
-
-def own_protocol(module: ModuleType, experiment: Experiment) -> ProtocolOf | None:
-    """Return the method's own way of training students where it is asked for.
-
-    Raises:
-        InputError: it has none.
-    """
-    if experiment.evaluation.protocol == "standard":
-        return None
-    if not hasattr(module, "protocol"):
-        raise InputError(f"{experiment.method} has no own way of training students; take --protocol standard")
-    return module.protocol
+            return finish(rows, run.folder) if first() else 0
 
 
 def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple[ImageSet, ImageSet]:

@@ -1,16 +1,17 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from distill.errors import InputError
 
-__all__ = ["read_tensors", "write_atomic", "write_tensors", "write_text"]
+__all__ = ["Checkpoint", "read_tensors", "write_atomic", "write_tensors", "write_text"]
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,16 +51,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, only: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file, on the CPU.
+
+    Args:
+        path: of the file.
+        only: name of the one tensor to read; None for all.
 
     Raises:
         InputError: there is no such file, or it is damaged or of another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
+            names = list(file.keys()) if only is None else [only]
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
@@ -81,3 +86,40 @@ def read_state(path: Path) -> dict:
             f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {line}); "
             "delete it to start this run anew, or choose another folder (--runs DIR)"
         ) from None
+
+
+class Checkpoint:
+    """The state of unfinished work, in one file: tensors and numbers.
+
+    Args:
+        path: of the file.
+        seconds: a checkpoint this old is due for another.
+        writes: whether this process is the one that writes it.
+    """
+
+    def __init__(self, path: Path, seconds: float, *, writes: bool = True):
+        self.path, self.seconds, self.writes = path, seconds, writes
+        self._saved_at = time.perf_counter()
+
+    def restore(self) -> dict | None:
+        """Return the last state, or None where there is none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return read_state(self.path) if self.path.exists() else None
+
+    def due(self) -> bool:
+        """Tell whether the last checkpoint is old enough for another."""
+        return time.perf_counter() - self._saved_at >= self.seconds
+
+    def save(self, state: dict) -> None:
+        """Write a state atomically."""
+        if self.writes:
+            write_atomic(self.path, lambda temporary: torch.save(state, temporary))
+        self._saved_at = time.perf_counter()
+
+    def remove(self) -> None:
+        """Remove the file: the work is done."""
+        if self.writes:
+            self.path.unlink(missing_ok=True)

@@ -16,9 +16,10 @@ from pathlib import Path
 from torch import nn
 
 from distill.distilled import DistilledSet
+from distill.errors import InputError
 from distill.run import Run
 
-__all__ = ["Protocol", "ProtocolOf"]
+__all__ = ["Protocol", "ProtocolOf", "chosen"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,21 @@ class Protocol:
 
 ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]
 """what a method module exports as `protocol`"""
+
+
+def chosen(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
+    """Return a method's own way of training students where it is asked for, None for the standard one.
+
+    Args:
+        protocol: what is asked for: "standard" or "own".
+        method: whose.
+        own: what its module exports; None where it exports nothing.
+
+    Raises:
+        InputError: it has none.
+    """
+    if protocol == "standard":
+        return None
+    if own is None:
+        raise InputError(f"{method} has no own way of training students; take --protocol standard")
+    return own

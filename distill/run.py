@@ -12,7 +12,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distill.errors import InputError
-from distill.files import read_state, write_atomic, write_text
+from distill.files import Checkpoint, write_text
 from distill.progress import progress
 from distill.ranks import first
 
@@ -70,7 +69,7 @@ class Run:
         self.stages = stages or folder / "stages"
         self.experiment = describe(experiment)
         self.checkpoint_seconds = checkpoint_seconds
-        self._saved_at = time.perf_counter()
+        self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=first())
         self._scalars = None
         self._check()
 
@@ -133,19 +132,19 @@ class Run:
         Raises:
             InputError: the checkpoint is damaged, or belongs to another experiment.
         """
-        path = self.folder / "state.pt"
-        if not path.exists():
+        state = self._checkpoint.restore()
+        if state is None:
             self._forget(0)
             return None
-        state = read_state(path)
         if not isinstance(state, dict) or state.get("fingerprint") != self._fingerprint():
+            path = self._checkpoint.path
             raise InputError(f"checkpoint {path} belongs to another experiment; delete it to start this run anew")
         self._forget(state["step"])
         return state["state"]
 
     def due(self) -> bool:
         """Tell whether the last checkpoint is old enough for another."""
-        return time.perf_counter() - self._saved_at >= self.checkpoint_seconds
+        return self._checkpoint.due()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint atomically.
@@ -154,17 +153,13 @@ class Run:
             step: steps done; scalars of this step and later are logged again after a restore.
             state: tensors and numbers.
         """
-        whole = {"fingerprint": self._fingerprint(), "step": step, "state": state}
-        if first():
-            write_atomic(self.folder / "state.pt", lambda path: torch.save(whole, path))
-        self._saved_at = time.perf_counter()
+        self._checkpoint.save({"fingerprint": self._fingerprint(), "step": step, "state": state})
 
     def finish(self) -> None:
         """Remove the checkpoint: what it led to is written."""
         if self._scalars is not None:
             self._scalars.close()
-        if first():
-            (self.folder / "state.pt").unlink(missing_ok=True)
+        self._checkpoint.remove()
 
     # --- scalars and progress ------------------------------------------------------------------------------------
 

@@ -78,10 +78,8 @@ class Trained:
 
             def train(networks: list[nn.Module], numbers: range = numbers) -> None:
                 generators = [self.run.generator("student", number, "training") for number in numbers]
-                if self.own is not None:
-                    self.own.train(networks[0], str(numbers[0]))
-                elif len(networks) == 1:
-                    self._train_on_distilled(networks[0], training, generators[0])
+                if len(networks) == 1:
+                    self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0])
                 else:
                     arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
                     train_together(networks, *arguments)
@@ -100,13 +98,7 @@ class Trained:
             network = self._untrained(self.evaluation.transfer_backbone, "surrogate", name)
             generator = self.run.generator("surrogate", name, "training")
             plain = replace(self.evaluation.student, loss="cross_entropy")
-
-            def train(networks: list[nn.Module]) -> None:
-                if self.own is not None:
-                    self.own.train(networks[0], name)
-                else:
-                    self._train_on_distilled(networks[0], plain, generator)
-
+            train = lambda each: self._train_on_distilled(each[0], name, plain, generator)  # noqa: E731
             return self._kept([f"surrogate-{name}"], [network], train)[0][0]
         return None
 
@@ -136,7 +128,12 @@ class Trained:
             kept.append((nn.Sequential(self.normalize, network).eval(), float(metadata.get("seconds", 0.0))))
         return kept
 
-    def _train_on_distilled(self, network: nn.Module, training: Training, generator: torch.Generator) -> None:
+    def _train_on_distilled(
+        self, network: nn.Module, name: str, training: Training, generator: torch.Generator
+    ) -> None:
+        if self.own is not None:
+            self.own.train(network, name)
+            return
         channels, size = self.images.shape[1:3]
         loss = None
         if training.loss != "cross_entropy":

@@ -7,11 +7,16 @@ Pixel i of a crop enlarged by bilinear interpolation (half-pixel centres, the cr
 which is all that a crop is, a mirrored and a padded one too (zero outside the image).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["cut", "cut_alike", "cut_box", "draw_boxes", "draw_flips", "padded_boxes"]
+__all__ = ["Augment", "cut", "cut_alike", "cut_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
+
+Augment = Literal["resized_crop", "padded_crop", "none"]
+"""crop of a random area, enlarged; crop of the image padded by an eighth of its side (CIFAR); the whole"""
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -54,6 +59,29 @@ def padded_boxes(count: int, size: int, padding: int, generator: torch.Generator
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
     """Draw which images are mirrored, (count,) bool, one in two."""
     return torch.rand(count, generator=generator) < 0.5
+
+
+def draw_crops(
+    augment: Augment, flip: bool, count: int, size: int, least: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw what is seen of each of some square images.
+
+    Args:
+        augment: which crops.
+        flip: whether half of them are mirrored.
+        count: images.
+        size: of an image in pixels.
+        least: share of the area of a resized crop.
+        generator: CPU generator.
+
+    Returns:
+        boxes (count, 4) and flips (count,).
+    """
+    if augment == "resized_crop":
+        boxes = draw_boxes(count, size, size, least, generator)
+    else:
+        boxes = padded_boxes(count, size, size // 8 if augment == "padded_crop" else 0, generator)
+    return boxes, draw_flips(count, generator) & flip
 
 
 @torch.no_grad()

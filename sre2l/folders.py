@@ -5,6 +5,7 @@ folders, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC
 """
 
 import re
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], fol
         folder: made if needed.
     """
     numbers = [0] * len(classes)
-    for image, label in zip(images[:] if len(images) <= 1000 else images, labels.tolist(), strict=True):
-        path = folder / re.sub(r"[^\w.-]+", "_", classes[label]) / f"{numbers[label]:04d}.png"
+    for image, label in zip(chain.from_iterable(images.split(256)), labels.tolist(), strict=True):
+        path = folder / _folder_of(classes[label]) / f"{numbers[label]:04d}.png"
         numbers[label] += 1
         if not path.exists():
             picture = to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu())
@@ -58,7 +59,7 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
         raise InputError(f"recover.images is {folder}: no such folder")
     found: list[Tensor] = []
     for number, name in enumerate(classes):
-        names = (name, re.sub(r"[^\w.-]+", "_", name), f"new{number:03d}")
+        names = (name, _folder_of(name), f"new{number:03d}")
         place = next((folder / each for each in names if (folder / each).is_dir()), None)
         if place is None:
             raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(dict.fromkeys(names))})")
@@ -75,3 +76,8 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
                 size = "x".join(map(str, found[-1].shape[1:]))
                 raise InputError(f"{path} has {size} pixels, the data set {shape[1]}x{shape[2]}; give --image-size")
     return torch.stack(found).float() / 255
+
+
+def _folder_of(name: str) -> str:
+    """Return the name of a class as a file system takes it."""
+    return re.sub(r"[^\w.-]+", "_", name)

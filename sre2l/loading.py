@@ -5,7 +5,6 @@ do not depend on how many processes there are, nor on where a run was interrupte
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +12,12 @@ from torch import Tensor
 from distill.data import ImageSet
 from distill.ranks import rank, world
 from distill.run import Run
-from sre2l.crops import cut, draw_boxes, draw_flips, padded_boxes
+from sre2l.crops import Augment, cut, draw_crops
 
-__all__ = ["Augment", "batches"]
+__all__ = ["batches"]
 
-Augment = Literal["resized_crop", "padded_crop", "none"]
-"""random resized crop of [0.08, 1] of the area; crop of the image padded by an eighth of its side (CIFAR); nothing"""
 LEAST = 0.08
+"""least share of the area of a resized crop, as torchvision has it"""
 
 
 def batches(
@@ -46,11 +44,6 @@ def batches(
         who = order[step * batch_size : (step + 1) * batch_size][mine].to(real.labels.device)
         x = real.images[who]
         if augment != "none" or flip:
-            size = x.shape[-1]
-            if augment == "resized_crop":
-                boxes = draw_boxes(batch_size, size, size, LEAST, generator)
-            else:
-                boxes = padded_boxes(batch_size, size, size // 8 if augment == "padded_crop" else 0, generator)
-            flips = draw_flips(batch_size, generator) & flip
+            boxes, flips = draw_crops(augment, flip, batch_size, x.shape[-1], LEAST, generator)
             x = cut(x, boxes[mine], flips[mine])
         yield x, real.labels[who]

@@ -83,8 +83,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     Raises:
         InputError: what a stage refuses.
     """
-    if len(real) < config.squeeze.batch_size and config.squeeze.epochs:
-        raise InputError(f"squeeze.batch_size is {config.squeeze.batch_size}; {real.name} has {len(real)} images")
     if ipc * real.num_classes < config.relabel.batch_size:
         raise InputError(
             f"relabel.batch_size is {config.relabel.batch_size}, but there will be {ipc * real.num_classes} distilled "

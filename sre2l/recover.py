@@ -20,7 +20,6 @@ images are written as floats, where it rounds them down to bytes and saves lossy
 """
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
-from distill.files import read_state, read_tensors, write_atomic, write_tensors
+from distill.files import Checkpoint, read_tensors, write_tensors
 from distill.ranks import barrier, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
@@ -151,10 +150,10 @@ def recover(
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
-    whole = units(real.num_classes, ipc, config.batch_size)
-    todo = [(n, who) for n, who in share(list(enumerate(whole))) if not _file(stage, n).exists()]
-    with stage.progress("recover", len(share(whole)) * config.iterations, unit="step") as bar:
-        bar.update((len(share(whole)) - len(todo)) * config.iterations)
+    mine = share(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
+    todo = [(n, who) for n, who in mine if not _file(stage, n).exists()]
+    with stage.progress("recover", len(mine) * config.iterations, unit="step") as bar:
+        bar.update((len(mine) - len(todo)) * config.iterations)
         with BatchNormMatch(network, config.first_bn, required=config.r_bn > 0) as match:
             faster = compute.faster(network)
             for number, who in todo:
@@ -230,9 +229,8 @@ def _recover_unit(
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
-    path, done = _file(run, number, ".pt"), 0
-    if path.exists():
-        state = read_state(path)
+    checkpoint, done = Checkpoint(_file(run, number, ".pt"), run.checkpoint_seconds), 0
+    if (state := checkpoint.restore()) is not None:
         with torch.no_grad():
             images.copy_(state["images"])
         optimizer.load_state_dict(state["optimizer"])
@@ -246,7 +244,6 @@ def _recover_unit(
     boxes = [draw_boxes(1, size, size, least_area(config, step), generator)[0] for step in range(config.iterations)]
     flips = (draw_flips(config.iterations, generator) & config.flip).tolist()
     shifts = torch.randint(low_shift, high_shift + 1, (config.iterations, 2), generator=generator).tolist()
-    saved = time.perf_counter()
     for step in range(done, config.iterations):
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * config.lr * (1 + math.cos(math.pi * step / config.iterations))
@@ -268,11 +265,9 @@ def _recover_unit(
         bar.update()
         if step % 100 == 99:
             bar.set_postfix(unit=number, loss=f"{loss.item():.4g}", refresh=False)
-        if time.perf_counter() - saved > run.checkpoint_seconds:
+        if checkpoint.due():
             state = {"images": images.detach(), "optimizer": optimizer.state_dict(), "scaler": scale.state_dict()}
-            state |= {"done": step + 1}
-            write_atomic(path, lambda temporary, state=state: torch.save(state, temporary))
-            saved = time.perf_counter()
+            checkpoint.save(state | {"done": step + 1})
     if not images.isfinite().all():
         raise InputError(f"recovered images are not finite; take a smaller --recover.lr than {config.lr}")
     return images.detach()
@@ -281,6 +276,6 @@ def _recover_unit(
 def read_units(folder: Path) -> Tensor | Shards:
     """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many."""
     paths = sorted(folder.glob("unit-*.safetensors"))
-    places = torch.cat([read_tensors(path)[0]["places"] for path in paths]).argsort()
+    places = torch.cat([read_tensors(path, only="places")[0]["places"] for path in paths]).argsort()
     images = Shards(paths, places)
     return images if 4 * images.numel() > LIMIT else images[:]

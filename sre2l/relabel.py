@@ -31,7 +31,7 @@ from distill.files import read_tensors, write_tensors, write_text
 from distill.ranks import barrier, first, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
-from sre2l.crops import cut, cut_box, draw_boxes, draw_flips, padded_boxes
+from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
 __all__ = ["Batch", "Labels", "Relabel", "digest", "relabel", "view"]
@@ -196,7 +196,6 @@ class Labels:
         self.epochs: int = facts["epochs"]
         self.mix: str = facts["mix"]
         self.batch_size: int = facts["batch_size"]
-        self.steps = -(-facts["images"] // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -215,15 +214,11 @@ def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) ->
     partners = torch.cat([torch.randperm(len(batch), generator=generator) for batch in batches])
     shares = _beta(config.alpha, len(batches), generator)
     mixed = [cut_box(size, float(kept), generator) for kept in shares]
-    resized = config.augment == "resized_crop"
-    least = config.crop_min
-    boxes = (
-        draw_boxes(count, size, size, least, generator) if resized else padded_boxes(count, size, size // 8, generator)
-    )
+    boxes, flips = draw_crops(config.augment, config.flip, count, size, config.crop_min, generator)
     return {
         "order": order.int(),
         "boxes": boxes.short(),
-        "flips": draw_flips(count, generator) & config.flip,
+        "flips": flips,
         "partners": partners.int(),
         "shares": shares,
         "mixed": torch.tensor(mixed).short(),

@@ -11,7 +11,6 @@ the network as often as it likes.
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from distill.columns import family
 from distill.data import ImageSet
@@ -30,8 +28,10 @@ from distill.ranks import barrier, first, world
 from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
-from sre2l.loading import Augment, batches
+from sre2l.crops import Augment
+from sre2l.loading import batches
 from sre2l.precision import Compute
+from sre2l.training import cosine, descend, of_all_processes
 
 __all__ = ["FILE", "Squeeze", "identity", "load_teacher", "squeeze", "step"]
 
@@ -88,10 +88,7 @@ class Squeeze:
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, 0 for the first."""
-        if epoch < self.warmup_epochs:
-            return self.lr * (0.1 + 0.9 * epoch / self.warmup_epochs)
-        share = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
-        return 0.5 * self.lr * (1 + math.cos(math.pi * share))
+        return cosine(self.lr, epoch, self.epochs, self.warmup_epochs)
 
 
 def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, run: Run) -> tuple[RobustTeacher, str]:
@@ -113,11 +110,15 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     settings = {"data": identity(real), "backbone": backbone, "squeeze": describe(config)}
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
-    network = _untrained(real, backbone, config.start, stage)
+    channels, size, _ = real.image_shape
+    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
+    network = build(backbone, **shape, generator=stage.generator("teacher"))
     with locked(stage.folder):
         path = stage.folder / FILE
         barrier()
         if not path.exists():
+            if config.start != "scratch":
+                _take(network, _start(config.start, backbone, network, channels), config.start)
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
             if first():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
@@ -136,8 +137,7 @@ def load_teacher(network: nn.Module, path: Path) -> None:
         InputError: they are of another architecture or number of classes.
     """
     found, facts = read_tensors(path)
-    _fit(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
-    network.load_state_dict(found)
+    _take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
 
 
 def identity(real: ImageSet) -> dict[str, Any]:
@@ -171,17 +171,14 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
             f"accumulate {config.accumulate}"
         )
     if len(real) < config.batch_size:
-        raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} training images")
+        raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} images")
     if config.sync_batchnorm and run.device.type != "cuda":
         raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {run.device}")
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     normalize = Normalize(real.mean, real.std).to(run.device)
-    objective: nn.Module = _Loss(compute.faster(network), normalize, loss)
-    if world() > 1:
-        devices = [run.device] if run.device.type == "cuda" else None
-        objective = DistributedDataParallel(objective, device_ids=devices)
+    objective = of_all_processes(_Loss(compute.faster(network), normalize, loss), run.device)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -231,39 +228,19 @@ def step(
     generator: torch.Generator,
 ) -> Tensor:
     """Take one step of the teacher on this process's part of a batch; return its loss, a scalar without gradient."""
-    optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=pixels.device)
+
+    def share_of_loss(x: Tensor, y: Tensor) -> Tensor:
+        return objective(x, y, epoch, generator) * (len(x) / len(pixels))
+
     parts = list(zip(pixels.chunk(accumulate), targets.chunk(accumulate), strict=True))
-    for number, (x, y) in enumerate(parts, 1):
-        alone = number < len(parts) and isinstance(objective, DistributedDataParallel)
-        with objective.no_sync() if alone else nullcontext():
-            with compute.autocast(pixels.device):
-                value = objective(x, y, epoch, generator) * (len(x) / len(pixels))
-            scale.scale(value).backward()
-        total += value.detach()
-    scale.step(optimizer)
-    scale.update()
-    return total
+    return descend(objective, parts, share_of_loss, optimizer, scale, compute)
 
 
-def _untrained(real: ImageSet, backbone: str, start: str, run: Run) -> nn.Module:
-    """Return the teacher's network before training."""
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(backbone, **shape, generator=run.generator("teacher"))
-    if start == "scratch":
-        return network
-    found = _pretrained(backbone, channels, network.state_dict()) if start == "pretrained" else _weights(Path(start))
-    _fit(network, found, start)
-    network.load_state_dict(found)
-    return network
-
-
-def _fit(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
-    """Refuse weights of another architecture or number of classes.
+def _take(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
+    """Give a network weights.
 
     Raises:
-        InputError: with the first tensor that differs.
+        InputError: they are of another architecture or number of classes; with the first tensor that differs.
     """
     ours = network.state_dict()
     odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
@@ -274,6 +251,12 @@ def _fit(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
             f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
             f"{here} here; give the --backbone, the data and the image size that they are of"
         )
+    network.load_state_dict(found)
+
+
+def _start(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Return the weights that training begins with."""
+    return _pretrained(backbone, channels, network.state_dict()) if start == "pretrained" else _weights(Path(start))
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

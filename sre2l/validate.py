@@ -7,25 +7,22 @@ only, learning rate cosine by epoch. All processes together take one batch. (The
 multiplies by T^2 and uses SGD: fields.)
 """
 
-import math
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import InputError
-from distill.files import read_state, write_atomic
+from distill.files import Checkpoint
 from distill.ranks import barrier, first, rank, world
 from distill.run import Run
 from robust import Normalize
 from sre2l.precision import Compute
 from sre2l.relabel import Labels, view
+from sre2l.training import cosine, descend, of_all_processes
 
 __all__ = ["Validate", "divergence", "train"]
 
@@ -65,10 +62,7 @@ class Validate:
 
     def lr_at(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of an epoch, 0 for the first."""
-        if epoch < self.warmup_epochs:
-            return self.lr * (0.1 + 0.9 * epoch / self.warmup_epochs)
-        share = (epoch - self.warmup_epochs) / max(1, epochs - self.warmup_epochs)
-        return 0.5 * self.lr * (1 + math.cos(math.pi * share))
+        return cosine(self.lr, epoch, epochs, self.warmup_epochs)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -110,18 +104,15 @@ def train(
     if labels.batch_size % world():
         raise InputError(f"relabel.batch_size is {labels.batch_size}; it must be a multiple of {world()} processes")
     compute.place(network, run.device).train()
-    model = compute.faster(network)
-    if world() > 1:
-        model = DistributedDataParallel(model, device_ids=[run.device] if run.device.type == "cuda" else None)
+    model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
-    path, done = run.folder / "students" / f"{name}-training.pt", 0
-    if path.exists():
-        state = read_state(path)
+    checkpoint = Checkpoint(run.folder / "students" / f"{name}-training.pt", run.checkpoint_seconds, writes=first())
+    done = 0
+    if (state := checkpoint.restore()) is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scale.load_state_dict(state["scaler"])
         done = state["done"]
-    saved = time.perf_counter()
     with run.progress(f"student {name}", labels.epochs, done, unit="epoch") as bar:
         for epoch in range(done, labels.epochs):
             for group in optimizer.param_groups:
@@ -129,14 +120,11 @@ def train(
             loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale)
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
-            if first() and time.perf_counter() - saved > run.checkpoint_seconds:
+            if checkpoint.due():
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"scaler": scale.state_dict(), "done": epoch + 1}
-                write_atomic(path, lambda temporary, state=state: torch.save(state, temporary))
-                saved = time.perf_counter()
+                checkpoint.save(state | {"scaler": scale.state_dict(), "done": epoch + 1})
     barrier()
-    if first():
-        path.unlink(missing_ok=True)
+    checkpoint.remove()
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
@@ -166,16 +154,9 @@ def _epoch(
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
         mine = slice(rank() * len(x) // world(), (rank() + 1) * len(x) // world())
         parts = list(zip(x[mine].chunk(config.accumulate), t[mine].chunk(config.accumulate), strict=True))
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=x.device)
-        for number, (part, target) in enumerate(parts, 1):
-            alone = number < len(parts) and isinstance(model, DistributedDataParallel)
-            with model.no_sync() if alone else nullcontext():
-                with compute.autocast(x.device):
-                    out = model(part)
-                value = factor * divergence(out, target, config.temperature) * (world() / len(x))
-                scale.scale(value).backward()
-            loss += value.detach()
-        scale.step(optimizer)
-        scale.update()
+
+        def share_of_loss(part: Tensor, target: Tensor, images: int = len(x)) -> Tensor:
+            return factor * divergence(model(part), target, config.temperature) * (world() / images)
+
+        loss = descend(model, parts, share_of_loss, optimizer, scale, compute)
     return loss

@@ -17,7 +17,7 @@ from distill.evaluate import check, evaluate
 from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
 from distill.outcome import finish, show
-from distill.protocol import ProtocolOf
+from distill.protocol import ProtocolOf, chosen
 from distill.run import Run, locked
 
 __all__ = ["run_evaluate"]
@@ -89,8 +89,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
         return show(folder)
     (train, test), data = _real_data(judgement.dataset, place.data_dir, distilled.images.shape[-1])
     check(distilled, test)
-    if judgement.evaluation.protocol == "own" and distilled.method not in protocols:
-        raise InputError(f"{name} has no own way of training students; take --protocol standard")
+    own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     foresee(judgement.backbone, judgement.evaluation, test)
     spare_threads(test, device)
     labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": judgement.seed}
@@ -99,8 +98,8 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
     with locked(run.begin().folder):
         evaluation, backbone = judgement.evaluation, judgement.backbone
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-        own = None if evaluation.protocol == "standard" else protocols[distilled.method](distilled, file.parent, run)
-        rows = evaluate(distilled, train, test, evaluation, backbone, run, labels, own)
+        protocol = own and own(distilled, file.parent, run)
+        rows = evaluate(distilled, train, test, evaluation, backbone, run, labels, protocol)
         return finish(rows, folder)
 
 

@@ -16,13 +16,12 @@ from distill.errors import InputError
 from distill.ranks import first
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "Listing",
     "find",
     "held",
     "image_sets",
     "listing",
+    "of_imagenet",
     "paired",
 ]
 
@@ -219,3 +218,25 @@ def image_sets(
         ImageSet(name, pixels, part.labels, part.classes, mean, std) for part, pixels in zip(parts, images, strict=True)
     )
     return train, test
+
+
+def of_imagenet(
+    name: str, root: Path, below: Sequence[str], bring: str, size: int, damaged: str
+) -> tuple[ImageSet, ImageSet]:
+    """Return ImageNet or a part of it: train/ and val/ with a folder a class, seen as in its evaluation, in files.
+
+    Args:
+        name: of the data set.
+        root: the data folder; absolute.
+        below: names of the set's folder, the preferred first.
+        bring: what the user can do where there is none.
+        size: height and width in pixels.
+        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+
+    Raises:
+        InputError: as `find`, `listing` and `paired`.
+    """
+    place = find(name, root, below, bring)
+    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
+    files = [ImageFiles(part.paths, size, "crop") for part in parts]
+    return image_sets(name, parts, files, IMAGENET_MEAN, IMAGENET_STD)

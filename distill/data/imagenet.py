@@ -7,8 +7,7 @@ the order of their folders' names, as torchvision's weights expect. The validati
 
 from pathlib import Path
 
-from distill.data._folders import IMAGENET_MEAN, IMAGENET_STD, find, image_sets, listing, paired
-from distill.data.image_files import ImageFiles
+from distill.data._folders import of_imagenet
 from distill.data.imageset import ImageSet
 
 __all__ = ["load"]
@@ -33,7 +32,4 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
     bring = "it cannot be downloaded here: get it from image-net.org, whose terms apply"
-    place = find("imagenet", root, _BELOW, bring)
-    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
-    files = [ImageFiles(part.paths, image_size or _SIZE, "crop") for part in parts]
-    return image_sets("imagenet", parts, files, IMAGENET_MEAN, IMAGENET_STD)
+    return of_imagenet("imagenet", root, _BELOW, bring, image_size or _SIZE, damaged)

@@ -7,8 +7,7 @@ test set.
 
 from pathlib import Path
 
-from distill.data._folders import IMAGENET_MEAN, IMAGENET_STD, find, image_sets, listing, paired
-from distill.data.image_files import ImageFiles
+from distill.data._folders import of_imagenet
 from distill.data.imageset import ImageSet
 
 __all__ = ["load"]
@@ -31,7 +30,5 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
-    place = find("imagenette", root, _BELOW, "get imagenette2.tgz as github.com/fastai/imagenette says")
-    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
-    files = [ImageFiles(part.paths, image_size or _SIZE, "crop") for part in parts]
-    return image_sets("imagenette", parts, files, IMAGENET_MEAN, IMAGENET_STD)
+    bring = "get imagenette2.tgz as github.com/fastai/imagenette says"
+    return of_imagenet("imagenette", root, _BELOW, bring, image_size or _SIZE, damaged)
