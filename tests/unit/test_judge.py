@@ -1,21 +1,24 @@
 """One student before the columns: who is attacked, what is kept, what a killed evaluation does again."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from distill import judge as module
 from distill.columns import columns
+from distill.data.image_files import ImageFiles
 from distill.experiment import Evaluation
 from distill.judge import Sheet, judge, judge_clean
 from distill.run import Run
 from distill.verdicts import verdicts
 from robust import PGD, withstands
 from robust.checks import ImpossibleResult
-from tests.toy import toy
+from tests.toy import toy, write_toy
 
 
 class Bright(nn.Module):
@@ -128,3 +131,32 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
     said = verdicts(sheet.bools, asked, Rounded(), test, torch.Generator().manual_seed(0))
     assert said["pgd@0.1"].startswith("suspicious: input gradient is zero")
     assert asked[0].attack == PGD(asked[0].threat)
+
+
+def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rounded(Bright):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward((x * 32).round() / 32)
+
+    write_toy(tmp_path / "data")
+    paths = np.array(sorted(str(path) for path in (tmp_path / "data" / "val").rglob("*.png")))
+    labels = torch.tensor(["below" in path for path in paths]).long()
+    files = replace(toy(), images=ImageFiles(paths, 8, "square"), labels=labels)
+    memory = replace(files, images=files.images[:])
+    decoded, seen = [], ImageFiles._pixels
+    asked = columns(Evaluation(attacks="pgd@0.1,noise@0.2"), 3, 8)
+    for model in (Bright(), Rounded()):
+        said = []
+        for name, test in (("files", files), ("memory", memory)):
+            sheet = Sheet(tmp_path / name / type(model).__name__, 0)
+            judge_clean(sheet, model, test)
+            for column in asked:
+                judge(column, asked, sheet, model, test, None, Run(tmp_path, None))
+            said.append(verdicts(sheet.bools, asked, model, test, torch.Generator().manual_seed(0)))
+        assert said[0] == said[1]
+    assert said[0]["pgd@0.1"].startswith("suspicious")
+
+    monkeypatch.setattr("distill.verdicts.EXAMINED", 8)
+    monkeypatch.setattr(ImageFiles, "_pixels", lambda self, paths: decoded.append(len(paths)) or seen(self, paths))
+    verdicts(sheet.bools, asked, model, files, torch.Generator().manual_seed(0))
+    assert decoded[0] == 8
