@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -154,12 +153,12 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
         options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds}
-        options |= {"stages": place.runs / "stages"}
+        options |= {"stages": place.runs / "stages", "workers": place.workers}
         run = Run(place.runs / experiment.folder, experiment, seed=experiment.seed, **options)
         if (run.folder / "table.csv").exists():
             print(f"finished already in {run.folder}", file=sys.stderr)
             return show(run.folder)
-        train, test = real_data(experiment, place.data_dir, device)
+        train, test = real_data(experiment, place, device)
         spare_threads(train, device)
         smallest = int(train.labels.bincount(minlength=train.num_classes).min())
         if experiment.ipc > smallest and not hasattr(module, "PARALLEL"):
@@ -189,9 +188,9 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             return finish(rows, run.folder) if first() else 0
 
 
-def real_data(experiment: Experiment, root: Path, device: torch.device) -> tuple[ImageSet, ImageSet]:
+def real_data(experiment: Experiment, place: Place, device: torch.device) -> tuple[ImageSet, ImageSet]:
     """Return what is distilled and what is judged on, on the device."""
-    train, test = load(experiment.dataset, root, experiment.image_size)
+    train, test = load(experiment.dataset, place.data_dir, experiment.image_size, place.damaged)
     if experiment.split == "validation":
         # One split for all seeds, so that what is chosen on it is chosen on the same images.
         train, test = train.split(0.1, torch.Generator().manual_seed(0))

@@ -50,6 +50,7 @@ class Run:
         device: where tensors live.
         checkpoint_seconds: a due checkpoint is this old, at most so much work is lost.
         stages: folder of the parts of runs that other runs can share, see `stage`.
+        workers: processes that may decode images ahead of their use; 0 for none but this one.
 
     Raises:
         InputError: the folder holds another experiment (the difference is named).
@@ -64,11 +65,12 @@ class Run:
         device: torch.device | str = "cpu",
         checkpoint_seconds: float = 30.0,
         stages: Path | None = None,
+        workers: int = 0,
     ):
         self.folder, self.seed, self.device = folder, seed, torch.device(device)
         self.stages = stages or folder / "stages"
         self.experiment = describe(experiment)
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.workers = checkpoint_seconds, workers
         self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=first())
         self._scalars = None
         self._check()
@@ -114,7 +116,7 @@ class Run:
         config = {"stage": name, "seed": self.seed, "config": describe(config)}
         folder = self.stages / f"{name}-{_digest(config)[:12]}"
         options = {"seed": self.seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
-        return Run(folder, config, **options, stages=self.stages).begin()
+        return Run(folder, config, **options, stages=self.stages, workers=self.workers).begin()
 
     @property
     def config_hash(self) -> str:

@@ -62,15 +62,16 @@ def draw_flips(count: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_crops(
-    augment: Augment, flip: bool, count: int, size: int, least: float, generator: torch.Generator
+    augment: Augment, flip: bool, count: int, height: int, width: int, least: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw what is seen of each of some square images.
+    """Draw what is seen of each of some images of one size.
 
     Args:
         augment: which crops.
         flip: whether half of them are mirrored.
         count: images.
-        size: of an image in pixels.
+        height: of an image in pixels; its width too where nothing is resized.
+        width: of an image in pixels.
         least: share of the area of a resized crop.
         generator: CPU generator.
 
@@ -78,9 +79,9 @@ def draw_crops(
         boxes (count, 4) and flips (count,).
     """
     if augment == "resized_crop":
-        boxes = draw_boxes(count, size, size, least, generator)
+        boxes = draw_boxes(count, height, width, least, generator)
     else:
-        boxes = padded_boxes(count, size, size // 8 if augment == "padded_crop" else 0, generator)
+        boxes = padded_boxes(count, height, height // 8 if augment == "padded_crop" else 0, generator)
     return boxes, draw_flips(count, generator) & flip
 
 

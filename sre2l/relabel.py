@@ -214,7 +214,7 @@ def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) ->
     partners = torch.cat([torch.randperm(len(batch), generator=generator) for batch in batches])
     shares = _beta(config.alpha, len(batches), generator)
     mixed = [cut_box(size, float(kept), generator) for kept in shares]
-    boxes, flips = draw_crops(config.augment, config.flip, count, size, config.crop_min, generator)
+    boxes, flips = draw_crops(config.augment, config.flip, count, size, size, config.crop_min, generator)
     return {
         "order": order.int(),
         "boxes": boxes.short(),

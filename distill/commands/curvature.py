@@ -3,9 +3,10 @@
 import json
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import torch
 import tyro
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.columns import family
 from distill.commands.start import Place, spare_threads
-from distill.data import ImageSet, load
+from distill.data import load
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.features import embedding
@@ -48,6 +49,8 @@ class CurvatureCommand:
     """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
     data_dir: Path = Place.data_dir
     """folder of the real data sets"""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """image files that cannot be read: end when one is met, or look for them first and leave them out"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
 
@@ -108,10 +111,11 @@ class _Run:
         if not (place / "distilled.safetensors").exists():
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
         self.distilled = DistilledSet.load(place).to(device)
-        train, test = load(experiment["dataset"], asked.data_dir, experiment["image_size"])
+        train, test = load(experiment["dataset"], asked.data_dir, experiment["image_size"], asked.damaged)
         if experiment["split"] == "validation":
             train, test = train.split(0.1, torch.Generator().manual_seed(0))
-        self.test: ImageSet = test.first(asked.images).to(device)
+        test = test.first(asked.images).to(device)
+        self.test = replace(test, images=test.images[:])  # few enough to be in memory
         spare_threads(self.test, device)
         self.label = f"{rows[0]['method']} {rows[0]['dataset']} ipc {rows[0]['ipc']} seed {rows[0]['seed']}"
         count = min(asked.students, 1 + max(row["student"] for row in rows))

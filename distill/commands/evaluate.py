@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from distill.commands.start import Place, foresee, spare_threads
-from distill.data import DATASETS, ImageSet, load
+from distill.data import DATASETS, FILES, ImageSet, load
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.evaluate import check, evaluate
@@ -87,7 +87,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
     if (folder / "table.csv").exists():
         print(f"finished already in {folder}", file=sys.stderr)
         return show(folder)
-    (train, test), data = _real_data(judgement.dataset, place.data_dir, distilled.images.shape[-1])
+    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
     check(distilled, test)
     own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     foresee(judgement.backbone, judgement.evaluation, test)
@@ -103,11 +103,12 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
         return finish(rows, folder)
 
 
-def _real_data(dataset: str, root: Path, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+def _real_data(dataset: str, place: Place, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
     """Return the real images at the distilled ones' size, and their name in tables (cifar10, cifar10-16px)."""
-    if dataset == "folder":  # images of any size, decoded at this one
-        return load(dataset, root, size), dataset
-    train, test = load(dataset, root)
+    if dataset in FILES:
+        usual = FILES[dataset] in (None, size)
+        return load(dataset, place.data_dir, size, place.damaged), dataset if usual else f"{dataset}-{size}px"
+    train, test = load(dataset, place.data_dir)
     if test.image_shape[1] == size:
         return (train, test), dataset
     return (train.resized(size), test.resized(size)), f"{dataset}-{size}px"

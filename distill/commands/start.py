@@ -3,11 +3,13 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from distill.columns import columns, family
 from distill.data import ImageSet
+from distill.data.image_files import cores
 from distill.errors import InputError
 from distill.experiment import Evaluation
 from distill.models import build
@@ -15,10 +17,17 @@ from robust import loss_named
 
 __all__ = ["Place", "foresee", "spare_threads"]
 
+MOST_WORKERS = 8
+"""beyond it a GPU is rarely faster fed, and each takes memory"""
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are; no result depends on it."""
+    """Where things are, and how they are read: no result depends on it but by which files are damaged.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
 
     data_dir: Path = Path(os.environ.get("DATA_DIR", "data"))
     """folder of the real data sets (environment: DATA_DIR); for `folder` the one that holds train/ and val/"""
@@ -28,6 +37,14 @@ class Place:
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
     checkpoint_seconds: float = 30.0
     """how often the state of a distillation is saved: what a killed run loses at most"""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """image files that cannot be read: end when one is met, or look for them first and leave them out"""
+    workers: int = min(MOST_WORKERS, cores())
+    """processes that decode image files ahead, where a set is too large for memory; 0 decodes when asked"""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be >= 0")
 
 
 def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:

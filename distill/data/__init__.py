@@ -1,19 +1,18 @@
 """Data sets: each module that exports `load(root) -> (train, test)` is one, by its own name.
 
-The folder is the registry. A set of image files of any size takes `load(root, image_size, damaged)` instead, and
+The folder is the registry. A set of image files of any size exports SIZE and `load(root, image_size, damaged)`, and
 decodes them at that size; all others are resized here. To keep `import distill.data` quick, what is heavy
 (torchvision, scikit-learn) is imported inside functions.
 """
 
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 from pkgutil import iter_modules
 
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
 
-__all__ = ["DAMAGED", "DATASETS", "ImageSet", "load"]
+__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "load"]
 
 DAMAGED = ("refuse", "skip")
 """what can be done with damaged files"""
@@ -22,6 +21,9 @@ _MODULES = {module.name: import_module(f"{__name__}.{module.name}") for module i
 
 DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items() if hasattr(module, "load")))
 """names of the data sets"""
+
+FILES: dict[str, int | None] = {name: module.SIZE for name, module in _MODULES.items() if hasattr(module, "SIZE")}
+"""data sets of image files, and the side in pixels at which each is decoded where none is asked for; None: its own"""
 
 
 def load(name: str, root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
@@ -50,7 +52,7 @@ def load(name: str, root: Path, image_size: int | None = None, damaged: str = "r
         raise unknown("way with damaged files", damaged, DAMAGED)
     root = root.expanduser().absolute()
     module = _MODULES[name]
-    if "image_size" in signature(module.load).parameters:
+    if name in FILES:
         return module.load(root, image_size, damaged)
     train, test = module.load(root)
     return (train, test) if image_size is None else (train.resized(image_size), test.resized(image_size))

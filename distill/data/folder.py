@@ -13,7 +13,10 @@ from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
-__all__ = ["load"]
+__all__ = ["SIZE", "load"]
+
+SIZE = None
+"""side in pixels where none is asked for: that of the files"""
 
 _ENOUGH = 2000
 """images that mean and std are taken of where the training images stay in their files"""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from distill.errors import InputError
 from distill.progress import progress
 
-__all__ = ["ImageFiles", "View", "find_damaged", "read_all", "refusal"]
+__all__ = ["ImageFiles", "View", "cores", "find_damaged", "read_all", "refusal"]
 
 View = Literal["crop", "square"]
 """what is seen of an image: ImageNet's evaluation, or the central square by the mean over areas (Pillow's BOX)"""
@@ -39,8 +39,8 @@ _RGB = 3
 """torchvision.io.ImageReadMode.RGB"""
 _MOST_THREADS = 16
 """beyond it they wait for each other's Python"""
-_CHUNK = 1024
-"""files handed to the threads at a time, so that a list of millions costs no memory"""
+_CHUNK = 256
+"""blocks of files handed to the threads at a time, so that a list of millions costs no memory"""
 _MANY = 2000
 """files that are worth a progress bar"""
 
@@ -91,27 +91,31 @@ class ImageFiles:
         return self.shape.numel()
 
     def __getitem__(self, which: int | slice | Tensor) -> Tensor:
-        if isinstance(which, Tensor):
-            which = which.item() if which.ndim == 0 else which.cpu().numpy()
-        chosen = self.paths[which]
+        chosen = self.paths[which.cpu().numpy() if isinstance(which, Tensor) else which]
         if isinstance(chosen, (bytes, str)):
             return self._pixels([chosen])[0]
         return self._pixels(chosen)
 
     def _pixels(self, paths: Sequence) -> Tensor:
-        out = np.empty((len(paths), 3, self.size, self.size), np.uint8)
-        for place, (image, why) in enumerate(_in_threads(self._seen, paths)):
+        on_the_way = np.float32 if self.device.type == "cpu" else np.uint8  # a quarter to copy to a device
+        out = np.empty((len(paths), 3, self.size, self.size), on_the_way)
+        for path, why in zip(paths, self._read(paths, out), strict=True):
             if why:
-                raise refusal([(paths[place], why)])
-            out[place] = image
+                raise refusal([(path, why)])
         return torch.from_numpy(out).to(self.device).float().div_(255)
 
-    def _seen(self, path: bytes | str) -> tuple[np.ndarray | None, str]:
-        """Return an image through the view, (3, size, size) uint8, or why there is none."""
-        try:
-            return self._through_view(_decode(path)), ""
-        except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-            return None, _why(error)
+    def _read(self, paths: Sequence, out: np.ndarray) -> Iterator[str]:
+        """Decode into (N, 3, size, size), 0 to 255, and yield of each image why it cannot be, "" where it can."""
+
+        def read(place: int) -> str:
+            try:
+                image = _decode(paths[place])
+            except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+                return _why(error)
+            out[place] = self._through_view(image)
+            return ""
+
+        return _in_threads(read, range(len(paths)))
 
     def _through_view(self, image: np.ndarray) -> np.ndarray:
         height, width, _ = image.shape
@@ -143,7 +147,7 @@ class ImageFiles:
         """
         try:
             return torch.from_numpy(_decode(self.paths[index])).permute(2, 0, 1)
-        except Exception as error:  # as in _seen
+        except Exception as error:  # as in _read
             raise refusal([(self.paths[index], _why(error))]) from None
 
     def take(self, indices: Tensor) -> "ImageFiles":
@@ -192,11 +196,9 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
     with _bar("reading images", total) as bar:
         for part in parts:
             images = torch.empty(part.shape)
-            for place, (pixels, why) in enumerate(_in_threads(part._seen, part.paths)):
+            for path, why in zip(part.paths, part._read(part.paths, images.numpy()), strict=True):
                 if why:
-                    damaged.append((part.paths[place], why))
-                else:
-                    images[place] = torch.from_numpy(pixels)
+                    damaged.append((path, why))
                 bar.update()
             tensors.append(images.div_(255))
     if damaged:
@@ -210,7 +212,7 @@ def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
     def why(path: bytes | str) -> str:
         try:
             _decode(path)
-        except Exception as error:  # as in ImageFiles._seen
+        except Exception as error:  # as in ImageFiles._read
             return _why(error)
         return ""
 
@@ -301,14 +303,24 @@ def _in_threads(function: Callable, items: Sequence) -> Iterator:
     if count <= 1:
         yield from map(function, items)
         return
+    block = max(1, min(16, len(items) // (4 * count)))  # handing over small images one by one costs more than decoding
+
+    def of_block(begin: int) -> list:
+        return [function(item) for item in items[begin : begin + block]]
+
+    begins = range(0, len(items), block)
     with ThreadPoolExecutor(count) as pool:
-        for begin in range(0, len(items), _CHUNK):
-            yield from pool.map(function, items[begin : begin + _CHUNK])
+        for at in range(0, len(begins), _CHUNK):
+            for done in pool.map(of_block, begins[at : at + _CHUNK]):
+                yield from done
 
 
 def _threads() -> int:
-    """Return how many threads may decode: this process's share of the cores."""
-    if get_worker_info() is not None:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(_MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Return how many threads may decode."""
+    return 1 if get_worker_info() is not None else min(_MOST_THREADS, cores())
+
+
+def cores() -> int:
+    """Return how many cores are this process's share, at least 1: those that it may use, among torchrun's processes."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

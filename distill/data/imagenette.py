@@ -10,9 +10,10 @@ from pathlib import Path
 from distill.data._folders import of_imagenet
 from distill.data.imageset import ImageSet
 
-__all__ = ["load"]
+__all__ = ["SIZE", "load"]
 
-_SIZE = 224
+SIZE = 224
+"""side in pixels where none is asked for"""
 _BELOW = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224", "imagenette")
 
 
@@ -31,4 +32,4 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
     bring = "get imagenette2.tgz as github.com/fastai/imagenette says"
-    return of_imagenet("imagenette", root, _BELOW, bring, image_size or _SIZE, damaged)
+    return of_imagenet("imagenette", root, _BELOW, bring, image_size or SIZE, damaged)

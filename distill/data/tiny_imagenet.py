@@ -16,9 +16,10 @@ from distill.data._folders import Listing, find, held, image_sets, listing, pair
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
-__all__ = ["load"]
+__all__ = ["SIZE", "load"]
 
-_SIZE = 64
+SIZE = 64
+"""side in pixels where none is asked for"""
 _BELOW = ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-10")
 # SRe2L's code for Tiny ImageNet: zeyuanyin/tiny-imagenet
 _MEAN = (0.4802, 0.4481, 0.3975)
@@ -45,8 +46,8 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     official = (place / "val" / "val_annotations.txt").is_file() and (place / "val" / "images").is_dir()
     test = _annotated(place / "val", train.classes) if official else listing(place / "val")
     parts = paired(train, test, damaged)
-    size = image_size or _SIZE
-    images = held("tiny_imagenet", parts, size, "crop" if size > _SIZE else "square")
+    size = image_size or SIZE
+    images = held("tiny_imagenet", parts, size, "crop" if size > SIZE else "square")
     return image_sets("tiny_imagenet", parts, images, _MEAN, _STD)
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.__main__ import main
+from distill.data import _folders
 from distill.distilled import DistilledSet
 from tests.toy import write_toy
 
@@ -222,6 +223,34 @@ def test_a_teacher_of_other_classes_and_foreign_labels_are_refused(
     options = ["--data-dir", data, "--runs", tmp_path / "again", "--students", "1", "--protocol", "own"]
     assert run("evaluate", path, *options) == 2
     assert "belong to other images" in capsys.readouterr().err
+
+
+def test_sets_in_files_from_end_to_end_without_their_damaged_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_folders, "_LIMIT", 0)
+    data = write_toy(tmp_path / "toy")
+    damaged = data / "train" / "above" / "000.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    options = ["--data-dir", data, "--runs", tmp_path, "--workers", "1"]
+    words = ["guard_sre2l", "folder", *options, *FLAGS]
+    assert run(*words) == 2
+    said = capsys.readouterr().err
+    assert f"{damaged} cannot be read as an image (" in said
+    assert "Traceback" not in said
+    assert run(*words, "--damaged", "skip") == 0
+    assert f"damaged and left out: 1 of 80 files: {damaged}" in capsys.readouterr().err
+    folder = place(tmp_path)
+    assert run("evaluate", folder, *options, "--students", "1", "--attacks", "pgd@2/255", "--damaged", "skip") == 0
+    assert "pgd" in capsys.readouterr().out
+    places = ["--data-dir", data, "--damaged", "skip"]
+    assert run("curvature", folder, *places, "--images", "4", "--students", "1") == 0
+    assert (folder / "curvature" / "loss.png").exists()
+
+
+def test_workers_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sre2l", "folder", "--data-dir", data, "--runs", tmp_path, *FLAGS, "--workers", "-1") == 2
+    assert "workers is -1; it must be >= 0" in capsys.readouterr().err
 
 
 def test_nproc(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,10 +40,12 @@ def png_of_16_bits() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def bmp_of_5_bits() -> bytes:
-    pixels = np.arange(64, dtype="<u2").tobytes()
-    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 0, len(pixels), 0, 0, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + header + pixels
+def bmp_of_16_bits_a_pixel() -> bytes:
+    """Five for red, six for green, five for blue."""
+    pixels = (np.arange(64, dtype="<u2") * 999).tobytes()
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    header += struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    return b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66) + header + pixels
 
 
 def turned() -> bytes:
@@ -89,7 +91,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "moving": lambda: encoded(picture(), "WEBP", save_all=True, append_images=[picture(seed=1)]),
     "tiff": lambda: encoded(picture(), "TIFF"),
     "bmp": lambda: encoded(picture(), "BMP"),
-    "bmp of 5 bits": bmp_of_5_bits,
+    "bmp of 16 bits a pixel": bmp_of_16_bits_a_pixel,
     "gif": lambda: encoded(picture(), "GIF"),
 }
 
@@ -316,13 +318,14 @@ def test_take_and_split(several: ImageFiles) -> None:
     assert torch.equal(torch.cat(parts), several[:])
 
 
-@pytest.mark.parametrize("chunk", [2, 1024])
+@pytest.mark.parametrize("chunk", [2, 256])
 def test_threads_change_nothing(chunk: int, several: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "_CHUNK", chunk)
     results = []
     for count in (1, 4):
         monkeypatch.setattr(image_files, "_threads", lambda count=count: count)
         results.append(several.take(torch.arange(35) % 7)[:])
+        assert list(image_files._in_threads(str, range(35))) == [str(number) for number in range(35)]
     assert torch.equal(*results)
 
 
