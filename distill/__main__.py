@@ -161,7 +161,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         train, test = real_data(experiment, place, device)
         spare_threads(train, device)
         smallest = int(train.labels.bincount(minlength=train.num_classes).min())
-        if experiment.ipc > smallest and not hasattr(module, "PARALLEL"):
+        if experiment.ipc > smallest and not hasattr(module, "ANY_IPC"):
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
         foresee(backbone, experiment.evaluation, train)

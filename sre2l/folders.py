@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
+from distill.data.image_files import ENDINGS
 from distill.errors import InputError
 from distill.files import write_atomic
 
 __all__ = ["read_pictures", "write_pictures"]
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], folder: Path) -> None:

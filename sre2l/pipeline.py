@@ -38,10 +38,12 @@ from sre2l.relabel import Labels, Relabel, digest, relabel
 from sre2l.squeeze import FILE, Squeeze, load_teacher, squeeze
 from sre2l.validate import Validate, divergence, train
 
-__all__ = ["PARALLEL", "RECIPES", "Config", "distill", "protocol", "student_work", "work"]
+__all__ = ["ANY_IPC", "PARALLEL", "RECIPES", "Config", "distill", "protocol", "student_work", "work"]
 
 PARALLEL = True
 """several processes may work on one run"""
+ANY_IPC = True
+"""images begin as noise: a class may get more of them than it has real ones"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.image_files import ImageFiles, View, find_damaged, read_all
+from distill.data.image_files import ENDINGS, ImageFiles, View, find_damaged, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 from distill.ranks import first
@@ -30,7 +30,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """as the mean"""
 
-_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".ppm", b".pgm", b".tif", b".tiff")
 _LIMIT = 8 * 2**30
 """bytes that the images of both parts may take in memory"""
 _BYTES_PER_PIXEL = 3 * 4
@@ -103,7 +102,7 @@ def listing(folder: Path) -> Listing:
         raise InputError(f"{folder} must hold a folder of images for each class (it is empty)")
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty:
-        endings = b", ".join(_ENDINGS).decode()
+        endings = ", ".join(ENDINGS)
         raise InputError(
             f"{folder / empty[0]} has no images ({endings}){f', nor have {len(empty) - 1} others' if empty[1:] else ''}"
             ": put some there, or remove the class from both parts"
@@ -123,7 +122,7 @@ def _files_in(folder: Path | bytes) -> list[bytes]:
         for entry in entries:
             if entry.name.startswith(b"."):
                 continue
-            if entry.name.lower().endswith(_ENDINGS):
+            if os.fsdecode(entry.name.lower()).endswith(ENDINGS):
                 images.append(entry.path)
             elif entry.is_dir():
                 folders.append(entry.path)

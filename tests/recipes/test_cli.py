@@ -23,11 +23,6 @@ SMALL += ["--batch-real", "8", "--students", "2", "--student.epochs", "20", "--i
 FILES = "distilled.safetensors experiment.json grid.png metrics.jsonl results.jsonl students table.csv table.md"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("toy"))
-
-
 def run(*words: str | Path) -> int:
     return main([str(word) for word in words])
 

@@ -33,11 +33,6 @@ FLAGS += [
 FLAGS += ["--compute.amp", "none", "--squeeze.warmup-epochs", "0"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("toy"))
-
-
 def run(*words: str | Path) -> int:
     return main([str(word) for word in words])
 
