@@ -33,7 +33,7 @@ from sre2l.loading import batches
 from sre2l.precision import Compute
 from sre2l.training import cosine, descend, of_all_processes
 
-__all__ = ["FILE", "Squeeze", "identity", "load_teacher", "squeeze", "step"]
+__all__ = ["FILE", "Squeeze", "load_teacher", "squeeze", "step"]
 
 FILE = "teacher.safetensors"
 
@@ -107,7 +107,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     Raises:
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
     """
-    settings = {"data": identity(real), "backbone": backbone, "squeeze": describe(config)}
+    settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
     channels, size, _ = real.image_shape
@@ -138,13 +138,6 @@ def load_teacher(network: nn.Module, path: Path) -> None:
     """
     found, facts = read_tensors(path)
     _take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
-
-
-def identity(real: ImageSet) -> dict[str, Any]:
-    """Return what tells one set of images from another without reading all of it."""
-    counts = real.labels.bincount(minlength=real.num_classes).tolist()
-    sizes = {"name": real.name, "shape": list(real.image_shape), "counts": counts, "classes": list(real.classes)}
-    return sizes | {"mean": list(real.mean), "std": list(real.std)}
 
 
 class _Loss(nn.Module):

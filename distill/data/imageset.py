@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,12 @@ class ImageSet:
         """(C, H, W) of an image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this set from others, without reading pixels: the folders of shared stages depend on it."""
+        counts = self.labels.bincount(minlength=self.num_classes).tolist()
+        sizes = {"name": self.name, "shape": list(self.image_shape), "counts": counts, "classes": list(self.classes)}
+        return sizes | {"mean": list(self.mean), "std": list(self.std)}
 
     @cached_property
     def _of_class(self) -> tuple[Tensor, ...]:

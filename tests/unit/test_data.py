@@ -5,6 +5,7 @@ import pickle
 import socket
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -43,6 +44,21 @@ def test_properties() -> None:
     data = numbered()
     assert (len(data), data.num_classes, data.image_shape) == (16, 3, (2, 4, 4))
     assert torch.equal(data.to("cpu").images, data.images)
+
+
+def test_identity_is_what_stages_on_disk_are_named_by() -> None:
+    """To change what it says is to make all teachers and experts anew."""
+    data = numbered()
+    known = {"name": "numbered", "shape": [2, 4, 4], "counts": [9, 5, 2], "classes": ["a", "b", "c"]}
+    assert data.identity() == known | {"mean": [0.5, 0.5], "std": [0.2, 0.2]}
+    assert replace(data, images=1 - data.images).identity() == data.identity()  # pixels are not read
+    files = ImageFiles(np.array(["none.png"] * 16), 4, "square")
+    unread = replace(data, images=files, mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert unread.identity() == known | {"shape": [3, 4, 4], "mean": [0.5] * 3, "std": [0.2] * 3}
+    parts = data.split(0.4, generator())
+    changed = [replace(data, mean=(0.1, 0.5)), replace(data, classes=("a", "b", "d")), data.resized(2), *parts]
+    found = [one.identity() for one in (data, *changed)]
+    assert all(found.count(one) == 1 for one in found)
 
 
 @pytest.mark.parametrize(
