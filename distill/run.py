@@ -103,19 +103,21 @@ class Run:
         digest = hashlib.sha256(repr((self.seed, *address)).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
-    def stage(self, name: str, config: Any) -> "Run":
+    def stage(self, name: str, config: Any, seed: int | None = None) -> "Run":
         """Return the run of a part that other runs can share: its folder is named by its config and the seed.
 
         Args:
             name: of the part.
             config: all that its outcome depends on besides the seed, a dataclass or what JSON has.
+            seed: root of its randomness; None for this run's, a number for a part that runs of all seeds share.
 
         Returns:
             the run, begun; it works on this one's device.
         """
-        config = {"stage": name, "seed": self.seed, "config": describe(config)}
+        seed = self.seed if seed is None else seed
+        config = {"stage": name, "seed": seed, "config": describe(config)}
         folder = self.stages / f"{name}-{_digest(config)[:12]}"
-        options = {"seed": self.seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
+        options = {"seed": seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
         return Run(folder, config, **options, stages=self.stages, workers=self.workers).begin()
 
     @property
