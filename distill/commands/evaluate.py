@@ -95,10 +95,10 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
     labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": judgement.seed}
     labels |= {"backbone": judgement.backbone, "loss": judgement.evaluation.how}
     labels |= {"recipe": judgement.recipe, "config": run.config_hash}
+    evaluation, backbone = judgement.evaluation, judgement.backbone
+    distilled, train, test = distilled.to(device), train.to(device), test.to(device)
+    protocol = own and own(distilled, file.parent, run)
     with locked(run.begin().folder):
-        evaluation, backbone = judgement.evaluation, judgement.backbone
-        distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-        protocol = own and own(distilled, file.parent, run)
         rows = evaluate(distilled, train, test, evaluation, backbone, run, labels, protocol)
         return finish(rows, folder)
 
