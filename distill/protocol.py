@@ -27,12 +27,14 @@ class Protocol:
     """How students are trained on one distilled set."""
 
     train: Callable[[nn.Module, str], None]
-    """(network, its name): trains an untrained network in place. The network takes normalised images (N, C, H, W) to
+    """(network, its name): trains an untrained network in place. It takes what `preprocess` gives, (N, C, H, W), to
     logits and is on the set's device; all randomness comes from `run.generator("student", name, ...)`"""
     epochs: int
     """passes over the images, by which the seconds of an epoch are told"""
     teacher: nn.Module | None = None
     """a network trained on the real data, pixels in [0, 1] to logits, which is judged beside the students"""
+    preprocess: nn.Module | None = None
+    """first layer of a student, pixels in [0, 1] to what its network takes; None for the set's normalisation"""
 
 
 ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]

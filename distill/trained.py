@@ -23,6 +23,7 @@ from distill.protocol import Protocol
 from distill.ranks import barrier, first
 from distill.run import Run
 from distill.students import TOGETHER, Training, fits_together, train_epochs, train_student, train_together
+from distill.whiten import preprocessing
 from robust import Normalize, loss_named
 from robust.losses.named import drawing_from
 
@@ -55,7 +56,8 @@ class Trained:
     ):
         self.distilled, self.real, self.evaluation, self.backbone, self.run = distilled, real, evaluation, backbone, run
         self.own, self.epochs = own, evaluation.student.epochs + 1 if own is None else own.epochs
-        self.normalize = Normalize(distilled.mean, distilled.std).to(distilled.images.device)
+        first_layer = None if own is None else own.preprocess
+        self.normalize = (first_layer or Normalize(distilled.mean, distilled.std)).to(distilled.images.device)
         self.augmentation = augmentation(distilled.augment, distilled.mean, distilled.std)
 
     @cached_property
@@ -160,7 +162,9 @@ class Trained:
         )
 
 
-def students_of(folder: Path, distilled: DistilledSet, backbone: str, count: int) -> list[nn.Module]:
+def students_of(
+    folder: Path, distilled: DistilledSet, backbone: str, count: int, *, own: bool = False
+) -> list[nn.Module]:
     """Return the first students of a finished run, from pixels to logits, in evaluation mode.
 
     Args:
@@ -168,14 +172,14 @@ def students_of(folder: Path, distilled: DistilledSet, backbone: str, count: int
         distilled: its set, on the device to work on.
         backbone: the students' network.
         count: how many.
+        own: whether they were trained in the way of the set's method.
     """
+    first_layer = preprocessing(distilled, folder) if own else Normalize(distilled.mean, distilled.std)
     _, channels, size, _ = distilled.images.shape
     shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
     models = []
     for number in range(count):
         network = build(backbone, **shape, generator=torch.Generator())
         network.load_state_dict(read_tensors(folder / "students" / f"{number}.safetensors")[0])
-        models.append(
-            nn.Sequential(Normalize(distilled.mean, distilled.std), network).to(distilled.images.device).eval()
-        )
+        models.append(nn.Sequential(first_layer, network).to(distilled.images.device).eval())
     return models

@@ -119,7 +119,8 @@ class _Run:
         spare_threads(self.test, device)
         self.label = f"{rows[0]['method']} {rows[0]['dataset']} ipc {rows[0]['ipc']} seed {rows[0]['seed']}"
         count = min(asked.students, 1 + max(row["student"] for row in rows))
-        self.models: list[nn.Module] = students_of(place, self.distilled, rows[0]["backbone"], count)
+        own = rows[0]["loss"] == "own"
+        self.models: list[nn.Module] = students_of(place, self.distilled, rows[0]["backbone"], count, own=own)
         channels, size, _ = self.test.image_shape
         self.rho = asked.rho if asked.rho is not None else threat_named("l2", family(channels, size)).eps
 

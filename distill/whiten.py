@@ -1,0 +1,130 @@
+"""ZCA whitening as the first layer of a model, so that images outside it are pixels in [0, 1].
+
+    whitened = W (x - mean),   W = U (S + eps)^(-1/2) U^T,   covariance of the training pixels = U S U^T
+
+As the official code of MTT has it (kornia.enhance.ZCAWhitening with eps 0.1): whole images as vectors of C H W pixels,
+covariance over N - 1, no normalisation before. The whitened covariance is S / (S + eps): the identity for a small eps
+only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(0.1) = 3.2.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.files import read_tensors, write_tensors
+from robust import Normalize
+
+__all__ = ["Whiten", "preprocessing"]
+
+LARGEST = 3 * 64 * 64
+"""numbers of an image up to which its square matrix (600 MB) and its eigenvectors can be had"""
+
+
+class Whiten(nn.Module):
+    """W (x - mean) for images (N, C, H, W); made by `fit` or `load`.
+
+    Args:
+        mean: (D,), D = C H W, pixels.
+        matrix: (D, D), symmetric.
+        unmatrix: (D, D), the inverse of `matrix`.
+
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> x = torch.rand(100, 1, 2, 2, generator=generator, dtype=torch.float64)
+    >>> layer = Whiten.fit(x, eps=0.0)
+    >>> bool(torch.allclose(layer(x).flatten(1).T.cov(), torch.eye(4, dtype=torch.float64)))
+    True
+    >>> bool(torch.allclose(layer.inverse(layer(x)), x))
+    True
+    """
+
+    mean: Tensor
+    matrix: Tensor
+    unmatrix: Tensor
+
+    def __init__(self, mean: Tensor, matrix: Tensor, unmatrix: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("matrix", matrix)
+        self.register_buffer("unmatrix", unmatrix)
+
+    @classmethod
+    def fit(cls, images: Tensor, eps: float = 0.1) -> "Whiten":
+        """Return the whitening of a training set.
+
+        Args:
+            images: (N, C, H, W) pixels in [0, 1], N >= 2.
+            eps: added to the variances, squared pixels, >= 0.
+
+        Returns:
+            the layer, with the device and dtype of the images.
+
+        Raises:
+            ValueError: eps is negative.
+            InputError: too few images, or images too large for a matrix of all their pixels.
+        """
+        if not eps >= 0:
+            raise ValueError(f"eps is {eps}; it must be >= 0")
+        count, size = len(images), images[0].numel()
+        if count < 2:
+            raise InputError(f"ZCA needs at least 2 images to have a covariance, but there is {count}")
+        if size > LARGEST:
+            shape = "x".join(map(str, images.shape[1:]))
+            raise InputError(f"ZCA of {shape} images needs a matrix of {size}²; take --no-zca or another --image-size")
+        flat = images.flatten(1)
+        mean, scatter = flat.mean(0), flat.new_zeros(size, size)
+        for part in flat.split(4096):
+            scatter.addmm_((part - mean).T, part - mean)
+        variances, basis = torch.linalg.eigh(scatter.cpu().double() / (count - 1))
+        scale = (variances.clamp_min(0) + eps).sqrt()  # rounding makes variances that are none negative
+        whiten, restore = ((basis * factor) @ basis.T for factor in (1 / scale, scale))
+        return cls(mean, whiten.to(images), restore.to(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return whitened images, (N, C, H, W) -> (N, C, H, W)."""
+        return ((images.flatten(1) - self.mean) @ self.matrix).view_as(images)
+
+    def inverse(self, whitened: Tensor) -> Tensor:
+        """Return the pixels of whitened images, not clamped."""
+        return (whitened.flatten(1) @ self.unmatrix + self.mean).view_as(whitened)
+
+    def extra_repr(self) -> str:
+        """Show the size."""
+        return f"pixels={len(self.mean)}"
+
+    def save(self, path: Path) -> None:
+        """Write the layer as safetensors, atomically."""
+        write_tensors(path, dict(self.named_buffers()), {"whiten": json.dumps({"pixels": len(self.mean)})})
+
+    @classmethod
+    def load(cls, path: Path) -> "Whiten":
+        """Return the layer of a file, on the CPU.
+
+        Raises:
+            InputError: there is no such file, or it holds something else.
+        """
+        tensors, _ = read_tensors(path)
+        if set(tensors) != {"mean", "matrix", "unmatrix"}:
+            raise InputError(f"{path} is no whitening: it has {', '.join(sorted(tensors)) or 'no tensors'}")
+        return cls(**tensors)
+
+
+def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
+    """Return the first layer of students that are trained in the way of the method which made a set.
+
+    Args:
+        distilled: the set; where its `training` has "whitening", that names the file of a `Whiten`.
+        place: the folder of its file, from which that name counts.
+
+    Returns:
+        pixels to what a student's network takes: that whitening, on the CPU, else the set's normalisation.
+
+    Raises:
+        InputError: the file is gone, or holds something else.
+    """
+    if "whitening" in distilled.training:
+        return Whiten.load(place / distilled.training["whitening"])
+    return Normalize(distilled.mean, distilled.std)
