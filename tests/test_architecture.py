@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dm
+from baselines import coreset, dm, mtt
+from baselines.trajectories import Expert
 from distill.columns import Certification
 from distill.commands.start import Place
 from distill.distilled import DistilledSet
@@ -98,7 +99,8 @@ def test_files_are_of_one_idea() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(dc.Config, dm.Config, coreset.Config, Certification, Training, Evaluation, Experiment, Place, DistilledSet),
+        *(dc.Config, dm.Config, coreset.Config, mtt.Config, Expert),
+        *(Certification, Training, Evaluation, Experiment, Place, DistilledSet),
         *(
             Threat,
             PGD,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from baselines import mtt
 from distill.methods.dc import Config, distill
 from distill.run import Run
 from robust import CrossEntropy, CurvatureRegularizedLoss
@@ -41,4 +42,68 @@ def test_losses_are_what_they_were(method: str, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = [(row["loss"], row["real_loss"]) for row in rows]
     for pair, expected in zip(found, GOLDEN[method], strict=True):
+        assert pair == pytest.approx(expected, rel=2e-4)
+
+
+TRAJECTORIES = mtt.Config(
+    CrossEntropy(),
+    backbone="convnet:width=8,depth=2",
+    num_experts=2,
+    train_epochs=3,
+    lr_expert=0.1,
+    batch_train=8,
+    iterations=5,
+    syn_steps=4,
+    expert_epochs=2,
+    max_start_epoch=2,
+    batch_syn=3,
+    lr_img=30.0,
+    lr_lr=1e-3,
+    lr_init=0.2,
+    augment="color_crop_cutout_flip_scale_rotate",
+)
+OF_TRAJECTORIES = {
+    "mtt": TRAJECTORIES,
+    "mtt --zca": replace(TRAJECTORIES, zca=True),
+    "guard_mtt": replace(TRAJECTORIES, expert_loss=GUARD),
+    "tesla": replace(TRAJECTORIES, gradient="tesla"),
+}
+GOLDEN_TRAJECTORIES = {  # (loss, learned learning rate) of each iteration; as above
+    "mtt": [
+        (0.143840, 0.199345),
+        (0.900054, 0.189962),
+        (0.194622, 0.184552),
+        (0.406507, 0.177534),
+        (0.902919, 0.167918),
+    ],
+    "mtt --zca": [
+        (0.931696, 0.190294),
+        (1.239807, 0.171286),
+        (0.740927, 0.154424),
+        (0.521846, 0.142566),
+        (0.663535, 0.133253),
+    ],
+    "guard_mtt": [
+        (0.128098, 0.199565),
+        (0.896526, 0.190278),
+        (0.180689, 0.185138),
+        (0.427608, 0.177871),
+        (0.838383, 0.168804),
+    ],
+    "tesla": [
+        (0.143840, 0.199034),
+        (0.893714, 0.189931),
+        (0.212310, 0.184202),
+        (0.455075, 0.177042),
+        (0.698217, 0.168166),
+    ],
+}
+
+
+@pytest.mark.parametrize("method", OF_TRAJECTORIES)
+def test_trajectories_are_what_they_were(method: str, tmp_path: Path) -> None:
+    mtt.distill(toy(), 2, OF_TRAJECTORIES[method], Run(tmp_path, None).begin())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["loss"], row["lr"]) for row in rows]
+    for pair, expected in zip(found, GOLDEN_TRAJECTORIES[method], strict=True):
         assert pair == pytest.approx(expected, rel=2e-4)

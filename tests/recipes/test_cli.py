@@ -65,6 +65,10 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+TRAJECTORIES = ["--num-experts", "1", "--train-epochs", "2", "--expert-epochs", "1", "--max-start-epoch", "2"]
+TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", "--lr-img", "0.1", "--no-zca"]
+
+
 @pytest.mark.parametrize("recipe", ["quick", "paper"])
 @pytest.mark.parametrize(
     ("method", "flags"),
@@ -74,6 +78,9 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
         ("random", []),
         ("herding", ["--extractor-epochs", "1"]),
         ("kcenter", ["--extractor-epochs", "1"]),
+        ("mtt", TRAJECTORIES),
+        ("guard_mtt", TRAJECTORIES),
+        ("tesla", TRAJECTORIES),
     ],
 )
 def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Path, tmp_path: Path) -> None:
