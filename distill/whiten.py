@@ -2,15 +2,14 @@
 
     whitened = W (x - mean),   W = U (S + eps)^(-1/2) U^T,   covariance of the training pixels = U S U^T
 
-As the official code of MTT has it (kornia.enhance.ZCAWhitening with eps 0.1): whole images as vectors of C H W pixels,
-covariance over N - 1, no normalisation before. The whitened covariance is S / (S + eps): the identity for a small eps
+As the official code of MTT has it, by kornia with eps 0.1: whole images as vectors of C H W pixels, covariance over
+N - 1, no normalisation before. The whitened covariance is S / (S + eps): the identity for a small eps
 only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(0.1) = 3.2.
 """
 
 import json
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from distill.distilled import DistilledSet
@@ -32,6 +31,7 @@ class Whiten(nn.Module):
         matrix: (D, D), symmetric.
         unmatrix: (D, D), the inverse of `matrix`.
 
+    >>> import torch
     >>> generator = torch.Generator().manual_seed(0)
     >>> x = torch.rand(100, 1, 2, 2, generator=generator, dtype=torch.float64)
     >>> layer = Whiten.fit(x, eps=0.0)
@@ -74,14 +74,10 @@ class Whiten(nn.Module):
         if size > LARGEST:
             shape = "x".join(map(str, images.shape[1:]))
             raise InputError(f"ZCA of {shape} images needs a matrix of {size}²; take --no-zca or another --image-size")
-        flat = images.flatten(1)
-        mean, scatter = flat.mean(0), flat.new_zeros(size, size)
-        for part in flat.split(4096):
-            scatter.addmm_((part - mean).T, part - mean)
-        variances, basis = torch.linalg.eigh(scatter.cpu().double() / (count - 1))
-        scale = (variances.clamp_min(0) + eps).sqrt()  # rounding makes variances that are none negative
-        whiten, restore = ((basis * factor) @ basis.T for factor in (1 / scale, scale))
-        return cls(mean, whiten.to(images), restore.to(images))
+        from kornia.enhance import zca_mean  # slow to import, and only needed here
+
+        matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
+        return cls(mean[0], matrix, unmatrix)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return whitened images, (N, C, H, W) -> (N, C, H, W)."""
