@@ -130,11 +130,11 @@ def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: R
         their trajectories.
 
     Raises:
-        InputError: another process trains them now, or one diverged.
+        InputError: one diverged.
     """
     stage = run.stage("experts", {"data": real.identity(), "expert": describe(expert)}, expert.seed)
     paths = [stage.folder / f"{number:03d}.safetensors" for number in range(count)]
-    with locked(stage.folder):
+    with locked(stage.folder, wait=True):
         missing = [number for number, path in enumerate(paths) if not path.exists()]
         if missing:
             _train(missing, paths, real, space, expert, stage)

@@ -240,11 +240,15 @@ def difference(found: Any, asked: Any, path: str = "") -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other runs out of an existing folder during the block; a killed process lets go of it.
 
+    Args:
+        folder: of a run, or of a part that runs share.
+        wait: whether to wait for another process that has it, and say so; for parts, which are there then.
+
     Raises:
-        InputError: another process has it.
+        InputError: another process has it, and there is no waiting.
     """
     if not first():  # the first of a run's processes has it for all
         yield
@@ -253,12 +257,16 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             import fcntl  # not on Windows, where two processes in one folder are not noticed
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if not wait:
+                    line = f"another process works in {folder}; wait for it, or choose another folder (--runs DIR)"
+                    raise InputError(line) from None
+                print(f"another process works in {folder}, which this run needs too: waiting for it", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
         except ImportError:
             pass
-        except OSError:
-            line = f"another process works in {folder}; wait for it, or choose another folder (--runs DIR)"
-            raise InputError(line) from None
         yield
 
 

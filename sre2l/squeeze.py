@@ -113,7 +113,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     channels, size, _ = real.image_shape
     shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
     network = build(backbone, **shape, generator=stage.generator("teacher"))
-    with locked(stage.folder):
+    with locked(stage.folder, wait=True):
         path = stage.folder / FILE
         barrier()
         if not path.exists():

@@ -134,6 +134,18 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
 
 
+def test_a_shared_part_is_waited_for(tmp_path: Path) -> None:
+    code = "from pathlib import Path\nfrom distill.run import locked\n"
+    code += f"with locked(Path({str(tmp_path)!r}), wait=True): pass"
+    with locked(tmp_path):
+        second = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        said = second.stderr.readline()
+        assert said == f"another process works in {tmp_path}, which this run needs too: waiting for it\n"
+        assert second.poll() is None
+    assert second.communicate(timeout=60)[1] == ""
+    assert second.returncode == 0
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
