@@ -4,7 +4,6 @@ import importlib
 import pkgutil
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -15,6 +14,7 @@ import tyro
 
 from distill.augment import STRATEGIES
 from distill.columns import SPECIAL
+from distill.commands.benchmark import run_benchmark
 from distill.commands.compare import run_compare
 from distill.commands.curvature import run_curvature
 from distill.commands.evaluate import run_evaluate
@@ -44,6 +44,7 @@ Robust dataset distillation: make a few images per class on which networks train
   bash run.sh METHOD DATASET [--flags]  distil, train students on the result, attack them, print and save the table
   bash run.sh guard_dc digits           a first run: real data that needs no download, minutes on a laptop
   bash run.sh evaluate PATH [--flags]   students and attacks for a distilled set: its file, or the folder of its run
+  bash run.sh benchmark [--flags]       the paper's tables: what of them is missing is run, beside the paper's numbers
   bash run.sh compare RUN RUN           two runs on the same test images: differences, intervals, p-values
   bash run.sh curvature RUN             how curved the loss of its students is, the paper's bound, and plots of it
   bash run.sh table [RUNS ...]          all finished runs as one table: --format {formats}
@@ -103,6 +104,12 @@ def command(arguments: list[str]) -> int:
     protocols = {name: module.protocol for name, module in methods.items() if hasattr(module, "protocol")}
     others = {
         "evaluate": partial(run_evaluate, protocols=protocols),
+        "benchmark": partial(
+            run_benchmark,
+            methods={name: name in protocols for name in methods},
+            default=[name for name, module in methods.items() if not module.__name__.startswith("sre2l.")],
+            settle=lambda method, dataset, flags: settle(method, dataset, methods[method], flags),
+        ),
         "compare": run_compare,
         "curvature": run_curvature,
         "table": run_table,
@@ -133,8 +140,12 @@ def find_methods() -> dict[str, ModuleType]:
 # --- bash run.sh METHOD DATASET ------------------------------------------------------------------------------------
 
 
-def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) -> int:
-    """Distil, judge, report."""
+def settle(method: str, dataset: str, module: ModuleType, flags: list[str]) -> tuple[Experiment, Place]:
+    """Return what the flags ask for, on top of the recipe.
+
+    Raises:
+        InputError: a flag is unknown, or a value out of range.
+    """
     early = peek(flags, "--ipc", "--recipe", "--device")
     recipes = module.RECIPES[method]
     device = find_device(early["--device"] or "auto")
@@ -146,8 +157,13 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     experiment = Experiment(method, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, Place())
     command = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
-    experiment, place = command.experiment, command.place
+    return command.experiment, command.place
 
+
+def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) -> int:
+    """Distil, judge, report."""
+    experiment, place = settle(method, dataset, module, flags)
+    device = find_device(place.device)
     own = chosen(experiment.evaluation.protocol, method, getattr(module, "protocol", None))
     if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
@@ -165,7 +181,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
         foresee(backbone, experiment.evaluation, train)
-        announce(early["--recipe"] is None, experiment, recipes, module, train, len(test), device)
+        announce(peek(flags, "--recipe")["--recipe"] is None, experiment, module, train, len(test), device)
         if asked() > 1 and not launched():  # all that can be refused was
             start(asked(), [method, dataset, *flags])
 
@@ -200,7 +216,6 @@ def real_data(experiment: Experiment, place: Place, device: torch.device) -> tup
 def announce(
     chosen_here: bool,
     experiment: Experiment,
-    recipes: dict[str, Callable[[str, int], Recipe]],
     module: ModuleType,
     train: ImageSet,
     tests: int,
@@ -221,7 +236,7 @@ def announce(
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if chosen_here:
-        paper = hours(recipes["paper"](experiment.dataset, experiment.ipc))
+        paper = hours(module.RECIPES[experiment.method]["paper"](experiment.dataset, experiment.ipc))
         text = f"No GPU here: {text} (about {this}); --recipe paper would take about {paper}"
     else:
         text = f"{text}: about {this} on this CPU"

@@ -15,7 +15,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_atomic
 
-__all__ = ["FORMATS", "aligned", "find_rows", "render", "save_grid", "summary"]
+__all__ = ["FORMATS", "Row", "aligned", "find_rows", "render", "save_grid", "summary"]
 
 Row = dict[str, Any]
 COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n", "verdict")

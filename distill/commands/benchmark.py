@@ -1,0 +1,328 @@
+"""`bash run.sh benchmark`: the paper's tables, cell by cell. A cell is one run: a method, a data set, an ipc, a seed.
+
+Cells are ordinary runs in ordinary folders, each in a process of its own with its output in a file: what is finished
+is not run again, what was interrupted continues, and a cell that fails, or is killed for its memory, takes no other
+with it. The tables are written anew after each cell, from all that is finished.
+"""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from distill.columns import columns
+from distill.commands.start import Place
+from distill.comparison import LAYOUTS
+from distill.data import DATASETS
+from distill.data.image_files import cores
+from distill.errors import InputError, unknown
+from distill.experiment import Evaluation, Experiment
+from distill.files import write_text
+from distill.flags import find_device, parse, whole_number
+from distill.progress import progress
+from distill.report import find_rows
+from distill.run import Run
+
+__all__ = ["run_benchmark"]
+
+Settle = Callable[[str, str, list[str]], tuple[Experiment, Place]]
+"""(method, data set, flags) -> what `bash run.sh METHOD DATASET` would run; raises InputError"""
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True)
+class BenchmarkCommand:
+    """Run a table of methods, data sets, images per class and seeds: what of it is missing."""
+
+    datasets: str = "mnist,cifar10"
+    """data sets"""
+    methods: str = ""
+    """methods; empty for all but those of sre2l, which are for larger images"""
+    ipc: str = "1,10"
+    """images per class"""
+    seeds: int = 2
+    """seeds 0, 1, ... of each"""
+    recipe: Literal["quick", "paper"] | None = None
+    """preset of each method; None: paper on a GPU, else quick"""
+    protocol: Literal["standard", "own"] = "standard"
+    """how students are trained: the same for all methods, or as a method's authors do, of those that have a way"""
+    attacks: str | None = None
+    """columns; None for the paper's three: linf_star,linf,l2"""
+    students: int | None = None
+    """of each run; None for the recipe's"""
+    test_images: int | None = None
+    """class-balanced part of the test set; None for the recipe's"""
+    image_size: int | None = None
+    """side in pixels; None for the data set's own"""
+    flags: tuple[str, ...] = ()
+    """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --iterations 500 --real-loss.weight 3\""""
+    jobs: int = 1
+    """cells at the same time; several GPUs are dealt out in turn"""
+    cell: str = ""
+    """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
+    dry_run: bool = False
+    """print the command and the state of each cell, and run none"""
+    data_dir: Path = Place.data_dir
+    """folder of the real data sets"""
+    runs: Path = Place.runs
+    """folder of all runs; the tables are in its benchmark/"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    name: str
+    """what people call it, and its log"""
+    words: tuple[str, ...]
+    """its command line behind the program"""
+    folder: Path
+    """of the run"""
+    trouble: str = ""
+    """why it cannot run"""
+
+    @property
+    def done(self) -> bool:
+        """Whether its table is there."""
+        return not self.trouble and (self.folder / "table.csv").exists()
+
+
+def run_benchmark(flags: list[str], methods: Mapping[str, bool], default: Sequence[str], settle: Settle) -> int:
+    """Run the cells that are missing, and write the tables.
+
+    Args:
+        flags: the words behind `benchmark`.
+        methods: by name, whether a method has its own way of training students.
+        default: those of a table in which none are named.
+        settle: reads the command line of a cell.
+
+    Returns:
+        the exit code: 0 where every cell is done, 1 where some failed.
+
+    Raises:
+        InputError: a name is unknown or a value out of range; nothing has run then.
+    """
+    asked = parse(BenchmarkCommand, BenchmarkCommand(), flags, "bash run.sh benchmark")
+    cells = _cells(asked, methods, default, settle)
+    mine = cells if not asked.cell else _part(cells, asked.cell)
+    if asked.dry_run:
+        for cell in mine:
+            state = "done" if cell.done else f"cannot run: {cell.trouble}" if cell.trouble else "to run"
+            print(f"bash run.sh {shlex.join(cell.words)}    # {state}")
+        print(f"{len(mine)} cells, {sum(cell.done for cell in mine)} done", file=sys.stderr)
+        return 0
+    place = asked.runs / "benchmark"
+    failed = {cell: cell.trouble for cell in mine if cell.trouble}
+    missing = [cell for cell in mine if not cell.done and not cell.trouble]
+    finished = len(mine) - len(missing) - len(failed)
+    if finished:
+        print(f"{finished} of {len(mine)} cells are there already", file=sys.stderr)
+    with (
+        progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
+        contextlib.closing(_run(missing, place / "logs", asked.jobs, _devices(asked), bar.set_postfix_str)) as ended,
+    ):
+        for cell, trouble in ended:
+            if trouble:
+                failed[cell] = trouble
+            bar.update()
+            _write(cells, place)
+    text = _write(cells, place)
+    print(text, end="")
+    if text:
+        print(f"saved in {place}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
+    by_trouble: dict[str, list[Cell]] = {}
+    for cell, trouble in failed.items():
+        by_trouble.setdefault(trouble, []).append(cell)
+    for trouble, several in by_trouble.items():
+        print(f"failed: {', '.join(cell.name for cell in several)}: {trouble}", file=sys.stderr)
+    if failed:
+        print(
+            f"{len(failed)} of {len(mine)} cells failed (logs: {place / 'logs'}); the same command tries them again",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+# --- which cells ---------------------------------------------------------------------------------------------------
+
+
+def _cells(asked: BenchmarkCommand, methods: Mapping[str, bool], default: Sequence[str], settle: Settle) -> list[Cell]:
+    """Return all cells, the first seed of all before the second.
+
+    Raises:
+        InputError: a name is unknown, or a value out of range.
+    """
+    chosen = _names(asked.methods, "method", methods) or list(default)
+    datasets = _names(asked.datasets, "data set", DATASETS)
+    ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(asked.ipc.split(","))]
+    extra = _extra(asked.flags, methods)
+    for flag, value in (("--seeds", asked.seeds), ("--jobs", asked.jobs)):
+        if value < 1:
+            raise InputError(f"{flag} is {value}; it must be >= 1")
+    if asked.attacks is not None:
+        columns(Evaluation(attacks=asked.attacks), 3, 32)
+    return [
+        _cell(asked, method, dataset, ipc, seed, extra.get(method, []), own=methods[method], settle=settle)
+        for seed in range(asked.seeds)
+        for dataset in datasets
+        for ipc in ipcs
+        for method in chosen
+    ]
+
+
+def _names(text: str, kind: str, known: Mapping[str, object] | Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return names
+
+
+def _extra(texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, list[str]]:
+    """Return the further flags of methods, from "METHOD: words".
+
+    Raises:
+        InputError: one is written otherwise, or of no method.
+    """
+    found = {}
+    for text in texts:
+        method, colon, words = text.partition(":")
+        if not colon:
+            raise InputError(f'--flags is {text!r}; it takes "METHOD: flags", one text a method')
+        if method not in methods:
+            raise unknown("method", method, methods)
+        found[method] = shlex.split(words)
+    return found
+
+
+def _cell(
+    asked: BenchmarkCommand,
+    method: str,
+    dataset: str,
+    ipc: int,
+    seed: int,
+    extra: list[str],
+    *,
+    own: bool,
+    settle: Settle,
+) -> Cell:
+    """Return a cell, whose command line is checked, and whose folder is its own or empty."""
+    protocol = asked.protocol if own else "standard"
+    flags = ["--ipc", str(ipc), "--seed", str(seed), "--protocol", protocol, "--runs", str(asked.runs)]
+    flags += ["--data-dir", str(asked.data_dir)]
+    for name in ("recipe", "attacks", "students", "test_images", "image_size"):
+        value = getattr(asked, name)
+        flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    flags += extra
+    experiment, place = settle(method, dataset, [*flags, "--device", asked.device])
+    folder, trouble = place.runs / experiment.folder, ""
+    try:
+        Run(folder, experiment, seed=seed)
+    except InputError as error:  # another config's run is there
+        trouble = str(error)
+    name = f"{method}-{experiment.data_name}-ipc{ipc}-seed{seed}"
+    return Cell(name, (method, dataset, *flags), folder, trouble)
+
+
+def _part(cells: list[Cell], text: str) -> list[Cell]:
+    """Return every N-th of the cells, from the I-th on.
+
+    Raises:
+        InputError: the text is no I/N.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--cell is {text}; it takes I/N, from 1/N to N/N: 1/8")
+    return cells[int(number) - 1 :: int(count)]
+
+
+def _devices(asked: BenchmarkCommand) -> list[str]:
+    """Return the devices that cells take in turn.
+
+    Raises:
+        InputError: the device does not work here.
+    """
+    device = find_device(asked.device)
+    if asked.device == "auto" and device.type == "cuda":
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+# --- running them ----------------------------------------------------------------------------------------------------
+
+
+def _run(
+    missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
+) -> Iterator[tuple[Cell, str]]:
+    """Run cells, `jobs` at a time, and yield each with what went wrong, "" where nothing did.
+
+    However this ends, no cell goes on: they stop at a checkpoint.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+    queue, running = list(missing), {}
+    slots = list(range(jobs))
+    try:
+        while queue or running:
+            while queue and slots:
+                cell, slot = queue.pop(0), slots.pop(0)
+                words = [sys.executable, "-m", "distill", *cell.words, "--device", devices[slot % len(devices)]]
+                with open(logs / f"{cell.name}.log", "ab") as log:
+                    options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
+                    running[subprocess.Popen(words, preexec_fn=_end_with_parent, **options)] = cell, slot
+                say(", ".join(cell.name for cell, _ in running.values()))
+            ended = [process for process in running if process.poll() is not None]
+            for process in ended:
+                cell, slot = running.pop(process)
+                slots.append(slot)
+                yield cell, _trouble(process.returncode, logs / f"{cell.name}.log")
+            if not ended:
+                time.sleep(0.1)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop this process with its parent, however that ends."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _trouble(code: int, log: Path) -> str:
+    """Return what went wrong in a cell that ended: the last line that it said."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}{', perhaps for its memory' if code == -signal.SIGKILL else ''}"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return (lines[-1] if lines else f"exit code {code}").removeprefix("run.sh: ")
+
+
+def _write(cells: list[Cell], place: Path) -> str:
+    """Write the tables of the cells that are done, and return them as text; nothing where none is."""
+    rows = [row for cell in cells if cell.done for row in find_rows([cell.folder])]
+    if not rows:
+        return ""
+    for ending, layout in LAYOUTS.items():
+        write_text(place / f"table.{ending}", layout(rows))
+    return LAYOUTS["md"](rows)

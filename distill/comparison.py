@@ -1,0 +1,147 @@
+"""Tables as in the paper, with the paper's own number and the difference beside each of ours.
+
+A table for each data set and ipc, methods as rows, clean accuracy and attacks as columns; in LaTeX one table with all
+of them side by side, as the paper's tables 1 and 2. Students of all seeds together. The best of each column is bold,
+`full` aside.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distill.paper import PAPER, Figure
+from distill.report import Row, summary
+
+__all__ = ["LAYOUTS"]
+
+FULL = "full"
+"""the method that distils nothing: no competitor"""
+FIELDS = ("dataset", "ipc", "method", "loss", "recipe", "attack", "mean", "std", "n")
+FIELDS += ("paper", "paper_std", "difference", "verdict")
+NOTE = (
+    "Percent, mean ± standard deviation over n students of all seeds (the paper's number, difference); ? marks what a "
+    "check doubts. The paper's are at its own size; see distill/paper.py."
+)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A cell of a table."""
+
+    row: Row
+    """of `summary`"""
+    best: bool
+    """of its column"""
+    paper: Figure | None
+    """the paper's"""
+
+    def text(self, bold: Callable[[str], str], plus_minus: str) -> str:
+        """Return it in a layout's own bold."""
+        std, doubt = self.row["std"], "" if self.row["verdict"] == "ok" else " ?"
+        ours = f"{self.row['mean']:.1f}" + ("" if std is None else f"{plus_minus}{std:.1f}") + doubt
+        ours = bold(ours) if self.best else ours
+        if self.paper is None:
+            return ours
+        return f"{ours} ({self.paper[0]:.1f}, {self.row['mean'] - self.paper[0]:+.1f})"
+
+
+Table = dict[tuple[str, str], dict[str, Number]]
+"""(method, loss) -> column -> number"""
+
+
+def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
+    """Return the table of each data set and ipc, in order of first appearance."""
+    tables: dict[tuple[str, int], Table] = {}
+    means = summary(rows, by_seed=False)
+    best: dict[tuple[str, int, str], float] = {}
+    for row in means:
+        if row["method"] != FULL:
+            key = (row["dataset"], row["ipc"], row["attack"])
+            best[key] = max(best.get(key, 0.0), row["mean"])
+    for row in means:
+        dataset, ipc, method, attack = (row[name] for name in ("dataset", "ipc", "method", "attack"))
+        is_best = method != FULL and row["mean"] == best[dataset, ipc, attack] > 0
+        published = PAPER.get((dataset.partition("-")[0], ipc, method, attack))
+        line = tables.setdefault((dataset, ipc), {}).setdefault((method, row["loss"]), {})
+        line[attack] = Number(row, is_best, published)
+    return tables
+
+
+def _attacks(table: Table) -> list[str]:
+    return list(dict.fromkeys(attack for line in table.values() for attack in line))
+
+
+def _students(line: dict[str, Number]) -> str:
+    return str(line["clean"].row["n"])
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return a table for each data set and ipc."""
+    parts = []
+    for (dataset, ipc), table in _tables(rows).items():
+        attacks = _attacks(table)
+        lines = [["method", "students", *attacks, "n"]]
+        for (method, loss), line in table.items():
+            cells = (line[a].text(lambda text: f"**{text}**", " ± ") if a in line else "-" for a in attacks)
+            lines.append([method, loss, *cells, _students(line)])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+        body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
+        parts.append(f"{dataset}, ipc {ipc}\n\n{body}")
+    return "\n".join(parts) + f"\n{NOTE}\n"
+
+
+def to_latex(rows: Sequence[Row]) -> str:
+    """Return one tabular (booktabs) with a group of columns for each data set and ipc."""
+    tables = _tables(rows)
+    groups = [(place, _attacks(table)) for place, table in tables.items()]
+    methods = list(dict.fromkeys(key for table in tables.values() for key in table))
+
+    def escaped(text: str) -> str:
+        return text.replace("_", r"\_").replace("%", r"\%")
+
+    above = [f"\\multicolumn{{{len(a)}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), a in groups]
+    columns = [escaped(attack) for _, attacks in groups for attack in attacks]
+    body = []
+    for method, loss in methods:
+        cells = [escaped(method if loss == "cross_entropy" else f"{method} ({loss})")]
+        for place, attacks in groups:
+            line = tables[place].get((method, loss), {})
+            cells += [
+                line[a].text(lambda text: f"\\textbf{{{text}}}", r" $\pm$ ") if a in line else "-" for a in attacks
+            ]
+        body.append(" & ".join(cells) + r" \\")
+    lines = [
+        f"% {NOTE}",
+        r"\begin{tabular}{l" + "r" * len(columns) + "}",
+        r"\toprule",
+        " & ".join(["", *above]) + r" \\",
+        " & ".join(["method", *columns]) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines).replace("±", r"$\pm$") + "\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return a line for each number, with the columns FIELDS."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for table in _tables(rows).values():
+        for line in table.values():
+            for number in line.values():
+                row, (paper, paper_std) = number.row, number.paper or (None, None)
+                found = {"mean": row["mean"], "std": row["std"], "paper": paper, "paper_std": paper_std}
+                found["difference"] = None if paper is None else row["mean"] - paper
+                rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
+                writer.writerow(row | rounded)
+    return text.getvalue()
+
+
+LAYOUTS: dict[str, Callable[[Sequence[Row]], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
+"""by the ending of the file"""

@@ -1,0 +1,139 @@
+"""`bash run.sh benchmark`: cells that fail or are killed, parts of a table, and what is bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distill.__main__ import main
+
+ROOT = Path(__file__).parent.parent.parent
+WORDS = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2"]
+EXTRA = ["random: --student.epochs 20 --backbone convnet:width=4"]
+DM = "dm: --student.epochs 20 --backbone convnet:width=4 --batch-real 8 --iterations"
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--data-dir", data, "--runs", tmp_path, "--flags", *EXTRA, f"{DM} 2"]
+    words = [*WORDS, "--methods", "random,dm", *places, "--jobs", "2"]
+    assert run(*words, "--ipc", "1,100") == 1
+    out, err = capsys.readouterr()
+    assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[4:6]] == ["random", "dm"]
+    trouble = "ipc is 100; the smallest class of folder has 20 images"
+    assert f"failed: random-folder-ipc100-seed0, dm-folder-ipc100-seed0: {trouble}\n" in err
+    assert "2 of 4 cells failed" in err
+    assert sorted(path.name for path in (tmp_path / "benchmark").iterdir()) == [
+        "logs",
+        "table.csv",
+        "table.md",
+        "table.tex",
+    ]
+
+    assert run(*words, "--ipc", "1") == 0
+    again, err = capsys.readouterr()
+    assert again == out
+    assert "2 of 2 cells are there already" in err
+
+    alone = ["random", "folder", "--ipc", "1", "--data-dir", data, "--runs", tmp_path / "alone", "--students", "2"]
+    assert run(*alone, "--student.epochs", "20", "--backbone", "convnet:width=4") == 0
+    tables = [
+        (place / "random" / "folder" / "ipc1" / "seed0" / "table.csv").read_text()
+        for place in (tmp_path, tmp_path / "alone")
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "--methods", "random,dm", "--ipc", "1", "--data-dir", data, "--runs", tmp_path]
+    words += ["--flags", *EXTRA, f"{DM} 400 --checkpoint-seconds 0"]
+    command = [sys.executable, "-m", "distill", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = tmp_path / "dm" / "folder" / "ipc1" / "seed0" / "state.pt"
+    end = time.monotonic() + 120
+    while not state.exists():
+        assert time.monotonic() < end
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert (tmp_path / "random" / "folder" / "ipc1" / "seed0" / "table.csv").exists()
+    assert not (state.parent / "table.csv").exists()
+
+    second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "1 of 2 cells are there already" in second.stderr
+    assert [line.split(" | ")[0].strip("| ") for line in second.stdout.splitlines()[4:6]] == ["random", "dm"]
+    log = (tmp_path / "benchmark" / "logs" / "dm-folder-ipc1-seed0.log").read_text()
+    assert "interrupted; the same command continues" in log or sys.platform != "linux"
+
+
+def test_parts_are_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["benchmark", "--datasets", "digits,mnist", "--methods", "random,dc,sre2l", "--seeds", "3", "--dry-run"]
+    words += ["--runs", tmp_path, "--protocol", "own"]
+    assert run(*words) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert len(whole) == 2 * 2 * 3 * 3
+    parts = []
+    for number in range(1, 6):
+        assert run(*words, "--cell", f"{number}/5") == 0
+        parts += capsys.readouterr().out.splitlines()
+    assert sorted(parts) == sorted(whole)
+    assert all(line.startswith("bash run.sh ") and line.endswith("# to run") for line in whole)
+    own = [line.split()[2] for line in whole if "--protocol own" in line]
+    assert set(own) == {"sre2l"}  # the others have no way of their own
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_without_names_has_all_methods_but_those_for_large_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("benchmark", "--datasets", "digits", "--ipc", "1", "--seeds", "1", "--dry-run", "--runs", tmp_path) == 0
+    methods = [line.split()[2] for line in capsys.readouterr().out.splitlines()]
+    assert {"random", "dc", "guard_dc", "dm", "mtt"} <= set(methods)
+    assert "sre2l" not in methods
+
+
+def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dc" / "folder" / "ipc1" / "seed0").mkdir(parents=True)
+    (tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "experiment.json").write_text('{"experiment": {"ipc": 7}}')
+    words = [*WORDS, "--methods", "dc", "--ipc", "1", "--data-dir", data, "--runs", tmp_path]
+    assert run(*words) == 1
+    assert "failed: dc-folder-ipc1-seed0: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--methods", "dc,guard_cd"], "unknown method 'guard_cd'; did you mean"),
+        (["--datasets", "cifer10"], "unknown data set 'cifer10'; did you mean 'cifar10'?"),
+        (["--attacks", "pdg"], "unknown attack 'pdg'"),
+        (["--ipc", "1,x"], "--ipc is x; it takes a whole number >= 1"),
+        (["--seeds", "0"], "--seeds is 0; it must be >= 1"),
+        (["--jobs", "0"], "--jobs is 0; it must be >= 1"),
+        (["--cell", "9/8"], "--cell is 9/8; it takes I/N, from 1/N to N/N"),
+        (["--flags", "dc --iterations 3"], "--flags is 'dc --iterations 3'; it takes \"METHOD: flags\""),
+        (["--flags", "dd2: --iterations 3"], "unknown method 'dd2'"),
+        (["--methods", "dc", "--flags", "dc: --iterations 0"], "iterations is 0; it must be >= 1"),
+        (["--methods", "dc", "--flags", "dc: --iteratons 3"], "--iteratons"),
+        (["--students", "0"], "students is 0; it must be >= 1"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_runs(
+    flags: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("benchmark", "--datasets", "digits", "--runs", tmp_path, *flags) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("run.sh: ")
+    assert len(err.splitlines()) == 1
+    assert line in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,98 @@
+"""Tables beside the paper's numbers."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from distill.comparison import LAYOUTS
+from distill.paper import PAPER
+
+
+def row(method: str, attack: str, accuracy: float, student: int = 0, **other: Any) -> dict[str, Any]:
+    return {
+        "method": method,
+        "dataset": "cifar10",
+        "ipc": 10,
+        "seed": 0,
+        "backbone": "convnet",
+        "loss": "cross_entropy",
+        "recipe": "paper",
+        "config": "abc",
+        "student": student,
+        "attack": attack,
+        "accuracy": accuracy,
+        "epoch_seconds": 0.1,
+        "verdict": "ok",
+    } | other
+
+
+ROWS = [
+    *(row("dc", "clean", accuracy, k) for k, accuracy in enumerate((44.0, 46.0))),
+    *(row("dc", "linf", accuracy, k) for k, accuracy in enumerate((20.0, 21.0))),
+    row("guard_dc", "clean", 43.0),
+    row("guard_dc", "linf", 24.5),
+    row("full", "clean", 80.0),
+    row("full", "linf", 30.0),
+    row("tesla", "clean", 40.0, loss="own"),
+    row("dc", "clean", 30.0, dataset="mnist-16px", verdict="suspicious: odd"),
+]
+
+
+def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() -> None:
+    text = LAYOUTS["md"](ROWS)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines[0] == "cifar10, ipc 10"
+    assert lines[2] == "| method | students | clean | linf | n |"
+    assert lines[4:8] == [
+        "| dc | cross_entropy | **45.0 ± 1.4** (45.3, -0.3) | 20.5 ± 0.7 (18.8, +1.7) | 2 |",
+        "| guard_dc | cross_entropy | 43.0 | **24.5** (23.5, +1.0) | 1 |",
+        "| full | cross_entropy | 80.0 | 30.0 | 1 |",
+        "| tesla | own | 40.0 | - | 1 |",
+    ]
+    assert lines[9] == "mnist-16px, ipc 10"
+    assert lines[13] == "| dc | cross_entropy | **30.0 ?** (96.4, -66.4) | 1 |"
+    assert len({len(line) for line in text.splitlines()[2:8]}) == 1
+
+
+def test_latex_has_the_groups_side_by_side() -> None:
+    lines = LAYOUTS["tex"](ROWS).splitlines()
+    assert lines[1] == r"\begin{tabular}{lrrr}"
+    assert lines[3] == r" & \multicolumn{2}{c}{cifar10, ipc 10} & \multicolumn{1}{c}{mnist-16px, ipc 10} \\"
+    assert lines[4] == r"method & clean & linf & clean \\"
+    assert lines[6] == (
+        r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3) & 20.5 $\pm$ 0.7 (18.8, +1.7) & "
+        r"\textbf{30.0 ?} (96.4, -66.4) \\"
+    )
+    assert lines[7] == r"guard\_dc & 43.0 & \textbf{24.5} (23.5, +1.0) & - \\"
+    assert lines[9] == r"tesla (own) & 40.0 & - & - \\"
+    assert all(ord(letter) < 128 for letter in "".join(lines))
+
+
+def test_csv_has_a_line_a_number() -> None:
+    lines = list(csv.DictReader(io.StringIO(LAYOUTS["csv"](ROWS))))
+    assert len(lines) == 8
+    found = {(line["dataset"], line["method"], line["attack"]): line for line in lines}
+    dc = found["cifar10", "dc", "linf"]
+    assert (dc["mean"], dc["std"], dc["n"], dc["paper"], dc["difference"]) == ("20.50", "0.71", "2", "18.80", "1.70")
+    assert found["cifar10", "guard_dc", "linf"]["paper_std"] == "0.40"
+    assert found["cifar10", "full", "clean"]["paper"] == ""
+    assert found["mnist-16px", "dc", "clean"]["verdict"] == "suspicious: odd"
+
+
+def test_zero_is_not_the_best_of_anything() -> None:
+    assert "**" not in LAYOUTS["md"]([row("dc", "clean", 0.0)])
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_the_paper_is_consistent(dataset: str) -> None:
+    """No attack is better than clean, nor the larger of two balls than the smaller."""
+    for (name, ipc, method, attack), (value, _) in PAPER.items():
+        clean = PAPER.get((name, ipc, method, "clean"))
+        assert 0 <= value <= 100
+        if name == dataset and clean:
+            assert value <= clean[0]
+        if name == dataset and attack == "linf_star":
+            assert value <= PAPER[name, ipc, method, "linf"][0]
+    assert PAPER["cifar10", 10, "guard_dc", "linf"] == (23.5, 0.4)
