@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill.__main__ import main
 from distill.distilled import DistilledSet
@@ -81,6 +82,8 @@ TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", 
         ("mtt", TRAJECTORIES),
         ("guard_mtt", TRAJECTORIES),
         ("tesla", TRAJECTORIES),
+        ("dd", ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8"]),
+        ("sldd", ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8"]),
     ],
 )
 def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Path, tmp_path: Path) -> None:
@@ -96,6 +99,26 @@ def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Pat
         "linf",
         "l2",
     ]
+
+
+def test_students_take_the_distilled_steps_on_request(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The standard way by default; the method's own in a run, and for a set that exists; the table says which."""
+    words = ["--data-dir", data, "--backbone", "convnet:width=4", "--students", "2", "--student.epochs", "10"]
+    own = ["--protocol", "own", "--runs", tmp_path / "c"]
+    method = ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8", "--ipc", "2"]
+    assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "a") == 0
+    assert "convnet:width=4, cross_entropy, recipe" in capsys.readouterr().out
+    assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "b", "--protocol", "own") == 0
+    assert "convnet:width=4, own, recipe" in capsys.readouterr().out
+    assert run("evaluate", tmp_path / "a" / "sldd" / "folder" / "ipc2" / "seed0", *words, *own) == 0
+    assert "convnet:width=4, own, recipe" in capsys.readouterr().out
+    place = Path("sldd", "folder", "ipc2", "seed0")
+    sets = [(tmp_path / name / place / "distilled.safetensors").read_bytes() for name in "ab"]
+    assert sets[0] == sets[1]  # evaluation does not reach into distilling
+    weights = [read_tensors(tmp_path / name / place / "students" / "0.safetensors")[0] for name in "ab"]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def count(network: nn.Module) -> int:
         ("mlp", 1, 28, 785 * 128 + 129 * 128 + 129 * 10),
         ("lenet", 3, 32, 76 * 6 + 151 * 16 + 401 * 120 + 121 * 84 + 85 * 10),
         ("lenet", 1, 28, 26 * 6 + 151 * 16 + 401 * 120 + 121 * 84 + 85 * 10),
+        ("alexcifarnet", 3, 32, 76 * 64 + 1601 * 64 + 4097 * 384 + 385 * 192 + 193 * 10),
     ],
 )
 def test_sizes_are_the_published_ones(spec: str, channels: int, size: int, parameters: int) -> None:
@@ -48,6 +49,7 @@ def test_the_official_classifiers() -> None:
             "mlp": 128,
             "lenet": 84,
             "alexnet": 192 * 16,
+            "alexcifarnet": 192,
             "vgg11": 512,
             "resnet18": 512,
             "resnet18_ap": 512 * (16 if channels == 3 else 9),
@@ -69,6 +71,23 @@ def test_the_convnet_is_what_its_docstring_says() -> None:
     torch.testing.assert_close(network.embed(x), out.flatten(1))
     torch.testing.assert_close(network(x), out.flatten(1) @ values[12].T + values[13])
     assert torch.equal(network(x), network.eval()(x))  # no running statistics
+
+
+def test_alexcifarnet_is_what_its_docstring_says() -> None:
+    """Pooling before the first normalisation over channels, after the second; four channels: two before, one after."""
+    network = made("alexcifarnet").double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    kernel, offset, *rest = network.parameters()
+
+    def normalized(x: torch.Tensor) -> torch.Tensor:
+        squares = F.pad(x.square(), (0, 0, 0, 0, 2, 1))
+        return x / (1 + 0.001 / 9 / 4 * sum(squares[:, shift : shift + 64] for shift in range(4))) ** 0.75
+
+    out = normalized(F.max_pool2d(F.conv2d(x, kernel, offset, padding=2).relu(), 3, 2, 1))
+    out = F.max_pool2d(normalized(F.conv2d(out, rest[0], rest[1], padding=2).relu()), 3, 2, 1).flatten(1)
+    out = F.linear(F.linear(F.linear(out, *rest[2:4]).relu(), *rest[4:6]).relu(), *rest[6:8])
+    assert out.shape == (2, 10)
+    torch.testing.assert_close(network(x), out)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch", "layer", "group", "none"])
@@ -149,7 +168,7 @@ def test_timm_models_get_stems_for_small_images(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("convnex", "unknown backbone 'convnex'; did you mean 'convne.*Known: convnet, mlp,.* timm"),
+        ("convnex", "unknown backbone 'convnex'; did you mean 'convne.*Known: .*convnet, mlp,.* timm"),
         ("timm:nothing_like_it", "unknown backbone 'nothing_like_it'"),
         ("convnet:witdh=3", "unknown option of backbone convnet 'witdh'; did you mean 'width'"),
         ("convnet:width=big", "width of backbone convnet is 'big'; it takes a whole number"),

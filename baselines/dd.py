@@ -1,0 +1,400 @@
+"""Dataset distillation (DD): a few images, and the learning rates to take them with, for one short training.
+
+    min over x, eta of  E over theta_0 and real batches B of  L_B(theta_S)
+    theta_(s+1) = theta_s - eta_s grad_theta L(x_(s mod T), y_(s mod T); theta_s),   s = 0 ... S - 1,   S = T E
+
+The training is S steps of plain gradient descent: T steps, each with images of its own, E times over; a step has one
+learning rate each time, eta = softplus(raw) > 0. L is the mean cross-entropy; theta_0 is drawn anew in each iteration
+(or is one of a few fixed networks). Images, raw learning rates and, in SLDD, labels are moved by Adam in normalised
+space, unclamped. `--ipc` counts the images of a class in the whole set: `distill_steps` T shares them out, so that the
+paper's ten images are ten steps with one image of each class.
+
+DD:   "Dataset Distillation", Wang, Zhu, Torralba, Efros, 2018 (arXiv 1811.10959), algorithm 1.
+SLDD: "Soft-Label Dataset Distillation and Text Dataset Distillation", Sucholutsky & Schonlau, IJCNN 2021 (arXiv
+      1910.02551): labels are learned too, from one-hot ones, under no constraint: they may be negative or above 1.
+
+The gradient is exact. Going back from the last step, the cotangent lambda of theta_(s+1) becomes that of theta_s:
+
+    lambda = grad L_B(theta_S);   with g_s = grad_theta L(x, y; theta_s), for s = S - 1 ... 0:
+    d eta_s = -<lambda, g_s>,   d(x, y) += -eta_s d<lambda, g_s>/d(x, y),   lambda += -eta_s d<lambda, g_s>/d theta_s
+
+Each step is taken again on the way back, so that memory holds S sets of weights and the graph of one step; all graphs,
+as in the official code, would save 15 to 20 % of the time (LeNet and ConvNet at 16 px, S = 10).
+
+A set's `training` has what `protocol` needs: `order`, for each of the T steps the indices of its images; `lrs`, the S
+learning rates; `weights`, as in Config; `fixed`, the seeds of known networks, empty where each student has its own.
+
+Deviations from the official codes: the data set's own mean and std (theirs for CIFAR-10 has std .247 .243 .261); the
+network in evaluation mode as a whole, so without dropout, and none with BatchNorm; two classes are two logits, not
+one; sorted by class, not by step; seeds are addressed. Not here: networks from files, attacks, fewer images than
+classes, SLDD's other first labels and softmax of labels.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.estimate import PROBE, STEPS, Work, training_steps
+from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.models import build
+from distill.protocol import Protocol
+from distill.run import Run
+from robust import Normalize
+
+__all__ = ["RECIPES", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The method's settings; the names are the official code's where it has them.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    backbone: str = "lenet"
+    """network that is trained, and that students have: a name of `bash run.sh list`, options after a colon"""
+    distill_steps: int | None = None
+    """T: steps with images of their own, a divisor of ipc; None: its largest up to 10"""
+    distill_epochs: int = 3
+    """E: how often these steps are taken, each time with other learning rates"""
+    distill_lr: float = 0.02
+    """first value of all learning rates of these steps"""
+    labels: Literal["hard", "learned"] = "hard"
+    """classes, or a vector for each image that is learned like the image, from the one-hot one on (SLDD)"""
+    train_nets_type: Literal["unknown_init", "known_init"] = "unknown_init"
+    """networks are drawn anew in each iteration, or once; students of known ones start from the same weights"""
+    n_nets: int = 1
+    """networks of an iteration, whose gradients are averaged; known ones are as many in all"""
+    weights: Literal["xavier", "backbone"] = "xavier"
+    """first weights: normal of Xavier's variance with biases 0, or as the backbone draws them"""
+    epochs: int = 400
+    """epochs of the images' training"""
+    epoch_iterations: int | None = None
+    """iterations of such an epoch; None: of a pass over the real data"""
+    batch_size: int = 1024
+    """real images of an iteration"""
+    lr: float = 0.01
+    """learning rate of Adam (betas 0.5 and 0.999) for images, raw learning rates and labels, normalised units"""
+    decay_epochs: int = 40
+    """epochs after which that learning rate is multiplied by decay_factor, again and again"""
+    decay_factor: float = 0.5
+    """in (0, 1]"""
+    crop_flip: bool = False
+    """whether real images are shifted by up to 4 pixels (the border reflected) and mirrored, as there on CIFAR-10"""
+
+    def __post_init__(self) -> None:
+        counts = ("distill_epochs", "n_nets", "epochs", "batch_size", "decay_epochs")
+        for name in (*counts, "distill_steps", "epoch_iterations"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        for name in ("distill_lr", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
+        if not 0 < self.decay_factor <= 1:
+            raise ValueError(f"decay_factor is {self.decay_factor}; it must be in (0, 1]")
+
+
+def steps(config: Config, ipc: int) -> int:
+    """Return T, the steps that share the images out.
+
+    Raises:
+        InputError: they cannot share evenly.
+
+    >>> [steps(Config(), ipc) for ipc in (1, 7, 10, 11, 50)]
+    [1, 7, 10, 1, 10]
+    """
+    count = config.distill_steps or max(count for count in range(1, 11) if ipc % count == 0)
+    if ipc % count:
+        raise InputError(f"distill_steps is {count}; it must divide ipc, which is {ipc}")
+    return count
+
+
+def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+    """Distil a data set; continues from the run's checkpoint.
+
+    Args:
+        real: the training set, on the device to work on.
+        ipc: images per class, in all steps together.
+        config: the settings.
+        run: its generators, checkpoints, scalars and progress.
+
+    Returns:
+        `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
+
+    Raises:
+        InputError: steps that cannot share the images evenly, a network with BatchNorm, or a loss that became NaN.
+    """
+    device, normalize = real.images.device, Normalize(real.mean, real.std).to(real.images.device)
+    count = steps(config, ipc)
+    classes = torch.arange(real.num_classes).repeat_interleave(ipc // count).repeat(count, 1)  # (T, n) of the images
+    state = run.restore() or _initial(real, classes, config, run)
+    images, raw_lrs, labels = (state[name].to(device) for name in ("images", "raw_lrs", "labels"))
+    learned = [images, raw_lrs.requires_grad_()] + ([labels] if config.labels == "learned" else [])
+    optimizer = torch.optim.Adam(learned, lr=config.lr, betas=(0.5, 0.999))
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+
+    def network(*address: str | int) -> nn.Module:
+        return _untrained(config.backbone, config.weights, real, run.generator("network", *address)).to(device)
+
+    fixed = [network(number) for number in range(config.n_nets if config.train_nets_type == "known_init" else 0)]
+    a_pass = -(-len(real) // config.batch_size)
+    an_epoch = config.epoch_iterations or a_pass
+    total, first = config.epochs * an_epoch, state["iteration"]
+    with run.progress("distil", total, first) as bar:
+        for iteration in range(first, total):
+            start = time.perf_counter()
+            passes, batch = divmod(iteration, a_pass)
+            if batch == 0 or iteration == first:
+                shuffled = torch.randperm(len(real), generator=run.generator("order", passes)).to(device)
+                batches = shuffled.split(config.batch_size)
+            x, y = normalize(real.images[batches[batch]]), real.labels[batches[batch]]
+            if config.crop_flip:
+                x = cropped_and_flipped(x, run.generator("crop and flip", iteration))
+            lrs = F.softplus(raw_lrs)
+            nets = fixed or [network(number, iteration) for number in range(config.n_nets)]
+            each = [hypergradient(net, images, labels, lrs.detach(), x, y) for net in nets]
+            loss, by_images, by_lrs, *by_labels = (torch.stack(same).mean(0) for same in zip(*each, strict=True))
+            if not torch.stack([loss, by_images.sum(), by_lrs.sum()]).isfinite().all():
+                line = f"loss {loss:g} or its gradient is not finite in iteration {iteration}"
+                raise InputError(f"{line}; take a smaller --distill-lr or --lr")
+            by_raw = torch.autograd.grad(lrs, raw_lrs, by_lrs)
+            for parameter, gradient in zip(learned, (by_images, *by_raw, *by_labels), strict=True):
+                parameter.grad = gradient
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * config.decay_factor ** (iteration // an_epoch // config.decay_epochs)
+            optimizer.step()
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update()
+            run.log(iteration, loss=loss, lr=lrs.detach().mean(), seconds=time.perf_counter() - start)
+            if run.due() or iteration == total - 1:
+                state = {"iteration": iteration + 1, "images": images, "raw_lrs": raw_lrs.detach(), "labels": labels}
+                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()})
+
+    seeds = [run.generator("network", number).initial_seed() for number in range(len(fixed))]
+    by_class = classes.flatten().argsort(stable=True)
+    order = by_class.argsort().view(len(labels), -1).tolist()
+    return DistilledSet(
+        images=normalize.inverse(images.flatten(0, 1)[by_class]),
+        labels=labels.flatten(0, 1)[by_class],
+        dataset=real.name,
+        classes=real.classes,
+        mean=real.mean,
+        std=real.std,
+        backbone=config.backbone,
+        training={"order": order, "lrs": F.softplus(raw_lrs).tolist(), "weights": config.weights, "fixed": seeds},
+    )
+
+
+def _initial(real: ImageSet, classes: Tensor, config: Config, run: Run) -> dict[str, Any]:
+    images = torch.randn(*classes.shape, *real.image_shape, generator=run.generator("initial"))
+    lr = torch.full((len(classes) * config.distill_epochs,), config.distill_lr)
+    raw_lrs = lr + (-(-lr).expm1()).log()  # softplus of it is lr
+    labels = F.one_hot(classes, real.num_classes).float() if config.labels == "learned" else classes
+    return {"iteration": 0, "images": images, "raw_lrs": raw_lrs, "labels": labels}
+
+
+def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, C, H, H), each shifted by up to 4 pixels with its border reflected, and mirrored or not."""
+    size, pad = x.shape[3], min(4, x.shape[3] - 1)
+    down, across = torch.randint(2 * pad + 1, (2, len(x), 1), generator=generator) + torch.arange(size)
+    mirrored = torch.rand(len(x), 1, generator=generator) < 0.5
+    across = torch.where(mirrored, across.flip(1), across)
+    image, channel = torch.arange(len(x)).view(-1, 1, 1, 1), torch.arange(x.shape[1]).view(-1, 1, 1)
+    at = (image, channel, down[:, None, :, None], across[:, None, None, :])
+    return F.pad(x, (pad,) * 4, mode="reflect")[tuple(index.to(x.device) for index in at)]
+
+
+# --- the unrolled training, and its gradient --------------------------------------------------------------------
+
+
+def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Return the loss on a real batch after the steps, and its gradients.
+
+    Args:
+        net: untrained; it stays as it is, but in evaluation mode.
+        images: (T, n, C, H, W) of each step, normalised.
+        labels: (T, n) classes, or (T, n, K).
+        lrs: (S,) learning rates; step s has the images s mod T.
+        x: (B, C, H, W) real images, normalised.
+        y: (B,) their classes.
+
+    Returns:
+        the loss (a scalar), its gradients by `images`, by `lrs`, and, where labels are vectors, by `labels`.
+    """
+    soft = labels.is_floating_point()
+    path = [dict(net.eval().named_parameters()), *descent(net, images, labels, lrs)]
+    by_images, by_lrs, by_labels = torch.zeros_like(images), torch.zeros_like(lrs), torch.zeros_like(labels)
+    last = _leaves(path.pop())
+    loss = F.cross_entropy(functional_call(net, last, (x,)), y)
+    cotangent = torch.autograd.grad(loss, list(last.values()))
+    for step in reversed(range(len(lrs))):
+        batch, weights = step % len(images), _leaves(path.pop())
+        ours, theirs = images[batch].detach().requires_grad_(), labels[batch].detach().requires_grad_(soft)
+        gradient = _gradient(net, weights, ours, theirs, graph=True)
+        by_lrs[step] = -sum((a * b.detach()).sum() for a, b in zip(cotangent, gradient, strict=True))
+        leaves, scaled = [ours, theirs][: 1 + soft], [-lrs[step] * part for part in cotangent]
+        by_image, *rest = torch.autograd.grad(gradient, [*leaves, *weights.values()], scaled)
+        by_images[batch] += by_image
+        if soft:
+            by_labels[batch] += rest.pop(0)
+        cotangent = [a + b for a, b in zip(cotangent, rest, strict=True)]
+    return [loss.detach(), by_images, by_lrs, by_labels][: 3 + soft]
+
+
+def descent(network: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor) -> Iterator[Parameters]:
+    """Yield the weights after each step from the network's own; arguments as in `hypergradient`."""
+    weights = dict(network.named_parameters())
+    for step, lr in enumerate(lrs):
+        batch = step % len(images)
+        gradient = _gradient(network, _leaves(weights), images[batch], labels[batch], graph=False)
+        weights = {name: p.detach() - lr * g for (name, p), g in zip(weights.items(), gradient, strict=True)}
+        yield weights
+
+
+def _gradient(network: nn.Module, weights: Parameters, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        loss = F.cross_entropy(functional_call(network, weights, (x,)), y)
+    return torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
+
+
+def _leaves(weights: Parameters) -> Parameters:
+    return {name: p.detach().requires_grad_() for name, p in weights.items()}
+
+
+def _untrained(backbone: str, weights: str, data: ImageSet | DistilledSet, generator: torch.Generator) -> nn.Module:
+    """Return a network for images of the set, on the CPU."""
+    _, channels, size, _ = data.images.shape
+    sizes = {"channels": channels, "image_size": size, "num_classes": len(data.classes)}
+    return _drawn(build(backbone, **sizes, generator=generator), weights, generator)
+
+
+@torch.no_grad()
+def _drawn(network: nn.Module, weights: str, generator: torch.Generator) -> nn.Module:
+    """Return the network; by `xavier` with kernels and matrices from N(0, 2 / (fan in + fan out)), and biases 0.
+
+    Raises:
+        InputError: it has BatchNorm.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            raise InputError("dd's steps are too few for the statistics of BatchNorm; take norm=instance, or lenet")
+        if weights == "xavier" and isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.copy_(nn.init.xavier_normal_(torch.empty(module.weight.shape), generator=generator))
+            if module.bias is not None:
+                module.bias.zero_()
+    return network
+
+
+# --- students ----------------------------------------------------------------------------------------------------
+
+
+def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+    """Return the authors' way of training students: the distilled steps, and nothing else.
+
+    Of N known networks, student k starts as that of number k mod N.
+
+    Args:
+        distilled: the set, on the device to work on.
+        place: not needed.
+        run: of the evaluation, its generators.
+
+    Raises:
+        InputError: the set does not say how.
+    """
+    kept = distilled.training
+    if missing := sorted({"order", "lrs", "weights", "fixed"} - set(kept)):
+        raise InputError(f"the set lacks {', '.join(missing)} of dd's training; take --protocol standard")
+    normalize, device = Normalize(distilled.mean, distilled.std), distilled.labels.device
+    order, lrs = (torch.tensor(kept[name], device=device) for name in ("order", "lrs"))
+    images, labels = normalize.to(device)(distilled.images[:])[order], distilled.labels[order]
+
+    def train(network: nn.Module, name: str) -> None:
+        _drawn(network, kept["weights"], run.generator("student", name, "initial"))
+        if kept["fixed"]:
+            number = int(name) if name.isdecimal() else 0
+            generator = torch.Generator().manual_seed(kept["fixed"][number % len(kept["fixed"])])
+            known = _untrained(distilled.backbone, kept["weights"], distilled, generator).state_dict()
+            if {key: v.shape for key, v in known.items()} != {k: v.shape for k, v in network.state_dict().items()}:
+                raise InputError(f"the set is for a known {distilled.backbone}; take it, or --protocol standard")
+            network.load_state_dict(known)
+        *_, last = descent(network.eval(), images, labels, lrs)
+        network.load_state_dict(last, strict=False)
+
+    return Protocol(train, len(lrs) // len(order))
+
+
+def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
+    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
+    probe, real = min(ipc // steps(config, ipc) * num_classes, PROBE), min(config.batch_size, examples)
+    batch = min(real, PROBE)
+    networks = config.epochs * (config.epoch_iterations or -(-examples // config.batch_size)) * config.n_nets
+
+    def there_and_back(network: nn.Module, shape: tuple[int, ...]) -> None:
+        images, labels = torch.randn(1, probe, *shape), torch.zeros(1, probe, dtype=torch.long)
+        hypergradient(network, images, labels, torch.full((STEPS,), config.distill_lr), images[0, :1], labels[0, :1])
+
+    taken = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
+    return [(taken, there_and_back), (networks * real / batch / STEPS, partial(training_steps, images=batch))]
+
+
+def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
+    """Return what the training of one student by the distilled steps consists of."""
+    probe = min(ipc // steps(config, ipc) * num_classes, PROBE)
+    return [(config.distill_epochs * ipc * num_classes / probe / STEPS, partial(training_steps, images=probe))]
+
+
+# --- recipes -----------------------------------------------------------------------------------------------------
+
+
+def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+    if name == "quick":
+        return Recipe(_quick(method, dataset, ipc), Evaluation(students=3, test_images=2000))
+    # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
+    return Recipe(_paper(method, dataset, ipc), Evaluation(students=50))
+
+
+def _paper(method: str, dataset: str, ipc: int) -> Config:
+    grey, soft = dataset in ("mnist", "fashion_mnist", "digits"), method == "sldd"
+    # The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest
+    # is of base_options.py, for SLDD of docs/scripts.txt. Other grey data sets are as MNIST, all others as CIFAR-10,
+    # but those of 224 px, at which AlexCifarNet has 77 million weights, and of 8 px, which LeNet does not take.
+    others = {"imagenet": "alexnet", "imagenette": "alexnet", "digits": "convnet:depth=2"}
+    fields: dict[str, Any] = {"backbone": others.get(dataset, "lenet" if grey else "alexcifarnet")}
+    fields["crop_flip"] = dataset in ("cifar10", "cifar100")
+    fields["distill_lr"] = 0.001 if not grey else 0.01 if soft else 0.02
+    if soft:
+        fields |= {"labels": "learned", "epochs": 350, "decay_epochs": 35}
+    if ipc == 1:  # the readme's command for one image a class: a single known network
+        fields["train_nets_type"] = "known_init"
+    return Config(**fields)
+
+
+def _quick(method: str, dataset: str, ipc: int) -> Config:
+    """About twenty steps of a small ConvNet, which learns more in them than LeNet, and a fortieth of the iterations."""
+    count = max(count for count in range(1, 6) if ipc % count == 0)
+    fields: dict[str, Any] = {"distill_steps": count, "distill_epochs": 20 // count, "distill_lr": 0.05}
+    fields |= {"epochs": 10, "epoch_iterations": 60, "decay_epochs": 4, "batch_size": 128}
+    fields |= {"backbone": "convnet:width=16,depth=2", "lr": 0.02}
+    return Config(**fields, labels="learned" if method == "sldd" else "hard")
+
+
+RECIPES: dict[str, dict[str, RecipeOf]] = {
+    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")} for method in ("dd", "sldd")
+}
