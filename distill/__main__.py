@@ -106,7 +106,7 @@ def command(arguments: list[str]) -> int:
         "evaluate": partial(run_evaluate, protocols=protocols),
         "benchmark": partial(
             run_benchmark,
-            methods={name: name in protocols for name in methods},
+            methods=methods,
             default=[name for name, module in methods.items() if not module.__name__.startswith("sre2l.")],
             settle=lambda method, dataset, flags: settle(method, dataset, methods[method], flags),
         ),
@@ -232,7 +232,8 @@ def announce(
     def hours(recipe: Recipe) -> str:
         sizes = (train.image_shape, train.num_classes, len(train), tests)
         own = getattr(module, "student_work", None)
-        return human(estimate(recipe, module.work, experiment.ipc, *sizes, own))
+        ipc = round(len(train) / train.num_classes) if hasattr(module, "WHOLE") else experiment.ipc
+        return human(estimate(recipe, module.work, ipc, *sizes, own))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if chosen_here:

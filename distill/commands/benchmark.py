@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -99,12 +100,12 @@ class Cell:
         return not self.trouble and (self.folder / "table.csv").exists()
 
 
-def run_benchmark(flags: list[str], methods: Mapping[str, bool], default: Sequence[str], settle: Settle) -> int:
+def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:
     """Run the cells that are missing, and write the tables.
 
     Args:
         flags: the words behind `benchmark`.
-        methods: by name, whether a method has its own way of training students.
+        methods: modules by name.
         default: those of a table in which none are named.
         settle: reads the command line of a cell.
 
@@ -143,8 +144,8 @@ def run_benchmark(flags: list[str], methods: Mapping[str, bool], default: Sequen
     if text:
         print(f"saved in {place}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
     by_trouble: dict[str, list[Cell]] = {}
-    for cell, trouble in failed.items():
-        by_trouble.setdefault(trouble, []).append(cell)
+    for cell in filter(failed.__contains__, mine):
+        by_trouble.setdefault(failed[cell], []).append(cell)
     for trouble, several in by_trouble.items():
         print(f"failed: {', '.join(cell.name for cell in several)}: {trouble}", file=sys.stderr)
     if failed:
@@ -158,7 +159,9 @@ def run_benchmark(flags: list[str], methods: Mapping[str, bool], default: Sequen
 # --- which cells ---------------------------------------------------------------------------------------------------
 
 
-def _cells(asked: BenchmarkCommand, methods: Mapping[str, bool], default: Sequence[str], settle: Settle) -> list[Cell]:
+def _cells(
+    asked: BenchmarkCommand, methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle
+) -> list[Cell]:
     """Return all cells, the first seed of all before the second.
 
     Raises:
@@ -173,12 +176,17 @@ def _cells(asked: BenchmarkCommand, methods: Mapping[str, bool], default: Sequen
             raise InputError(f"{flag} is {value}; it must be >= 1")
     if asked.attacks is not None:
         columns(Evaluation(attacks=asked.attacks), 3, 32)
+
+    def protocol(method: str) -> list[str]:
+        return ["--protocol", asked.protocol if hasattr(methods[method], "protocol") else "standard"]
+
     return [
-        _cell(asked, method, dataset, ipc, seed, extra.get(method, []), own=methods[method], settle=settle)
+        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle)
         for seed in range(asked.seeds)
         for dataset in datasets
         for ipc in ipcs
         for method in chosen
+        if ipc == ipcs[0] or not hasattr(methods[method], "WHOLE")
     ]
 
 
@@ -214,14 +222,10 @@ def _cell(
     ipc: int,
     seed: int,
     extra: list[str],
-    *,
-    own: bool,
     settle: Settle,
 ) -> Cell:
     """Return a cell, whose command line is checked, and whose folder is its own or empty."""
-    protocol = asked.protocol if own else "standard"
-    flags = ["--ipc", str(ipc), "--seed", str(seed), "--protocol", protocol, "--runs", str(asked.runs)]
-    flags += ["--data-dir", str(asked.data_dir)]
+    flags = ["--ipc", str(ipc), "--seed", str(seed), "--runs", str(asked.runs), "--data-dir", str(asked.data_dir)]
     for name in ("recipe", "attacks", "students", "test_images", "image_size"):
         value = getattr(asked, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

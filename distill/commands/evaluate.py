@@ -1,9 +1,10 @@
 """`bash run.sh evaluate PATH`: students and attacks for a distilled set that exists."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
 from distill.outcome import finish, show
 from distill.protocol import ProtocolOf, chosen
+from distill.report import find_rows, render
 from distill.run import Run, locked
 
 __all__ = ["run_evaluate"]
@@ -47,6 +49,8 @@ class EvaluateCommand:
 
     judgement: Annotated[Judgement, tyro.conf.arg(name="")]
     place: Annotated[Place, tyro.conf.arg(name="")]
+    backbones: str = ""
+    """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
 
 
 def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
@@ -60,7 +64,8 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
         the exit code.
 
     Raises:
-        InputError: no path is given, or the method of the set has no own way of training students.
+        InputError: no path is given, the method of the set has no own way of training students, or a network or an
+            attack is none.
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("evaluate takes a path first: distilled.safetensors, or the folder of its run")
@@ -82,25 +87,46 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
         raise unknown("data set", judgement.dataset, DATASETS)
 
     name = distilled.method or path.stem
-    folder = place.runs / "evaluate" / judgement.dataset / f"{name}-{digest[:12]}" / f"seed{judgement.seed}"
-    run = Run(folder, judgement, seed=judgement.seed, device=device)
-    if (folder / "table.csv").exists():
-        print(f"finished already in {folder}", file=sys.stderr)
-        return show(folder)
-    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
-    check(distilled, test)
     own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
-    foresee(judgement.backbone, judgement.evaluation, test)
-    spare_threads(test, device)
-    labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": judgement.seed}
-    labels |= {"backbone": judgement.backbone, "loss": judgement.evaluation.how}
-    labels |= {"recipe": judgement.recipe, "config": run.config_hash}
-    evaluation, backbone = judgement.evaluation, judgement.backbone
-    distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-    protocol = own and own(distilled, file.parent, run)
-    with locked(run.begin().folder):
-        rows = evaluate(distilled, train, test, evaluation, backbone, run, labels, protocol)
-        return finish(rows, folder)
+    place_of_all = place.runs / "evaluate" / judgement.dataset / f"{name}-{digest[:12]}"
+    runs: list[Run] = []
+    judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
+    for each in judgements:
+        other = "" if each.backbone == distilled.backbone else f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', each.backbone)}"
+        runs.append(Run(place_of_all / f"seed{each.seed}{other}", each, seed=each.seed, device=device))
+    finished = [(run.folder / "table.csv").exists() for run in runs]
+    if not all(finished):
+        (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
+        check(distilled, test)
+        for each in judgements:
+            foresee(each.backbone, each.evaluation, test)
+        spare_threads(test, device)
+        distilled, train, test = distilled.to(device), train.to(device), test.to(device)
+    for each, run, is_there in zip(judgements, runs, finished, strict=True):
+        if is_there:
+            print(f"finished already in {run.folder}", file=sys.stderr)
+            show(run.folder)
+            continue
+        labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed}
+        labels |= {"backbone": each.backbone, "loss": each.evaluation.how}
+        labels |= {"recipe": each.recipe, "config": run.config_hash}
+        protocol = own and own(distilled, file.parent, run)
+        with locked(run.begin().folder):
+            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
+            finish(rows, run.folder)
+    if len(runs) > 1:
+        print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
+    return 0
+
+
+def _several(text: str) -> list[str]:
+    """Return the backbones of a list, whose options may have commas too.
+
+    >>> _several("convnet:width=64,depth=2,alexnet,timm:resnet18:stem=stride1")
+    ['convnet:width=64,depth=2', 'alexnet', 'timm:resnet18:stem=stride1']
+    """
+    names = re.split(r",(?!\w+=[^:,]*(?:,|$))", text)
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def _real_data(dataset: str, place: Place, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:

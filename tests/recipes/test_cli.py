@@ -21,6 +21,7 @@ from tests.toy import write_toy
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--backbone", "convnet:width=4", "--iterations", "2", "--outer-loop", "2", "--inner-loop", "1"]
 SMALL += ["--batch-real", "8", "--students", "2", "--student.epochs", "20", "--ipc", "1"]
+SMALL_STUDENTS = ["--backbone", "convnet:width=4", "--students", "1", "--student.epochs", "5"]
 FILES = "distilled.safetensors experiment.json grid.png metrics.jsonl results.jsonl students table.csv table.md"
 
 
@@ -77,6 +78,7 @@ TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", 
         ("dm", ["--iterations", "2", "--batch-real", "8"]),
         ("guard_dm", ["--iterations", "2", "--batch-real", "8", "--extractor-epochs", "1"]),
         ("random", []),
+        ("full", ["--student.epochs", "5"]),
         ("herding", ["--extractor-epochs", "1"]),
         ("kcenter", ["--extractor-epochs", "1"]),
         ("mtt", TRAJECTORIES),
@@ -92,7 +94,7 @@ def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Pat
     assert run(*words) == 0
     folder = tmp_path / method / "folder" / "ipc2" / "seed0"
     assert DistilledSet.load(folder).method == method
-    assert len(DistilledSet.load(folder).images) == 4
+    assert len(DistilledSet.load(folder).images) == (40 if method == "full" else 4)
     assert [row["attack"] for row in csv.DictReader((folder / "table.csv").read_text().splitlines())] == [
         "clean",
         "linf_star",
@@ -175,10 +177,28 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
     )
     assert run("evaluate", folder / "distilled.safetensors", *options) == 0  # the same set: finished already
     assert capsys.readouterr().out == printed
-    assert run("evaluate", folder, *options, "--backbone", "mlp") == 2  # another config in that folder
-    assert "backbone is convnet:width=4 there, mlp now" in capsys.readouterr().err
+    assert run("evaluate", folder, *options, "--student.lr", "0.1") == 2  # another config in that folder
+    assert "evaluation.student.lr is 0.01 there, 0.1 now" in capsys.readouterr().err
     assert run("table", tmp_path / "a", tmp_path / "b", "--format", "csv") == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 4
+
+
+def test_other_networks_on_the_same_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("random", "folder", "--data-dir", data, "--runs", tmp_path / "a", *SMALL_STUDENTS) == 0
+    folder = tmp_path / "a" / "random" / "folder" / "ipc1" / "seed0"
+    options = ["--data-dir", data, "--runs", tmp_path / "b", "--students", "1", "--student.epochs", "5"]
+    assert run("evaluate", folder, *options, "--backbones", "convnet:width=4,mpl") == 2
+    assert "unknown backbone 'mpl'; did you mean 'mlp'?" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+    assert run("evaluate", folder, *options, "--backbone", "mlp") == 0
+    capsys.readouterr()
+    assert run("evaluate", folder, *options, "--backbones", "convnet:width=4,mlp,convnet:width=4,depth=2") == 0
+    out, err = capsys.readouterr()
+    assert err.count("finished already in") == 1
+    table = out.split("\n\n")[-1].splitlines()
+    assert [line.split()[3] for line in table[1:4]] == ["convnet:width=4", "mlp", "convnet:width=4,depth=2"]
+    names = sorted(path.name for path in next((tmp_path / "b" / "evaluate" / "folder").iterdir()).iterdir())
+    assert names == ["seed0", "seed0-convnet_width=4_depth=2", "seed0-mlp"]
 
 
 EVERY = "linf_star,linf,l2,fgsm,pgd:steps=3,square:queries=20@0.1,autoattack@l2,cw:steps=5@l2:0.3,deepfool,jsma"

@@ -33,8 +33,8 @@ ROWS = [
     *(row("dc", "linf", accuracy, k) for k, accuracy in enumerate((20.0, 21.0))),
     row("guard_dc", "clean", 43.0),
     row("guard_dc", "linf", 24.5),
-    row("full", "clean", 80.0),
-    row("full", "linf", 30.0),
+    row("full", "clean", 80.0, ipc=1),
+    row("full", "linf", 30.0, ipc=1),
     row("tesla", "clean", 40.0, loss="own"),
     row("dc", "clean", 30.0, dataset="mnist-16px", verdict="suspicious: odd"),
 ]

@@ -1,0 +1,94 @@
+"""The whole training set in place of a distilled one: what no distilled set is expected to reach.
+
+--ipc does not count, and nothing is distilled; the set's file is a copy of all images.
+
+How long students train: a distilled set of ten images a class is one batch, so that the field's 1000 epochs are as many
+steps. `quick` takes about as many steps on the real images, `paper` 300 epochs, as DC-BENCH does by default (Cui et
+al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 99.6 on MNIST) do not say.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.estimate import Work
+from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.run import Run
+from distill.students import Training
+
+__all__ = ["ANY_IPC", "RECIPES", "WHOLE", "Config", "distill", "work"]
+
+ANY_IPC = True
+"""no ipc is too large"""
+WHOLE = True
+"""one set for every ipc"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How students on the whole set are made."""
+
+    backbone: str = "convnet"
+    """network of the students"""
+    augment: str = ""
+    """augmentation of their training: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+
+
+def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+    """Return all images.
+
+    Args:
+        real: the training set, in memory.
+        ipc: not used.
+        config: the settings.
+        run: not used, as nothing is drawn.
+
+    Returns:
+        the images in pixels, sorted by class, on their device.
+
+    Raises:
+        InputError: images that stay in their files.
+    """
+    if not isinstance(real.images, Tensor):
+        raise InputError(
+            f"{real.name} at {real.image_shape[1]} px is too large for memory; give a smaller --image-size"
+        )
+    order = real.labels.argsort(stable=True)
+    return DistilledSet(
+        images=real.images[order],
+        labels=real.labels[order],
+        dataset=real.name,
+        classes=real.classes,
+        mean=real.mean,
+        std=real.std,
+        augment=config.augment,
+        backbone=config.backbone,
+    )
+
+
+def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
+    """Return what the distillation consists of, for an estimate: nothing."""
+    return []
+
+
+STEPS = 1000
+"""of a student in `quick`, about"""
+SIZES = {"digits": 1438, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+"""training images; other sets are taken for 10,000"""
+
+
+def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
+    depth = "depth=2" if dataset == "digits" else ""
+    if name == "paper":
+        return Recipe(Config(f"convnet:{depth}" if depth else "convnet"), Evaluation(5, student=Training(epochs=300)))
+    batch = Training.batch_size
+    epochs = round(STEPS / (SIZES.get(dataset, 10_000) / batch))  # E + 1 are run
+    config = Config(f"convnet:{','.join(filter(None, ('width=32', depth)))}")
+    return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))
+
+
+RECIPES: dict[str, dict[str, RecipeOf]] = {"full": {name: partial(_recipe, name) for name in ("paper", "quick")}}
