@@ -136,7 +136,7 @@ def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
     network = build(config.backbone, **shape, generator=run.generator("extractor")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
-    images = Normalize(real.mean, real.std).to(real.images.device)(real.images)
+    images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     with run.progress("extractor", config.extractor_epochs, unit="epoch") as bar:
         for epoch in range(config.extractor_epochs):

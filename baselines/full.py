@@ -10,11 +10,8 @@ al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.errors import InputError
 from distill.estimate import Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.run import Run
@@ -42,7 +39,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """Return all images.
 
     Args:
-        real: the training set, in memory.
+        real: the training set.
         ipc: not used.
         config: the settings.
         run: not used, as nothing is drawn.
@@ -51,12 +48,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         the images in pixels, sorted by class, on their device.
 
     Raises:
-        InputError: images that stay in their files.
+        InputError: the images are too large for memory.
     """
-    if not isinstance(real.images, Tensor):
-        raise InputError(
-            f"{real.name} at {real.image_shape[1]} px is too large for memory; give a smaller --image-size"
-        )
+    real = real.in_memory()
     order = real.labels.argsort(stable=True)
     return DistilledSet(
         images=real.images[order],

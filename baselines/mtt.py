@@ -139,12 +139,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         learning rate.
 
     Raises:
-        InputError: images that stay in files, or an expert or the matching diverged.
+        InputError: images too large for memory, or an expert or the matching diverged.
     """
-    if not isinstance(real.images, Tensor):
-        raise InputError(
-            f"experts need all images in memory, and {real.name} is too large; take a smaller --image-size"
-        )
+    real = real.in_memory()  # experts see all images in each epoch
     device, shape = real.images.device, real.image_shape
     space, whitening = _space(real, config, run)
     teachers = experts(real, space, _expert(config), config.num_experts, run)

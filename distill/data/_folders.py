@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.image_files import ENDINGS, ImageFiles, View, find_damaged, read_all
+from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, find_damaged, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 from distill.ranks import first
@@ -30,8 +30,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """as the mean"""
 
-_LIMIT = 8 * 2**30
-"""bytes that the images of both parts may take in memory"""
+_LIMIT = LIMIT
+"""of both parts together"""
 _BYTES_PER_PIXEL = 3 * 4
 """three channels of float32"""
 

@@ -28,13 +28,15 @@ from tqdm import tqdm
 from distill.errors import InputError
 from distill.progress import progress
 
-__all__ = ["ENDINGS", "ImageFiles", "View", "cores", "find_damaged", "read_all", "refusal"]
+__all__ = ["ENDINGS", "LIMIT", "ImageFiles", "View", "cores", "find_damaged", "read_all", "refusal"]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 """of names of image files, in lower case"""
 View = Literal["crop", "square"]
 """what is seen of an image: ImageNet's evaluation, or the central square by the mean over areas (Pillow's BOX)"""
 
+LIMIT = 8 * 2**30
+"""bytes that images may take in memory"""
 _CPU = torch.device("cpu")
 _JPEG = b"\xff\xd8\xff"
 _RGB = 3

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.data.image_files import ImageFiles
+from distill.data.image_files import LIMIT, ImageFiles
 from distill.errors import InputError
 
 __all__ = ["ImageSet"]
@@ -85,6 +85,22 @@ class ImageSet:
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the set with its tensors on a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def in_memory(self) -> "ImageSet":
+        """Return the set with its images in memory, for what needs all of them at once.
+
+        Raises:
+            InputError: they would take more than 8 GiB, or a file is damaged.
+        """
+        size = 4 * self.images.numel()
+        if isinstance(self.images, Tensor):
+            return self
+        if size > LIMIT:
+            raise InputError(
+                f"this needs all images of {self.name} in memory, where at {self.image_shape[1]} px they take "
+                f"{size / 2**30:.0f} GiB, more than {LIMIT / 2**30:g}: give a smaller --image-size, or another method"
+            )
+        return replace(self, images=self.images[:])
 
     def sample(self, class_: int, n: int, generator: torch.Generator) -> Tensor:
         """Draw images of one class without replacement.

@@ -15,7 +15,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from distill.data import DATASETS, ImageSet, _folders, folder, load
+from distill.data import DATASETS, ImageSet, _folders, folder, imageset, load
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 
@@ -514,6 +514,20 @@ def test_large_folders_are_normalised_by_some_of_their_images(tmp_path: Path, mo
     train, _ = load("folder", tmp_path)
     assert train.mean == pytest.approx((few.mean() * torch.tensor([25, 10, 1]) / 255).tolist(), abs=1e-6)
     assert train.std[0] == pytest.approx(few.std(correction=0).item() * 25 / 255, abs=1e-6)
+
+
+def test_files_are_brought_into_memory_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        write_image(tmp_path / part / "a" / "1.png")
+    here, _ = load("folder", tmp_path)
+    monkeypatch.setattr(_folders, "_LIMIT", 0)
+    there, _ = load("folder", tmp_path)
+    assert not isinstance(there.images, torch.Tensor)
+    assert torch.equal(there.in_memory().images, here.images)
+    assert here.in_memory() is here
+    monkeypatch.setattr(imageset, "LIMIT", 4 * here.images.numel() - 1)
+    with pytest.raises(InputError, match="this needs all images of folder in memory"):
+        there.in_memory()
 
 
 @pytest.mark.parametrize("missing", ["train", "val"])

@@ -18,7 +18,7 @@ from baselines import mtt, trajectories
 from baselines.mtt import RECIPES, Config, distill, protocol, student_work, work
 from baselines.trajectories import Expert, Trajectories, experts, match
 from distill.augment import augmentation
-from distill.data import ImageSet
+from distill.data import ImageSet, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 from distill.files import read_tensors
@@ -471,9 +471,10 @@ def test_a_matching_that_diverges_is_told(tmp_path: Path) -> None:
         distill(toy(), 1, replace(SMALL, lr_lr=1e6), run_in(tmp_path))
 
 
-def test_images_that_stay_in_files_are_refused(tmp_path: Path) -> None:
+def test_images_that_are_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ImageFiles(np.array(["none.png"] * 40), 8, "square")
-    with pytest.raises(InputError, match="all images in memory, and toy is too large"):
+    monkeypatch.setattr(imageset, "LIMIT", 40 * 3 * 8 * 8 * 4 - 1)
+    with pytest.raises(InputError, match="this needs all images of toy in memory, where at 8 px they take"):
         distill(replace(toy(), images=files), 1, SMALL, run_in(tmp_path))
 
 
