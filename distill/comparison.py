@@ -58,14 +58,14 @@ def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
     for row in means:
         if row["method"] != FULL:
             key = (row["dataset"], row["ipc"], row["attack"])
-            best[key] = max(best.get(key, 0.0), row["mean"])
+            best[key] = max(best.get(key, 0.0), round(row["mean"], 1))
     distilled = dict.fromkeys((row["dataset"], row["ipc"]) for row in means if row["method"] != FULL)
     for row in means:
         dataset, method, attack = (row[name] for name in ("dataset", "method", "attack"))
         mine = dataset, row["ipc"]
         places = [mine] if method != FULL else [place for place in distilled if place[0] == dataset] or [mine]
         for place in places:
-            is_best = method != FULL and row["mean"] == best[*place, attack] > 0
+            is_best = method != FULL and round(row["mean"], 1) == best[*place, attack] > 0
             published = PAPER.get((dataset.partition("-")[0], place[1], method, attack))
             line = tables.setdefault(place, {}).setdefault((method, row["loss"]), {})
             line[attack] = Number(row, is_best, published)

@@ -82,7 +82,11 @@ def test_csv_has_a_line_a_number() -> None:
 
 
 def test_zero_is_not_the_best_of_anything() -> None:
-    assert "**" not in LAYOUTS["md"]([row("dc", "clean", 0.0)])
+    assert "**" not in LAYOUTS["md"]([row("dc", "clean", 0.02)])
+
+
+def test_what_looks_equal_is_best_together() -> None:
+    assert LAYOUTS["md"]([row("dc", "clean", 40.01), row("dm", "clean", 40.02)]).count("**40.0**") == 2
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
