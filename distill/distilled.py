@@ -4,6 +4,8 @@ distilled.safetensors holds the tensors
     images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]. A set larger than SHARD has
             them in files beside it, distilled-00001-of-00031.safetensors, ..., of which the metadata has the names
     labels  (N,) int64 classes, or (N, K) float32 soft labels
+    own.*   float32, what the method's own way of training students needs besides: learned labels of another kind than
+            probabilities, weights of a generator
 and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no order of several), JSON with
     dataset, method   names
     classes           names of the classes
@@ -31,6 +33,7 @@ __all__ = ["DistilledSet"]
 FORMAT = "guard-distilled-1"
 SHARD = 2**30
 """bytes of images in one file, about"""
+OWN = "own."
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 
 
@@ -62,6 +65,8 @@ class DistilledSet:
     """name of the method that made the set"""
     training: dict[str, Any] = field(default_factory=dict)
     """of JSON's types: what the method's own way of training students needs, {} where it has none"""
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """the tensors that it needs besides, by name"""
 
     def __post_init__(self) -> None:
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
@@ -87,7 +92,7 @@ class DistilledSet:
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
         values = {name: getattr(self, name) for name in (*FIELDS, "training")}
-        tensors = {"labels": self.labels}
+        tensors = {"labels": self.labels} | {f"{OWN}{name}": tensor for name, tensor in self.own.items()}
         rows = max(1, SHARD // (4 * self.images.shape[1:].numel()))
         if len(self.images) <= rows:
             tensors["images"] = self.images[:].float()
@@ -110,6 +115,7 @@ class DistilledSet:
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
         tensors, metadata = read_tensors(path)
+        own = {name.removeprefix(OWN): tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
         if FORMAT not in metadata or not {"labels"} <= set(tensors) <= {"images", "labels"}:
             found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(metadata)) or 'none'}"
             raise InputError(f"{path} is no distilled set: it has {found}; expected images, labels and {FORMAT}")
@@ -119,10 +125,11 @@ class DistilledSet:
                 tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
             fields = {name: values[name] for name in FIELDS} | lists | {"training": values.get("training", {})}
-            return cls(**tensors, **fields)
+            return cls(**tensors, **fields, own=own)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no distilled set: {error}") from None
 
     def to(self, device: torch.device | str) -> "DistilledSet":
         """Return the set with its tensors on a device."""
-        return DistilledSet(**(self.__dict__ | {"images": self.images.to(device), "labels": self.labels.to(device)}))
+        moved = {"images": self.images.to(device), "labels": self.labels.to(device)}
+        return DistilledSet(**self.__dict__ | moved | {"own": {name: t.to(device) for name, t in self.own.items()}})

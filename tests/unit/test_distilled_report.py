@@ -45,6 +45,14 @@ def test_soft_labels_come_back(tmp_path: Path) -> None:
     assert torch.equal(DistilledSet.load(tmp_path / "s").labels, soft.labels)
 
 
+def test_tensors_of_the_methods_own_come_back(tmp_path: Path) -> None:
+    own = {"labels": torch.randn(6, 3), "generator.weight": torch.randn(2)}
+    replace(SET, own=own).save(tmp_path / "s")
+    back = DistilledSet.load(tmp_path / "s").to("cpu")
+    assert back.own.keys() == own.keys()
+    assert all(torch.equal(back.own[name], own[name]) for name in own)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
