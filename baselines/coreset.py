@@ -15,15 +15,16 @@ from functools import partial
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
+from distill.files import read_tensors, write_tensors
 from distill.models import build
-from distill.run import Run
+from distill.run import Run, locked
 from distill.students import train_epochs
 from robust import Normalize
 
@@ -65,13 +66,13 @@ class Config:
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
-    """Choose `ipc` real images of each class; a run that was cut short chooses the same again.
+    """Choose `ipc` real images of each class; the training of the extractor continues where it was cut short.
 
     Args:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators.
+        run: its generators, progress and stages.
 
     Returns:
         the images, sorted by class, in pixels, on the device of `real`.
@@ -131,22 +132,42 @@ def k_center(features: Tensor, n: int) -> Tensor:
 
 
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
-    """Return the features (N, D) of a network trained on the real images."""
+    """Return the features (N, D) of a network trained on the real images, which runs of any ipc and choice share."""
     channels, size, _ = real.image_shape
+    fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment")}
+    stage = run.stage("extractor", {"data": real.identity(), "extractor": fields})
     shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.backbone, **shape, generator=run.generator("extractor")).to(real.images.device)
+    network = build(config.backbone, **shape, generator=stage.generator("network")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
-    with run.progress("extractor", config.extractor_epochs, unit="epoch") as bar:
-        for epoch in range(config.extractor_epochs):
-            generator = run.generator("extractor order", epoch)
-            options = {"epochs": 1, "batch_size": config.batch_train, "generator": generator}
-            train_epochs(network, images, real.labels, optimizer, **options)
-            bar.update()
+    path = stage.folder / "extractor.safetensors"
+    with locked(stage.folder, wait=True):
+        if not path.exists():
+            _train(network, images, real.labels, config, stage)
+            write_tensors(path, network.state_dict(), {"backbone": config.backbone})
+            stage.finish()
+        network.load_state_dict(read_tensors(path)[0])
     network.eval()
     with torch.no_grad():
         return torch.cat([embedding(network, part) for part in images.split(500)])
+
+
+def _train(network: nn.Module, images: Tensor, labels: Tensor, config: Config, stage: Run) -> None:
+    """Train the extractor in place; a killed training goes on from its checkpoint."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
+    done = 0
+    if (state := stage.restore()) is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["epoch"]
+    with stage.progress("extractor", config.extractor_epochs, done, unit="epoch") as bar:
+        for epoch in range(done, config.extractor_epochs):
+            options = {"epochs": 1, "batch_size": config.batch_train, "generator": stage.generator("order", epoch)}
+            train_epochs(network, images, labels, optimizer, **options)
+            bar.update()
+            if stage.due():
+                state = {"epoch": epoch + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                stage.save(epoch + 1, state)
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:

@@ -46,6 +46,41 @@ def test_the_images_are_real_of_their_class_and_chosen_again(choice: str, tmp_pa
     assert choice != "random" or not torch.equal(found.images, other.images)
 
 
+def test_an_extractor_is_trained_once_and_a_killed_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baselines import coreset
+
+    calls: list[int] = []
+    train = coreset.train_epochs
+
+    def counted(*arguments: object, **options: object) -> None:
+        if len(calls) == dies_at:
+            raise KeyboardInterrupt
+        calls.append(1)
+        train(*arguments, **options)
+
+    monkeypatch.setattr(coreset, "train_epochs", counted)
+    options = {"backbone": "convnet:width=4", "extractor_epochs": 3, "batch_train": 16}
+
+    def chosen(choice: str, folder: str, ipc: int, stages: Path) -> torch.Tensor:
+        run = Run(tmp_path / folder, None, stages=stages, checkpoint_seconds=0.0).begin()
+        return distill(toy(), ipc, Config(choice, **options), run).images
+
+    dies_at = -1
+    whole = chosen("herding", "a", 3, tmp_path / "one")
+    assert len(calls) == 3
+    chosen("kcenter", "b", 2, tmp_path / "one")
+    assert len(calls) == 3
+    dies_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        chosen("herding", "c", 3, tmp_path / "two")
+    dies_at = -1
+    assert torch.equal(chosen("herding", "c", 3, tmp_path / "two"), whole)
+    assert len(calls) == 6
+    files = [sorted((tmp_path / name).glob("*/extractor.safetensors")) for name in ("one", "two")]
+    assert [len(found) for found in files] == [1, 1]
+    assert files[0][0].read_bytes() == files[1][0].read_bytes()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_and_their_work(name: str) -> None:
     for dataset in ("digits", "cifar10"):
