@@ -283,8 +283,10 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         the protocol.
 
     Raises:
-        InputError: the file of the set's whitening is gone.
+        InputError: the set does not say the learning rate, or the file of its whitening is gone.
     """
+    if "lr" not in distilled.training:
+        raise InputError("the set lacks the learned learning rate of mtt's students; give --lr, or --protocol standard")
     kept, space = distilled.training, preprocessing(distilled, place).to(distilled.labels.device)
     images, siamese = space(distilled.images[:]), augmentation(distilled.augment, distilled.mean, distilled.std)
     training = Training(epochs=kept["epochs"], lr=kept["lr"])

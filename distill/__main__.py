@@ -18,6 +18,7 @@ from distill.commands.benchmark import run_benchmark
 from distill.commands.compare import run_compare
 from distill.commands.curvature import run_curvature
 from distill.commands.evaluate import run_evaluate
+from distill.commands.export import EXPORTS, run_export
 from distill.commands.start import Place, foresee, spare_threads
 from distill.commands.table import run_table
 from distill.data import DATASETS, ImageSet, load
@@ -43,7 +44,9 @@ Robust dataset distillation: make a few images per class on which networks train
 
   bash run.sh METHOD DATASET [--flags]  distil, train students on the result, attack them, print and save the table
   bash run.sh guard_dc digits           a first run: real data that needs no download, minutes on a laptop
-  bash run.sh evaluate PATH [--flags]   students and attacks for a distilled set: its file, or the folder of its run
+  bash run.sh evaluate PATH [--flags]   students and attacks for a distilled set: its file, the folder of its run, or
+                                        what other code published (with --dataset; docs/published.md)
+  bash run.sh export PATH --to FORMAT   a distilled set for other code: {exports}
   bash run.sh benchmark [--flags]       the paper's tables: what of them is missing is run, beside the paper's numbers
   bash run.sh compare RUN RUN           two runs on the same test images: differences, intervals, p-values
   bash run.sh curvature RUN             how curved the loss of its students is, the paper's bound, and plots of it
@@ -96,14 +99,15 @@ def command(arguments: list[str]) -> int:
     """
     methods = find_methods()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(
-            USAGE.format(methods=", ".join(methods), datasets=", ".join(DATASETS), formats=", ".join(FORMATS)), end=""
-        )
+        names = {"methods": methods, "datasets": DATASETS, "formats": FORMATS, "exports": EXPORTS}
+        print(USAGE.format(**{kind: ", ".join(known) for kind, known in names.items()}), end="")
         return 0
     word, rest = arguments[0], arguments[1:]
     protocols = {name: module.protocol for name, module in methods.items() if hasattr(module, "protocol")}
+    published = importlib.import_module("baselines.published")
     others = {
-        "evaluate": partial(run_evaluate, protocols=protocols),
+        "evaluate": partial(run_evaluate, protocols=protocols, read=published.read),
+        "export": run_export,
         "benchmark": partial(
             run_benchmark,
             methods=methods,

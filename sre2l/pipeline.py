@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
+from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.estimate import PROBE, Work
@@ -31,7 +32,6 @@ from distill.protocol import Protocol
 from distill.ranks import first, world
 from distill.run import Run
 from robust import Normalize, loss_named
-from sre2l.folders import read_pictures, write_pictures
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
 from sre2l.relabel import Labels, Relabel, digest, relabel

@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,7 @@ from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
 from distill.outcome import finish, show
 from distill.protocol import ProtocolOf, chosen
+from distill.reading import Read, Reading, bring, is_ours
 from distill.report import find_rows, render
 from distill.run import Run, locked
 
@@ -51,26 +52,33 @@ class EvaluateCommand:
     place: Annotated[Place, tyro.conf.arg(name="")]
     backbones: str = ""
     """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """how a set of other code is read"""
 
 
-def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
+def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Read) -> int:
     """Judge a distilled set that exists.
 
     Args:
         flags: the words behind `evaluate`.
         protocols: by method, its own way of training students.
+        read: reads sets that other code made.
 
     Returns:
         the exit code.
 
     Raises:
-        InputError: no path is given, the method of the set has no own way of training students, or a network or an
-            attack is none.
+        InputError: no path is given, it is no distilled set, its method has no own way of training students, or a
+            network or an attack is none.
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
-        raise InputError("evaluate takes a path first: distilled.safetensors, or the folder of its run")
+        raise InputError(
+            "evaluate takes a path first: distilled.safetensors, the folder of its run, or a published set"
+        )
     helping = flags[0] in ("-h", "--help")
     path = Path("PATH" if helping else flags[0])
+    if not helping:
+        path = _published(path, flags[1:], read) or path
     distilled = None if helping else DistilledSet.load(path)
     early = peek(flags, "--recipe", "--device")
     device = find_device(early["--device"] or "auto")
@@ -117,6 +125,23 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf]) -> int:
     if len(runs) > 1:
         print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
     return 0
+
+
+def _published(path: Path, flags: list[str], read: Read) -> Path | None:
+    """Return the folder of a set of other code, now one of ours; None where it is ours already."""
+    if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
+        return None
+    dataset = peek(flags, "--dataset")["--dataset"]
+    default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), Place())
+    asked = parse(EvaluateCommand, default, flags, "bash run.sh evaluate PATH")
+    place, reading = asked.place, asked.reading
+    if is_ours(path, reading):
+        return None
+    if dataset is None:
+        raise InputError(f"{path} does not say of which data set it is: give --dataset, one of {', '.join(DATASETS)}")
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    return bring(path, reading, dataset, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read)
 
 
 def _several(text: str) -> list[str]:

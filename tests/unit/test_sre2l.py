@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.folders import read_pictures, write_pictures
 from sre2l.pipeline import RECIPES, Config
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units

@@ -1,0 +1,207 @@
+"""The coordinates in which published sets keep their images, and the way from them to pixels.
+
+pixels       as they are
+normalised   (x - mean) / std by channel, with the constants of the code that made the set: they differ
+whitened     mtt    W (x - mean), kornia's ZCA with eps 0.1 on pixels (`distill.whiten`)
+             frepo  W ((x - mean) / std - m), W = U (S + 0.1 tr(S) / D)^(-1/2) U^T of the normalised training images
+             kip    W u, u being the normalised image less its own mean, divided by its own norm; W as in frepo, of u
+
+A whitening is fitted on the real training images. Those of mtt and frepo are affine, so that students of --protocol own
+can have them as their first layer. KIP's forgets mean and contrast of each image: the way back gives every image the
+average ones of the training images, which a network with normalisation layers hardly sees.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from distill.data import ImageSet
+from distill.errors import InputError
+from distill.whiten import LARGEST, Whiten
+from robust import Normalize
+
+__all__ = ["WHITENED", "Constants", "constants", "doubts", "pixels_of", "uncertain"]
+
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+"""mean and std, a number a channel"""
+
+_GREY = {"mnist": ((0.1307,), (0.3081,)), "fashion_mnist": ((0.2861,), (0.3530,))}
+_CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR = (_CIFAR_MEAN, (0.2023, 0.1994, 0.2010))
+_CIFAR100 = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_PHOTOS = dict.fromkeys(("tiny_imagenet", "imagenet", "imagenette"), _IMAGENET)
+CONSTANTS: dict[str, dict[str, Constants]] = {
+    # VICO-UoE/DatasetCondensation utils.py; CAFE and DCC have the same
+    "dc": _GREY | {"cifar10": _CIFAR, "cifar100": _CIFAR100} | _PHOTOS,
+    # SsnL/dataset-distillation datasets/__init__.py
+    "dd": {"mnist": _GREY["mnist"], "cifar10": (_CIFAR_MEAN, (0.247, 0.243, 0.261))},
+    # GeorgeCazenavette/mtt-distillation utils.py: CIFAR-100 has CIFAR-10's
+    "mtt": {"cifar10": _CIFAR, "cifar100": _CIFAR} | _PHOTOS,
+    # yongchaoz/FRePo lib/dataset/dataloader.py
+    "frepo": _GREY
+    | {"cifar10": (_CIFAR_MEAN, (0.2470, 0.2435, 0.2616)), "cifar100": _CIFAR100}
+    | {"tiny_imagenet": ((0.4759, 0.4481, 0.3926), (0.2763, 0.2687, 0.2813))}
+    | {"imagenette": ((0.4626, 0.4588, 0.4251), (0.2790, 0.2745, 0.2973))},
+}
+"""by the code that made a set, and the data set"""
+
+WHITENED = ("mtt", "frepo", "kip")
+"""codes that whiten"""
+REG = 0.1
+"""of FRePo and KIP, times the mean variance"""
+
+
+def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
+    """Return what a code normalises a data set with, and how that is said.
+
+    KIP takes the statistics of the training images.
+    """
+    if source == "kip":
+        parts = [torch.var_mean(part.double(), (2, 3), correction=0) for part in real.images.split(1024)]
+        variances, means = (torch.cat(one) for one in zip(*parts, strict=True))
+        std = (variances.mean(0) + means.var(0, correction=0)).sqrt()
+        return (tuple(means.mean(0).tolist()), tuple(std.tolist())), "the statistics of the training images"
+    known = CONSTANTS.get(source, {}).get(real.name)
+    if known:
+        return known, f"the constants of {source}'s code"
+    return (real.mean, real.std), f"our constants of {real.name}, which {source}'s code does not have"
+
+
+def pixels_of(
+    images: Tensor, source: str, space: str, real: ImageSet, folder: Path
+) -> tuple[Tensor, Constants, str | None, str]:
+    """Return images in pixels.
+
+    Args:
+        images: (N, C, H, H) as in the file.
+        source: the code that made them.
+        space: "pixels", "normalised" or "whitened".
+        real: the training set, at that size.
+        folder: where the whitening is kept, for students of --protocol own.
+
+    Returns:
+        the pixels; mean and std that students normalise with; the file of the whitening in the folder, None where there
+        is none, or none that a network can have; and what was done, for the user.
+
+    Raises:
+        InputError: images too large for a whitening.
+    """
+    if space == "pixels":
+        return images, (real.mean, real.std), None, "pixels as they are"
+    (mean, std), whose = constants(source, real)
+    if space == "normalised":
+        numbers = " and ".join(" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+        return Normalize(mean, std).inverse(images), (mean, std), None, f"normalised with {whose}, {numbers}"
+    fitted = f"whitened, undone by the ZCA of the {len(real):,} training images of {real.name}"
+    if source == "mtt":
+        layer = Whiten.fit(real.in_memory().images.cpu())
+    elif source == "frepo":
+        layer = frepo_whitening(real, mean, std)
+    else:
+        pixels = _kip_pixels(images, real, mean, std)
+        return pixels, (mean, std), None, f"{fitted}; each image got their average mean and contrast (KIP drops both)"
+    layer.save(folder / "whitening.safetensors")
+    return layer.inverse(images), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
+
+
+def frepo_whitening(real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Whiten:
+    """Return FRePo's normalisation and whitening as one layer."""
+    normalize, count = Normalize(mean, std), len(real)
+    centre = sum(normalize(part.cpu()).double().sum(0) for part in real.images.split(1024)) / count
+    parts = (normalize(part.cpu()).double().sub_(centre).flatten(1) for part in real.images.split(1024))
+    matrix, unmatrix = _matrices(parts, centre.numel(), count)
+    scale = torch.tensor(std, dtype=torch.float64).repeat_interleave(centre[0].numel())
+    pixel_mean = normalize.double().inverse(centre[None]).flatten()
+    return Whiten(pixel_mean.float(), (matrix / scale[:, None]).float(), (unmatrix * scale).float())
+
+
+def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    normalize, means, norms = Normalize(mean, std), [], []
+
+    def directions() -> Iterator[Tensor]:
+        for part in real.images.split(1024):
+            flat = normalize(part.cpu()).double().flatten(1)
+            means.append(flat.mean(1))
+            flat = flat - flat.mean(1, keepdim=True)
+            norms.append(flat.norm(dim=1))
+            yield flat / norms[-1][:, None].clamp(min=1e-12)
+
+    _, unmatrix = _matrices(directions(), images[0].numel(), len(real))
+    back = images.flatten(1).double() @ unmatrix * torch.cat(norms).mean() + torch.cat(means).mean()
+    return normalize.inverse(back.float().view_as(images))
+
+
+def _matrices(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return W and its inverse of rows, as FRePo and KIP have them.
+
+    Args:
+        parts: of the rows, (n, D) float64.
+        size: D.
+        count: of all rows; directions beyond so many are left as they are.
+    """
+    if size > LARGEST:
+        raise InputError(f"whitening images of {size:,} numbers needs a matrix of {size:,}²; give --space normalised")
+    covariance = torch.zeros(size, size, dtype=torch.float64)
+    for part in parts:
+        covariance.addmm_(part.T, part)
+    covariance /= count
+    covariance.diagonal().add_(REG * covariance.trace() / size)
+    values, vectors = torch.linalg.eigh(covariance)
+    if count < size:
+        values[: size - count] = 1.0
+    return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T
+
+
+# --- what contradicts --------------------------------------------------------------------------------------------
+
+
+def doubts(images: Tensor, pixels: Tensor, space: str, real: ImageSet) -> list[str]:
+    """Return what in the numbers speaks against a space, each a line that says what to give instead.
+
+    Args:
+        images: as in the file.
+        pixels: what they became.
+        space: as which they were read.
+        real: the training set.
+    """
+    low, high = images.min().item(), images.max().item()
+    found = []
+    if space == "pixels" and low >= 0 and high > 2:
+        found.append(f"values go from {low:.3g} to {high:.3g}: bytes rather than pixels in [0, 1]; divide them by 255")
+    elif space == "pixels" and (outside := ((images < -0.05) | (images > 1.05)).float().mean().item()) > 0.05:
+        found.append(f"{outside:.0%} of the values are outside [0, 1]: no pixels; --space normalised or whitened?")
+    elif space != "pixels" and low >= 0 and high <= 1:
+        found.append(f"all values are in [0, 1]: pixels, not {space} images; --space pixels?")
+    else:
+        contrast, usual = _contrast(pixels), _contrast(_some(real))
+        far = ((pixels < -1) | (pixels > 2)).float().mean().item()
+        if far > 0.01:
+            found.append(f"{far:.0%} of the pixels are outside [-1, 2]: not {space}, or a set that diverged; --space?")
+        elif contrast < 0.4 * usual:
+            found.append(
+                f"pixels vary by {contrast:.2g}, real ones by {usual:.2g}: another space than {space}? See --space"
+            )
+    return found
+
+
+def uncertain(path: Path, images: Tensor, source: str, real: ImageSet) -> InputError:
+    """Make the error for a set that may be normalised or whitened, with what may help to tell."""
+    mean, std = constants(source, real)[0]
+    ours = Normalize(mean, std)(_some(real)).std().item()
+    return InputError(
+        f"{path} does not say whether it is normalised or whitened (ZCA), and a wrong guess would spoil it: give "
+        f"--space normalised or --space whitened. Its values vary by {images.std().item():.2g}, normalised {real.name} "
+        f"by {ours:.2g}, whitened images by less"
+    )
+
+
+def _some(real: ImageSet) -> Tensor:
+    count = min(1000, len(real))
+    return real.images[torch.arange(count) * len(real) // count].cpu()
+
+
+def _contrast(images: Tensor) -> float:
+    return images.std((0, 2, 3)).mean().item()

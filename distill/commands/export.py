@@ -1,0 +1,202 @@
+"""`bash run.sh export RUN --to FORMAT`: a distilled set as files of other code."""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+from distill.data.pictures import write_pictures
+from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
+from distill.errors import InputError
+from distill.flags import parse
+from distill.whiten import preprocessing
+from robust import Normalize
+
+__all__ = ["EXPORTS", "export", "run_export"]
+
+OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
+"""names of data sets in DC's code"""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a distilled set as files that other code reads."""
+
+    path: tyro.conf.Positional[Path]
+    """distilled.safetensors, or the folder of its run"""
+    to: Literal["dc", "mtt", "imagefolder", "npz", "hf"]
+    """dc: res_*.pt, mtt: images_best.pt and labels_best.pt, imagefolder: CLASS/NNNN.png, npz: one exact file of numpy,
+    hf: a folder of Hugging Face datasets (docs/published.md)"""
+    out: Path | None = None
+    """folder to write to; None: export/FORMAT beside the set"""
+    overwrite: bool = False
+    """replace files that are there and differ"""
+
+
+def run_export(flags: list[str]) -> int:
+    """Write a distilled set in the layout of other code.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: there is no such set, the format cannot hold it, or files are in the way.
+    """
+    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+        raise InputError(f"export takes a path first: bash run.sh export RUN --to {'|'.join(EXPORTS)}")
+    default = ExportCommand(Path(), tyro.MISSING)
+    asked = parse(ExportCommand, default, flags, "bash run.sh export")
+    folder = asked.path if asked.path.is_dir() else asked.path.parent
+    distilled = DistilledSet.load(asked.path)
+    out = asked.out or folder / "export" / asked.to
+    for line in export(distilled, folder, asked.to, out, overwrite=asked.overwrite):
+        print(line, file=sys.stderr)
+    print(out)
+    return 0
+
+
+def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwrite: bool = False) -> list[str]:
+    """Write a set into a folder, all of it or nothing.
+
+    Args:
+        distilled: the set.
+        place: the folder of its file, where its whitening is looked for.
+        form: one of EXPORTS.
+        out: the folder; made if needed.
+        overwrite: whether files that are there and differ may be replaced.
+
+    Returns:
+        what there is to say, a line each.
+
+    Raises:
+        InputError: the format cannot hold the set, or other files are in the way.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        lines = EXPORTS[form](distilled, place, temporary)
+        written = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+        there = [path for path in written if (out / path).exists()]
+        differ = [path for path in there if not filecmp.cmp(temporary / path, out / path, shallow=False)]
+        strangers = [] if form != "imagefolder" else _strangers(out, written)
+        if (differ or strangers) and not overwrite:
+            first, count = (differ or strangers)[0], len(differ or strangers)
+            what = "holds something else" if differ else "is not of this set, but would be read with it"
+            raise InputError(f"{out / first} {what} (files: {count}); give another --out, or --overwrite to replace")
+        for path in strangers:
+            (out / path).unlink()
+        for path in written:
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / path, out / path)
+    except OSError as error:
+        raise InputError(f"cannot write to {out} ({error.strerror or error}); choose another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    replaced = len(differ) + len(strangers)
+    return [*lines, f"{len(written)} files in {out}" + (f", {replaced} of them instead of others" if replaced else "")]
+
+
+def _strangers(out: Path, written: list[Path]) -> list[Path]:
+    """Return the pictures in class folders of `out` that are not among those written."""
+    if not out.is_dir():
+        return []
+    return sorted(path for each in out.glob("*/*.png") if (path := each.relative_to(out)) not in written)
+
+
+# --- each format -------------------------------------------------------------------------------------------------
+
+
+def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
+    _hard(distilled, "dc")
+    images = Normalize(distilled.mean, distilled.std)(distilled.images[:])
+    names = (distilled.method.upper() or "SET", OFFICIAL.get(distilled.dataset, distilled.dataset))
+    network = "ConvNet" if distilled.backbone == "convnet" else re.sub(r"[^\w.=-]+", "_", distilled.backbone)
+    path = out / f"res_{'_'.join(names)}_{network}_{round(distilled.ipc)}ipc.pt"
+    torch.save({"data": [[images, distilled.labels]], "accs_all_exps": {network: []}}, path)
+    return [f"dc: one experiment, {_space(distilled)}"]
+
+
+def _mtt(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
+    layer, training = preprocessing(distilled, place), distilled.training
+    space = "whitened" if "whitening" in training else "normalised"
+    with torch.no_grad():
+        torch.save(layer(distilled.images[:]).contiguous(), out / "images_best.pt")
+    torch.save(distilled.labels, out / "labels_best.pt")
+    card = {"lr": training.get("lr"), "space": space, "mean": distilled.mean, "std": distilled.std}
+    (out / "learned_lr.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    lr = "no learned learning rate" if card["lr"] is None else f"the learned learning rate {card['lr']:.4g}"
+    how = "whitened (kornia's ZCA, eps 0.1)" if space == "whitened" else _space(distilled)
+    return [f"mtt: {how}; {lr} in learned_lr.json"]
+
+
+def _imagefolder(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
+    _hard(distilled, "imagefolder")
+    write_pictures(distilled.images, distilled.labels, distilled.classes, out)
+    outside = sum(int(((part < 0) | (part > 1)).sum()) for part in distilled.images.split(256))
+    return [
+        "imagefolder: lossy: PNG has 8 bits, so that pixels are rounded to 1/255, and those outside [0, 1] are cut "
+        f"({outside / distilled.images.numel():.1%} of them); npz and hf are exact"
+    ]
+
+
+def _npz(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
+    training = {name: value for name, value in distilled.training.items() if name != "whitening"}
+    fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
+    arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}
+    arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.own.items()}
+    np.savez(out / "distilled.npz", **arrays, **{FORMAT: np.array(json.dumps(fields))})
+    return [f"npz: images (N, C, H, W) in pixels, exact; labels; {FORMAT}, a JSON text{_lost(distilled)}"]
+
+
+def _hf(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
+    try:
+        import datasets  # an extra: heavy, and only needed here
+    except ImportError:
+        raise InputError("export to hf needs the package datasets: pip install datasets; or take --to npz") from None
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    images, hard = distilled.images[:], distilled.labels.ndim == 1
+    name = "label" if hard else "soft_label"
+    kind = datasets.ClassLabel(names=list(distilled.classes)) if hard else datasets.Sequence(datasets.Value("float32"))
+    exact = datasets.Array3D(tuple(images.shape[1:]), "float32")
+    features = datasets.Features({"image": datasets.Image(), "pixels": exact, name: kind})
+    pictures = [to_pil_image((image.clamp(0, 1) * 255).round().byte()) for image in images]
+    columns = {"image": pictures, "pixels": list(images.numpy()), name: distilled.labels.tolist()}
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(out))
+    return [f"hf: column pixels is exact, column image has 8 bits for the eye{_lost(distilled)}"]
+
+
+def _hard(distilled: DistilledSet, form: str) -> None:
+    if distilled.labels.ndim == 2:
+        raise InputError(f"the set has soft labels, and {form} holds classes; take --to mtt, npz or hf")
+
+
+def _space(distilled: DistilledSet) -> str:
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (distilled.mean, distilled.std))
+    return f"normalised with mean {mean}, std {std}"
+
+
+def _lost(distilled: DistilledSet) -> str:
+    return "; the whitening is left out" if "whitening" in distilled.training else ""
+
+
+EXPORTS: dict[str, Callable[[DistilledSet, Path, Path], list[str]]] = {
+    "dc": _dc,
+    "mtt": _mtt,
+    "imagefolder": _imagefolder,
+    "npz": _npz,
+    "hf": _hf,
+}
+"""formats by name"""

@@ -1,0 +1,154 @@
+"""Distilled images as folders of pictures: ours written for people and other code, published ones read.
+
+Written are pictures/CLASS/NNNN.png, rounded to bytes; the exact floats stay in the set's own file. Read are such
+folders, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC_idIII.jpg, CCC the number of the class.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.data.image_files import ENDINGS, LIMIT
+from distill.errors import InputError
+from distill.files import write_atomic
+
+__all__ = ["NUMBERED", "class_of", "picture_folders", "read_all_pictures", "read_pictures", "write_pictures"]
+
+NUMBERED = re.compile(r"new(\d{3,})")
+"""a class's folder in the official code of SRe2L"""
+
+
+def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], folder: Path) -> None:
+    """Write each image as a PNG file.
+
+    Args:
+        images: (N, C, H, W) pixels.
+        labels: (N,) classes.
+        classes: their names, which become folders.
+        folder: made if needed.
+    """
+    from torchvision.transforms.v2.functional import to_pil_image  # slow to import, and only needed here
+
+    numbers = [0] * len(classes)
+    for image, label in zip(chain.from_iterable(images.split(256)), labels.tolist(), strict=True):
+        path = folder / _folder_of(classes[label]) / f"{numbers[label]:04d}.png"
+        numbers[label] += 1
+        if not path.exists():
+            picture = to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu())
+            write_atomic(path, lambda temporary, picture=picture: picture.save(temporary, "PNG"))
+
+
+def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple[int, int, int]) -> Tensor:
+    """Read the images of a folder of pictures.
+
+    Args:
+        folder: with a folder of pictures for each class, named as the class, or newCCC with its number.
+        classes: names of the classes.
+        ipc: images of each class to take, in the order of their names.
+        shape: (C, H, W) that the images must have.
+
+    Returns:
+        (classes * ipc, C, H, W) pixels, sorted by class.
+
+    Raises:
+        InputError: a class, or an image of one, is missing, a file is no image, or has another size.
+    """
+    if not folder.is_dir():
+        raise InputError(f"recover.images is {folder}: no such folder")
+    found: list[Tensor] = []
+    for number, name in enumerate(classes):
+        names = (name, _folder_of(name), f"new{number:03d}")
+        place = next((folder / each for each in names if (folder / each).is_dir()), None)
+        if place is None:
+            raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(dict.fromkeys(names))})")
+        files = _files_in(place)
+        if len(files) < ipc:
+            raise InputError(f"{place} has {len(files)} images, fewer than ipc {ipc}")
+        for path in files[:ipc]:
+            found.append(_read(path, shape[0]))
+            if tuple(found[-1].shape) != shape:
+                size = "x".join(map(str, found[-1].shape[1:]))
+                raise InputError(f"{path} has {size} pixels, the data set {shape[1]}x{shape[2]}; give --image-size")
+    return torch.stack(found).float() / 255
+
+
+def picture_folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the image files of each folder in a folder, by name; folders without any are left out."""
+    places = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    return {place.name: files for place in places if (files := _files_in(place))}
+
+
+def class_of(name: str, classes: Sequence[str]) -> int | None:
+    """Return the class that a folder's name means: the class's own, or its number as in new003; None for no class.
+
+    >>> [class_of(name, ("cat", "a dog")) for name in ("cat", "a_dog", "new001", "new002", "dog")]
+    [0, 1, 1, None, None]
+    """
+    for number, each in enumerate(classes):
+        if name in (each, _folder_of(each)):
+            return number
+    found = NUMBERED.fullmatch(name)
+    return int(found[1]) if found and int(found[1]) < len(classes) else None
+
+
+def read_all_pictures(paths: Sequence[Path]) -> Tensor:
+    """Read images that are squares of one size, grey ones as one channel.
+
+    Args:
+        paths: of at least one file.
+
+    Returns:
+        (N, 1 or 3, H, H) pixels.
+
+    Raises:
+        InputError: a file is no image, sizes differ or are no squares, or all take more than 8 GiB.
+    """
+    width, height, grey = _header(paths[0])
+    shape = (1 if grey else 3, height, width)
+    if width != height or width > 1024:
+        raise InputError(f"{paths[0]} has {width}x{height} pixels; a set has squares of one size, of at most 1024")
+    if 4 * len(paths) * shape[0] * height * width > LIMIT:
+        raise InputError(
+            f"{len(paths):,} images of {width}x{height} take more than {LIMIT / 2**30:g} GiB; read a part of them, or "
+            "give them to a method that leaves them in their files: guard_sre2l --recover.images"
+        )
+    images = torch.empty(len(paths), *shape)
+    for number, path in enumerate(paths):
+        if _header(path)[:2] != (width, height):
+            raise InputError(f"{path} is no square of {width} pixels, as {paths[0]} is; a set has images of one size")
+        images[number] = _read(path, shape[0]).float() / 255
+    return images
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+
+
+def _header(path: Path) -> tuple[int, int, bool]:
+    """Return width, height, and whether an image is grey, without decoding it."""
+    try:
+        with Image.open(path) as image:
+            return *image.size, image.mode in ("1", "L", "I", "F", "I;16", "LA")
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
+        raise InputError(f"{path} cannot be read as an image ({error})") from None
+
+
+def _read(path: Path, channels: int) -> Tensor:
+    """Return the bytes of an image, (channels, H, W)."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
+        raise InputError(f"{path} cannot be read as an image ({error})") from None
+
+
+def _folder_of(name: str) -> str:
+    """Return the name of a class as a file system takes it."""
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -1,0 +1,136 @@
+"""Distilled sets that other code made: how they are asked for, and the file of ours that each becomes.
+
+`bash run.sh evaluate PATH --dataset NAME` takes one: it is read once into
+
+    runs/published/DATASET/NAME-DIGEST/    distilled.safetensors, and reading.json: what it was taken for
+                                           whitening.safetensors, where its students need one
+
+and is then like a set of ours, for every command. The reader itself is handed in (`baselines.published`).
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from distill.augment import augmentation
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.files import write_text
+
+__all__ = ["Read", "Reading", "bring", "is_ours"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a published set is read; all of it has no meaning for a set of ours.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    source: Literal["auto", "ours", "dc", "dd", "mtt", "frepo", "kip", "idc", "sre2l", "imagefolder", "hf"] = "auto"
+    """whose format a published set has (docs/published.md); auto tells by its content"""
+    space: Literal["auto", "pixels", "normalised", "whitened"] = "auto"
+    """coordinates of its images, where neither format nor name say"""
+    experiment: int = 0
+    """dc: which of the sets in the file, from 0; negative ones count from the last"""
+    factor: int | None = None
+    """idc: its images are factor x factor images each; None where the path has it, as in factor2"""
+    lr: float | None = None
+    """mtt: the learned learning rate, which its files do not have and --protocol own needs"""
+    augment: str | None = None
+    """augmentation of its students: "" for none, a DSA strategy, kornia:...; None: what the method has by its name"""
+
+    def __post_init__(self) -> None:
+        if self.factor is not None and not 1 <= self.factor <= 8:
+            raise ValueError(f"factor is {self.factor}; it must be from 1 to 8")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
+        if self.augment is not None:
+            augmentation(self.augment)
+
+
+Read = Callable[[Path, Reading, Callable[[int], ImageSet], Path, Callable[[str], None]], DistilledSet]
+"""(set, how to read it, side in pixels -> real training images, folder for what its students need, say) -> the set"""
+
+
+def is_ours(path: Path, reading: Reading) -> bool:
+    """Return whether a path is read as a set of ours, and not by what is handed in.
+
+    Args:
+        path: a file or a folder, or nothing.
+        reading: what the flags say.
+
+    Returns:
+        True too where there is nothing, which reading says.
+
+    Raises:
+        InputError: flags for published sets are given for one of ours.
+    """
+    file = path / "distilled.safetensors" if path.is_dir() else path
+    ours = (file.suffix == ".safetensors" and (file.exists() or reading.source == "ours")) or not path.exists()
+    if ours and reading not in (Reading(), Reading("ours")):
+        given = ", ".join(f"--{name}" for name, value in asdict(reading).items() if value != getattr(Reading(), name))
+        raise InputError(
+            f"{path} is {'a set of ours' if path.exists() else 'not there'}; {given} is for published sets"
+        )
+    return ours
+
+
+def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable[[int], ImageSet], read: Read) -> Path:
+    """Return the folder of a published set as one of ours, read now or earlier, and say what it is.
+
+    Args:
+        path: a file or a folder that exists.
+        reading: how to read it.
+        dataset: name of the real data set.
+        runs: folder of all runs.
+        real: side in pixels -> the real training images at that size.
+        read: the reader.
+
+    Returns:
+        the folder.
+
+    Raises:
+        InputError: it is no such set, or cannot be read.
+    """
+    folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading)[:12]}"
+    record = folder / "reading.json"
+    if record.exists():
+        lines = json.loads(record.read_text(encoding="utf-8"))["said"]
+    else:
+        lines: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            read(path, reading, real, folder, lines.append).save(folder / "distilled.safetensors")
+        except InputError:
+            shutil.rmtree(folder)
+            raise
+        content = {"path": str(path.absolute()), "reading": asdict(reading), "said": lines}
+        write_text(record, json.dumps(content, indent=2) + "\n")
+    for line in (*lines, f"kept as a set of ours in {folder}"):
+        print(f"{path}: {line}", file=sys.stderr)
+    return folder
+
+
+def _digest(path: Path, reading: Reading) -> str:
+    """Return a hash of a file and its labels beside it, or of all files of a folder, and of how they are read."""
+    digest = hashlib.sha256(json.dumps(asdict(reading), sort_keys=True).encode())
+    beside = path.with_name(path.name.replace("images", "labels"))
+    files = [path, *([beside] if beside != path and beside.is_file() else [])]
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        try:
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from None
+    return digest.hexdigest()

@@ -1,0 +1,569 @@
+"""Sets of other code: each format written here from its description, what contradicts it, and files that mean harm."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines import spaces
+from baselines.formats import unpacked
+from baselines.published import read, recognised
+from baselines.unpickled import as_tensor, read_npz, read_pickle
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.reading import Reading
+from distill.whiten import Whiten, preprocessing
+from robust import Normalize
+from tests.toy import toy
+
+REAL = toy(n=400)
+CLASSES = torch.tensor([0, 0, 1, 1])
+NAMED = {"cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))}
+
+
+def named(name: str, real: ImageSet = REAL) -> ImageSet:
+    """Return the toy set under the name of a real one, whose constants official codes have."""
+    return ImageSet(name, real.images, real.labels, real.classes, real.mean, real.std)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def taken(path: Path, real: ImageSet = REAL, **how: object) -> tuple[DistilledSet, list[str]]:
+    """Read a set and what is said of it."""
+    said: list[str] = []
+    place = path if path.is_dir() else path.parent
+    return read(path, Reading(**how), lambda size: real.resized(size), place, said.append), said
+
+
+def save_dc(path: Path, sets: int = 2) -> list[Tensor]:
+    images = [drawn(4, 3, 8, 8, seed=seed) for seed in range(sets)]
+    accuracies = {"ConvNet": [0.25, np.float64(0.31), np.mean([0.1, 0.3])]}
+    torch.save({"data": [[x, CLASSES] for x in images], "accs_all_exps": accuracies}, path)
+    return images
+
+
+# --- formats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_dc(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "res_DSA_toy_ConvNet_2ipc.pt"
+    images = save_dc(path)
+    if legacy:
+        torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
+    assert recognised(path) == recognised(tmp_path) == "dc"
+    for number, x in ((0, images[0]), (1, images[1]), (-1, images[1])):
+        found, said = taken(path, experiment=number)
+        assert torch.allclose(Normalize(found.mean, found.std)(found.images), x, atol=1e-6)
+        assert f"experiment {number % 2} of 2" in said[0]
+    assert torch.equal(found.labels, CLASSES)
+    assert (found.method, found.dataset, found.classes) == ("dsa", "toy", REAL.classes)
+    assert found.augment == "color_crop_cutout_flip_scale_rotate"
+    assert said[0].startswith("dsa in the format of DC's code")
+    with pytest.raises(InputError, match=r"--experiment is 2; .* has 2, from 0 to 1"):
+        taken(path, experiment=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "std"),
+    [("dc", (0.2023, 0.1994, 0.2010)), ("dd", (0.247, 0.243, 0.261)), ("mtt", (0.2023, 0.1994, 0.2010))],
+)
+def test_constants_are_those_of_the_repository(source: str, std: tuple[float, ...], tmp_path: Path) -> None:
+    x, real = drawn(4, 3, 8, 8), named("cifar10")
+    if source == "dc":
+        torch.save({"data": [[x, CLASSES]]}, tmp_path / "set.pt")
+    elif source == "dd":
+        torch.save([(x, CLASSES, torch.tensor([0.1]))], tmp_path / "set.pt")
+    else:
+        torch.save(x, tmp_path / "images_best.pt")
+        torch.save(CLASSES, tmp_path / "labels_best.pt")
+    path = tmp_path / ("images_best.pt" if source == "mtt" else "set.pt")
+    found, said = taken(path, real, space="normalised")
+    expected = x * torch.tensor(std).view(3, 1, 1) + torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+    assert torch.allclose(found.images, expected, atol=1e-6)
+    assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), std)
+    assert " ".join(f"{value:.4g}" for value in std) in said[0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_dd(soft: bool, tmp_path: Path) -> None:
+    """Two steps of two images, three times over, by its own protocol equal to those steps taken by hand."""
+    from baselines import dd
+    from distill.run import Run
+
+    x, classes = drawn(2, 2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])
+    y = F.one_hot(classes, 2).float() + 0.1 * drawn(2, 2, 2) if soft else classes
+    lrs = [0.02 * n for n in range(1, 7)]
+    steps = [(x[n % 2], y[n % 2], torch.tensor([lrs[n]], requires_grad=True)) for n in range(6)]
+    torch.save(steps, tmp_path / "results.pth")
+    assert recognised(tmp_path / "results.pth") == recognised(tmp_path) == "dd"
+    found, said = taken(tmp_path)
+    assert found.method == ("sldd" if soft else "dd")
+    assert "2 steps taken 3 times" in said[0]
+    assert found.training["lrs"] == pytest.approx(lrs)
+    order = torch.tensor(found.training["order"])
+    assert torch.allclose(Normalize(found.mean, found.std)(found.images)[order], x, atol=1e-6)
+    assert torch.equal(found.labels[order], y)
+    if not soft:
+        assert found.labels.tolist() == [0, 0, 1, 1]
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    protocol = dd.protocol(found, tmp_path, Run(tmp_path / "run", None))
+    protocol.train(network, "0")
+    run = Run(tmp_path / "run", None)
+    weight = torch.nn.init.xavier_normal_(torch.empty(2, 192), generator=run.generator("student", "0", "initial"))
+    bias = torch.zeros(2)
+    for images, labels, lr in steps:
+        weight, bias = weight.detach().requires_grad_(), bias.detach().requires_grad_()
+        gradients = torch.autograd.grad(F.cross_entropy(images.flatten(1) @ weight.T + bias, labels), (weight, bias))
+        weight, bias = (p - lr.item() * g for p, g in zip((weight, bias), gradients, strict=True))
+    assert torch.allclose(network[1].weight, weight, atol=1e-6)
+    assert torch.allclose(network[1].bias, bias, atol=1e-6)
+
+
+def save_mtt(folder: Path, images: Tensor, labels: Tensor = CLASSES, which: str = "best") -> None:
+    torch.save(images, folder / f"images_{which}.pt")
+    torch.save(labels, folder / f"labels_{which}.pt")
+
+
+def test_mtt_normalised(tmp_path: Path) -> None:
+    x = drawn(4, 3, 8, 8)
+    save_mtt(tmp_path, x)
+    save_mtt(tmp_path, x + 1, which="1000")
+    assert recognised(tmp_path) == recognised(tmp_path / "images_1000.pt") == "mtt"
+    with pytest.raises(InputError, match=r"does not say whether it is normalised or whitened .* vary by 1, "):
+        taken(tmp_path)
+    found, _ = taken(tmp_path, space="normalised", lr=0.02)
+    assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x, atol=1e-5)
+    assert found.training == {"lr": 0.02, "epochs": 1000}
+    found, said = taken(tmp_path / "images_1000.pt", space="normalised")
+    assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x + 1, atol=1e-5)
+    assert found.training == {}
+    assert "learning rate not in the file" in said[0]
+    (tmp_path / "images_best.pt").unlink()
+    save_mtt(tmp_path, x, which="2000")
+    with pytest.raises(InputError, match=r"several sets: give one file of images_1000\.pt, images_2000\.pt"):
+        taken(tmp_path, space="normalised")
+    with pytest.raises(InputError, match="give the file images"):
+        taken(tmp_path / "labels_1000.pt")
+
+
+def test_mtt_whitened(tmp_path: Path) -> None:
+    from kornia.enhance import ZCAWhitening
+
+    pixels = toy(4, seed=9).images
+    theirs = ZCAWhitening(eps=0.1, compute_inv=True).fit(REAL.images)
+    save_mtt(tmp_path, theirs(pixels))
+    found, said = taken(tmp_path, space="whitened", lr=0.01)
+    assert (found.images - pixels).abs().max() < 1e-4
+    assert "undone by the ZCA of the 400 training images" in said[0]
+    layer = preprocessing(found, tmp_path)
+    assert isinstance(layer, Whiten)
+    assert (layer(found.images) - theirs(pixels)).abs().max() < 1e-4
+    torch.save(pixels, tmp_path / "images_zca_100.pt")  # pixels, in spite of its name
+    torch.save(CLASSES, tmp_path / "labels_100.pt")
+    found, said = taken(tmp_path / "images_zca_100.pt")
+    assert torch.equal(found.images, pixels)
+    assert len(said) == 1
+
+
+def reference_zca(rows: np.ndarray) -> np.ndarray:
+    """FRePo's and KIP's W of rows (N, D): by SVD, with rank control."""
+    covariance = rows.T @ rows / len(rows)
+    size = len(covariance)
+    u, s, _ = np.linalg.svd(covariance + 0.1 * np.trace(covariance) / size * np.eye(size))
+    s[len(rows) :] = 1.0
+    return (u * s**-0.5) @ u.T
+
+
+def nhwc(images: Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).double().numpy()
+
+
+@pytest.mark.parametrize("count", [400, 60])  # 60 < 192: directions without data stay as they are
+def test_frepo(count: int, tmp_path: Path) -> None:
+    real = toy(count)
+    pixels = (real.images[:4] + real.images[8:12]) / 2  # in the span of the data
+    mean, std = np.array(real.mean), np.array(real.std)
+    rows = ((nhwc(real.images) - mean) / std).reshape(count, -1)
+    centre = rows.mean(0)
+    whitened = (((nhwc(pixels) - mean) / std).reshape(4, -1) - centre) @ reference_zca(rows - centre)
+    labels = (np.eye(2)[CLASSES.numpy()] - 0.5) / np.sqrt(2 / 10)
+    np.savez(tmp_path / "step000100.npz", image=whitened.reshape(4, 8, 8, 3).astype("f4"), label=labels.astype("f4"))
+    assert recognised(tmp_path / "step000100.npz") == "frepo"
+    found, said = taken(tmp_path / "step000100.npz", real)
+    assert (found.images - pixels).abs().max() < 1e-3
+    assert found.labels.tolist() == CLASSES.tolist()
+    assert torch.allclose(found.own["labels"], torch.from_numpy(labels).float())
+    layer = preprocessing(found, tmp_path)
+    assert np.abs(nhwc(layer(pixels)).reshape(4, -1) - whitened).max() < 1e-3
+    assert "frepo's" in said[0]
+
+
+def test_frepo_of_grey_digits_is_standardised_with_learned_labels(tmp_path: Path) -> None:
+    real = named("mnist", toy(channels=1))
+    x, y = drawn(4, 1, 8, 8), torch.tensor([[0.8, -0.8], [0.3, -0.3], [-0.9, 0.9], [-2.0, 2.0]])
+    np.savez(tmp_path / "a.npz", image=nhwc(x), label=y.numpy())
+    found, _ = taken(tmp_path / "a.npz", real)
+    assert torch.allclose(found.images, x * 0.3081 + 0.1307, atol=1e-6)
+    scaled = y * 0.2**0.5 + 0.5
+    assert torch.allclose(found.labels[:3], scaled[:3], atol=1e-6)
+    assert found.labels[3].tolist() == [0.0, 1.0]
+    assert "whitening" not in found.training
+
+
+def test_kip(tmp_path: Path) -> None:
+    pixels, values = toy(4, seed=9).images, nhwc(REAL.images)
+    mean, std = values.mean((0, 1, 2)), values.std((0, 1, 2))
+
+    def unit(images: np.ndarray) -> np.ndarray:
+        rows = ((images - mean) / std).reshape(len(images), -1)
+        rows = rows - rows.mean(1, keepdims=True)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    whitened = (unit(nhwc(pixels)) @ reference_zca(unit(values))).reshape(4, 8, 8, 3)
+    labels = np.eye(2)[CLASSES.numpy()] - 0.5
+    path = tmp_path / "kip_cifar10_ConvNet3_ssize4_zca_nol_noaug_ckpt1000.npz"
+    np.savez(path, images=whitened, labels=labels)
+    assert recognised(path) == "kip"
+    found, said = taken(path)
+    assert np.abs(unit(nhwc(found.images)) - unit(nhwc(pixels))).max() < 1e-4  # all that KIP keeps of an image
+    assert (found.images - pixels).abs().mean() < 0.03
+    assert found.labels.tolist() == CLASSES.tolist()
+    assert "KIP drops both" in said[0]
+    for name, space in (("x_nozca_l.npz", {}), ("x.npz", {"space": "normalised"})):
+        np.savez(tmp_path / name, images=(nhwc(pixels) - mean) / std, labels=labels)
+        assert (taken(tmp_path / name, **space)[0].images - pixels).abs().max() < 1e-5
+    with pytest.raises(InputError, match="normalised or whitened"):
+        taken(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (8, 3), (9, 2)])
+def test_idc_unpacks(size: int, factor: int, tmp_path: Path) -> None:
+    """Class by class, one part of all its images after another, as in the official code's decoder."""
+    images = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    side = -(-size // factor)
+    filled = torch.full((4, 3, side * factor, side * factor), 0.5)
+    filled[:, :, :size, :size] = images
+    parts = filled.unfold(2, side, side).unfold(3, side, side)
+    expected = [
+        F.interpolate(parts[n, None, :, i, j], (size, size), mode="bilinear")
+        for label in (0, 1)
+        for i in range(factor)
+        for j in range(factor)
+        for n in range(4)
+        if CLASSES[n] == label
+    ]
+    found, labels = unpacked(images, CLASSES, factor)
+    assert torch.allclose(found, torch.cat(expected), atol=1e-6)
+    assert labels.tolist() == [0] * 2 * factor**2 + [1] * 2 * factor**2
+
+    place = tmp_path / f"conv3in_factor{factor}_lr0.005_ipc2"
+    place.mkdir()
+    torch.save([images, CLASSES], place / "data.pt")
+    real = REAL.resized(size)
+    assert recognised(place) == recognised(place / "data.pt") == "idc"
+    assert torch.equal(taken(place, real)[0].images, found)
+    torch.save([images, CLASSES], tmp_path / "data.pt")
+    with pytest.raises(InputError, match="give --factor 2"):
+        taken(tmp_path / "data.pt", real)
+    assert torch.equal(taken(tmp_path / "data.pt", real, factor=factor)[0].images, found)
+
+
+def write_pictures(folder: Path, names: list[str], size: int = 8) -> None:
+    from PIL import Image
+
+    for class_, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(2):
+            file = folder / name / (f"class{class_:03d}_id{index:03d}.jpg" if "new" in name else f"{index}.png")
+            Image.new("RGB", (size, size), (100 * class_ + 50, 50 * index, 7)).save(file, quality=100)
+
+
+def test_sre2l(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "syn", ["new000", "new001"])
+    (tmp_path / "FKD_cutmix_fp16" / "epoch_0").mkdir(parents=True)
+    (tmp_path / "FKD_cutmix_fp16" / "epoch_0" / "batch_0.tar").write_bytes(b"")
+    assert recognised(tmp_path / "syn") == "sre2l"
+    found, said = taken(tmp_path / "syn")
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == pytest.approx([50, 50, 150, 150], abs=2)
+    assert (found.mean, found.std, found.method) == (REAL.mean, REAL.std, "sre2l")
+    assert "FKD soft labels" in said[1]
+    with pytest.raises(InputError, match="soft labels of FKD, not images"):
+        taken(tmp_path / "FKD_cutmix_fp16")
+
+
+def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "a", ["below", "above"])  # the toy set has them the other way round
+    assert recognised(tmp_path / "a") == "imagefolder"
+    found, _ = taken(tmp_path / "a")
+    assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == [150, 150, 50, 50]
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    write_pictures(tmp_path / "b", ["above", "beneath"])
+    with pytest.raises(InputError, match="beneath is no class of toy"):
+        taken(tmp_path / "b")
+    write_pictures(tmp_path / "c", ["above"])
+    write_pictures(tmp_path / "c", ["below"], size=16)
+    with pytest.raises(InputError, match="no square of 8 pixels"):
+        taken(tmp_path / "c")
+    (tmp_path / "a" / "above" / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
+        taken(tmp_path / "a")
+
+
+def test_hugging_face_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "state.json").write_text("{}")
+    assert recognised(tmp_path) == "hf"
+    with pytest.raises(InputError, match="needs the package datasets: pip install datasets"):
+        taken(tmp_path)
+
+
+def test_hugging_face(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (8, 8), (10 * n, 0, 255)) for n in range(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["below", "above"])})
+    made = datasets.Dataset.from_dict({"image": pictures, "label": [1, 1, 0, 0]}, features=features)
+    for name, folder in (("a", made), ("b", datasets.DatasetDict({"train": made}))):
+        folder.save_to_disk(str(tmp_path / name))
+        assert recognised(tmp_path / name) == "hf"
+        found, _ = taken(tmp_path / name)
+        assert found.labels.tolist() == [0, 0, 1, 1]
+        assert (255 * found.images[:, 0, 0, 0]).tolist() == [0, 10, 20, 30]
+
+
+# --- what contradicts --------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_contradict_the_space_are_told(tmp_path: Path) -> None:
+    pixels = toy(4, seed=9).images
+
+    def doubt(images: Tensor, space: str) -> str:
+        torch.save(images, tmp_path / "images_best.pt")
+        torch.save(CLASSES, tmp_path / "labels_best.pt")
+        said = taken(tmp_path, space=space)[1]
+        assert len(said) < 3
+        return said[1] if len(said) == 2 else ""
+
+    assert doubt(Normalize(REAL.mean, REAL.std)(pixels), "normalised") == ""
+    assert doubt(Whiten.fit(REAL.images)(pixels), "whitened") == ""
+    assert doubt(pixels, "pixels") == ""
+    assert "all values are in [0, 1]: pixels, not normalised" in doubt(pixels, "normalised")
+    assert "outside [0, 1]: no pixels" in doubt(Normalize(REAL.mean, REAL.std)(pixels), "pixels")
+    assert "bytes rather than pixels" in doubt(255 * pixels, "pixels")
+    assert "outside [-1, 2]" in doubt(20 * drawn(4, 3, 8, 8), "normalised")
+    assert "another space than normalised" in doubt(0.1 * drawn(4, 3, 8, 8), "normalised")
+
+
+def test_labels_that_are_not_sorted_are_told(tmp_path: Path) -> None:
+    torch.save({"data": [[drawn(4, 3, 8, 8), CLASSES.flip(0).int()]]}, tmp_path / "a.pt")
+    found, said = taken(tmp_path / "a.pt")
+    assert found.labels.tolist() == [1, 1, 0, 0]
+    assert "labels are not sorted" in said[1]
+    assert "its name does not say which method" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            {"data": [[drawn(4, 3, 8, 8), CLASSES + 1]]},
+            "labels from 1 to 2, toy has 2 classes from 0: give --dataset",
+        ),
+        ({"data": [[drawn(4, 1, 8, 8), CLASSES]]}, "images of 1 channels, toy of 3: give --dataset"),
+        ({"data": [[drawn(4, 3, 8, 8), F.one_hot(CLASSES, 5).float()]]}, "labels for 5 classes, toy has 2"),
+        ({"data": [[drawn(4, 3, 8, 6), CLASSES]]}, r"images of \(4, 3, 8, 6\)"),
+        ({"data": [[drawn(4, 3, 8, 8), CLASSES[:3]]]}, r"are \(4, 3, 8, 8\) and \(3,\)"),
+        ({"data": [[drawn(4, 3, 8, 8), CLASSES + 0.5]]}, "no whole numbers"),
+        ({"data": [[drawn(4, 3, 8, 8) / 0, CLASSES]]}, "not finite"),
+        ({"data": []}, r"no file of DC's code"),
+        ({"data": [drawn(4, 3, 8, 8)]}, "no pair of images and labels"),
+        ({"state_dict": {}}, "no distilled set that is known: it holds a dict of state_dict"),
+        (3, "it holds int"),
+        ([(drawn(4, 3, 8, 8), CLASSES, torch.tensor([-0.1]))], "lack a learning rate > 0"),
+        ({"data": [[drawn(1, 3, 8, 8).expand(10**6, 3, 8, 8), CLASSES]]}, "the file holds 768"),
+        ({"data": [[drawn(4, 3, 8, 8).to_sparse(), CLASSES]]}, "no plain tensor"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(content: object, line: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=line) as error:
+        taken(tmp_path / "a.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_set(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for place in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(InputError, match=r"no distilled set that is known: .*--source names one"):
+            recognised(place)
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    with pytest.raises(InputError, match="it has arrays x"):
+        recognised(tmp_path / "a.npz")
+    save_dc(tmp_path / "a.pt")
+    for source, line in (("dd", "no results.pth"), ("idc", "no data.pt"), ("frepo", "not a whole .npz")):
+        with pytest.raises(InputError, match=line):
+            taken(tmp_path / "a.pt", source=source)
+    with pytest.raises(InputError, match="no set of source dc is; sources that are: mtt, frepo, kip"):
+        taken(tmp_path / "a.pt", space="whitened")
+
+
+# --- harm --------------------------------------------------------------------------------------------------------
+
+
+REFUSED = "is refused: .*nothing was run|is not a whole|give the file"
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+def evil_files(folder: Path, marker: Path) -> list[Path]:
+    """Write files that would each make the marker, were they unpickled."""
+    evil, good = Evil(marker), [drawn(4, 3, 8, 8), CLASSES]
+    contents = {
+        "alone": evil,
+        "in_accuracies": {"data": [good], "accs_all_exps": {"ConvNet": [0.1, evil]}},
+        "in_the_list": {"data": [good, [evil, CLASSES]]},
+        "as_a_key": {"data": [good], evil: 1},
+        "in_steps": [(good[0], good[1], torch.tensor([0.1])), (good[0], evil, torch.tensor([0.1]))],
+        "array": {"data": [[np.array([evil, 1], dtype=object), CLASSES]]},
+    }
+    for name, content in contents.items():
+        torch.save(content, folder / f"{name}.pt")
+        torch.save(content, folder / f"{name}_legacy.pt", _use_new_zipfile_serialization=False)
+    (folder / "plain.pt").write_bytes(pickle.dumps({"data": [evil]}))
+    np.savez(folder / "object.npz", images=np.array([evil], dtype=object), labels=np.eye(2))
+    np.savez(folder / "beside.npz", image=nhwc(good[0]), label=np.eye(4)[:, :2], other=np.array(evil, dtype=object))
+    np.save(folder / "single.npy", np.array([evil], dtype=object))
+    (folder / "single.npy").rename(folder / "single.npz")
+    with zipfile.ZipFile(folder / "raw.npz", "w") as archive:
+        archive.writestr("images.npy", pickle.dumps(evil))
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def test_nothing_is_run(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil").mkdir()
+    files = evil_files(tmp_path / "evil", marker)
+    assert len(files) == 17
+    for path in files:
+        for source in ("auto", "dc", "dd", "mtt", "idc", "kip", "frepo"):
+            with pytest.raises(InputError, match=REFUSED) as error:
+                taken(path, source=source)
+            assert "\n" not in str(error.value)
+    assert not marker.exists()
+    for name in ("in_accuracies.pt", "in_steps_legacy.pt"):  # the files are what they are said to be
+        torch.load(tmp_path / "evil" / name, weights_only=False)
+        assert marker.exists()
+        marker.unlink()
+    np.load(tmp_path / "evil" / "object.npz", allow_pickle=True)["images"]
+    assert marker.exists()
+
+
+def test_numbers_of_numpy_pass_and_nothing_of_numpy_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_dc(tmp_path / "a.pt")
+    old = (tmp_path / "a.pt").read_bytes()
+    content = read_pickle(tmp_path / "a.pt")
+    assert content["accs_all_exps"]["ConvNet"][0] == 0.25
+    assert type(content["accs_all_exps"]["ConvNet"][1]).__module__ == "baselines.unpickled"
+
+    class Old:  # as numpy 1 pickled its numbers
+        def __reduce__(self) -> tuple:
+            import sys
+            import types
+
+            scalar = types.FunctionType((lambda *a: a).__code__, {}, "scalar")
+            scalar.__module__, scalar.__qualname__ = "numpy.core.multiarray", "scalar"
+            module = types.ModuleType("numpy.core.multiarray")
+            module.scalar = scalar
+            monkeypatch.setitem(sys.modules, "numpy.core.multiarray", module)
+            return scalar, (np.dtype("f8"), struct.pack("<d", 0.5))
+
+    torch.save({"data": [[drawn(4, 3, 8, 8), CLASSES]], "accs_all_exps": Old()}, tmp_path / "b.pt")
+    assert len(taken(tmp_path / "b.pt")[0].images) == 4
+    assert old == (tmp_path / "a.pt").read_bytes()
+
+
+def test_damaged_files_are_told(tmp_path: Path) -> None:
+    save_dc(tmp_path / "a.pt")
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8, 3), "f4"), labels=np.eye(4, 2))
+    for ending in ("pt", "npz"):
+        whole = (tmp_path / f"a.{ending}").read_bytes()
+        rows = [b"", b"PK\x03\x04", whole[: len(whole) // 2], whole[:-30], os.urandom(300), whole[:80] + whole[90:]]
+        for content in rows:
+            (tmp_path / f"b.{ending}").write_bytes(content)
+            with pytest.raises(InputError, match="is not a whole") as error:
+                taken(tmp_path / f"b.{ending}")
+            assert "\n" not in str(error.value)
+    for read_it in (read_pickle, read_npz):
+        with pytest.raises(InputError, match="there is no file"):
+            read_it(tmp_path / "none.pt")
+
+
+def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    save_dc(tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as archive,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name in archive.namelist():
+            out.writestr(name, archive.read(name) + b"\0" * 10**6)
+    with pytest.raises(InputError, match="that unpack to"):
+        read_pickle(tmp_path / "b.pt")
+
+    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 32, 32, 3), }"
+    for shape, line in ((10**9, "says it has 12,288,000,000,000 bytes, but has 4"), (10**20, "says it has")):
+        text = (header % shape).ljust(117).encode() + b"\n"
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * 4)
+        with pytest.raises(InputError, match=line):
+            read_npz(tmp_path / "a.npz")
+
+
+def test_as_tensor_takes_numbers_only() -> None:
+    assert as_tensor(np.arange(3, dtype=">i2"), "x").tolist() == [0, 1, 2]
+    assert as_tensor(np.array([True]), "x").dtype == torch.int64
+    assert as_tensor(torch.nn.Parameter(torch.ones(2, dtype=torch.float16)), "x").dtype == torch.float32
+    for value in ("a", None, np.array(["a"]), torch.ones(2, dtype=torch.complex64), [1.0]):
+        with pytest.raises(InputError, match="no plain tensor"):
+            as_tensor(value, "x")
+
+
+def test_the_record_of_constants_fits_the_data_sets() -> None:
+    for sets in spaces.CONSTANTS.values():
+        for name, (mean, std) in sets.items():
+            assert len(mean) == len(std) == (1 if "mnist" in name else 3)
+            assert min(std) > 0
+
+
+def test_a_card_of_our_export_is_read_and_a_damaged_one_told(tmp_path: Path) -> None:
+    save_mtt(tmp_path, drawn(4, 3, 8, 8))
+    (tmp_path / "learned_lr.json").write_text(json.dumps({"lr": 0.03, "space": "normalised"}))
+    assert taken(tmp_path)[0].training["lr"] == 0.03
+    assert taken(tmp_path, lr=0.5)[0].training["lr"] == 0.5
+    (tmp_path / "learned_lr.json").write_text("{")
+    with pytest.raises(InputError, match=r"learned_lr\.json is damaged"):
+        taken(tmp_path)
