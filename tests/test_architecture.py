@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from baselines import coreset, dd, dm, full, mtt
+from baselines.formats import Raw
 from baselines.trajectories import Expert
 from distill.columns import Certification
+from distill.commands.export import ExportCommand
 from distill.commands.start import Place
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Experiment
 from distill.methods import dc
 from distill.protocol import Protocol
+from distill.reading import Reading
 from distill.students import Training
 from robust import (
     APGD,
@@ -100,7 +103,7 @@ def test_files_are_of_one_idea() -> None:
     "config",
     [
         *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert),
-        *(Certification, Training, Evaluation, Experiment, Place, DistilledSet),
+        *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
         *(
             Threat,
             PGD,

@@ -1,0 +1,193 @@
+"""Sets of ours for other code: each format is read back, by our reader and by code written from its description."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from baselines.published import read
+from distill.commands.export import EXPORTS, export
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.reading import Reading
+from distill.whiten import Whiten
+from robust import Normalize
+from tests.toy import toy
+
+REAL = toy(n=400)
+LABELS = torch.arange(2).repeat_interleave(2)
+
+
+def made(**fields: object) -> DistilledSet:
+    """Return a set whose pixels leave [0, 1] here and there, with means and deviations of its own."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.5 + 0.4 * torch.randn(4, 3, 8, 8, generator=generator)
+    ours = {"labels": LABELS, "augment": "flip", "backbone": "convnet:width=4", "method": "dc"}
+    ours |= {"dataset": "toy", "classes": REAL.classes, "mean": REAL.mean, "std": REAL.std}
+    return DistilledSet(**{"images": images} | ours | fields)
+
+
+def back(out: Path, real: ImageSet = REAL, **how: object) -> DistilledSet:
+    return read(out, Reading(**how), lambda size: real, out, lambda line: None)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("form", ["dc", "mtt", "npz", "hf"])
+def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> None:
+    if form == "hf":
+        pytest.importorskip("datasets")
+    labels = F.one_hot(LABELS).float() * 0.8 + 0.1 if soft else LABELS
+    ours = made(labels=labels, training={"lr": 0.02, "epochs": 30}) if form == "mtt" else made(labels=labels)
+    if form == "dc" and soft:
+        with pytest.raises(InputError, match="soft labels, and dc holds classes; take --to mtt, npz or hf"):
+            export(ours, tmp_path, form, tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+        return
+    export(ours, tmp_path, form, tmp_path / "out")
+    found = back(tmp_path / "out" / "distilled.npz" if form == "npz" else tmp_path / "out")
+    assert (found.images - ours.images).abs().max() < 1e-6
+    assert torch.equal(found.labels, labels)
+    assert (found.dataset, found.classes, found.mean, found.std) == ("toy", ours.classes, ours.mean, ours.std)
+    if form in ("npz", "hf"):
+        assert torch.equal(found.images, ours.images)
+    if form == "npz":
+        assert (found.augment, found.backbone, found.method) == ("flip", "convnet:width=4", "dc")
+    if form == "mtt":
+        assert (found.training["lr"], json.loads((tmp_path / "out" / "learned_lr.json").read_text())["lr"]) == (
+            0.02,
+            0.02,
+        )
+
+
+def test_pictures_are_equal_but_for_rounding_and_say_so(tmp_path: Path) -> None:
+    ours = made()
+    lines = export(ours, tmp_path, "imagefolder", tmp_path / "out")
+    share = ((ours.images < 0) | (ours.images > 1)).float().mean().item()
+    assert share > 0.05
+    assert "lossy: PNG has 8 bits" in lines[0]
+    assert f"({share:.1%} of them)" in lines[0]
+    found = back(tmp_path / "out")
+    assert (found.images - ours.images.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(found.labels, ours.labels)
+
+
+def test_npz_keeps_own_tensors_and_training(tmp_path: Path) -> None:
+    ours = made(own={"labels": torch.ones(4, 2)}, training={"order": [[0, 1], [2, 3]], "whitening": "w.safetensors"})
+    lines = export(ours, tmp_path, "npz", tmp_path / "out")
+    assert "the whitening is left out" in lines[0]
+    found = back(tmp_path / "out" / "distilled.npz")
+    assert torch.equal(found.own["labels"], torch.ones(4, 2))
+    assert found.training == {"order": [[0, 1], [2, 3]]}
+
+
+def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:
+    layer = Whiten.fit(REAL.images)
+    layer.save(tmp_path / "whitening.safetensors")
+    ours = made(method="mtt", training={"lr": 0.01, "epochs": 30, "whitening": "whitening.safetensors"})
+    lines = export(ours, tmp_path, "mtt", tmp_path / "out")
+    assert "whitened (kornia's ZCA" in lines[0]
+    images = torch.load(tmp_path / "out" / "images_best.pt", weights_only=True)
+    assert (images - layer(ours.images)).abs().max() < 1e-6
+    assert (back(tmp_path / "out").images - ours.images).abs().max() < 1e-3
+
+
+def official_evaluation(path: Path, test: ImageSet, epochs: int) -> float:
+    """Train and test as the official repository does, from its description: load, data[0], SGD, accuracy."""
+    content = torch.load(path, weights_only=True)
+    image_syn, label_syn = content["data"][0]
+    assert (image_syn.dtype, label_syn.dtype) == (torch.float32, torch.int64)
+    assert isinstance(content["accs_all_exps"], dict)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for _ in range(epochs):
+        loss = F.cross_entropy(net(image_syn), label_syn)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (test.mean, test.std))
+    guessed = net((test.images - mean) / std).argmax(1).numpy()
+    return float(np.mean(np.equal(guessed, test.labels.numpy())))
+
+
+def test_the_official_evaluation_accepts_dc(tmp_path: Path) -> None:
+    real, test = toy(4, seed=5), toy(40, seed=1)
+    order = real.labels.argsort(stable=True)
+    ours = replace(made(), images=real.images[order])
+    export(ours, tmp_path, "dc", tmp_path / "out")
+    (path,) = (tmp_path / "out").iterdir()
+    assert path.name == "res_DC_toy_convnet_width=4_2ipc.pt"
+    assert official_evaluation(path, test, 60) > 0.9
+    export(replace(ours, labels=1 - ours.labels), tmp_path, "dc", tmp_path / "wrong")
+    assert official_evaluation(tmp_path / "wrong" / path.name, test, 60) < 0.1
+
+
+def test_official_names(tmp_path: Path) -> None:
+    ours = replace(made(), dataset="cifar10", backbone="convnet", method="guard_dc")
+    export(ours, tmp_path, "dc", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["res_GUARD_DC_CIFAR10_ConvNet_2ipc.pt"]
+
+
+@pytest.mark.parametrize("form", ["dc", "mtt", "imagefolder", "npz"])
+def test_nothing_else_is_overwritten_unasked(form: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    export(made(), tmp_path, form, out)
+    before = contents()
+    export(made(), tmp_path, form, out)  # the same again
+    assert contents() == before
+    other = replace(made(), images=made().images.flip(0))
+    with pytest.raises(InputError, match=r"holds something else .*give another --out, or --overwrite"):
+        export(other, tmp_path, form, out)
+    assert contents() == before
+    lines = export(other, tmp_path, form, out, overwrite=True)
+    assert "instead of others" in lines[-1]
+    assert contents() != before
+    (out / "notes.txt").write_text("mine")
+    export(other, tmp_path, form, out)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_pictures_of_another_set_are_not_mixed_with(tmp_path: Path) -> None:
+    export(made(), tmp_path, "imagefolder", tmp_path / "out")
+    fewer: Tensor = made().images[[0, 2]]
+    smaller = replace(made(), images=fewer, labels=torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="is not of this set, but would be read with it"):
+        export(smaller, tmp_path, "imagefolder", tmp_path / "out")
+    export(smaller, tmp_path, "imagefolder", tmp_path / "out", overwrite=True)
+    assert len(back(tmp_path / "out").images) == 2
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to .*choose another --out"):
+        export(made(), tmp_path, "npz", tmp_path / "file" / "out")
+    (tmp_path / "out" / "distilled.npz").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot write to"):
+        export(made(), tmp_path, "npz", tmp_path / "out", overwrite=True)
+
+
+def test_hf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="needs the package datasets: pip install datasets; or take --to npz"):
+        export(made(), tmp_path, "hf", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_normalised_tensor_is_the_networks_input(tmp_path: Path) -> None:
+    export(made(), tmp_path, "mtt", tmp_path / "out")
+    images = torch.load(tmp_path / "out" / "images_best.pt", weights_only=True)
+    assert torch.equal(images, Normalize(REAL.mean, REAL.std)(made().images))
+    assert set(EXPORTS) == {"dc", "mtt", "imagefolder", "npz", "hf"}
