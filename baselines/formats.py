@@ -164,6 +164,8 @@ def _idc(path: Path, reading: Reading) -> Raw:
         )
     if factor > images.shape[-1]:
         raise InputError(f"--factor is {factor}; the images have {images.shape[-1]} pixels")
+    if labels.ndim == 2:
+        raise InputError(f"{path} has soft labels; IDC's are classes")
     stored, warnings = len(images), _unsorted(labels)
     images, labels = unpacked(images, labels, factor)
     said = f"IDC's data.pt, factor {factor}: {stored} images hold {len(images)}, enlarged bilinearly"

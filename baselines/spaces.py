@@ -143,7 +143,7 @@ def _matrices(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, T
         count: of all rows; directions beyond so many are left as they are.
     """
     if size > LARGEST:
-        raise InputError(f"whitening images of {size:,} numbers needs a matrix of {size:,}²; give --space normalised")
+        raise InputError(f"whitening images of {size:,} numbers needs a matrix of {size:,}²; 64 px is the most")
     covariance = torch.zeros(size, size, dtype=torch.float64)
     for part in parts:
         covariance.addmm_(part.T, part)

@@ -275,6 +275,9 @@ def run_list(flags: list[str]) -> int:
         f"{', '.join((*ATTACKS, *SPECIAL))}; fields after a colon, a threat behind @: pgd:steps=50,restarts=5@8/255",
         "threats": "pixels in [0, 1]; by name, or written: 8/255, l2:0.5",
     }
+    sources = importlib.import_module("baselines.formats").SOURCES
+    lines["published"] = f"sets of other code that evaluate reads (--source): {', '.join(sources)}"
+    lines["exports"] = f"{', '.join(EXPORTS)}: formats that export writes"
     for kind, names in lines.items():
         print(f"{kind:14s}{names}")
     for group, threats in THREATS.items():

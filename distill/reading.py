@@ -102,10 +102,9 @@ def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable
     """
     folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading)[:12]}"
     record = folder / "reading.json"
-    if record.exists():
-        lines = json.loads(record.read_text(encoding="utf-8"))["said"]
-    else:
-        lines: list[str] = []
+    lines = _said(record) if (folder / "distilled.safetensors").exists() else None
+    if lines is None:
+        lines = []
         folder.mkdir(parents=True, exist_ok=True)
         try:
             read(path, reading, real, folder, lines.append).save(folder / "distilled.safetensors")
@@ -117,6 +116,14 @@ def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable
     for line in (*lines, f"kept as a set of ours in {folder}"):
         print(f"{path}: {line}", file=sys.stderr)
     return folder
+
+
+def _said(record: Path) -> list[str] | None:
+    """Return what was said when a set was read; None where that did not come to its end."""
+    try:
+        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["said"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _digest(path: Path, reading: Reading) -> str:

@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines import spaces
-from baselines.formats import unpacked
+from baselines.formats import SOURCES, unpacked
 from baselines.published import read, recognised
 from baselines.unpickled import as_tensor, read_npz, read_pickle
 from distill.data import ImageSet
@@ -550,6 +551,10 @@ def test_as_tensor_takes_numbers_only() -> None:
     for value in ("a", None, np.array(["a"]), torch.ones(2, dtype=torch.complex64), [1.0]):
         with pytest.raises(InputError, match="no plain tensor"):
             as_tensor(value, "x")
+
+
+def test_every_reader_has_a_name_of_its_flag() -> None:
+    assert get_args(get_type_hints(Reading)["source"]) == ("auto", *SOURCES)
 
 
 def test_the_record_of_constants_fits_the_data_sets() -> None:
