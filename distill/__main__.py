@@ -262,7 +262,7 @@ def run_list(flags: list[str]) -> int:
     """
     if flags and flags[0] not in ("-h", "--help"):
         raise InputError(f"list takes no words, but got {' '.join(flags)}")
-    methods = find_methods()
+    methods, sources = find_methods(), importlib.import_module("baselines.formats").SOURCES
     lines = {
         "methods": ", ".join(methods),
         "recipes": ", ".join(sorted({name for method, module in methods.items() for name in module.RECIPES[method]})),
@@ -273,11 +273,10 @@ def run_list(flags: list[str]) -> int:
         "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, or kornia:Name(...)+Name(...)",
         "attacks": "linf_star, linf, l2 (the paper's: PGD of 10 steps), "
         f"{', '.join((*ATTACKS, *SPECIAL))}; fields after a colon, a threat behind @: pgd:steps=50,restarts=5@8/255",
+        "published": f"sets of other code that evaluate reads (--source): {', '.join(sources)}",
+        "exports": f"{', '.join(EXPORTS)}: formats that export writes",
         "threats": "pixels in [0, 1]; by name, or written: 8/255, l2:0.5",
     }
-    sources = importlib.import_module("baselines.formats").SOURCES
-    lines["published"] = f"sets of other code that evaluate reads (--source): {', '.join(sources)}"
-    lines["exports"] = f"{', '.join(EXPORTS)}: formats that export writes"
     for kind, names in lines.items():
         print(f"{kind:14s}{names}")
     for group, threats in THREATS.items():
