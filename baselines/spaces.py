@@ -119,18 +119,17 @@ def frepo_whitening(real: ImageSet, mean: tuple[float, ...], std: tuple[float, .
 
 
 def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    normalize, means, norms = Normalize(mean, std), [], []
+    normalize, norms = Normalize(mean, std), []
 
     def directions() -> Iterator[Tensor]:
         for part in real.images.split(1024):
             flat = normalize(part.cpu()).double().flatten(1)
-            means.append(flat.mean(1))
             flat = flat - flat.mean(1, keepdim=True)
             norms.append(flat.norm(dim=1))
             yield flat / norms[-1][:, None].clamp(min=1e-12)
 
     _, unmatrix = _matrices(directions(), images[0].numel(), len(real))
-    back = images.flatten(1).double() @ unmatrix * torch.cat(norms).mean() + torch.cat(means).mean()
+    back = images.flatten(1).double() @ unmatrix * torch.cat(norms).mean()  # their mean is 0
     return normalize.inverse(back.float().view_as(images))
 
 

@@ -79,11 +79,13 @@ def test_pictures_are_equal_but_for_rounding_and_say_so(tmp_path: Path) -> None:
 
 def test_npz_keeps_own_tensors_and_training(tmp_path: Path) -> None:
     ours = made(own={"labels": torch.ones(4, 2)}, training={"order": [[0, 1], [2, 3]], "whitening": "w.safetensors"})
+    ours = replace(ours, mean=(0.5, 0.5, 0.4), std=(0.1, 0.2, 0.3))  # others than the data set's
     lines = export(ours, tmp_path, "npz", tmp_path / "out")
     assert "the whitening is left out" in lines[0]
     found = back(tmp_path / "out" / "distilled.npz")
     assert torch.equal(found.own["labels"], torch.ones(4, 2))
     assert found.training == {"order": [[0, 1], [2, 3]]}
+    assert (found.mean, found.std) == (ours.mean, ours.std)
 
 
 def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:

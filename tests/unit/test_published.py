@@ -194,9 +194,9 @@ def nhwc(images: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [400, 60])  # 60 < 192: directions without data stay as they are
 def test_frepo(count: int, tmp_path: Path) -> None:
-    real = toy(count)
+    real = named("cifar10", toy(count))
     pixels = (real.images[:4] + real.images[8:12]) / 2  # in the span of the data
-    mean, std = np.array(real.mean), np.array(real.std)
+    mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
     rows = ((nhwc(real.images) - mean) / std).reshape(count, -1)
     centre = rows.mean(0)
     whitened = (((nhwc(pixels) - mean) / std).reshape(4, -1) - centre) @ reference_zca(rows - centre)
@@ -210,6 +210,14 @@ def test_frepo(count: int, tmp_path: Path) -> None:
     layer = preprocessing(found, tmp_path)
     assert np.abs(nhwc(layer(pixels)).reshape(4, -1) - whitened).max() < 1e-3
     assert "frepo's" in said[0]
+
+
+@pytest.mark.parametrize("count", [30, 12, 5])
+def test_directions_without_data_stay_as_they_are(count: int) -> None:
+    rows = drawn(count, 12).double()
+    matrix, inverse = spaces._matrices(iter(rows.split(7)), 12, count)
+    assert np.abs(matrix.numpy() - reference_zca(rows.numpy())).max() < 1e-9
+    assert torch.allclose(matrix @ inverse, torch.eye(12, dtype=torch.float64), atol=1e-9)
 
 
 def test_frepo_of_grey_digits_is_standardised_with_learned_labels(tmp_path: Path) -> None:
