@@ -147,6 +147,10 @@ def _losses_and_gradients(
     return losses, layers.gradient(losses.sum() * LIFT, inputs) / LIFT
 
 
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (weights * values).mean()
+
+
 def _positive(name: str, value: float) -> None:
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} is {value}; it must be a finite number > 0")
@@ -212,30 +216,42 @@ class CurvatureRegularizedLoss:
         """
         return replace(self, h=self.h_warmup[epoch]) if epoch < len(self.h_warmup) else self
 
-    def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        criterion: Criterion = cross_entropy,
+    ) -> Tensor:
         """Return the mean regularised loss, a scalar.
 
         Args:
-            model: maps inputs to logits (N, K).
+            model: maps inputs to logits (N, K), or to what `criterion` takes.
             inputs: (N, ...), as the model takes them; they need not require a gradient.
-            targets: (N,) class indices or (N, K) class probabilities.
+            targets: (N,) class indices or (N, K) class probabilities (of MixUp, of CutMix, of a teacher, smoothed).
+            weights: (N,), by which each example's loss and penalty are multiplied before the mean over N; None for 1.
+            criterion: (outputs, targets) -> loss of each example (N,).
         """
         recording = torch.is_grad_enabled()
         with torch.enable_grad():
-            value = self._value(model, inputs, targets)
+            value = self._value(model, inputs, targets, weights, criterion)
         return value if recording else value.detach()
 
-    def _value(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _value(
+        self, model: Model, inputs: Tensor, targets: Tensor, weights: Tensor | None, criterion: Criterion
+    ) -> Tensor:
         if self.weight == 0:
-            return cross_entropy(model(inputs), targets).mean()
-        options = {"h": self.h, "direction": self.direction, "penalty": self.penalty}
+            return _mean(criterion(model(inputs), targets), weights)
+        options = {"h": self.h, "direction": self.direction, "penalty": self.penalty, "criterion": criterion}
         part = max(1, round(self.fraction * len(inputs)))
         apart = is_training(model) and self.batchnorm == "eval"
         if apart or part < len(inputs):
             with keeping_buffers(model), evaluating(model) if apart else nullcontext():
                 _, penalties = curvature_penalty(inside(model), inputs[:part], targets[:part], **options)
             # behind, so that the penalty sees no statistics of this batch
-            losses = cross_entropy(model(inputs), targets)
+            losses = criterion(model(inputs), targets)
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
-        return losses.mean() + self.weight * penalties.mean()
+        return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:part])
