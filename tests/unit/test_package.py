@@ -16,7 +16,7 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, by the backend that pip calls; of a copy, since setuptools builds in the tree and keeps what it built."""
+    """The wheel, by the backend that pip calls; of a copy, since setuptools leaves in the tree what it built."""
     tree, out = tmp_path_factory.mktemp("build") / "tree", tmp_path_factory.mktemp("wheel")
     copytree(ROOT, tree, ignore=ignore_patterns(".*", "__pycache__", "runs", "data", "build", "dist", "*.egg-info"))
     done = subprocess.run(
