@@ -5,7 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ LOSS = re.compile(r"(?:loss|'loss':) '?(-?\d+\.\d+)")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started() -> dict[str, subprocess.Popen[str]]:
+def started() -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Those that need a process of their own, side by side: two processes of one, and libraries that warn."""
     alone = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": alone, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -35,10 +35,14 @@ def started() -> dict[str, subprocess.Popen[str]]:
         commands["lightning_module"] = ["examples/lightning_module.py"]
     if find_spec("transformers") and find_spec("accelerate"):
         commands["hf_trainer"] = ["examples/hf_trainer.py"]
-    return {
+    processes = {
         name: subprocess.Popen([sys.executable, *command, "--steps", "3"], **options)
         for name, command in commands.items()
     }
+    yield processes
+    for process in processes.values():  # whom no test waited for
+        process.terminate()
+        process.communicate()
 
 
 def losses(text: str) -> list[float]:
