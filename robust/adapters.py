@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust.modes import Model, inside
+from robust.modes import inside
 
 __all__ = ["LogitsOf", "logits_of"]
 
@@ -48,7 +48,7 @@ class LogitsOf(nn.Module):
 
 def logits_of(
     model: Callable[..., Any], key: str | int | None = None, *, argument: str | None = None, **others: Any
-) -> Model:
+) -> LogitsOf:
     """Return the model as every loss and attack here takes it: one tensor in, logits out.
 
     Args:

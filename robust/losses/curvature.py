@@ -73,7 +73,7 @@ def curvature_penalty(
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
     Raises:
-        ValueError: h is not > 0, or an unknown name.
+        ValueError: h is not > 0, an unknown name, or a criterion that takes a mean.
 
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
@@ -114,9 +114,15 @@ def losses_and_gradients(
 def _losses_of(model: Model, targets: Tensor, criterion: Criterion) -> Callable[[Tensor], Tensor]:
     def losses_at(x: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return criterion(model(x), targets)
+            return _of_each(criterion(model(x), targets))
 
     return losses_at
+
+
+def _of_each(losses: Tensor) -> Tensor:
+    if losses.ndim == 0:
+        raise ValueError("criterion returns one number; it must return each example's loss (N,): reduction='none'")
+    return losses
 
 
 def _losses_and_gradients(
@@ -233,6 +239,9 @@ class CurvatureRegularizedLoss:
             targets: (N,) class indices or (N, K) class probabilities (of MixUp, of CutMix, of a teacher, smoothed).
             weights: (N,), by which each example's loss and penalty are multiplied before the mean over N; None for 1.
             criterion: (outputs, targets) -> loss of each example (N,).
+
+        Raises:
+            ValueError: a criterion that takes a mean.
         """
         recording = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -243,7 +252,7 @@ class CurvatureRegularizedLoss:
         self, model: Model, inputs: Tensor, targets: Tensor, weights: Tensor | None, criterion: Criterion
     ) -> Tensor:
         if self.weight == 0:
-            return _mean(criterion(model(inputs), targets), weights)
+            return _mean(_of_each(criterion(model(inputs), targets)), weights)
         options = {"h": self.h, "direction": self.direction, "penalty": self.penalty, "criterion": criterion}
         part = max(1, round(self.fraction * len(inputs)))
         apart = is_training(model) and self.batchnorm == "eval"
@@ -251,7 +260,7 @@ class CurvatureRegularizedLoss:
             with keeping_buffers(model), evaluating(model) if apart else nullcontext():
                 _, penalties = curvature_penalty(inside(model), inputs[:part], targets[:part], **options)
             # behind, so that the penalty sees no statistics of this batch
-            losses = criterion(model(inputs), targets)
+            losses = _of_each(criterion(model(inputs), targets))
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
         return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:part])

@@ -198,6 +198,15 @@ def test_any_criterion_of_each_example():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_criterion_that_takes_a_mean_is_refused(weight, training):
+    """Its gradients would carry 1/N, and the penalty would depend on the size of the batch."""
+    network, x, y = table()
+    with pytest.raises(ValueError, match=r"criterion returns one number; .* reduction='none'"):
+        CurvatureRegularizedLoss(weight)(network.train(training), x, y, criterion=nn.CrossEntropyLoss())
+
+
 # Models that return more than logits
 
 Pair = namedtuple("Pair", ["logits", "auxiliary"])
