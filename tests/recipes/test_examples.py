@@ -24,24 +24,31 @@ LINE = re.compile(r"^(\s*)(\w+ = |return )(.+?)  # GUARD, was: (.+)$", re.MULTIL
 LOSS = re.compile(r"(?:loss|'loss':) '?(-?\d+\.\d+)")
 
 
+ALONE = {
+    "test_lightning_runs": (["examples/lightning_module.py"], ["lightning"]),
+    "test_the_trainer_of_hugging_face_runs": (["examples/hf_trainer.py"], ["transformers", "accelerate"]),
+    "test_two_processes_train_one_network": (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/sre2l_squeeze.py"],
+        [],
+    ),
+}
+"""test -> command and the packages without which it is skipped: two processes of one, and libraries that warn"""
+
+
 @pytest.fixture(scope="module", autouse=True)
-def started() -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Those that need a process of their own, side by side: two processes of one, and libraries that warn."""
+def started(request: pytest.FixtureRequest) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Those of ALONE that are asked for, side by side with one another and with the tests that come first."""
+    selected = {item.name for item in request.session.items}
     alone = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = {"cwd": ROOT, "env": alone, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ddp = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/sre2l_squeeze.py"]
-    commands = {"sre2l_squeeze": ddp}
-    if find_spec("lightning"):
-        commands["lightning_module"] = ["examples/lightning_module.py"]
-    if find_spec("transformers") and find_spec("accelerate"):
-        commands["hf_trainer"] = ["examples/hf_trainer.py"]
     processes = {
         name: subprocess.Popen([sys.executable, *command, "--steps", "3"], **options)
-        for name, command in commands.items()
+        for name, (command, packages) in ALONE.items()
+        if name in selected and all(map(find_spec, packages))
     }
     yield processes
-    for process in processes.values():  # whom no test waited for
-        process.terminate()
+    for process in processes.values():
+        process.terminate()  # whom no test waited for
         process.communicate()
 
 
@@ -49,9 +56,12 @@ def losses(text: str) -> list[float]:
     return [float(value) for value in LOSS.findall(text)]
 
 
-def finished(started: dict[str, subprocess.Popen[str]], name: str) -> str:
+@pytest.fixture
+def printed(started: dict[str, subprocess.Popen[str]], request: pytest.FixtureRequest) -> str:
+    """What the process of a test has printed when it has ended well."""
+    name = request.node.name
     if name not in started:
-        pytest.skip(f"{name} needs a package that is not installed")
+        pytest.skip(f"needs {' and '.join(ALONE[name][1])}")
     text, _ = started[name].communicate(timeout=240)
     assert started[name].returncode == 0, text
     return text
@@ -79,23 +89,22 @@ def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert all(0 < value < 1000 for value in values)
 
 
-def test_lightning_runs(started: dict[str, subprocess.Popen[str]]) -> None:
-    values = losses(finished(started, "lightning_module"))
+def test_lightning_runs(printed: str) -> None:
+    values = losses(printed)
     assert len(values) == 3
     assert all(0 < value < 10 for value in values)
 
 
-def test_the_trainer_of_hugging_face_runs(started: dict[str, subprocess.Popen[str]]) -> None:
-    values = losses(finished(started, "hf_trainer"))
+def test_the_trainer_of_hugging_face_runs(printed: str) -> None:
+    values = losses(printed)
     assert len(values) == 6  # three steps on pixels, then three on tokens
     # of four classes, log 4 and the penalty; twice as much would be two accumulated batches that are not averaged
     assert all(1 < value < 2 for value in values)
 
 
-def test_two_processes_train_one_network(started: dict[str, subprocess.Popen[str]]) -> None:
-    text = finished(started, "sre2l_squeeze")
-    assert len(losses(text)) == 3
-    weights = re.findall(r"process (\d) of 2: weights (\d+\.\d+)", text)
+def test_two_processes_train_one_network(printed: str) -> None:
+    assert len(losses(printed)) == 3
+    weights = re.findall(r"process (\d) of 2: weights (\d+\.\d+)", printed)
     assert sorted(rank for rank, _ in weights) == ["0", "1"]
     assert len({value for _, value in weights}) == 1
 
