@@ -47,11 +47,12 @@ def test_torch_is_the_only_hard_requirement(wheel: Path) -> None:
 
 def test_every_public_symbol_has_a_type(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    # it asks the first python of the path where torch is, whatever --pythonpath says
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        [*command, "--verifytypes", "robust", "--ignoreexternal"],
+        [sys.executable, "-m", "basedpyright", "--verifytypes", "robust", "--ignoreexternal"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "PATH": path},
         capture_output=True,
         text=True,
         timeout=120,
