@@ -28,7 +28,7 @@ class Whiten(nn.Module):
 
     Args:
         mean: (D,), D = C H W, pixels.
-        matrix: (D, D), symmetric.
+        matrix: (D, D), which images, as rows, are multiplied by; symmetric where `fit` made it.
         unmatrix: (D, D), the inverse of `matrix`.
 
     >>> import torch
