@@ -93,12 +93,14 @@ class Config:
     """that of students of --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
     student_steps: int | None = None
     """steps of a student of --protocol own; None for the official number for so many images"""
+    student_lr: float = 3e-4
+    """highest learning rate of such a student (Adam)"""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_real", "num_nn_state", "max_online_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("lr_img", "lr_net", "ridge"):
+        for name in ("lr_img", "lr_net", "ridge", "student_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
         if self.student_steps is not None and self.student_steps < 1:
@@ -211,7 +213,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     images, labels = images.detach(), labels.detach()
     if not (images.isfinite().all() and labels.isfinite().all()):
         raise _diverged(config.iterations, "images that are not finite")
-    training: dict[str, Any] = {"steps": config.student_steps, "augment": config.student_augment}
+    training: dict[str, Any] = {"steps": config.student_steps, "lr": config.student_lr}
+    training["augment"] = config.student_augment
     if whitening is not None:
         training["whitening"] = os.path.relpath(whitening, run.folder)
     return DistilledSet(
@@ -290,10 +293,10 @@ def _scale(num_classes: int) -> float:
 
 
 def _initial(real: ImageSet, ipc: int, space: nn.Module, run: Run) -> dict[str, Any]:
-    images = torch.cat([real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)])
+    images = space(torch.cat([real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)]))
     classes = torch.arange(real.num_classes, device=images.device).repeat_interleave(ipc)
     labels = centred(classes, real.num_classes).to(images) / _scale(real.num_classes)
-    return {"iteration": 0, "images": space(images), "labels": labels}
+    return {"iteration": 0, "images": images, "labels": labels}
 
 
 # --- the pool ---------------------------------------------------------------------------------------------------
@@ -355,7 +358,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     """Return the authors' way of training students: regression on the learned labels.
 
     Args:
-        distilled: the set, on the device to work on; its own has labels, its `training` steps and augment.
+        distilled: the set, on the device to work on; its own has labels, its `training` steps, lr and augment.
         place: the folder of its file.
         run: of the evaluation, its generators.
 
@@ -366,8 +369,8 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         InputError: the set has no learned labels, or the file of its whitening is gone.
     """
     kept, count = distilled.training, len(distilled.images)
-    if "labels" not in distilled.own or not {"steps", "augment"} <= set(kept):
-        raise InputError("the set lacks the learned labels, steps or augment of frepo; take --protocol standard")
+    if "labels" not in distilled.own or not {"steps", "lr", "augment"} <= set(kept):
+        raise InputError("the set lacks the learned labels, steps, lr or augment of frepo; take --protocol standard")
     space = preprocessing(distilled, place).to(distilled.labels.device)
     images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
     if kept["steps"] is None and count not in STEPS:
@@ -375,7 +378,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         run.say(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
 
     def train(network: nn.Module, name: str) -> None:
-        options: dict[str, Any] = {"steps": steps, "strategy": kept["augment"]}
+        options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}
         options["generator"] = run.generator("student", name, "training")
         train_regressor(network, images, distilled.own["labels"], **options)
 

@@ -24,7 +24,7 @@ __all__ = ["OPERATIONS", "STEPS", "augmented", "check_strategy", "rate", "square
 
 STEPS = {10: 1000, 100: 2000, 200: 20_000, 400: 5000, 500: 5000, 1000: 10_000, 2000: 40_000, 5000: 40_000}
 """number of images -> steps of a student, of the official code"""
-WARM_UP, LR, LARGEST_BATCH = 500, 3e-4, 500
+WARM_UP, LARGEST_BATCH = 500, 500
 
 
 def squared(predicted: Tensor, targets: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def steps_for(count: int) -> int:
     return round(STEPS[below] + (STEPS[above] - STEPS[below]) * (count - below) / (above - below))
 
 
-def rate(step: int, steps: int, lr: float = LR) -> float:
+def rate(step: int, steps: int, lr: float) -> float:
     """Return the learning rate of a step, the first being 0."""
     warm_up = min(WARM_UP, steps // 2)
     if step < warm_up:
@@ -61,7 +61,14 @@ def rate(step: int, steps: int, lr: float = LR) -> float:
 
 
 def train_regressor(
-    network: nn.Module, images: Tensor, labels: Tensor, *, steps: int, strategy: str, generator: torch.Generator
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    strategy: str,
+    generator: torch.Generator,
 ) -> None:
     """Train a network in place.
 
@@ -70,6 +77,7 @@ def train_regressor(
         images: (N, C, H, W), normalised or whitened.
         labels: (N, K), the learned ones.
         steps: of Adam.
+        lr: its highest learning rate.
         strategy: operations joined by "_", or "" for none.
         generator: CPU generator of the augmentation.
     """
@@ -77,7 +85,7 @@ def train_regressor(
     optimizer = torch.optim.Adam(network.parameters())
     network.train()
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate(step, steps)
+        optimizer.param_groups[0]["lr"] = rate(step, steps, lr)
         which = torch.arange(step * batch, (step + 1) * batch, device=images.device) % len(images)
         optimizer.zero_grad(set_to_none=True)
         squared(network(augmented(images[which], strategy, generator)), labels[which]).backward()
