@@ -366,11 +366,15 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         the protocol.
 
     Raises:
-        InputError: the set has no learned labels, or the file of its whitening is gone.
+        InputError: the set has no learned labels, or damaged ones, or the file of its whitening is gone.
     """
-    kept, count = distilled.training, len(distilled.images)
+    kept, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
     if "labels" not in distilled.own or not {"steps", "lr", "augment"} <= set(kept):
         raise InputError("the set lacks the learned labels, steps, lr or augment of frepo; take --protocol standard")
+    labels = distilled.own["labels"]
+    if labels.shape != (count, classes) or not labels.isfinite().all():
+        found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
+        raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
     space = preprocessing(distilled, place).to(distilled.labels.device)
     images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
     if kept["steps"] is None and count not in STEPS:
@@ -380,7 +384,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     def train(network: nn.Module, name: str) -> None:
         options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}
         options["generator"] = run.generator("student", name, "training")
-        train_regressor(network, images, distilled.own["labels"], **options)
+        train_regressor(network, images, labels, **options)
 
     return Protocol(train, max(1, round(steps * min(count, LARGEST_BATCH) / count)), preprocess=space)
 
