@@ -10,7 +10,7 @@ kernel together with its mirror image. Labels are centred: one-hot less 1 / K, a
 
 "Dataset Distillation using Neural Feature Regression", Zhou, Nezhadarya & Ba, NeurIPS 2022 (arXiv 2206.00719),
 algorithm 1; as in the official code, S and Y are stepped by LAMB and whitened images are first normalised by channel,
-with a regulariser of 0.1 times the mean variance (so it is not the whitening of `distill.whiten` alone, nor MTT's).
+with a regulariser of 0.1 times the mean variance (`Whiten.fit_normalised`; MTT's is another).
 
 Students of --protocol own are trained by regression on Y (`baselines.frepo_students`); for those of the standard one,
 whose loss is cross-entropy, the file's labels are the probabilities that are nearest to Y, scaled back and uncentred.
@@ -34,7 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from baselines.frepo_students import LARGEST_BATCH, STEPS, check_strategy, squared, steps_for, train_regressor
+from baselines.frepo_students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
 from baselines.ridge import centred, probabilities, regressed
 from distill.augment import augmentation
 from distill.data import ImageSet
@@ -45,9 +45,8 @@ from distill.estimate import STEPS as TIMED
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
 from distill.models import BACKBONES, build
-from distill.protocol import Protocol
 from distill.run import Run
-from distill.whiten import Whiten, preprocessing
+from distill.whiten import Whiten
 from robust import Normalize
 
 __all__ = ["RECIPES", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
@@ -333,60 +332,8 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
         return normalize, None
     path = run.stage("whitening-normalised", real.identity(), seed=0).folder / "whitening.safetensors"
     if not path.exists():
-        whitening(real.images[:], normalize).save(path)
+        Whiten.fit_normalised(real.images[:], normalize).save(path)
     return Whiten.load(path).to(real.images.device), path
-
-
-def whitening(images: Tensor, normalize: Normalize) -> Whiten:
-    """Return normalisation followed by ZCA as one layer: D W for W of the normalised images, D = diag(1 / std).
-
-    Args:
-        images: (N, C, H, W) pixels.
-        normalize: their normalisation by channel.
-    """
-    normalised = normalize(images)
-    layer = Whiten.fit(normalised, eps=0.1 * normalised.flatten(1).var(0).mean().item())
-    std = normalize.std.expand(images.shape[1:]).flatten()
-    mean = normalize.inverse(layer.mean.view(1, *images.shape[1:])).flatten()
-    return Whiten(mean, layer.matrix / std[:, None], layer.unmatrix * std)
-
-
-# --- students in the authors' way -------------------------------------------------------------------------------
-
-
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students: regression on the learned labels.
-
-    Args:
-        distilled: the set, on the device to work on; its own has labels, its `training` steps, lr and augment.
-        place: the folder of its file.
-        run: of the evaluation, its generators.
-
-    Returns:
-        the protocol.
-
-    Raises:
-        InputError: the set has no learned labels, or damaged ones, or the file of its whitening is gone.
-    """
-    kept, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
-    if "labels" not in distilled.own or not {"steps", "lr", "augment"} <= set(kept):
-        raise InputError("the set lacks the learned labels, steps, lr or augment of frepo; take --protocol standard")
-    labels = distilled.own["labels"]
-    if labels.shape != (count, classes) or not labels.isfinite().all():
-        found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
-        raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
-    space = preprocessing(distilled, place).to(distilled.labels.device)
-    images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
-    if kept["steps"] is None and count not in STEPS:
-        known = ", ".join(map(str, STEPS))
-        run.say(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
-
-    def train(network: nn.Module, name: str) -> None:
-        options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}
-        options["generator"] = run.generator("student", name, "training")
-        train_regressor(network, images, labels, **options)
-
-    return Protocol(train, max(1, round(steps * min(count, LARGEST_BATCH) / count)), preprocess=space)
 
 
 # --- how long it takes ------------------------------------------------------------------------------------------

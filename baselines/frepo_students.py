@@ -13,14 +13,30 @@ up.
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import unknown
+from distill.distilled import DistilledSet
+from distill.errors import InputError, unknown
+from distill.protocol import Protocol
+from distill.run import Run
+from distill.whiten import preprocessing
 
-__all__ = ["OPERATIONS", "STEPS", "augmented", "check_strategy", "rate", "squared", "steps_for", "train_regressor"]
+__all__ = [
+    "OPERATIONS",
+    "STEPS",
+    "augmented",
+    "check_strategy",
+    "protocol",
+    "rate",
+    "squared",
+    "steps_for",
+    "train_regressor",
+]
 
 STEPS = {10: 1000, 100: 2000, 200: 20_000, 400: 5000, 500: 5000, 1000: 10_000, 2000: 40_000, 5000: 40_000}
 """number of images -> steps of a student, of the official code"""
@@ -90,6 +106,41 @@ def train_regressor(
         optimizer.zero_grad(set_to_none=True)
         squared(network(augmented(images[which], strategy, generator)), labels[which]).backward()
         optimizer.step()
+
+
+def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+    """Return the authors' way of training students: regression on the learned labels.
+
+    Args:
+        distilled: the set, on the device to work on; its own has labels, its `training` steps, lr and augment.
+        place: the folder of its file.
+        run: of the evaluation, its generators.
+
+    Returns:
+        the protocol.
+
+    Raises:
+        InputError: the set has no learned labels, or damaged ones, or the file of its whitening is gone.
+    """
+    kept, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
+    if "labels" not in distilled.own or not {"steps", "lr", "augment"} <= set(kept):
+        raise InputError("the set lacks the learned labels, steps, lr or augment of frepo; take --protocol standard")
+    labels = distilled.own["labels"]
+    if labels.shape != (count, classes) or not labels.isfinite().all():
+        found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
+        raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
+    space = preprocessing(distilled, place).to(distilled.labels.device)
+    images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
+    if kept["steps"] is None and count not in STEPS:
+        known = ", ".join(map(str, STEPS))
+        run.say(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
+
+    def train(network: nn.Module, name: str) -> None:
+        options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}
+        options["generator"] = run.generator("student", name, "training")
+        train_regressor(network, images, labels, **options)
+
+    return Protocol(train, max(1, round(steps * min(count, LARGEST_BATCH) / count)), preprocess=space)
 
 
 # --- augmentation: each operation has three numbers in [0, 1) an image

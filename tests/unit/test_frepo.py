@@ -17,7 +17,7 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 from baselines import frepo
-from baselines.frepo import RECIPES, Config, distill, margin, objective, protocol, student_work, whitening, work
+from baselines.frepo import RECIPES, Config, distill, margin, objective, protocol, student_work, work
 from baselines.frepo_students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from baselines.ridge import centred, probabilities
 from distill.data import ImageSet
@@ -431,7 +431,7 @@ def test_whitening_is_of_normalised_images() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(60, 3, 2, 2, generator=generator, dtype=torch.float64)
     normalize = Normalize([0.4, 0.5, 0.6], [0.1, 0.2, 0.4]).double()
-    layer = whitening(images, normalize)
+    layer = Whiten.fit_normalised(images, normalize)
     flat = normalize(images).flatten(1)
     covariance = flat.T.cov()
     matrix = covariance + 0.1 * covariance.trace() / 12 * torch.eye(12, dtype=torch.float64)
