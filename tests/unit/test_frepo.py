@@ -21,13 +21,14 @@ from baselines.frepo import RECIPES, Config, distill, margin, objective, protoco
 from baselines.frepo_students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from baselines.ridge import centred, probabilities
 from distill.data import ImageSet
+from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
 from distill.run import Run
 from distill.whiten import Whiten
 from robust import Normalize
-from tests.toy import toy
+from tests.toy import toy, write_toy
 
 SMALL = Config(
     "frepo_convnet:width=4,depth=2",
@@ -277,6 +278,15 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     rows = scalars(tmp_path, "loss", "accuracy")
     assert sum(row[1] for row in rows[-20:]) < 0.5 * sum(row[1] for row in rows[:20])
     assert sum(row[2] for row in rows[-20:]) / 20 > 90
+
+
+def test_images_in_files_are_decoded_when_drawn(tmp_path: Path) -> None:
+    root = write_toy(tmp_path / "toy")
+    paths = [str(path) for path in sorted((root / "train").rglob("*.png"), key=lambda path: path.name)]
+    files = ImageFiles(np.array(paths), 8, "square")
+    lazy = replace(toy(), images=files)
+    found = distill(lazy, 2, SMALL, run_in(tmp_path / "lazy"))
+    assert torch.equal(found.images, distill(lazy.in_memory(), 2, SMALL, run_in(tmp_path / "tensor")).images)
 
 
 # --- the pool
