@@ -377,6 +377,12 @@ DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # of DSA, which is the nea
 DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
+# Quick, on 2,000 held-out training images of CIFAR-10 at 16 px, ipc 1, 500 iterations, seed 0, two students of --protocol
+# own in percent: 31.3 at lr_img 0.01 and lr_net 3e-3, 33.6 at 0.01 and 1e-3, 31.1 at 0.01 and 0.01, 24.3 at 0.03 and
+# 3e-3, 32.1 at 5e-3 and 3e-3; 31.8 after 1500 iterations at 0.01 and 1e-3. Standard students (500 epochs): about 24
+# with DSA, 19 without. At ipc 10, 400 iterations, one student: 39.7 at 0.01, 39.5 at 5e-3.
+
+
 def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     upright = dataset in GREY
     fields: dict[str, Any] = {"augment": DSA_STRATEGY_DIGITS if upright else DSA_STRATEGY}
@@ -388,8 +394,9 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     if name == "paper":  # script/distill.py and the readme's commands; five students, as there
         fields["backbone"] = f"frepo_convnet:width=128{depth}" if depth else "frepo_convnet"
         return Recipe(Config(**fields), Evaluation(students=5))
-    fields |= {"backbone": f"frepo_convnet:width=16{depth}", "iterations": 1000, "batch_real": 256}
-    fields |= {"lr_img": 3e-3, "lr_net": 3e-3, "num_nn_state": 5, "max_online_updates": 50}
+    fields |= {"backbone": f"frepo_convnet:width=16{depth}", "iterations": 800, "batch_real": 256}
+    fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
+    fields |= {"student_steps": 500, "student_lr": 3e-3}
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
 
 
