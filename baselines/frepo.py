@@ -16,9 +16,9 @@ Students of --protocol own are trained by regression on Y (`baselines.frepo_stud
 whose loss is cross-entropy, the file's labels are the probabilities that are nearest to Y, scaled back and uncentred.
 
 Deviations from the official code: the set is the last one, not the best on the test set; real batches are drawn in each
-step without replacement from all images, not out of a buffer that moves over them; the covariance is over N - 1, and
-whitening has no other rule where there are fewer images than pixels; images of 128 px and more are not whitened, there
-in blocks; see `distill.models.frepo_convnet` for the network; seeds are addressed.
+step from all images, not out of a buffer that moves over them; the covariance is over N - 1, with no other rule for
+fewer images than pixels; images of 128 px and more are not whitened, there in blocks; see also
+`distill.models.frepo_convnet`; seeds are addressed.
 """
 
 import math
@@ -231,10 +231,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def _diverged(iteration: int, what: str) -> InputError:
-    return InputError(
-        f"the regression diverged in iteration {iteration} ({what}); take a smaller --lr-img or --lr-net, or a larger "
-        "--ridge"
-    )
+    instead = "take a smaller --lr-img or --lr-net, or a larger --ridge"
+    return InputError(f"the regression diverged in iteration {iteration} ({what}); {instead}")
 
 
 # --- what is minimised ------------------------------------------------------------------------------------------
@@ -377,10 +375,8 @@ DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # of DSA, which is the nea
 DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
-# Quick, on 2,000 held-out training images of CIFAR-10 at 16 px, ipc 1, 500 iterations, seed 0, two students of --protocol
-# own in percent: 31.3 at lr_img 0.01 and lr_net 3e-3, 33.6 at 0.01 and 1e-3, 31.1 at 0.01 and 0.01, 24.3 at 0.03 and
-# 3e-3, 32.1 at 5e-3 and 3e-3; 31.8 after 1500 iterations at 0.01 and 1e-3. Standard students (500 epochs): about 24
-# with DSA, 19 without. At ipc 10, 400 iterations, one student: 39.7 at 0.01, 39.5 at 5e-3.
+# Quick, on 2,000 held-out training images of CIFAR-10 at 16 px (ipc 1, 500 iterations, seed 0, two --protocol own
+# students), percent at (lr_img, lr_net): 33.6 (0.01, 1e-3), 31.3 (0.01, 3e-3), 31.1 (0.01, 0.01), 24.3 (0.03, 3e-3).
 
 
 def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
