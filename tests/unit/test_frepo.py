@@ -200,7 +200,7 @@ def test_lamb_is_the_papers(zero: bool, monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.parametrize("use_flip", [False, True])
 def test_the_loop_is_the_papers(use_flip: bool, toy64: ImageSet, tmp_path: Path) -> None:
     """Against the official loop, written out with matrices and its own Adam and LAMB."""
-    config, data = replace(SMALL, use_flip=use_flip, ridge=1e-3), toy64
+    config, data = replace(SMALL, use_flip=use_flip, ridge=1e-3, lr_img=0.3), toy64
     run = run_in(tmp_path, config)
     found = distill(data, 2, config, run)
 
@@ -223,7 +223,7 @@ def test_the_loop_is_the_papers(use_flip: bool, toy64: ImageSet, tmp_path: Path)
         )
 
     pool = [[untrained(k, 0), k, 0] for k in range(3)]  # network, age, steps of its Adam; 3 // 3 * k
-    losses = []
+    losses, leads = [], []
     for iteration in range(12):
         k = int(torch.randint(3, (), generator=run.generator("pool", iteration)))
         network, age, t = pool[k]
@@ -240,7 +240,8 @@ def test_the_loop_is_the_papers(use_flip: bool, toy64: ImageSet, tmp_path: Path)
         losses.append(loss.item())
         label_loss = -torch.minimum((y[:, 0] - y[:, 1]).abs(), torch.tensor(0.5)).mean()
         gradients = torch.autograd.grad(loss + label_loss, [s, y])
-        lr = 0.01 * (0.1 + 0.9 * (1 + math.cos(math.pi * iteration / 12)) / 2)
+        leads.append((y[:, 0] - y[:, 1]).abs().min().item())
+        lr = 0.3 * (0.1 + 0.9 * (1 + math.cos(math.pi * iteration / 12)) / 2)
         with torch.no_grad():
             steps = [moved(name, g, iteration + 1, 1e-6) for name, g in zip("sy", gradients, strict=True)]
             s, y = (p - lr * p.norm() / r.norm() * r for p, r in zip((s, y), steps, strict=True))
@@ -254,6 +255,7 @@ def test_the_loop_is_the_papers(use_flip: bool, toy64: ImageSet, tmp_path: Path)
                 p.data -= 0.01 * moved(f"{k} {name}", g, t + 1, 1e-8)
             pool[k][1:] = age + 1, t + 1
     assert [row[1] for row in scalars(tmp_path, "loss")] == pytest.approx(losses, rel=1e-6)
+    assert min(leads[:-1]) < 0.5 < leads[0]  # the margin has a gradient in some of the steps
     assert (found.images - normalize.inverse(s)).abs().max() < 1e-6
     assert (found.own["labels"] - y).abs().max() < 1e-6
     assert (s - normalize(first)).abs().max() > 0.01
@@ -399,12 +401,12 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("at", [0, 1, 7, 11])
+@pytest.mark.parametrize("at", [0, 1, 9, 23])
 @pytest.mark.parametrize("fields", [{}, {"zca": True, "use_flip": True, "learn_label": False, "pool_norm": "same"}])
 def test_a_killed_run_ends_with_the_same_bits(
     fields: dict[str, Any], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(SMALL, **fields)
+    config = replace(SMALL, iterations=24, max_online_updates=2, **fields)
     whole = distill(toy(), 2, config, run_in(tmp_path / "whole", config))
     log = Run.log
 
