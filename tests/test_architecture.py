@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dd, dm, full, mtt
+from baselines import coreset, dd, dm, frepo, full, mtt
 from baselines.formats import Raw
 from baselines.trajectories import Expert
 from distill.columns import Certification
@@ -102,7 +102,7 @@ def test_files_are_of_one_idea() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert),
+        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert, frepo.Config),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
         *(
             Threat,
