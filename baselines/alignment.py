@@ -78,7 +78,7 @@ def align(
 
     with torch.no_grad():
         centres = torch.stack([embedding(network, augmented(c, x)).mean(0) for c, x in enumerate(images)])
-    theirs, terms, by_centres = [], torch.zeros(2, device=images.device), torch.zeros_like(centres)
+    theirs, terms, by_centres = [], images.new_zeros(2), torch.zeros_like(centres)
     for class_ in range(count):
         batch = augmented(class_, real_batch(class_))
         theirs.append(_means(network, batch))

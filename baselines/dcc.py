@@ -91,7 +91,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     def matching(iteration: int, step: int) -> dc.Matching:
         return match if iteration >= config.outer_warmup or step >= config.inner_warmup else dc.match
 
-    return dc.distill(real, ipc, settled(config, ipc), run, matching)
+    return dc.distill(real, ipc, config, run, matching, LOOPS)
 
 
 def match(
@@ -122,7 +122,7 @@ def match(
     teacher, count = dc.teacher_of(network, config, images.device, compiled), len(images)
     parameters = [p for p in network.parameters() if p.requires_grad]
     total, target = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    leaf, ours, losses = images.detach().requires_grad_(), [], torch.zeros(2, device=images.device)
+    leaf, ours, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
     for class_, synthetic in enumerate(leaf):
         synthetic, real_loss, gradients = dc.real_side(class_, synthetic, teacher, real_batch, siamese, generator)
         losses[1] += real_loss

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dd, dm, full, mtt
+from baselines import cafe, coreset, dcc, dd, dm, full, mtt
+from baselines.alignment import Weights
 from baselines.trajectories import Expert
 from distill.columns import Certification
 from distill.commands.start import Place
@@ -100,6 +101,7 @@ def test_files_are_of_one_idea() -> None:
     "config",
     [
         *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert),
+        *(cafe.Config, Weights, dcc.Config),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet),
         *(
             Threat,

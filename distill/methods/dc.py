@@ -130,7 +130,12 @@ def loops(config: Config, ipc: int, table: dict[int, tuple[int, int]] = LOOPS) -
 
 
 def distill(
-    real: ImageSet, ipc: int, config: Config, run: Run, matching: Callable[[int, int], Matching] = lambda *_: match
+    real: ImageSet,
+    ipc: int,
+    config: Config,
+    run: Run,
+    matching: Callable[[int, int], Matching] = lambda *_: match,
+    table: dict[int, tuple[int, int]] = LOOPS,
 ) -> DistilledSet:
     """Distil a data set; continues from the run's checkpoint.
 
@@ -140,6 +145,7 @@ def distill(
         config: the settings.
         run: its generators, checkpoints, scalars and progress.
         matching: (iteration, step of it) -> how gradients are matched there.
+        table: loops by ipc, for a config without.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -147,8 +153,8 @@ def distill(
     channels, size, _ = real.image_shape
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
-    outer_loop, inner_loop = loops(config, ipc)
-    if ipc not in LOOPS and ipc < max(LOOPS) and None in (config.outer_loop, config.inner_loop):
+    outer_loop, inner_loop = loops(config, ipc, table)
+    if ipc not in table and ipc < max(table) and None in (config.outer_loop, config.inner_loop):
         run.say(f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)")
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
@@ -246,7 +252,7 @@ def match(
         the gradient, shaped as `images`, and the two sums over classes of distance and real loss (2,).
     """
     teacher, distance = teacher_of(network, config, images.device, compiled), DISTANCES[config.distance]
-    gradients, losses = [], torch.zeros(2, device=images.device)
+    gradients, losses = [], images.new_zeros(2)
     for classes in torch.arange(len(images)).split(TOGETHER if overhead_bound(images[0]) else 1):
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
         ours, targets = [], []
