@@ -283,7 +283,7 @@ def _train_until_it_moved(
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
 
-    Both loops are counted as ending after STEPS_OF_A_LOOP windows of accuracies, where they may go on longer.
+    Both loops are counted as ending with their first full window of accuracies, the earliest that they can.
     """
     real, watched = min(config.batch_real, PROBE), min(config.batch_watch, PROBE)
     small = min(config.batch_train, ipc * num_classes, PROBE)
@@ -316,8 +316,9 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     ]
 
 
-GUARD_WEIGHT = 1.0
 # --- recipes -----------------------------------------------------------------------------------------------------
+
+GUARD_WEIGHT = 1.0
 
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
@@ -329,8 +330,8 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if name == "paper":  # the defaults of the official code, and its 20 students
         fields["backbone"] = f"convnet:width=128{depth}" if depth else "convnet"
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 20}
-    fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10}
+    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 12}
+    fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 

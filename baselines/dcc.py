@@ -169,7 +169,7 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if name == "paper":  # the official code: 1000 iterations, batch 256, 20 students
         fields["backbone"] = f"convnet:width=128{depth}" if depth else "convnet"
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 40, "outer_warmup": 10}
+    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 20, "outer_warmup": 5}
     fields |= {"outer_loop": 10, "inner_loop": 5 if ipc == 1 else 10}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
