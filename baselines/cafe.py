@@ -40,6 +40,7 @@ from baselines.alignment import Weights, align
 from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import freeze_batchnorm
@@ -141,7 +142,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
 
     Raises:
-        InputError: the backbone has no activation layers, or no features before a linear classifier.
+        InputError: the backbone has no activation layers, or no features before a linear classifier; or the alignment
+            diverged.
     """
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
@@ -193,6 +195,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     augment=siamese,
                 )
             alignment, discrimination = (losses / steps).tolist()
+            if not alignment + discrimination < float("inf"):
+                raise InputError(f"the alignment diverged in iteration {iteration}; take a smaller --lr-img")
             scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": seen[-1]}
             bar.set_postfix(loss=f"{alignment + discrimination:.4g}", steps=steps, epochs=epochs, refresh=False)
             bar.update()

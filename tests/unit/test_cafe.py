@@ -264,6 +264,11 @@ def test_the_learning_rate_is_halved_at_fractions(tmp_path: Path, monkeypatch: p
     assert [value.item() for value in moved] == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_learning_rate_too_large_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="diverged in iteration 0; take a smaller --lr-img"):
+        distill(toy(), 1, replace(SMALL, lr_img=1e30), Run(tmp_path, None).begin())
+
+
 # --- a run -------------------------------------------------------------------------------------------------------
 
 
