@@ -322,7 +322,14 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 # --- recipes -----------------------------------------------------------------------------------------------------
 
-GUARD_WEIGHT = 1.0
+# What quick starts from, and GUARD's weight at h = 3, on a tenth of the training set held out: `--recipe quick --split
+# validation --image-size 16 --ipc 10 --iterations 8 --students 2 --student.epochs 250 --test-images 500`, seed 0, two
+# students, percent. The weight is no optimum: it is the one tried, where penalty and loss are of one size, and makes
+# no difference that two students could show. Not searched: ipc 1, other data sets, the loops' fields.
+#
+#   cifar10  from noise  clean 23.5  linf 9.8     from real images  29.6  7.6     these with weight 10  29.9  8.1
+#   mnist    from noise  clean 80.6  linf 24.3
+GUARD_WEIGHT = 10.0
 
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
