@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dd, dm, frepo, full, mtt
+from baselines import cafe, coreset, dcc, dd, dm, frepo, full, mtt
+from baselines.alignment import Weights
 from baselines.formats import Raw
 from baselines.trajectories import Expert
 from distill.columns import Certification
@@ -104,6 +105,7 @@ def test_files_are_of_one_idea() -> None:
     [
         *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert, frepo.Config),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
+        *(cafe.Config, Weights, dcc.Config),
         *(
             Threat,
             PGD,
