@@ -286,7 +286,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
     All is counted as if no part were there. The networks of the pool are timed, and matching as training.
     """
-    few = PROBE if config.width <= 64 else 4  # images of a timed step: wide ones take long, and time is as their number
+    few = PROBE if config.width <= 64 else 2  # images of a timed step: wide ones take long, in time as their number
     first, second = (min(batch, examples) for batch in (config.gan_batch, config.match_batch))
     of_gan = config.gan_epochs * (config.gan_epoch_steps or examples // first)
     of_matching = config.match_epochs * (config.match_epoch_steps or examples // second)

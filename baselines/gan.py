@@ -318,17 +318,14 @@ def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any
         InputError: images of that size cannot be made, or the training diverged.
     """
     device = real.labels.device
-    untrained = Gan(real.image_shape, real.num_classes, settings, torch.Generator(), device)  # refuses before it writes
     stage = run.stage("gan", {"data": real.identity(), "adversarial": describe(settings)}, settings.seed)
     size = min(settings.batch_size, len(real))
     total = settings.epochs * (settings.epoch_steps or len(real) // size)
     with locked(stage.folder, wait=True):
-        state = stage.restore()
-        gan = Gan(real.image_shape, real.num_classes, settings, stage.generator("networks"), device)
-        first = 0
-        if state is not None:
-            gan, first = untrained, state["step"]
+        gan, first = Gan(real.image_shape, real.num_classes, settings, stage.generator("networks"), device), 0
+        if (state := stage.restore()) is not None:
             gan.load(state)
+            first = state["step"]
         orders = batches(len(real), size, first, total, lambda passes: stage.generator("order", passes))
         with stage.progress("generator and critic", total, first) as bar:
             for step, which in zip(range(first, total), orders, strict=True):

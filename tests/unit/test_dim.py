@@ -409,7 +409,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, folder: str, at: int) -> None:
     monkeypatch.setattr(Run, "log", dies)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2, 3])
+@pytest.mark.parametrize("at", [0, 1, 3])  # before all, within an epoch, in the last step
 @pytest.mark.parametrize("part", ["gan", "matching"])
 def test_a_killed_run_ends_with_the_same_bits(
     part: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -540,7 +540,9 @@ def test_students_see_new_images_in_each_epoch(tmp_path: Path, monkeypatch: pyte
 
 
 def test_students_of_a_trained_generator_know_the_classes(tmp_path: Path) -> None:
-    config = replace(SMALL, gan_epoch_steps=60, gan_batch=16, width=8, match_weight=0.01, student_epochs=60)
+    config = replace(
+        SMALL, gan_epoch_steps=40, gan_batch=16, gan_lr=2e-3, width=6, match_weight=0.01, student_epochs=40
+    )
     made, test = distill(toy(), 4, config, run_in(tmp_path, config)), toy(seed=1)
     own, normalize = protocol(made, tmp_path, run_in(tmp_path / "own", None)), Normalize(made.mean, made.std)
     student = build(
