@@ -334,9 +334,13 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if name == "paper":  # the defaults of the official code, the same for its four data sets
         convnet = "convnet" if depth is None else f"convnet:width=128,depth={depth}"
         return Recipe(Config(backbone=convnet, pool=(convnet, *OFFICIAL_POOL[1:])), Evaluation(students=50))
+    # Far too short for images of objects: a generator of blurs that have their class's colours. Chosen with --split
+    # validation on cifar10 16 px, ipc 10, seed 0, one student of 150 epochs, 1,000 images, clean accuracy in percent,
+    # students on fresh images / on the set: 25.2 / 23.7 after the first part, 29.3 / 26.5 after both; the first part
+    # with 650 steps of 32 images instead: 23.3 / 20.3.
     convnet = f"convnet:width=32{'' if depth is None else f',depth={depth}'}"
     fields: dict[str, Any] = {"backbone": convnet, "pool": (convnet,), "width": 32}
-    fields |= {"gan_epochs": 1, "gan_epoch_steps": 600, "gan_batch": 64, "gan_lr": 5e-4}
+    fields |= {"gan_epochs": 1, "gan_epoch_steps": 400, "gan_batch": 64, "gan_lr": 1e-3}
     fields |= {"match_epochs": 4, "match_epoch_steps": 25, "match_batch": 64, "match_lr": 1e-4, "net_steps": 4}
     fields |= {"student_epochs": 300}
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
