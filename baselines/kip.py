@@ -14,10 +14,10 @@ A set's labels are for a student of the standard protocol: classes, or the proba
 the regression has, the centred floats, is `own["labels"]` in its file; `baselines.least_squares` trains finite networks
 on those, in the authors' way.
 
-Deviations from the notebooks (google-research/kip): `zca` is the house's whitening of pixels, with the
-notebooks' ridge, 0.1 of the mean variance, but no image is made zero-mean and of unit norm first: that has no inverse, so that images
-learned behind it could not be put back into pixels. A batch that classes cannot share evenly is rounded down. Not here:
-augmented targets, the Myrtle kernels, label solve.
+Deviations from the notebooks (google-research/kip): `zca` is the house's whitening of pixels, with the notebooks'
+ridge, 0.1 of the mean variance, but no image is made zero-mean and of unit norm first: that has no inverse, so that
+images learned behind it could not be put back into pixels. A batch that classes cannot share evenly is rounded down.
+Not here: augmented targets, the Myrtle kernels, label solve.
 """
 
 import os

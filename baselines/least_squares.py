@@ -5,8 +5,9 @@ the mean squared error, with a learning rate that falls as a cosine to 0 from th
 the first weights' tangent kernel converges. The authors' network is `--backbone convnet:width=1024,norm=none` (their
 "ConvNet3"); 100 images a step, 5000 steps.
 
-nn_training.ipynb of google-research/kip, for Nguyen et al. 2021 (arXiv 2107.13034). Deviations: that largest rate is estimated on distilled images, not on held-out real ones, and by power iteration; a batch of a set that has no
-100 images has each of them once.
+nn_training.ipynb of google-research/kip, for Nguyen et al. 2021 (arXiv 2107.13034). Deviations: that largest rate is
+estimated on distilled images, not on held-out real ones, and by power iteration; a batch of a set of fewer than 100
+images has each of them once.
 """
 
 from math import cos, pi
