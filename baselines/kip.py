@@ -224,8 +224,8 @@ def _chunk(config: Config, size: int) -> int:
     if held > LARGEST:
         raise InputError(
             f"the ConvNet's kernel of one pair of {size} px images takes about {held / 2**30:.1f} GiB at depth "
-            f"{depth}, and a step has {config.target_batch} pairs for each distilled image; take --kernel fc, "
-            "--precision float32 or a smaller --image-size"
+            f"{depth}, and a step has {config.target_batch} pairs for each distilled image; take --kernel fc "
+            "or a smaller --image-size"
         )
     return config.chunk or max(1, MEMORY // held)
 
