@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.distilled import DistilledSet
@@ -87,18 +86,16 @@ def largest_rate(network: nn.Module, images: Tensor, rounds: int = 30) -> float:
         images: (N, C, H, W) as it takes them.
         rounds: of power iteration from the vector of ones, to which the first eigenvector of such kernels is near.
     """
-    training, weights = network.training, {name: p.detach() for name, p in network.named_parameters()}
-
-    def summed(weights: dict[str, Tensor]) -> Tensor:
-        logits = functional_call(network, weights, (images,))
-        return logits.sum(1) / logits.shape[1] ** 0.5
-
-    with sdpa_kernel(SDPBackend.MATH):
-        network.eval()
-        back, vector = vjp(summed, weights)[1], images.new_ones(len(images))
+    training, weights = network.training, list(network.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        logits = network.eval()(images)
+        summed = logits.sum(1) / logits.shape[1] ** 0.5
+        vector = torch.ones_like(summed, requires_grad=True)
+        back = torch.autograd.grad(summed, weights, vector, create_graph=True, materialize_grads=True)  # J^T vector
+        point = vector
         for _ in range(rounds):
-            vector = vector / vector.norm()
-            vector = jvp(summed, (weights,), back(vector))[1]
-    classes = functional_call(network, weights, (images[:1],)).shape[1]
+            point = point.detach() / point.detach().norm()
+            along = torch.autograd.grad(summed, weights, point, retain_graph=True, materialize_grads=True)
+            (point,) = torch.autograd.grad(back, vector, along, retain_graph=True)  # its derivative by the vector: J
     network.train(training)
-    return 2 * len(images) * classes / vector.norm().item()
+    return 2 * logits.numel() / point.norm().item()
