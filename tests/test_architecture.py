@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dd, dm, full, mtt
+from baselines import coreset, dd, dm, full, kip, mtt
 from baselines.trajectories import Expert
 from distill.columns import Certification
 from distill.commands.start import Place
@@ -99,7 +99,7 @@ def test_files_are_of_one_idea() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert),
+        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, kip.Config, mtt.Config, Expert),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet),
         *(
             Threat,
