@@ -194,8 +194,8 @@ def objective(
     try:
         said = regressed(k_ss, k_ts, labels, ridge)
     except torch.linalg.LinAlgError:
-        line = f"the kernel of the {len(images)} images is singular at ridge {ridge:g}"
-        raise InputError(f"{line}; take a larger --ridge, or --precision float64") from None
+        line = f"the kernel of the {len(images)} images is not positive definite at ridge {ridge:g}"
+        raise InputError(f"{line}; take a larger --ridge, a smaller --lr, or --precision float64") from None
     loss = 0.5 * (said - centred(truth, labels.shape[1]).to(said)).square().mean()
     return loss, (said.argmax(1) == truth).float().mean()
 

@@ -14,6 +14,7 @@ from distill.run import Run
 
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--iterations", "3", "--target-batch", "10", "--student-steps", "40"]
 SMALL += ["--students", "1", "--student.epochs", "10", "--attacks", "fgsm", "--ipc", "2"]
+LEARNED = ["--labels", "learned", "--iterations", "60", "--target-batch", "40"]
 PLACE = Path("kip", "folder", "ipc2", "seed0")
 
 
@@ -35,7 +36,7 @@ def test_digits_are_distilled(kernel: str, tmp_path: Path) -> None:
 
 def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path) -> None:
     words = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--attacks", "fgsm", "--student.epochs", "10"]
-    assert run("kip", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--labels", "learned", "--zca") == 0
+    assert run("kip", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *LEARNED) == 0
     made = DistilledSet.load(tmp_path / PLACE)
     assert set(made.own) == {"labels"}
     assert made.labels.shape == made.own["labels"].shape == (4, 2)
@@ -52,7 +53,7 @@ def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["kip", "folder", "--data-dir", data, *SMALL, "--checkpoint-seconds", "0", "--recipe", "paper"]
-    words += ["--protocol", "own"]
+    words += ["--protocol", "own", "--zca"]
     assert run(*words, "--runs", tmp_path / "whole") == 0
     log = Run.log
 

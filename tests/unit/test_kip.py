@@ -85,7 +85,9 @@ def test_the_gradient_is_what_finite_differences_say(chunk: int) -> None:
 def test_a_singular_kernel_is_told() -> None:
     images, labels, targets, truth = problem()
     same = torch.cat([images[:1]] * 4)
-    with pytest.raises(InputError, match="the kernel of the 4 images is singular at ridge 0; take a larger --ridge"):
+    with pytest.raises(
+        InputError, match="the kernel of the 4 images is not positive definite at ridge 0; take a larger --ridge"
+    ):
         objective(lambda a, b: 0 * KERNEL(a, b), same, labels, targets, truth, 0.0, 1000)
 
 
