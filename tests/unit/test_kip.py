@@ -26,7 +26,7 @@ from robust import Normalize
 from tests.toy import toy
 
 SMALL = Config("convnet:width=4,depth=2", kernel="fc", iterations=8, target_batch=20, student_steps=30)
-CONVNET = replace(SMALL, kernel="convnet", iterations=3, target_batch=6, chunk=5)
+CONVNET = replace(SMALL, kernel="convnet", depth=2, prepend=False, iterations=3, target_batch=6, chunk=5)
 KERNEL = partial(fully_connected, depth=1, w_std=2**0.5, b_std=0.1)
 
 
@@ -325,7 +325,7 @@ def test_odd_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         distill(toy(), 1, replace(CONVNET, depth=4), run_in(tmp_path))
     large = ImageSet("large", torch.zeros(2, 3, 224, 224), torch.tensor([0, 1]), ("a", "b"), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(InputError, match=r"one pair of 224 px images takes about 3\.4 GiB at depth 3"):
-        distill(large, 1, CONVNET, run_in(tmp_path))
+        distill(large, 1, replace(CONVNET, depth=3), run_in(tmp_path))
     capsys.readouterr()
     distill(toy(), 1, replace(SMALL, target_batch=41, iterations=1), run_in(tmp_path))
     assert "target_batch is 41" not in capsys.readouterr().err  # 20 of each class, as they share it
