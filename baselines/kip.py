@@ -314,7 +314,8 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     if name == "quick":
         # Chosen on --split validation, 16 px, ipc 1, seed 0, 2000 images, 2 or 3 students, width 32. CIFAR-10: 22.4 at
         # depth 3 after 100 steps and 21.9 after 300 (the regression itself: 34.0, 39.8), 20.6 and 20.2 at depth 1; the
-        # ConvNet's kernel, in more time: 16.9 (3 blocks, batches of 50, 20 steps) and 17.0 (1 block, 100, 40). MNIST after 100 steps: 72.8 at depth 3, 65.8 at depth 1.
+        # ConvNet's kernel, in more time: 16.9 (3 blocks, batches of 50, 20 steps) and 17.0 (1 block, 100, 40). MNIST
+        # after 100 steps: 72.8 at depth 3, 65.8 at depth 1.
         batch = 1000 if large else 2000
         fields = {"kernel": "fc", "depth": 3, "iterations": 300, "target_batch": batch, "student_steps": 1000}
         return Recipe(Config(f"convnet:width=32{depth}", **fields), Evaluation(students=3, test_images=2000))
