@@ -289,10 +289,11 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     def step(network: nn.Module, shape: tuple[int, ...]) -> None:
         channels, size, _ = shape
         corner = size if few else min(size, PROBED[2])
+        chunk = _chunk(config, size) if few else targets // 2  # tiles, whose kernel is taken twice, as in a run
         for _ in range(-(-(size**2) // corner**2)):
             x, y = (torch.randn(n, channels, corner, corner, dtype=labels.dtype) for n in (images, targets))
             truth = torch.zeros(targets, dtype=torch.long)
-            loss, _ = objective(kernel, x.requires_grad_(), labels, y, truth, max(config.ridge, 1e-6), targets)
+            loss, _ = objective(kernel, x.requires_grad_(), labels, y, truth, max(config.ridge, 1e-6), chunk)
             torch.autograd.grad(loss, x)
 
     return [(config.iterations * support * (support + target) / (images * (images + targets)), step)]

@@ -374,12 +374,20 @@ def test_work_counts_the_pairs(size: int, monkeypatch: pytest.MonkeyPatch) -> No
     ((count, step),) = work(Config(), 10, 10, 60_000)
     assert count * 5 == 1000 * 100 * 5100  # pairs of a timed step, and of all steps
     seen = []
-    monkeypatch.setattr("baselines.kip.objective", lambda *a: (seen.append(tuple(a[1].shape)), objective(*a))[1])
+
+    def looked(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((len(arguments[3]), *arguments[1].shape, arguments[-1]))
+        return objective(*arguments)
+
+    monkeypatch.setattr("baselines.kip.objective", looked)
     step(network_of("mlp"), (3, size, size))
-    assert seen == [(1, 3, min(size, 16), min(size, 16))] * (1 if size == 8 else 2)  # 400 pixels are 2 times 256
+    corner = min(size, 16)
+    assert seen == [(4, 1, 3, corner, corner, 2)] * (1 if size == 8 else 2)  # 400 pixels are 2 times 256
     ((count, step),) = work(replace(Config(), kernel="fc"), 1, 10, 1000)
     assert count * 10 * 138 == 1000 * 10 * 1010
+    seen.clear()
     step(network_of("mlp"), (1, 8, 8))
+    assert seen == [(128, 10, 1, 8, 8, 2**30 // 80)]  # in one tile, as in a run
 
 
 def test_losses_use_all_of_f() -> None:
