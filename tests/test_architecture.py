@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from baselines import cafe, coreset, dcc, dd, dm, frepo, full, mtt
+from baselines import cafe, coreset, dcc, dd, dim, dm, frepo, full, kip, mtt
 from baselines.alignment import Weights
 from baselines.formats import Raw
+from baselines.gan import Adversarial
 from baselines.trajectories import Expert
 from distill.columns import Certification
 from distill.commands.export import ExportCommand
@@ -103,9 +104,9 @@ def test_files_are_of_one_idea() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert, frepo.Config),
+        *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
+        *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
-        *(cafe.Config, Weights, dcc.Config),
         *(
             Threat,
             PGD,
