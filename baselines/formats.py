@@ -150,7 +150,9 @@ def _kip(path: Path, reading: Reading) -> Raw:
     images, labels = _arrays(path, "images", "labels")
     name = path.name
     space = "normalised" if "nozca" in name else "whitened" if "zca" in name else "unsaid"
-    return Raw(images, _classified(labels), "kip", space, "KIP's .npz", own={"labels": labels})
+    # students of nn_training.ipynb; those of whitened sets would need KIP's whitening as a layer, which it cannot be
+    training = {"steps": 5000, "w_std": 2**0.5, "b_std": 0.1} if space == "normalised" else {}
+    return Raw(images, _classified(labels), "kip", space, "KIP's .npz", "", "", training, {"labels": labels})
 
 
 def _idc(path: Path, reading: Reading) -> Raw:

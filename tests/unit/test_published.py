@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines import frepo_students, spaces
+from baselines import frepo_students, least_squares, spaces
 from baselines.formats import SOURCES, unpacked
 from baselines.published import read, recognised
 from baselines.unpickled import as_tensor, read_npz, read_pickle
@@ -271,6 +271,10 @@ def test_kip(tmp_path: Path) -> None:
         assert (taken(tmp_path / name, **space)[0].images - pixels).abs().max() < 1e-5
     with pytest.raises(InputError, match="normalised or whitened"):
         taken(tmp_path / "x.npz")
+    run = Run(tmp_path / "run", None).begin()
+    assert least_squares.protocol(taken(tmp_path / "x_nozca_l.npz")[0], tmp_path, run).epochs == 5000
+    with pytest.raises(InputError, match="lacks b_std, steps, w_std"):
+        least_squares.protocol(found, tmp_path, run)
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 1), (8, 2), (8, 3), (9, 2)])
