@@ -197,9 +197,12 @@ def _numbered(folder: Path, name: str) -> list[Path]:
     """Return what is named in a folder, by number from 0.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or the folder cannot be read.
     """
-    found = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(name, path.name))}
+    try:
+        found = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(name, path.name))}
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror})") from None
     kind = re.sub(r"\(.*?\)", "{}", name).replace("\\", "")
     missing = next((number for number in range(max(found, default=0) + 1) if number not in found), None)
     if missing is not None:

@@ -341,6 +341,9 @@ def test_missing_and_extra_files_are_named(tmp_path: Path) -> None:
     last.write_bytes(end)
     (store / "epoch_1").rename(store / "gone")
     refused(tmp_path, "FKD lacks epoch_1")
+    (store / "epoch_1").write_bytes(content)
+    refused(tmp_path, r"epoch_1 cannot be read \(Not a directory\)")
+    (store / "epoch_1").unlink()
     (store / "gone").rename(store / "epoch_1")
     assert len(taken(tmp_path, store)[1]) == 1
     write_store(tmp_path / "two" / "a", whole, epochs=1)
