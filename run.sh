@@ -43,7 +43,8 @@ environment() {  # sets $python
     local needed="torchvision numpy sklearn scipy matplotlib kornia timm torchattacks tyro tqdm safetensors tensorboard" missing
     local files="requirements.txt, then pip install --no-deps -r requirements-no-deps.txt"
     if [ "${1:-}" = test ]; then
-        needed="$needed pytest ruff basedpyright" files="tests/requirements.txt -r $files"
+        needed="$needed pytest ruff basedpyright mkdocs material mkdocstrings_handlers"
+        files="tests/requirements.txt -r docs/requirements.txt -r $files"
     fi
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
         # shellcheck disable=SC2086  # words
@@ -64,7 +65,10 @@ environment() {  # sets $python
     fi
     install requirements.txt
     install requirements-no-deps.txt --no-deps
-    [ "${1:-}" != test ] || install tests/requirements.txt
+    if [ "${1:-}" = test ]; then
+        install tests/requirements.txt
+        install docs/requirements.txt
+    fi
 }
 
 environment "$@"

@@ -139,7 +139,11 @@ def _frepo(path: Path, reading: Reading) -> Raw:
     count = labels.shape[1]
     # its labels begin as centred one-hot ones divided by this (lib/datadistillation/frepo.py)
     scaled = labels * (count / 10) ** 0.5
-    return Raw(images, _classified(scaled), "frepo", "by data set", "FRePo's .npz", own={"labels": labels})
+    # its students, as script/eval.py trains them: images of digits, which are grey, are not mirrored
+    augment = f"{'' if images.shape[1] == 1 else 'flip_'}color_crop_rotate_translate_cutout"
+    training, own = {"steps": None, "lr": 3e-4, "augment": augment}, {"labels": labels}
+    soft = _classified(scaled)
+    return Raw(images, soft, "frepo", "by data set", "FRePo's .npz", "", "frepo_convnet", training, own)
 
 
 def _kip(path: Path, reading: Reading) -> Raw:

@@ -54,6 +54,7 @@ def probabilities(labels: Tensor) -> Tensor:
     tensor([[0.8000, 0.2000, 0.0000],
             [0.0000, 1.0000, 0.0000]])
     """
+    labels = labels - labels.amax(1, keepdim=True)  # the nearest vectors stay, and no 1 is lost beside large numbers
     falling = labels.sort(1, descending=True).values
     excess = (falling.cumsum(1) - 1) / torch.arange(1, labels.shape[1] + 1, device=labels.device)
     last = (falling > excess).sum(1, keepdim=True) - 1

@@ -1,10 +1,12 @@
-"""What a network's last linear layer is given: the features that distribution matching matches."""
+"""What a network computes of images on its way: features that methods match."""
 
 from torch import Tensor, nn
 
 from distill.errors import InputError
 
-__all__ = ["embedding"]
+__all__ = ["embedding", "taps"]
+
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Tanh, nn.ELU, nn.Hardswish, nn.ReLU6)
 
 
 def embedding(network: nn.Module, images: Tensor) -> Tensor:
@@ -25,3 +27,26 @@ def embedding(network: nn.Module, images: Tensor) -> Tensor:
         kind = type(network).__name__
         raise InputError(f"{kind} gives no features (N, D) to one last linear layer; take another backbone: convnet")
     return seen[0]
+
+
+def taps(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Return what each activation layer gives, in the order of their calls, and last the `embedding`, each (N, ...).
+
+    An activation that is no layer (a function called in `forward`) has no tap.
+
+    Raises:
+        InputError: as `embedding`, or the network has no activation layer.
+    """
+    seen: list[Tensor] = []
+    layers = [module for module in network.modules() if isinstance(module, ACTIVATIONS)]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output)) for layer in layers]
+    try:
+        last = embedding(network, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise InputError(
+            f"{type(network).__name__} has no activation layers to look at; take another backbone: convnet"
+        )
+    return [*seen, last]

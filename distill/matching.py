@@ -1,4 +1,4 @@
-"""Distances between two gradients of a network, as lists of tensors, one a parameter.
+"""Gradients of a network on synthetic images, and distances between two gradients: lists of tensors, one a parameter.
 
 `layerwise` is eq. 10 of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021, arXiv 2006.05929): each
 output unit's weights are one row. As in the official code, parameters with one dimension (biases, norms) do not count.
@@ -7,9 +7,15 @@ output unit's weights are one row. As in the official code, parameters with one 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["DISTANCES", "cosine", "layerwise", "mse"]
+from robust import cross_entropy
+from robust.second_order import SecondOrder
+
+__all__ = ["DISTANCES", "cosine", "freeze_batchnorm", "gradients_by_class", "layerwise", "mse"]
 
 Gradient = Sequence[Tensor]
 
@@ -53,3 +59,29 @@ def cosine(synthetic: Gradient, real: Gradient) -> Tensor:
 
 
 DISTANCES: dict[str, Callable[[Gradient, Gradient], Tensor]] = {"layerwise": layerwise, "mse": mse, "cosine": cosine}
+
+
+def gradients_by_class(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Return each class's gradient of its mean loss, differentiable: (K, ipc, C, H, W), (K, ipc) -> K x a parameter."""
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        if len(images) == 1:
+            with SecondOrder():
+                loss = cross_entropy(network(images[0]), labels[0]).mean()
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            return [g[None] for g in torch.autograd.grad(loss, parameters, create_graph=True)]
+        own = {  # a copy of the network for each class, so that one pass gives every class a gradient of its own
+            name: p.detach().expand(len(images), *p.shape).clone().requires_grad_()
+            for name, p in network.named_parameters()
+            if p.requires_grad
+        }
+        mean_losses = vmap(lambda p, x, y: cross_entropy(functional_call(network, p, (x,)), y).mean())
+        return list(torch.autograd.grad(mean_losses(own, images, labels).sum(), list(own.values()), create_graph=True))
+
+
+def freeze_batchnorm(network: nn.Module, samples: list[Callable[[], Tensor]]) -> None:
+    """Put the network in evaluation mode; BatchNorm sees 16 real images of each class before (official code)."""
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        network.train()
+        with torch.no_grad():
+            network(torch.cat([sample() for sample in samples]))
+    network.eval()

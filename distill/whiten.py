@@ -28,7 +28,7 @@ class Whiten(nn.Module):
 
     Args:
         mean: (D,), D = C H W, pixels.
-        matrix: (D, D), symmetric.
+        matrix: (D, D), which images, as rows, are multiplied by; symmetric where `fit` made it.
         unmatrix: (D, D), the inverse of `matrix`.
 
     >>> import torch
@@ -78,6 +78,27 @@ class Whiten(nn.Module):
 
         matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
         return cls(mean[0], matrix, unmatrix)
+
+    @classmethod
+    def fit_normalised(cls, images: Tensor, normalize: Normalize, ridge: float = 0.1) -> "Whiten":
+        """Return normalisation by channel and then ZCA of a training set, as one layer: that of FRePo's official code.
+
+        Args:
+            images: (N, C, H, W) pixels in [0, 1], N >= 2.
+            normalize: the normalisation, D (x - m).
+            ridge: added to the variances of normalised pixels, in units of their mean.
+
+        Returns:
+            D W (x - mean), W being the whitening of the normalised images.
+
+        Raises:
+            InputError: too few images, or images too large for a matrix of all their pixels.
+        """
+        shape, normalised = images.shape[1:], normalize(images)
+        layer = cls.fit(normalised, eps=ridge * normalised.flatten(1).var(0).mean().item())
+        std = normalize.std.expand(shape).flatten()
+        mean = normalize.inverse(layer.mean.view(1, *shape)).flatten()
+        return cls(mean, layer.matrix / std[:, None], layer.unmatrix * std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return whitened images, (N, C, H, W) -> (N, C, H, W)."""

@@ -6,6 +6,7 @@
 Attacks of torchattacks, Lanczos and certificates need torchattacks or scipy when they are called, not before.
 """
 
+from robust.adapters import LogitsOf, logits_of
 from robust.attacks import (
     APGD,
     ATTACKS,
@@ -35,6 +36,7 @@ from robust.losses import (
     cross_entropy,
     curvature_penalty,
     loss_named,
+    smoothed,
 )
 from robust.preprocess import Normalize
 from robust.smoothing import certified, certify
@@ -60,6 +62,7 @@ __all__ = [
     "DeepFool",
     "GaussianNoise",
     "GradientNorm",
+    "LogitsOf",
     "Noise",
     "Normalize",
     "Report",
@@ -76,10 +79,12 @@ __all__ = [
     "curvature_penalty",
     "evaluate",
     "least_distances",
+    "logits_of",
     "loss_named",
     "paper_attacks",
     "pgd",
     "robust_accuracy",
+    "smoothed",
     "threat_named",
     "withstands",
 ]

@@ -45,7 +45,8 @@ def keeping_buffers(model: Model) -> Iterator[None]:
 
 def inside(model: Model) -> Model:
     """Return the network of a DistributedDataParallel, which wants one forward pass a step, the first, and of
-    `torch.compile`, whose programs have no second derivative.
+    `torch.compile`, whose programs have no second derivative; an adaptor keeps what it does around that network.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    return getattr(model, "_orig_mod", model)
+    model = getattr(model, "_orig_mod", model)
+    return model.around_inside() if hasattr(model, "around_inside") else model  # pyright: ignore[reportFunctionMemberAccess]

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["SecondOrder"]
 
-aten = torch.ops.aten
+aten: Any = torch.ops.aten
 
 
 class SecondOrder(TorchFunctionMode):
@@ -48,8 +48,8 @@ class SecondOrder(TorchFunctionMode):
 
     def __init__(self, points: Tensor | None = None):
         super().__init__()
-        self.points = points
-        self.weights = True
+        self.points: Tensor | None = points
+        self.weights: bool = True
 
     def gradient(self, value: Tensor, points: Tensor) -> Tensor:
         """Return the differentiable gradient of a scalar; no time is spent on the parameters' gradients."""

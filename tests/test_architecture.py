@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dd, dm, full, mtt
+from baselines import cafe, coreset, dcc, dd, dim, dm, frepo, full, kip, mtt
+from baselines.alignment import Weights
 from baselines.formats import Raw
+from baselines.gan import Adversarial
 from baselines.trajectories import Expert
 from distill.columns import Certification
 from distill.commands.export import ExportCommand
@@ -102,7 +104,8 @@ def test_files_are_of_one_idea() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(dc.Config, dd.Config, dm.Config, coreset.Config, full.Config, mtt.Config, Expert),
+        *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
+        *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
         *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
         *(
             Threat,
@@ -133,7 +136,8 @@ def test_every_field_is_read(config: type) -> None:
 
 @pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["basedpyright"]], ids=" ".join)
 def test_checks(tool: list[str]) -> None:
-    targets = ["robust"] if tool == ["basedpyright"] else ["robust", "distill", "baselines", "sre2l", "tests"]
+    linted = ["robust", "distill", "baselines", "sre2l", "examples", "docs", "tests"]
+    targets = ["robust"] if tool == ["basedpyright"] else linted
     done = subprocess.run(
         [sys.executable, "-m", *tool, *targets], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -25,9 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
-from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.func import vmap
 
 from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
@@ -35,7 +33,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.matching import DISTANCES
+from distill.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.models import build
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound, train_epochs
@@ -45,11 +43,12 @@ from robust import (
     CurvatureRegularizedLoss,
     Normalize,
     RobustTeacher,
-    cross_entropy,
 )
-from robust.second_order import SecondOrder
 
-__all__ = ["RECIPES", "Config", "distill", "loops", "match", "work"]
+__all__ = ["RECIPES", "Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
+
+Matching = Callable[..., tuple[Tensor, Tensor]]
+"""what is called as `match` is"""
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
@@ -113,7 +112,7 @@ class Config:
             raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks are matched frozen")
 
 
-def loops(config: Config, ipc: int) -> tuple[int, int]:
+def loops(config: Config, ipc: int, table: dict[int, tuple[int, int]] = LOOPS) -> tuple[int, int]:
     """Return (matching steps of an iteration, epochs between them): the config's, else the table's for this ipc.
 
     Between the rows of the official table both are interpolated linearly; above 50 the row of 50 holds (the authors'
@@ -123,14 +122,21 @@ def loops(config: Config, ipc: int) -> tuple[int, int]:
     >>> [loops(plain, ipc) for ipc in (1, 5, 10, 25, 100)]
     [(1, 1), (5, 23), (10, 50), (25, 22), (50, 10)]
     """
-    below = max(row for row in LOOPS if row <= ipc)
-    above = min((row for row in LOOPS if row >= ipc), default=below)
+    below = max(row for row in table if row <= ipc)
+    above = min((row for row in table if row >= ipc), default=below)
     share = 0.0 if above == below else (ipc - below) / (above - below)
-    outer, inner = (round(a + share * (b - a)) for a, b in zip(LOOPS[below], LOOPS[above], strict=True))
+    outer, inner = (round(a + share * (b - a)) for a, b in zip(table[below], table[above], strict=True))
     return config.outer_loop or outer, config.inner_loop or inner
 
 
-def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+def distill(
+    real: ImageSet,
+    ipc: int,
+    config: Config,
+    run: Run,
+    matching: Callable[[int, int], Matching] = lambda *_: match,
+    table: dict[int, tuple[int, int]] = LOOPS,
+) -> DistilledSet:
     """Distil a data set; continues from the run's checkpoint.
 
     Args:
@@ -138,6 +144,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         ipc: images per class.
         config: the settings.
         run: its generators, checkpoints, scalars and progress.
+        matching: (iteration, step of it) -> how gradients are matched there.
+        table: loops by ipc, for a config without.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -145,8 +153,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     channels, size, _ = real.image_shape
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
-    outer_loop, inner_loop = loops(config, ipc)
-    if ipc not in LOOPS and ipc < max(LOOPS) and None in (config.outer_loop, config.inner_loop):
+    outer_loop, inner_loop = loops(config, ipc, table)
+    if ipc not in table and ipc < max(table) and None in (config.outer_loop, config.inner_loop):
         run.say(f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)")
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
@@ -176,8 +184,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             losses = torch.zeros(2, device=images.device)
             for step in range(outer_loop):
                 here = (iteration, step)
-                _freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
-                gradient, loss = match(
+                freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
+                gradient, loss = matching(iteration, step)(
                     network,
                     images,
                     config,
@@ -243,44 +251,46 @@ def match(
     Returns:
         the gradient, shaped as `images`, and the two sums over classes of distance and real loss (2,).
     """
-    chunk = config.chunk or (CHUNK_ON_CPU if images.device.type == "cpu" else None)
-    teacher, distance = RobustTeacher(network, config.real_loss, chunk, compiled), DISTANCES[config.distance]
-    gradients, losses = [], torch.zeros(2, device=images.device)
+    teacher, distance = teacher_of(network, config, images.device, compiled), DISTANCES[config.distance]
+    gradients, losses = [], images.new_zeros(2)
     for classes in torch.arange(len(images)).split(TOGETHER if overhead_bound(images[0]) else 1):
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
         ours, targets = [], []
         for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
-            batch = real_batch(class_)
-            if siamese is not None:
-                drawn = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
-                batch, synthetic = siamese.apply(batch, drawn), siamese.apply(synthetic, drawn)
-            real_loss, target = teacher.value_and_gradients(batch, _all(class_, batch))
+            synthetic, real_loss, target = real_side(class_, synthetic, teacher, real_batch, siamese, generator)
             losses[1] += real_loss
             targets.append(target)
             ours.append(synthetic)
         labels = classes.to(images.device)[:, None].expand(-1, images.shape[1])
-        synthetic_gradients = _class_gradients(network, torch.stack(ours), labels)
+        synthetic_gradients = gradients_by_class(network, torch.stack(ours), labels)
         value = vmap(distance)(synthetic_gradients, [torch.stack(same) for same in zip(*targets, strict=True)]).sum()
         gradients += torch.autograd.grad(value, leaf)
         losses[0] += value.detach()
     return torch.cat(gradients), losses
 
 
-def _class_gradients(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Return each class's gradient of its mean loss, differentiable: (K, ipc, C, H, W), (K, ipc) -> K x a parameter."""
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        if len(images) == 1:
-            with SecondOrder():
-                loss = cross_entropy(network(images[0]), labels[0]).mean()
-            parameters = [p for p in network.parameters() if p.requires_grad]
-            return [g[None] for g in torch.autograd.grad(loss, parameters, create_graph=True)]
-        own = {  # a copy of the network for each class, so that one pass gives every class a gradient of its own
-            name: p.detach().expand(len(images), *p.shape).clone().requires_grad_()
-            for name, p in network.named_parameters()
-            if p.requires_grad
-        }
-        mean_losses = vmap(lambda p, x, y: cross_entropy(functional_call(network, p, (x,)), y).mean())
-        return list(torch.autograd.grad(mean_losses(own, images, labels).sum(), list(own.values()), create_graph=True))
+def real_side(
+    class_: int,
+    synthetic: Tensor,
+    teacher: RobustTeacher,
+    real_batch: Callable[[int], Tensor],
+    siamese: Augmentation | None,
+    generator: Callable[[int], torch.Generator],
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return a class's synthetic images, augmented as its real batch, and that batch's loss and gradients."""
+    batch = real_batch(class_)
+    if siamese is not None:
+        drawn = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
+        batch, synthetic = siamese.apply(batch, drawn), siamese.apply(synthetic, drawn)
+    return synthetic, *teacher.value_and_gradients(batch, _all(class_, batch))
+
+
+def teacher_of(
+    network: nn.Module, config: Config, device: torch.device, compiled: CompiledGradients | None
+) -> RobustTeacher:
+    """Return the network with the loss of the real batches, in chunks that fit the device."""
+    chunk = config.chunk or (CHUNK_ON_CPU if device.type == "cpu" else None)
+    return RobustTeacher(network, config.real_loss, chunk, compiled)
 
 
 def _all(class_: int, images: Tensor) -> Tensor:
@@ -294,15 +304,6 @@ def _compiler(device: torch.device) -> CompiledGradients:
         except Exception as error:  # torch's own kind of it is private
             raise InputError(f"--compile needs a C++ compiler on the path ({error}); leave it out") from None
     return CompiledGradients()
-
-
-def _freeze_batchnorm(network: nn.Module, samples: list[Callable[[], Tensor]]) -> None:
-    """Put the network in evaluation mode; BatchNorm sees 16 real images of each class before (official code)."""
-    if any(isinstance(module, _BatchNorm) for module in network.modules()):
-        network.train()
-        with torch.no_grad():
-            network(torch.cat([sample() for sample in samples]))
-    network.eval()
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:

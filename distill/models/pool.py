@@ -129,28 +129,44 @@ class _Block(nn.Module):
         return F.relu(self.second(self.pool(F.relu(self.first(x)))) + self.shortcut(x))
 
 
-def _resnet18(channels: int, image_size: int, num_classes: int, norm: Norm, average: bool) -> nn.Module:
-    normalization = NORMS[norm](64, 0)
-    layers: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False)]
+def _resnet18(
+    channels: int, image_size: int, num_classes: int, norm: Norm, width: int, blocks: int, average: bool, whole: bool
+) -> nn.Module:
+    if width < 1 or blocks < 1:
+        raise InputError(f"width of resnet18 is {width}, blocks is {blocks}; both must be >= 1")
+    normalization = NORMS[norm](width, 0)
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False)]
     layers += [normalization] if normalization is not None else []
     layers.append(nn.ReLU(inplace=True))
-    ingoing = 64
-    for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [_Block(ingoing, width, stride, norm, average), _Block(width, width, 1, norm, average)]
-        ingoing = width
-    if not average:
+    ingoing = width
+    for outgoing, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+        layers.append(_Block(ingoing, outgoing, stride, norm, average))
+        layers += [_Block(outgoing, outgoing, 1, norm, average) for _ in range(blocks - 1)]
+        ingoing = outgoing
+    if not whole:
         layers.append(nn.AdaptiveAvgPool2d(1))
     return _with_classifier(nn.Sequential(*layers), channels, image_size, [num_classes])
 
 
-def resnet18(channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance") -> nn.Module:
-    """Return ResNet-18 with a 3x3 stem of stride 1, no max pooling, and a global average."""
-    return _resnet18(channels, image_size, num_classes, norm, average=False)
+def resnet18(
+    channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance", width: int = 64, blocks: int = 2
+) -> nn.Module:
+    """Return ResNet-18 with a 3x3 stem of stride 1, no max pooling, and a global average; blocks=1 is ResNet-10."""
+    return _resnet18(channels, image_size, num_classes, norm, width, blocks, average=False, whole=False)
 
 
-def resnet18_ap(channels: int, image_size: int, num_classes: int, *, norm: Norm = "instance") -> nn.Module:
-    """Return ResNet-18 with average pooling for strides, and the linear layer on the whole last map."""
-    return _resnet18(channels, image_size, num_classes, norm, average=True)
+def resnet18_ap(
+    channels: int,
+    image_size: int,
+    num_classes: int,
+    *,
+    norm: Norm = "instance",
+    width: int = 64,
+    blocks: int = 2,
+    head: Literal["map", "mean"] = "map",
+) -> nn.Module:
+    """Return ResNet-18 with average pooling for strides, and the linear layer on the whole last map or its mean."""
+    return _resnet18(channels, image_size, num_classes, norm, width, blocks, average=True, whole=head == "map")
 
 
 BACKBONES = {

@@ -1,7 +1,7 @@
 """Losses: frozen dataclasses called as `loss(model, inputs, targets) -> scalar`, and the functions behind them."""
 
 from robust.losses.adversarial import AdversarialTraining
-from robust.losses.cross_entropy import CrossEntropy, cross_entropy
+from robust.losses.cross_entropy import CrossEntropy, cross_entropy, smoothed
 from robust.losses.curvature import CurvatureRegularizedLoss, curvature_penalty
 from robust.losses.gradient_norm import GradientNorm
 from robust.losses.margin import difference_of_logits_ratio, margin
@@ -22,4 +22,5 @@ __all__ = [
     "difference_of_logits_ratio",
     "loss_named",
     "margin",
+    "smoothed",
 ]

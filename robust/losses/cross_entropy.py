@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robust.modes import Model
 
-__all__ = ["CrossEntropy", "cross_entropy"]
+__all__ = ["CrossEntropy", "cross_entropy", "smoothed"]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -25,6 +25,31 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     [4.0]
     """
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tensor:
+    """Return class probabilities of which a share is spread evenly over all classes: label smoothing for any loss here.
+
+    MixUp and CutMix are lam * smoothed(a, K, s) + (1 - lam) * smoothed(b, K, s), for the classes a and b of a pair.
+
+    Args:
+        targets: (N,) class indices.
+        num_classes: K.
+        smoothing: the share, in [0, 1]; 0 gives one-hot labels.
+
+    Returns:
+        (N, K), in torch's default dtype.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+
+    >>> import torch
+    >>> smoothed(torch.tensor([1]), 2, smoothing=0.5)
+    tensor([[0.2500, 0.7500]])
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing is {smoothing}; it must be in [0, 1]")
+    return (1 - smoothing) * F.one_hot(targets, num_classes) + smoothing / num_classes
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def curvature_penalty(
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
     Raises:
-        ValueError: h is not > 0, or an unknown name.
+        ValueError: h is not > 0, an unknown name, or a criterion that takes a mean.
 
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
@@ -114,9 +114,15 @@ def losses_and_gradients(
 def _losses_of(model: Model, targets: Tensor, criterion: Criterion) -> Callable[[Tensor], Tensor]:
     def losses_at(x: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return criterion(model(x), targets)
+            return _of_each(criterion(model(x), targets))
 
     return losses_at
+
+
+def _of_each(losses: Tensor) -> Tensor:
+    if losses.ndim == 0:
+        raise ValueError("criterion returns one number; it must return each example's loss (N,): reduction='none'")
+    return losses
 
 
 def _losses_and_gradients(
@@ -145,6 +151,10 @@ def _losses_and_gradients(
     if not half:
         return losses, layers.gradient(losses.sum(), inputs)
     return losses, layers.gradient(losses.sum() * LIFT, inputs) / LIFT
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (weights * values).mean()
 
 
 def _positive(name: str, value: float) -> None:
@@ -212,30 +222,45 @@ class CurvatureRegularizedLoss:
         """
         return replace(self, h=self.h_warmup[epoch]) if epoch < len(self.h_warmup) else self
 
-    def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self,
+        model: Model,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        weights: Tensor | None = None,
+        criterion: Criterion = cross_entropy,
+    ) -> Tensor:
         """Return the mean regularised loss, a scalar.
 
         Args:
-            model: maps inputs to logits (N, K).
+            model: maps inputs to logits (N, K), or to what `criterion` takes.
             inputs: (N, ...), as the model takes them; they need not require a gradient.
-            targets: (N,) class indices or (N, K) class probabilities.
+            targets: (N,) class indices or (N, K) class probabilities (of MixUp, of CutMix, of a teacher, smoothed).
+            weights: (N,), by which each example's loss and penalty are multiplied before the mean over N; None for 1.
+            criterion: (outputs, targets) -> loss of each example (N,).
+
+        Raises:
+            ValueError: a criterion that takes a mean.
         """
         recording = torch.is_grad_enabled()
         with torch.enable_grad():
-            value = self._value(model, inputs, targets)
+            value = self._value(model, inputs, targets, weights, criterion)
         return value if recording else value.detach()
 
-    def _value(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _value(
+        self, model: Model, inputs: Tensor, targets: Tensor, weights: Tensor | None, criterion: Criterion
+    ) -> Tensor:
         if self.weight == 0:
-            return cross_entropy(model(inputs), targets).mean()
-        options = {"h": self.h, "direction": self.direction, "penalty": self.penalty}
+            return _mean(_of_each(criterion(model(inputs), targets)), weights)
+        options = {"h": self.h, "direction": self.direction, "penalty": self.penalty, "criterion": criterion}
         part = max(1, round(self.fraction * len(inputs)))
         apart = is_training(model) and self.batchnorm == "eval"
         if apart or part < len(inputs):
             with keeping_buffers(model), evaluating(model) if apart else nullcontext():
                 _, penalties = curvature_penalty(inside(model), inputs[:part], targets[:part], **options)
             # behind, so that the penalty sees no statistics of this batch
-            losses = cross_entropy(model(inputs), targets)
+            losses = _of_each(criterion(model(inputs), targets))
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
-        return losses.mean() + self.weight * penalties.mean()
+        return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:part])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines import dd, mtt
+from baselines import dd, kip, mtt
 from distill.methods.dc import Config, distill
 from distill.run import Run
 from robust import CrossEntropy, CurvatureRegularizedLoss
@@ -122,3 +122,22 @@ def test_losses_after_distilled_steps_are_what_they_were(method: str, tmp_path: 
     dd.distill(toy(), 2, config, Run(tmp_path, None).begin())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == pytest.approx(DD[method], rel=2e-4)
+
+
+OF_KERNELS = {
+    "fc": kip.Config(kernel="fc"),
+    "convnet": kip.Config(prepend=False),
+    "learned": kip.Config(kernel="fc", depth=2, labels="learned", zca=True, init="noise"),
+}
+KIP = {  # loss of the regression in each iteration; torch 2.14, CPU, float64
+    "fc": [0.006975882, 0.004832773, 0.004543374, 0.003234268, 0.002049444],
+    "convnet": [0.00246154, 0.0007969876, 0.0006844277, 0.0003951288, 0.0003050729],
+    "learned": [0.1232872, 0.1210441, 0.1212837, 0.1189291, 0.1176068],
+}
+
+
+@pytest.mark.parametrize("method", OF_KERNELS)
+def test_losses_of_regressions_are_what_they_were(method: str, tmp_path: Path) -> None:
+    kip.distill(toy(), 2, replace(OF_KERNELS[method], iterations=5, target_batch=10), Run(tmp_path, None).begin())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == pytest.approx(KIP[method], rel=1e-5)

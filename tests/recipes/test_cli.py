@@ -86,6 +86,7 @@ TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", 
         ("tesla", TRAJECTORIES),
         ("dd", ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8"]),
         ("sldd", ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8"]),
+        ("kip", ["--iterations", "2", "--target-batch", "8"]),
     ],
 )
 def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_the_official_classifiers() -> None:
         features = {name: layer.in_features for name, layer in ends.items()}
         assert features == {
             "convnet": 2048,
+            "frepo_convnet": 512 * 16,
             "mlp": 128,
             "lenet": 84,
             "alexnet": 192 * 16,

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines import spaces
+from baselines import frepo_students, spaces
 from baselines.formats import SOURCES, unpacked
 from baselines.published import read, recognised
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.reading import Reading
+from distill.run import Run
 from distill.unpickled import as_tensor, read_npz, read_pickle
 from distill.whiten import Whiten, preprocessing
 from robust import Normalize
@@ -230,6 +231,20 @@ def test_frepo_of_grey_digits_is_standardised_with_learned_labels(tmp_path: Path
     assert torch.allclose(found.labels[:3], scaled[:3], atol=1e-6)
     assert found.labels[3].tolist() == [0.0, 1.0]
     assert "whitening" not in found.training
+
+
+def test_students_of_published_frepo_sets_are_trained_in_its_own_way(tmp_path: Path) -> None:
+    real = named("cifar10", toy(400))
+    labels = np.eye(2)[CLASSES.numpy()] - 0.5
+    np.savez(tmp_path / "a.npz", image=nhwc(real.images[:4]).astype("f4"), label=labels.astype("f4"))
+    found, _ = taken(tmp_path / "a.npz", real)
+    assert found.backbone == "frepo_convnet"
+    way = frepo_students.protocol(found, tmp_path, Run(tmp_path / "run", None).begin())
+    assert (way.epochs, type(way.preprocess).__name__) == (frepo_students.steps_for(4), "Whiten")
+    assert found.training["augment"].startswith("flip_")
+    grey = named("mnist", toy(channels=1))
+    np.savez(tmp_path / "b.npz", image=nhwc(grey.images[:4]), label=labels)
+    assert taken(tmp_path / "b.npz", grey)[0].training["augment"].startswith("color_")
 
 
 def test_kip(tmp_path: Path) -> None:

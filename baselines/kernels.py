@@ -1,0 +1,253 @@
+"""Neural tangent kernels of infinitely wide networks: fully connected ones, and the ConvNet of KIP.
+
+NTK parameterisation: a layer is z = w_std / sqrt(fan in) W a + b_std b, all of W and b from N(0, 1). With c the
+covariance of two preactivations, p and q their variances, and t the tangent kernel (Jacot et al., NeurIPS 2018, arXiv
+1806.07572; Cho & Saul, NeurIPS 2009; for convolutions Arora et al., NeurIPS 2019, arXiv 1904.11955):
+
+    layer   c <- w_std^2 mean c + b_std^2,   t <- w_std^2 mean t + c       (mean over what feeds the two units)
+    relu    c <- (s + (pi - a) c) / (2 pi),  t <- t (pi - a) / (2 pi),   s = sqrt(p q - c^2),   a = atan2(s, c)
+
+The ConvNet ("ConvNet" and "ConvNet3" of Nguyen et al. 2021b): a 3x3 convolution (zeros around) and relu where asked
+for, then `depth` times convolution, relu and 2x2 mean, and one linear layer on all pixels. Its covariances are those of
+pixel i of one image with pixel j of the other. A convolution mixes only pairs of one offset j - i, and the last layer
+wants offset 0 alone; a pooling makes the offset o of 2 o - 1, 2 o and 2 o + 1. So offsets of at most 1, 3, 7 on each
+axis are enough before the last pooling, the one before, the third last: at 32 px 225 of 1024 pairs of a pixel, exactly.
+A tensor is (A, B, 2 r + 1, 2 r + 1, H, W): offset down, offset across, pixel; a convolution is a box filter on the last
+two axes. Pairs with a pixel outside the image are kept at 0.
+
+The gradient where a = 0 or pi, as on the diagonal: t has a kink there (its derivative by c goes as 1 / s), and the
+symmetric choice is taken, 0, which is right for a point with itself, whose a is 0 whatever the point.
+"""
+
+from collections.abc import Callable
+from math import isqrt, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from distill.errors import InputError
+
+__all__ = ["Kernel", "convnet", "fully_connected", "pair_bytes", "relu", "tiled"]
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""(A, C, H, W), (B, C, H, W) -> (A, B)"""
+
+HELD = 40
+"""tensors of the first layer that a pair holds while its gradient is taken: the growth of a process at 16 and 32 px"""
+
+
+# --- relu --------------------------------------------------------------------------------------------------------
+
+
+class _Relu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, t: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        product = p * q
+        s = product.addcmul(c, c, value=-1)
+        s.masked_fill_(s <= product.mul_(16 * torch.finfo(c.dtype).eps), 0.0).sqrt_()  # below that it is rounding
+        slope = torch.atan2(s, c).mul_(-0.5 / pi).add_(0.5)
+        ctx.save_for_backward(c, t, p, q, s, slope)
+        return (s * (0.5 / pi)).addcmul_(slope, c), t * slope
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_c: Tensor, by_t: Tensor) -> tuple[Tensor | None, ...]:
+        c, t, p, q, s, slope = ctx.saved_tensors
+        by_angle = (by_t * t).div_(s).masked_fill_(s == 0, 0.0)
+        of_variances = (by_c * s).addcmul_(by_angle, c, value=-1)
+        by_p, by_q = (
+            of_variances.sum_to_size(v.shape) / (4 * pi * v).clamp(min=torch.finfo(v.dtype).tiny) if needed else None
+            for v, needed in zip((p, q), ctx.needs_input_grad[2:], strict=True)
+        )
+        return (by_c * slope).add_(by_angle, alpha=0.5 / pi), by_t * slope, by_p, by_q
+
+
+def relu(c: Tensor, t: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return covariance and tangent kernel after a relu; once differentiable, also where p q = c^2.
+
+    Args:
+        c: covariances of preactivations.
+        t: their tangent kernel, shaped as c.
+        p: variances of the first ones, of a shape that broadcasts to that of c.
+        q: variances of the second ones, likewise.
+
+    >>> one = torch.ones(())
+    >>> [round(float(value), 4) for value in relu(0 * one, one, one, one)]  # E max(u, 0) E max(v, 0), P(u, v > 0)
+    [0.1592, 0.25]
+    """
+    return _Relu.apply(c, t, p, q)
+
+
+# --- fully connected networks ------------------------------------------------------------------------------------
+
+
+def fully_connected(x: Tensor, y: Tensor, *, depth: int, w_std: float, b_std: float) -> Tensor:
+    """Return the kernel of a network of `depth` hidden layers with relu, and a linear one.
+
+    Args:
+        x: (A, ...) inputs, taken as vectors.
+        y: (B, ...).
+        depth: hidden layers; 0 is a linear model.
+        w_std: of weights.
+        b_std: of biases.
+
+    Returns:
+        (A, B).
+
+    >>> fully_connected(torch.ones(1, 4), torch.ones(1, 4), depth=0, w_std=1.0, b_std=1.0)
+    tensor([[2.]])
+    """
+    x, y = x.flatten(1), y.flatten(1)
+    wide, bias = w_std**2, b_std**2
+    c, p, q = (wide * product / x.shape[1] + bias for product in (x @ y.T, x.square().sum(1), y.square().sum(1)))
+    t = c
+    for _ in range(depth):
+        c, t = relu(c, t, p[:, None], q[None])
+        c, p, q = (wide * variance + bias for variance in (c, p / 2, q / 2))
+        t = wide * t + c
+    return t
+
+
+# --- the ConvNet -------------------------------------------------------------------------------------------------
+
+
+class _Convolved(torch.autograd.Function):
+    """scale x the sum over 3x3 pixels, zeros around, + added."""
+
+    @staticmethod
+    def forward(ctx: Any, c: Tensor, scale: Tensor, added: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(added, _box(c), scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_c: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return _box(by_c * scale), None, by_c if ctx.needs_input_grad[2] else None  # the box is its own transpose
+
+
+def _box(c: Tensor) -> Tensor:
+    """Return the sums over 3x3 pixels, zeros around."""
+    for axis in (-1, -2):
+        last, summed = c.shape[axis] - 1, c.clone()
+        summed.narrow(axis, 1, last).add_(c.narrow(axis, 0, last))
+        summed.narrow(axis, 0, last).add_(c.narrow(axis, 1, last))
+        c = summed
+    return c
+
+
+def _pooled(c: Tensor, mask: Tensor) -> Tensor:
+    """Return means over 2x2 pixels of both images, where a mask is 1: half the pixels, offsets of up to (r - 1) / 2."""
+    for offset, pixel in ((-4, -2), (-3, -1)):
+        size, span = c.shape[pixel] // 2, c.shape[offset]
+        even, odd = (_every_second(c, pixel, start, 2 * size + start - 1) for start in (0, 1))
+        c = _every_second(even + odd, offset, 1, span)  # both pixels of a pair even, or both odd
+        c = c + _every_second(odd, offset, 0, span - 2) + _every_second(even, offset, 2, span)
+    return c / 16 * mask
+
+
+def _every_second(c: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    return c[(..., slice(start, stop, 2), *(slice(None),) * (-axis - 1))]
+
+
+def _far(images: Tensor, radius: int) -> Tensor:
+    """Return the pixel at each offset from a pixel, 0 outside: (B, H, W) -> (B, 2 r + 1, 2 r + 1, H, W)."""
+    return F.pad(images, (radius,) * 4).unfold(-2, images.shape[-2], 1).unfold(-2, images.shape[-1], 1).contiguous()
+
+
+def _radius(depth: int, level: int) -> int:
+    """Return the largest offset that is needed after `level` poolings of `depth`."""
+    return 2 ** (depth - level) - 1
+
+
+def _masks(images: Tensor, depth: int, last: int) -> list[Tensor]:
+    """Return after 0, 1, ..., `last` poolings which offsets of a pixel are inside the image, 1 or 0."""
+    ones = torch.ones_like(images[:1, 0])
+    return [_far(ones[:, :side, :side], _radius(depth, n))[0] for n in range(last + 1) for side in [len(ones[0]) >> n]]
+
+
+def _variances(images: Tensor, depth: int, prepend: bool, wide: float, bias: float) -> list[Tensor]:
+    """Return the variance of each pixel before each relu, (N, H, W); a pooling takes covariances to have them."""
+    found, masks = [], _masks(images, depth - 1, depth - 1)
+    c = sum(channel[:, None, None] * _far(channel, _radius(depth - 1, 0)) for channel in images.unbind(1))
+    c = c / images.shape[1]
+    for level, mask in enumerate(masks):
+        radius = _radius(depth - 1, level)
+        c = c if level == 0 else _pooled(c, mask)
+        for _ in range(1 + (prepend and level == 0)):
+            c = _Convolved.apply(c, wide / 9 * mask, bias * mask)
+            found.append(c[:, radius, radius])
+            c, _ = relu(c, c, found[-1][:, None, None], _far(found[-1], radius))
+    return found
+
+
+def convnet(x: Tensor, y: Tensor, *, depth: int, prepend: bool, w_std: float, b_std: float) -> Tensor:
+    """Return the kernel of the ConvNet.
+
+    Args:
+        x: (A, C, H, H) images.
+        y: (B, C, H, H).
+        depth: of convolution, relu and pooling, >= 1.
+        prepend: whether a convolution and a relu come before them.
+        w_std: of weights.
+        b_std: of biases.
+
+    Returns:
+        (A, B).
+
+    Raises:
+        InputError: images that are halved to nothing.
+    """
+    size, wide, bias = x.shape[-1], w_std**2, b_std**2
+    if size >> depth < 1:
+        raise InputError(f"images of {size} px are halved to nothing by depth {depth}; take a smaller --depth")
+    ps, qs = (iter(_variances(images, depth, prepend, wide, bias)) for images in (x, y))
+    masks = _masks(x, depth, depth)
+    pairs = zip(x.unbind(1), y.unbind(1), strict=True)
+    c = sum(one[:, None, None, None] * _far(other, _radius(depth, 0)) for one, other in pairs) / x.shape[1]
+    t = torch.zeros_like(c)
+    for level in range(depth):
+        scale = wide / 9 * masks[level]
+        for _ in range(1 + (prepend and level == 0)):
+            c = _Convolved.apply(c, scale, bias * masks[level])
+            t = _Convolved.apply(t, scale, c)
+            c, t = relu(c, t, next(ps)[:, None, None, None], _far(next(qs), _radius(depth, level)))
+        c, t = (_pooled(each, masks[level + 1]) for each in (c, t))
+    c, t = (wide * each[:, :, 0, 0].mean((-2, -1)) for each in (c, t))
+    return t + c + bias
+
+
+def pair_bytes(size: int, depth: int, dtype: torch.dtype) -> int:
+    """Return about how much memory the gradient of the ConvNet's kernel takes for a pair of images, in bytes."""
+    span = min(2 * _radius(depth, 0) + 1, 2 * size - 1)
+    return HELD * span**2 * size**2 * dtype.itemsize
+
+
+# --- many images -------------------------------------------------------------------------------------------------
+
+
+def tiled(kernel: Kernel, x: Tensor, y: Tensor, chunk: int) -> Tensor:
+    """Return a kernel that is taken of at most `chunk` pairs at a time, forward and, by taking it again, backward.
+
+    Args:
+        kernel: of a few images.
+        x: (A, C, H, W).
+        y: (B, C, H, W).
+        chunk: pairs, >= 1.
+
+    Returns:
+        (A, B).
+    """
+    across = min(len(y), isqrt(chunk))  # nearly square tiles, as each image of one has a cost of its own
+    down = chunk // across
+    if down >= len(x) and across == len(y):
+        return kernel(x, y)
+
+    def tile(a: Tensor, b: Tensor) -> Tensor:
+        return checkpoint(kernel, a, b, use_reentrant=False, preserve_rng_state=False)
+
+    return torch.cat([torch.cat([tile(a, b) for b in y.split(across)], 1) for a in x.split(down)])

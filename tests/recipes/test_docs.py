@@ -1,0 +1,83 @@
+"""The site builds without a warning; what it says of Python runs; nothing public, and no method, is left out of it."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+import robust
+from distill.__main__ import find_methods
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, with links, anchors, docstrings and forgotten pages checked."""
+    place = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", place],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def test_the_reference_has_all_that_is_public(site: Path) -> None:
+    pages = "".join(path.read_text() for path in (site / "api").rglob("*.html"))
+    there = {name.rpartition(".")[2] for name in re.findall(r'id="(robust\.[\w.]+)"', pages)}
+    assert set(robust.__all__) <= there
+    assert {"curvature_penalty", "__call__", "h_warmup"} <= there
+    assert '<pre><span></span><code><span class="gp">&gt;&gt;&gt;' in pages  # doctests are code, not quotations
+    assert not re.search(r"<blockquote>\s*<blockquote>", pages)
+
+
+def test_the_examples_are_in_it(site: Path) -> None:
+    page = (site / "examples" / "index.html").read_text()
+    assert page.count("GUARD, was:") == len(list((ROOT / "examples").glob("*.py"))) + 1  # the text has it too
+
+
+@pytest.mark.parametrize("name", ["index", "loss"])
+def test_python_in_the_docs_runs(name: str) -> None:
+    blocks = FENCE.findall((DOCS / f"{name}.md").read_text())
+    assert blocks
+    network = torch.nn.Linear(7, 3)
+    names = {"torch": torch, "model": network, "x": torch.ones(2, 7), "y": torch.tensor([0, 2])}
+    names["guard"] = robust.CurvatureRegularizedLoss()
+    with torch.random.fork_rng():
+        for block in blocks:
+            exec(compile(block, f"{name}.md", "exec"), names)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_method_s_page_has_all_parts(path: Path) -> None:
+    headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
+    assert headings == ["Equation", "Loop", "Recipe", "Traps", "Published", "Ours"]
+
+
+def test_every_method_has_a_page() -> None:
+    text = "".join(path.read_text() for path in (DOCS / "methods").glob("*.md"))
+    named = set(re.findall(r"`([a-z0-9_]+)`", text)) | set(re.findall(r"run\.sh (\w+) ", text))
+    assert {name for name in find_methods() if name not in named and name.removeprefix("guard_") not in named} == set()
+
+
+def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    as_markdown = import_module("doctests").as_markdown
+    text = "Sum:\n  - a\n    of two\n  - b\n\n>>> 1 + 1\n2\n\nMore."
+    expected = "Sum:\n\n  - a\n    of two\n  - b\n\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
+    assert as_markdown(text) == expected
+    assert as_markdown(">>> 1\n1").endswith("\n1\n```")
