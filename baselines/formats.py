@@ -19,10 +19,10 @@ from torch import Tensor
 
 from baselines.ridge import centred, probabilities
 from baselines.spaces import Constants
-from baselines.unpickled import as_tensor, read_npz, read_pickle
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
 from distill.errors import InputError
 from distill.reading import Reading
+from distill.unpickled import as_tensor, read_npz, read_pickle
 
 __all__ = ["OURS", "SOURCES", "STEP", "Raw", "images_in", "unpacked"]
 
@@ -211,9 +211,8 @@ def _pictures(path: Path, reading: Reading) -> Raw:
     said = "SRe2L's, CDA's or GUARD's pictures (JPEG: not exactly what was optimised)" if official else "pictures"
     stores = [each for each in (*path.glob("FKD*"), *path.parent.glob("FKD*")) if each.is_dir()]
     warnings = ()
-    if stores:
-        line = f"its FKD soft labels in {stores[0]} are not read: students learn the classes"
-        warnings = (f"{line}; guard_sre2l with --recover.images {path} makes soft labels with a teacher of ours",)
+    if stores and reading.fkd is None:
+        warnings = (f"students learn the classes; for its soft labels give --fkd {stores[0]} --protocol own",)
     backbone = "timm:resnet18" if official and images.shape[-1] >= 64 else ""
     names = tuple(folders)
     method = "sre2l" if official else ""

@@ -1,7 +1,7 @@
 """Distilled sets as other code publishes them, made into ours: what is recognised is in docs/published.md.
 
 A file is recognised by its content (`recognised`), read as it is (`baselines.formats`), without running anything of it
-(`baselines.unpickled`), and brought to pixels (`baselines.spaces`).
+(`distill.unpickled`), and brought to pixels (`baselines.spaces`).
 """
 
 import re
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from baselines.formats import OURS, SOURCES, STEP, Raw, images_in
 from baselines.spaces import WHITENED, doubts, pixels_of, uncertain
-from baselines.unpickled import read_npz, read_pickle
 from distill.data import ImageSet
 from distill.data.pictures import NUMBERED, class_of, picture_folders
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.reading import Reading
+from distill.unpickled import read_npz, read_pickle
 
 __all__ = ["read", "recognised"]
 
@@ -138,7 +138,9 @@ def _folder_source(path: Path) -> str:
         return "sre2l" if all(NUMBERED.fullmatch(name) for name in folders) else "imagefolder"
     names = ", ".join(sorted(each.name for each in path.iterdir())[:4])
     if next(path.glob("epoch_*/batch_*.tar"), None) or re.match(r"epoch_\d+$", path.name):
-        raise InputError(f"{path} has soft labels of FKD, not images: give the folder of new000, new001, ... instead")
+        raise InputError(
+            f"{path} has soft labels of FKD, not images: give the folder of new000, new001, ..., and this one as --fkd"
+        )
     raise _nobodys(path, f"the folder has {names or 'nothing'}")
 
 

@@ -4,8 +4,10 @@ import importlib
 import pkgutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -32,6 +34,7 @@ from distill.models import BACKBONES
 from distill.outcome import finish, show
 from distill.protocol import chosen
 from distill.ranks import asked, barrier, first, joined, launched, start
+from distill.reading import Reading
 from distill.report import FORMATS, save_grid
 from distill.run import Run, locked
 from robust import ATTACKS, LOSSES, THREATS
@@ -104,9 +107,8 @@ def command(arguments: list[str]) -> int:
         return 0
     word, rest = arguments[0], arguments[1:]
     protocols = {name: module.protocol for name, module in methods.items() if hasattr(module, "protocol")}
-    published = importlib.import_module("baselines.published")
     others = {
-        "evaluate": partial(run_evaluate, protocols=protocols, read=published.read),
+        "evaluate": partial(run_evaluate, protocols=protocols, read=read_published),
         "export": run_export,
         "benchmark": partial(
             run_benchmark,
@@ -246,6 +248,16 @@ def announce(
     else:
         text = f"{text}: about {this} on this CPU"
     print(text, file=sys.stderr)
+
+
+def read_published(
+    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
+) -> DistilledSet:
+    """Read a published set (`distill.reading.Read`), and its teacher's labels where it has some."""
+    found = importlib.import_module("baselines.published").read(path, reading, real, folder, say)
+    if reading.fkd is None:
+        return found
+    return importlib.import_module("sre2l.fkd").with_labels(found, Path(reading.fkd), folder, say)
 
 
 # --- the other commands ----------------------------------------------------------------------------------------------

@@ -44,6 +44,8 @@ class Reading:
     """idc: its images are factor x factor images each; None where the path has it, as in factor2"""
     lr: float | None = None
     """mtt: the learned learning rate, which its files do not have and --protocol own needs"""
+    fkd: str | None = None
+    """sre2l, imagefolder: folder of the set's soft labels, epoch_0/batch_0.tar, ..., for students of --protocol own"""
     augment: str | None = None
     """augmentation of its students: "" for none, a DSA strategy, kornia:...; None: what the method has by its name"""
 
@@ -128,11 +130,16 @@ def _said(record: Path) -> list[str] | None:
 
 def _digest(path: Path, reading: Reading) -> str:
     """Return a hash of a file and its labels beside it, or of all files of a folder, and of how they are read."""
-    digest = hashlib.sha256(json.dumps(asdict(reading), sort_keys=True).encode())
+    how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     beside = path.with_name(path.name.replace("images", "labels"))
     files = [path, *([beside] if beside != path and beside.is_file() else [])]
     if path.is_dir():
-        files = sorted(each for each in path.rglob("*") if each.is_file())
+        files = _files_in(path)
+    if reading.fkd is not None:
+        if not Path(reading.fkd).is_dir():
+            raise InputError(f"--fkd is {reading.fkd}: no such folder")
+        files += _files_in(Path(reading.fkd))
     for file in files:
         digest.update(file.name.encode() + b"\0")
         try:
@@ -141,3 +148,7 @@ def _digest(path: Path, reading: Reading) -> str:
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.rglob("*") if each.is_file())

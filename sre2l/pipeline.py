@@ -121,7 +121,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
-    """Return how students are trained on a set that `distill` made: on the kept labels of its teacher.
+    """Return how students are trained on a set of `distill`, or on one with FKD's labels: on those of its teacher.
 
     Args:
         distilled: the set, on the device to work on.
@@ -129,21 +129,28 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         run: of the evaluation.
 
     Raises:
-        InputError: the labels or the teacher are not where they were, or are not of these images.
+        InputError: there are no labels, they or the teacher are not where they were, or are not of these images.
     """
     kept = distilled.training
+    if "labels" not in kept:
+        raise InputError(
+            "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
+            "take --protocol standard"
+        )
     labels = Labels(place / kept["labels"], digest(distilled.images))
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
-    channels, size = distilled.images.shape[1:3]
-    shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
-    teacher = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
-    load_teacher(teacher, place / kept["teacher"])
+    judged, (channels, size) = None, distilled.images.shape[1:3]
+    if "teacher" in kept:  # which sets of other code come without
+        shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
+        teacher = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
+        load_teacher(teacher, place / kept["teacher"])
+        judged = nn.Sequential(normalize, teacher.to(run.device)).eval()
     config, compute = Validate(**kept["validate"]), Compute(**kept["compute"])
 
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)
 
-    return Protocol(train_one, labels.epochs, nn.Sequential(normalize, teacher.to(run.device)).eval())
+    return Protocol(train_one, labels.epochs, judged)
 
 
 # --- how long it takes -------------------------------------------------------------------------------------------

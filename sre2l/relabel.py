@@ -34,7 +34,7 @@ from robust import Normalize, RobustTeacher
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["Batch", "Labels", "Relabel", "digest", "relabel", "view"]
+__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "relabel", "view"]
 
 FORMAT = "guard-labels-1"
 
@@ -125,7 +125,7 @@ def relabel(
     stage = run.stage("relabel", settings | {"compute": describe(compute)})
     network = compute.faster(compute.place(teacher.network, run.device).eval())
     whole = share(list(range(config.epochs)))
-    todo = [epoch for epoch in whole if not _file(stage.folder, epoch).exists()]
+    todo = [epoch for epoch in whole if not epoch_file(stage.folder, epoch).exists()]
     with stage.progress("relabel", len(whole), len(whole) - len(todo), unit="epoch") as bar:
         for epoch in todo:
             drawn = _draw(len(images), images.shape[-1], config, run.generator("relabel", epoch))
@@ -134,7 +134,7 @@ def relabel(
             drawn["logits"] = torch.cat(logits).half()
             if not drawn["logits"].isfinite().all():
                 raise InputError(f"the teacher {made_by} gives logits beyond float16; squeeze it with a smaller lr")
-            write_tensors(_file(stage.folder, epoch), drawn)
+            write_tensors(epoch_file(stage.folder, epoch), drawn)
             bar.update()
     if first():
         shape = {"images": len(images), "digest": images_digest}
@@ -190,7 +190,7 @@ class Labels:
                 f"the labels in {folder} belong to other images ({facts['images']} of digest {facts['digest'][:12]}, "
                 f"these have {images[:12]}); relabel these: run the method again with another --runs"
             )
-        missing = [epoch for epoch in range(facts["epochs"]) if not _file(folder, epoch).exists()]
+        missing = [epoch for epoch in range(facts["epochs"]) if not epoch_file(folder, epoch).exists()]
         if missing:
             raise InputError(f"{folder} lacks the labels of {len(missing)} epochs, the first {missing[0]}")
         self.epochs: int = facts["epochs"]
@@ -199,11 +199,12 @@ class Labels:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
-        tensors, _ = read_tensors(_file(self.folder, number))
+        tensors, _ = read_tensors(epoch_file(self.folder, number))
         yield from _batches(tensors, self)
 
 
-def _file(folder: Path, epoch: int) -> Path:
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Return the file of an epoch in a store."""
     return folder / f"epoch-{epoch:04d}.safetensors"
 
 

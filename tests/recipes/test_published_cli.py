@@ -15,6 +15,7 @@ from distill.data import load
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from robust import Normalize
+from tests.toy import toy
 
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--students", "2", "--student.epochs", "60", "--attacks", "fgsm"]
 
@@ -238,3 +239,74 @@ def test_export_says_where(published: Path, data: Path, tmp_path: Path, capsys: 
     assert out.strip() == str(folder / "export" / "imagefolder")
     assert "lossy" in err
     assert sorted(path.name for path in (folder / "export" / "imagefolder").iterdir()) == ["above", "below"]
+
+
+def write_fkd(folder: Path, order_seed: int = 42) -> Path:
+    """Write four pictures as SRe2L's code does, and ten epochs of labels for them; return the folder of pictures."""
+    from PIL import Image
+
+    images = (255 * toy(40).images[[0, 2, 1, 3]]).byte()
+    for number, image in enumerate(images):
+        place = folder / "syn" / f"new{number // 2:03d}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture.save(place / f"class{number // 2:03d}_id{number % 2:03d}.jpg", quality=100)
+    generator = torch.Generator().manual_seed(order_seed)
+    for epoch in range(10):
+        order = torch.randperm(4, generator=generator)
+        torch.randperm(4, generator=generator)  # what torch's sampler draws at the end of an epoch
+        labels = order // 2
+        (folder / "FKD" / f"epoch_{epoch}").mkdir(parents=True)
+        for number, part in enumerate(labels.split(3)):
+            coords, flips = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * len(part)), torch.zeros(len(part)).bool()
+            mixture = [torch.arange(len(part)), 0.9, [np.int64(0), np.int64(0), np.int64(2), np.int64(2)]]
+            logits = 8 * F.one_hot(part, 2).half()
+            torch.save([coords, flips, *mixture, logits], folder / "FKD" / f"epoch_{epoch}" / f"batch_{number}.tar")
+    return folder / "syn"
+
+
+def test_soft_labels_of_fkd(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_fkd(tmp_path)
+    words = ["evaluate", pictures, "--dataset", "folder", "--data-dir", data, *SMALL, "--source", "sre2l"]
+    words += ["--runs", tmp_path / "runs"]
+    assert run(*words, "--fkd", tmp_path / "FKD", "--protocol", "own") == 0
+    out, err = capsys.readouterr()
+    assert "sre2l on folder, ipc 2, convnet:width=4,depth=2, own" in out
+    assert "teacher" not in out
+    assert "10 epochs in batches of 3, mixed by cutmix" in err
+    assert "100.0% of 40 labels, 50.0% by chance" in err
+    assert "warning" not in err
+    (file,) = (tmp_path / "runs" / "published").rglob("distilled.safetensors")
+    assert (file.parent / "fkd" / "labels.json").exists()
+    assert (
+        run("evaluate", file.parent, "--data-dir", data, "--runs", tmp_path / "runs", *SMALL, "--protocol", "own") == 0
+    )
+    assert "finished already" in capsys.readouterr().err
+
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "FKD").rename(tmp_path / "moved" / "FKD")  # known by its content
+    assert run(*words, "--fkd", tmp_path / "moved" / "FKD", "--protocol", "own") == 0
+    assert "finished already" in capsys.readouterr().err
+
+    assert run(*words, "--protocol", "own") == 2
+    assert "the set has no labels of a teacher: give --fkd FOLDER" in capsys.readouterr().err
+    assert run(*words, "--fkd", tmp_path / "none") == 2
+    assert "none: no such folder" in capsys.readouterr().err
+    assert run("evaluate", file.parent, "--data-dir", data, "--fkd", tmp_path / "moved") == 2
+    assert "is a set of ours; --fkd is for published sets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["order", "pickle"])
+def test_soft_labels_that_are_refused_leave_nothing(
+    harm: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, marker = write_fkd(tmp_path, 42 if harm == "pickle" else 43), tmp_path / "marker"
+    if harm == "pickle":
+        torch.save([Evil(marker)] * 6, tmp_path / "FKD" / "epoch_1" / "batch_0.tar")
+    words = ["--dataset", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *SMALL]
+    assert run("evaluate", pictures, *words, "--fkd", tmp_path / "FKD", "--protocol", "own") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert ("do not belong to these images in this order" if harm == "order" else "nothing was run") in err
+    assert list((tmp_path / "runs" / "published").rglob("*.*")) == []
+    assert not marker.exists()

@@ -1,9 +1,9 @@
 """Files of others, read without running anything of theirs: torch's .pt and .pth, numpy's .npz.
 
 A pickle is a program. torch's restricted reader (weights_only) takes tensors, lists, dicts and numbers and refuses all
-other names. Published sets of DC's code hold numpy's numbers too (the accuracies, which nobody here needs): in place
-of numpy's two constructors stands a class of ours that keeps nothing, so that not even those run. What a file says of
-its sizes is compared with its bytes before memory is taken for it.
+other names. Published sets hold numpy's numbers too (accuracies of DC's code, rectangles of FKD's): in place of numpy's
+two constructors stand two of ours that take a plain number from its bytes, so that not even those run. What a file says
+of its sizes is compared with its bytes before memory is taken for it.
 """
 
 import math
@@ -27,17 +27,33 @@ __all__ = ["as_tensor", "read_npz", "read_pickle"]
 FOR_TRUST = "re-save what you trust as tensors, or as .npz"
 
 
-class _Number:
-    """What a file has a number of numpy's for, or its type."""
+class _Type:
+    """What a file has the type of a number of numpy's for: its name and the order of its bytes."""
 
     def __init__(self, *given: object):
-        pass
+        self.name, self.order = str(given[0]) if given else "", "="
 
     def __setstate__(self, state: object) -> None:
-        pass
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = str(state[1])
 
 
-_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+class _Nothing:
+    """What a file has a number of another kind for."""
+
+
+def _number(*given: object) -> bool | int | float | _Nothing:
+    """Return a number of numpy's as a plain one, from its type and its bytes."""
+    match given:
+        case (_Type() as kind, bytes() as content):
+            known = re.fullmatch(r"b1|[iu][1248]|f[248]", kind.name)
+            if known and len(content) == int(kind.name[1:]):
+                return np.frombuffer(content, kind.order + kind.name)[0].item()
+    return _Nothing()
+
+
+_DTYPE = ("numpy.dtype",)
+_SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 """the names under which numpy 1 and 2 pickle a number"""
 
 
@@ -48,7 +64,7 @@ def read_pickle(path: Path) -> Any:
         path: of the file, in torch's zip format or the older one.
 
     Returns:
-        what it holds; numbers of numpy as objects without content.
+        what it holds; numbers of numpy as plain ones.
 
     Raises:
         InputError: there is no such file, it is damaged, names anything else, or unpacks to more than it has bytes.
@@ -60,7 +76,8 @@ def read_pickle(path: Path) -> Any:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > size:
                 raise InputError(f"{path} has {size:,} bytes that unpack to {unpacked:,}: torch.save does not do that")
-        with warnings.catch_warnings(), safe_globals([(_Number, name) for name in _NUMPY]):
+        ours = [*((_Type, name) for name in _DTYPE), *((_number, name) for name in _SCALAR)]
+        with warnings.catch_warnings(), safe_globals(ours):
             warnings.simplefilter("ignore")  # of old storages
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
