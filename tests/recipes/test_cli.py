@@ -289,7 +289,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("guard_dcc digits", "unknown method 'guard_dcc'; did you mean 'guard_dc'? Known: dc, "),
+        ("guard_dcx digits", "unknown method 'guard_dcx'; did you mean 'guard_dc'? Known: dc, "),
         ("dc cifar", "unknown data set 'cifar'; did you mean 'cifar10'? Known: "),
         ("dc digits --iteration 3", "--iterations"),
         ("dc digits --frobnicate 3", "run.sh: Unrecognized options: --frobnicate, 3. See bash run.sh dc digits --help"),
