@@ -18,16 +18,16 @@ The gradient is exact. Going back from the last step, the cotangent lambda of th
     lambda = grad L_B(theta_S);   with g_s = grad_theta L(x, y; theta_s), for s = S - 1 ... 0:
     d eta_s = -<lambda, g_s>,   d(x, y) += -eta_s d<lambda, g_s>/d(x, y),   lambda += -eta_s d<lambda, g_s>/d theta_s
 
-Each step is taken again on the way back, so that memory holds S sets of weights and the graph of one step; all graphs,
-as in the official code, would save 15 to 20 % of the time (LeNet and ConvNet at 16 px, S = 10).
+Each step is taken again on the way back, so that memory holds one step's graph; all graphs, as in the official code,
+would save 15 to 20 % of the time (LeNet and ConvNet at 16 px, S = 10).
 
-A set's `training` has what `protocol` needs: `order`, for each of the T steps the indices of its images; `lrs`, the S
-learning rates; `weights`, as in Config; `fixed`, the seeds of known networks, empty where each student has its own.
+A set's `training` has what `protocol` needs: `order`, for each of the T steps the indices of its images; `lrs` and
+`weights`; `fixed`, the seeds of known networks, empty where each student has its own. SLDD's labels are its own
+"labels"; students of the standard protocol take the probabilities nearest to them.
 
 Deviations from the official codes: the data set's own mean and std (theirs for CIFAR-10 has std .247 .243 .261); the
 network in evaluation mode as a whole, so without dropout, and none with BatchNorm; two classes are two logits, not
-one; sorted by class, not by step; seeds are addressed. Not here: networks from files, attacks, fewer images than
-classes, SLDD's other first labels and softmax of labels.
+one; sorted by class; seeds are addressed. Not here: networks from files, SLDD's other first labels and its softmax.
 """
 
 import time
@@ -44,6 +44,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from baselines.ridge import probabilities
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -189,25 +190,25 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     seeds = [run.generator("network", number).initial_seed() for number in range(len(fixed))]
     by_class = classes.flatten().argsort(stable=True)
-    order = by_class.argsort().view(len(labels), -1).tolist()
+    order, labels = by_class.argsort().view(len(labels), -1).tolist(), labels.flatten(0, 1)[by_class]
     return DistilledSet(
         images=normalize.inverse(images.flatten(0, 1)[by_class]),
-        labels=labels.flatten(0, 1)[by_class],
+        labels=probabilities(labels) if labels.is_floating_point() else labels,
         dataset=real.name,
         classes=real.classes,
         mean=real.mean,
         std=real.std,
         backbone=config.backbone,
         training={"order": order, "lrs": F.softplus(raw_lrs).tolist(), "weights": config.weights, "fixed": seeds},
+        own={"labels": labels} if labels.is_floating_point() else {},
     )
 
 
 def _initial(real: ImageSet, classes: Tensor, config: Config, run: Run) -> dict[str, Any]:
     images = torch.randn(*classes.shape, *real.image_shape, generator=run.generator("initial"))
-    lr = torch.full((len(classes) * config.distill_epochs,), config.distill_lr)
-    raw_lrs = lr + (-(-lr).expm1()).log()  # softplus of it is lr
+    lr = torch.full((len(classes) * config.distill_epochs,), config.distill_lr)  # of which softplus is undone below
     labels = F.one_hot(classes, real.num_classes).float() if config.labels == "learned" else classes
-    return {"iteration": 0, "images": images, "raw_lrs": raw_lrs, "labels": labels}
+    return {"iteration": 0, "images": images, "raw_lrs": lr + (-(-lr).expm1()).log(), "labels": labels}
 
 
 def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -318,12 +319,12 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     Raises:
         InputError: the set does not say how.
     """
-    kept = distilled.training
+    kept, device = distilled.training, distilled.labels.device
     if missing := sorted({"order", "lrs", "weights", "fixed"} - set(kept)):
         raise InputError(f"the set lacks {', '.join(missing)} of dd's training; take --protocol standard")
-    normalize, device = Normalize(distilled.mean, distilled.std), distilled.labels.device
     order, lrs = (torch.tensor(kept[name], device=device) for name in ("order", "lrs"))
-    images, labels = normalize.to(device)(distilled.images[:])[order], distilled.labels[order]
+    images = Normalize(distilled.mean, distilled.std).to(lrs)(distilled.images[:])[order]
+    labels = distilled.own.get("labels", distilled.labels)[order]
 
     def train(network: nn.Module, name: str) -> None:
         _drawn(network, kept["weights"], run.generator("student", name, "initial"))
@@ -365,7 +366,7 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if name == "quick":
-        return Recipe(_quick(method, dataset, ipc), Evaluation(students=3, test_images=2000))
+        return Recipe(_quick(method, ipc), Evaluation(students=3, test_images=2000))
     # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
     return Recipe(_paper(method, dataset, ipc), Evaluation(students=50))
 
@@ -386,13 +387,12 @@ def _paper(method: str, dataset: str, ipc: int) -> Config:
     return Config(**fields)
 
 
-def _quick(method: str, dataset: str, ipc: int) -> Config:
+def _quick(method: str, ipc: int) -> Config:
     """About twenty steps of a small ConvNet, which learns more in them than LeNet, and a fortieth of the iterations."""
     count = max(count for count in range(1, 6) if ipc % count == 0)
     fields: dict[str, Any] = {"distill_steps": count, "distill_epochs": 20 // count, "distill_lr": 0.05}
-    fields |= {"epochs": 10, "epoch_iterations": 60, "decay_epochs": 4, "batch_size": 128}
-    fields |= {"backbone": "convnet:width=16,depth=2", "lr": 0.02}
-    return Config(**fields, labels="learned" if method == "sldd" else "hard")
+    fields |= {"epochs": 10, "epoch_iterations": 60, "decay_epochs": 4, "batch_size": 128, "lr": 0.02}
+    return Config("convnet:width=16,depth=2", **fields, labels="learned" if method == "sldd" else "hard")
 
 
 RECIPES: dict[str, dict[str, RecipeOf]] = {

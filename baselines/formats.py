@@ -104,7 +104,10 @@ def _dd(path: Path, reading: Reading) -> Raw:
     said += f"{min(rates):.3g} to {max(rates):.3g} (--protocol own takes these steps from fresh networks)"
     backbone = "lenet" if x.shape[1] == 1 else "alexcifarnet"
     method = "sldd" if soft else "dd"
-    return Raw(x[by_class], y[by_class], method, "normalised", said, backbone=backbone, training=training)
+    x, y, own = x[by_class], y[by_class], {}
+    if soft:  # free vectors, of which the nearest probabilities are for students of the standard protocol
+        y, own = probabilities(y.float()), {"labels": y.float()}
+    return Raw(x, y, method, "normalised", said, "", backbone, training, own)
 
 
 def _mtt(path: Path, reading: Reading) -> Raw:

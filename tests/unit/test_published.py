@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from baselines import frepo_students, least_squares, spaces
 from baselines.formats import SOURCES, unpacked
 from baselines.published import read, recognised
+from baselines.ridge import probabilities
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -116,8 +117,10 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
     assert found.training["lrs"] == pytest.approx(lrs)
     order = torch.tensor(found.training["order"])
     assert torch.allclose(Normalize(found.mean, found.std)(found.images)[order], x, atol=1e-6)
-    assert torch.equal(found.labels[order], y)
-    if not soft:
+    assert torch.equal(found.own.get("labels", found.labels)[order], y)
+    if soft:
+        assert torch.allclose(found.labels[order], probabilities(y.flatten(0, 1)).view_as(y), atol=1e-6)
+    else:
         assert found.labels.tolist() == [0, 0, 1, 1]
 
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
