@@ -19,6 +19,7 @@ from torch import Tensor
 
 from baselines.ridge import centred, probabilities
 from baselines.spaces import Constants
+from distill.data.image_files import ImageFiles
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
 from distill.errors import InputError
 from distill.reading import Reading
@@ -38,7 +39,7 @@ NAMES = ("images", "labels")
 class Raw:
     """A set as its file has it."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     """(N, C, H, W)"""
     labels: Tensor
     """(N,) int64, or (N, K) float32"""

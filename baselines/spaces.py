@@ -166,6 +166,8 @@ def doubts(images: Tensor, pixels: Tensor, space: str, real: ImageSet) -> list[s
         space: as which they were read.
         real: the training set.
     """
+    if not isinstance(images, Tensor):  # in files: a thousand of them speak for all
+        images = pixels = images[torch.arange(1000) * len(images) // 1000]
     low, high = images.min().item(), images.max().item()
     found = []
     if space == "pixels" and low >= 0 and high > 2:

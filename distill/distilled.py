@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.data.image_files import ImageFiles
 from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
@@ -45,7 +46,7 @@ class DistilledSet:
         ValueError: tensors that do not fit each other or the classes.
     """
 
-    images: Tensor | Shards
+    images: Tensor | Shards | ImageFiles
     """(N, C, H, W) float32 pixels, unclamped; in files where they are larger than memory"""
     labels: Tensor
     """(N,) int64 classes or (N, K) float32 soft labels"""

@@ -63,7 +63,7 @@ class Trained:
     @cached_property
     def images(self) -> Tensor:
         """The distilled images, normalised, (N, C, H, W)."""
-        return self.normalize(self.distilled.images)
+        return self.normalize(self.distilled.images[:])
 
     def students(self) -> Iterator[tuple[int, nn.Module, float]]:
         """Yield (number, student, seconds that an epoch of its training took).

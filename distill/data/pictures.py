@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data.image_files import ENDINGS, LIMIT
+from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
 from distill.errors import InputError
 from distill.files import write_atomic
 
@@ -96,33 +97,30 @@ def class_of(name: str, classes: Sequence[str]) -> int | None:
     return int(found[1]) if found and int(found[1]) < len(classes) else None
 
 
-def read_all_pictures(paths: Sequence[Path]) -> Tensor:
+def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
     """Read images that are squares of one size, grey ones as one channel.
 
     Args:
         paths: of at least one file.
 
     Returns:
-        (N, 1 or 3, H, H) pixels.
+        (N, 1 or 3, H, H) pixels; where colour images take more than 8 GiB they stay in their files.
 
     Raises:
-        InputError: a file is no image, sizes differ or are no squares, or all take more than 8 GiB.
+        InputError: a file is no image, sizes differ or are no squares, or grey images take more than 8 GiB.
     """
     width, height, grey = _header(paths[0])
     shape = (1 if grey else 3, height, width)
     if width != height or width > 1024:
         raise InputError(f"{paths[0]} has {width}x{height} pixels; a set has squares of one size, of at most 1024")
-    if 4 * len(paths) * shape[0] * height * width > LIMIT:
-        raise InputError(
-            f"{len(paths):,} images of {width}x{height} take more than {LIMIT / 2**30:g} GiB; read a part of them, or "
-            "give them to a method that leaves them in their files: guard_sre2l --recover.images"
-        )
-    images = torch.empty(len(paths), *shape)
-    for number, path in enumerate(paths):
+    for path in paths:
         if _header(path)[:2] != (width, height):
             raise InputError(f"{path} is no square of {width} pixels, as {paths[0]} is; a set has images of one size")
-        images[number] = _read(path, shape[0]).float() / 255
-    return images
+    if 4 * len(paths) * shape[0] * height * width <= LIMIT:
+        return torch.stack([_read(path, shape[0]) for path in paths]).float() / 255
+    if grey:
+        raise InputError(f"{len(paths):,} grey images of {width} pixels take more than {LIMIT / 2**30:g} GiB")
+    return ImageFiles(np.array([str(path) for path in paths]), width, "square")
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,9 @@ from baselines import frepo_students, least_squares, spaces
 from baselines.formats import SOURCES, unpacked
 from baselines.published import read, recognised
 from baselines.ridge import probabilities
-from distill.data import ImageSet
+from distill import distilled
+from distill.data import ImageSet, pictures
+from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.reading import Reading
@@ -313,7 +316,6 @@ def test_idc_unpacks(size: int, factor: int, tmp_path: Path) -> None:
 
 
 def write_pictures(folder: Path, names: list[str], size: int = 8) -> None:
-    from PIL import Image
 
     for class_, name in enumerate(names):
         (folder / name).mkdir(parents=True)
@@ -366,7 +368,6 @@ def test_hugging_face_without_the_package(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_hugging_face(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from PIL import Image
 
     pictures = [Image.new("RGB", (8, 8), (10 * n, 0, 255)) for n in range(4)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["below", "above"])})
@@ -603,3 +604,29 @@ def test_a_card_of_our_export_is_read_and_a_damaged_one_told(tmp_path: Path) -> 
     (tmp_path / "learned_lr.json").write_text("{")
     with pytest.raises(InputError, match=r"learned_lr\.json is damaged"):
         taken(tmp_path)
+
+
+def test_pictures_that_are_too_many_for_memory_stay_in_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, labels = toy(40).images, toy(40).labels.sort().values
+    pictures.write_pictures(images, labels, ("above", "below"), tmp_path / "set")
+    whole, _ = taken(tmp_path / "set", source="imagefolder")
+    monkeypatch.setattr(pictures, "LIMIT", 4 * images.numel() - 1)
+    monkeypatch.setattr(distilled, "SHARD", 4 * images[:7].numel())
+    found, said = taken(tmp_path / "set", source="imagefolder")
+    assert isinstance(found.images, ImageFiles)
+    assert not [line for line in said if "warning" in line]
+    found.save(tmp_path / "kept" / "distilled.safetensors")
+    assert len(list((tmp_path / "kept").iterdir())) == 1 + 6
+    kept = DistilledSet.load(tmp_path / "kept")
+    assert torch.equal(kept.images[:], whole.images)
+    assert torch.equal(kept.labels, whole.labels)
+    bright = np.full((8, 8), 90, np.uint8)
+    for name in ("above", "below"):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for n in range(20):
+            Image.fromarray(bright).save(tmp_path / "grey" / name / f"{n}.png")
+    monkeypatch.setattr(pictures, "LIMIT", 100)
+    with pytest.raises(InputError, match="40 grey images of 8 pixels take more than"):
+        taken(tmp_path / "grey", named("mnist", toy(channels=1)), source="imagefolder")
