@@ -16,9 +16,8 @@ Students of --protocol own are trained by regression on Y (`baselines.frepo_stud
 whose loss is cross-entropy, the file's labels are the probabilities that are nearest to Y, scaled back and uncentred.
 
 Deviations from the official code: the set is the last one, not the best on the test set; real batches are drawn in each
-step from all images, not out of a buffer that moves over them; the covariance is over N - 1, with no other rule for
-fewer images than pixels; images of 128 px and more are not whitened, there in blocks; see also
-`distill.models.frepo_convnet`; seeds are addressed.
+step from all images, not out of a buffer that moves over them; images of 128 px and more are not whitened, there in
+blocks; see also `distill.models.frepo_convnet`; seeds are addressed.
 """
 
 import math
@@ -330,7 +329,7 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
         return normalize, None
     path = run.stage("whitening-normalised", real.identity(), seed=0).folder / "whitening.safetensors"
     if not path.exists():
-        Whiten.fit_normalised(real.images[:], normalize).save(path)
+        Whiten.fit_normalised(real.images, normalize).save(path)
     return Whiten.load(path).to(real.images.device), path
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.data import ImageSet
 from distill.errors import InputError
-from distill.whiten import LARGEST, Whiten
+from distill.whiten import Whiten, ridge_zca
 from robust import Normalize
 
 __all__ = ["WHITENED", "Constants", "constants", "doubts", "pixels_of", "uncertain"]
@@ -50,8 +50,6 @@ CONSTANTS: dict[str, dict[str, Constants]] = {
 
 WHITENED = ("mtt", "frepo", "kip")
 """codes that whiten"""
-REG = 0.1
-"""of FRePo and KIP, times the mean variance"""
 
 
 def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
@@ -99,23 +97,12 @@ def pixels_of(
     if source == "mtt":
         layer = Whiten.fit(real.in_memory().images.cpu())
     elif source == "frepo":
-        layer = frepo_whitening(real, mean, std)
+        layer = Whiten.fit_normalised(real.images, Normalize(mean, std))
     else:
         pixels = _kip_pixels(images, real, mean, std)
         return pixels, (mean, std), None, f"{fitted}; each image got their average mean and contrast (KIP drops both)"
     layer.save(folder / "whitening.safetensors")
     return layer.inverse(images), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
-
-
-def frepo_whitening(real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Whiten:
-    """Return FRePo's normalisation and whitening as one layer."""
-    normalize, count = Normalize(mean, std), len(real)
-    centre = sum(normalize(part.cpu()).double().sum(0) for part in real.images.split(1024)) / count
-    parts = (normalize(part.cpu()).double().sub_(centre).flatten(1) for part in real.images.split(1024))
-    matrix, unmatrix = _matrices(parts, centre.numel(), count)
-    scale = torch.tensor(std, dtype=torch.float64).repeat_interleave(centre[0].numel())
-    pixel_mean = normalize.double().inverse(centre[None]).flatten()
-    return Whiten(pixel_mean.float(), (matrix / scale[:, None]).float(), (unmatrix * scale).float())
 
 
 def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -128,30 +115,9 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
             norms.append(flat.norm(dim=1))
             yield flat / norms[-1][:, None].clamp(min=1e-12)
 
-    _, unmatrix = _matrices(directions(), images[0].numel(), len(real))
+    _, unmatrix = ridge_zca(directions(), images[0].numel(), len(real))
     back = images.flatten(1).double() @ unmatrix * torch.cat(norms).mean()  # their mean is 0
     return normalize.inverse(back.float().view_as(images))
-
-
-def _matrices(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, Tensor]:
-    """Return W and its inverse of rows, as FRePo and KIP have them.
-
-    Args:
-        parts: of the rows, (n, D) float64.
-        size: D.
-        count: of all rows; directions beyond so many are left as they are.
-    """
-    if size > LARGEST:
-        raise InputError(f"whitening images of {size:,} numbers needs a matrix of {size:,}²; 64 px is the most")
-    covariance = torch.zeros(size, size, dtype=torch.float64)
-    for part in parts:
-        covariance.addmm_(part.T, part)
-    covariance /= count
-    covariance.diagonal().add_(REG * covariance.trace() / size)
-    values, vectors = torch.linalg.eigh(covariance)
-    if count < size:
-        values[: size - count] = 1.0
-    return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T
 
 
 # --- what contradicts --------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import torch
 import tyro
 
 from distill.augment import STRATEGIES
-from distill.columns import SPECIAL
 from distill.commands.benchmark import run_benchmark
 from distill.commands.compare import run_compare
 from distill.commands.curvature import run_curvature
@@ -27,15 +26,16 @@ from distill.data import DATASETS, ImageSet, load
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.estimate import estimate, human
-from distill.evaluate import evaluate
 from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
+from distill.judging.columns import SPECIAL
+from distill.judging.evaluate import evaluate
 from distill.models import BACKBONES
-from distill.outcome import finish, show
 from distill.protocol import chosen
 from distill.ranks import asked, barrier, first, joined, launched, start
 from distill.reading import Reading
-from distill.report import FORMATS, save_grid
+from distill.reports.outcome import finish, show
+from distill.reports.tables import FORMATS, save_grid
 from distill.run import Run, locked
 from robust import ATTACKS, LOSSES, THREATS
 

@@ -8,19 +8,26 @@ only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 from robust import Normalize
 
-__all__ = ["Whiten", "preprocessing"]
+__all__ = ["LARGEST", "Whiten", "preprocessing", "ridge_zca"]
 
 LARGEST = 3 * 64 * 64
 """numbers of an image up to which its square matrix (600 MB) and its eigenvectors can be had"""
+RIDGE = 0.1
+"""of FRePo and KIP, times the mean variance"""
+PART = 1024
+"""images that are normalised at a time"""
 
 
 class Whiten(nn.Module):
@@ -80,25 +87,29 @@ class Whiten(nn.Module):
         return cls(mean[0], matrix, unmatrix)
 
     @classmethod
-    def fit_normalised(cls, images: Tensor, normalize: Normalize, ridge: float = 0.1) -> "Whiten":
-        """Return normalisation by channel and then ZCA of a training set, as one layer: that of FRePo's official code.
+    def fit_normalised(cls, images: Tensor | ImageFiles, normalize: Normalize) -> "Whiten":
+        """Return normalisation by channel and then the whitening of FRePo's official code, as one layer.
 
         Args:
-            images: (N, C, H, W) pixels in [0, 1], N >= 2.
-            normalize: the normalisation, D (x - m).
-            ridge: added to the variances of normalised pixels, in units of their mean.
+            images: (N, C, H, W) pixels in [0, 1], a tensor or in files.
+            normalize: the normalisation, (x - m) / s.
 
         Returns:
-            D W (x - mean), W being the whitening of the normalised images.
+            (x - m) / s, less its mean, times W of `ridge_zca`; on the CPU, with the dtype of the normalised images.
 
         Raises:
-            InputError: too few images, or images too large for a matrix of all their pixels.
+            InputError: images too large for a matrix of all their pixels.
         """
-        shape, normalised = images.shape[1:], normalize(images)
-        layer = cls.fit(normalised, eps=ridge * normalised.flatten(1).var(0).mean().item())
-        std = normalize.std.expand(shape).flatten()
-        mean = normalize.inverse(layer.mean.view(1, *shape)).flatten()
-        return cls(mean, layer.matrix / std[:, None], layer.unmatrix * std)
+        count, device, sample = len(images), normalize.mean.device, images[:1]
+
+        def rows() -> Iterator[Tensor]:
+            return (normalize(part.to(device)).cpu().double().flatten(1) for part in images.split(PART))
+
+        centre = sum(part.sum(0) for part in rows()) / count
+        matrix, unmatrix = ridge_zca((part - centre for part in rows()), sample.numel(), count)
+        std = normalize.std.cpu().double().expand(sample.shape[1:]).flatten()
+        mean = centre * std + normalize.mean.cpu().double().expand(sample.shape[1:]).flatten()
+        return cls(*(t.to(sample.dtype) for t in (mean, matrix / std[:, None], unmatrix * std)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return whitened images, (N, C, H, W) -> (N, C, H, W)."""
@@ -127,6 +138,36 @@ class Whiten(nn.Module):
         if set(tensors) != {"mean", "matrix", "unmatrix"}:
             raise InputError(f"{path} is no whitening: it has {', '.join(sorted(tensors)) or 'no tensors'}")
         return cls(**tensors)
+
+
+def ridge_zca(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return W = U (S + 0.1 tr(S) / D)^(-1/2) U^T and its inverse, of centred rows: the ZCA of FRePo's and KIP's code.
+
+    Args:
+        parts: of the rows, (n, D) float64.
+        size: D.
+        count: N of all rows, by which the covariance is divided; of N < D rows, directions without data stay as they
+            are.
+
+    Returns:
+        two matrices (D, D), float64.
+
+    Raises:
+        InputError: rows too long for such a matrix.
+    """
+    if size > LARGEST:
+        raise InputError(
+            f"ZCA of images of {size:,} numbers needs a matrix of {size:,}²; 3x64x64 is the most (--image-size)"
+        )
+    covariance = torch.zeros(size, size, dtype=torch.float64)
+    for part in parts:
+        covariance.addmm_(part.T, part)
+    covariance /= count
+    covariance.diagonal().add_(RIDGE * covariance.trace() / size)
+    values, vectors = torch.linalg.eigh(covariance)
+    if count < size:
+        values[: size - count] = 1.0
+    return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T
 
 
 def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill.columns import family
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
+from distill.judging.columns import family
 from distill.models import build
 from distill.ranks import barrier, first, world
 from distill.run import Run, describe, locked

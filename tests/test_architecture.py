@@ -13,11 +13,11 @@ from baselines.alignment import Weights
 from baselines.formats import Raw
 from baselines.gan import Adversarial
 from baselines.trajectories import Expert
-from distill.columns import Certification
 from distill.commands.export import ExportCommand
 from distill.commands.start import Place
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Experiment
+from distill.judging.columns import Certification
 from distill.methods import dc
 from distill.protocol import Protocol
 from distill.reading import Reading

@@ -21,17 +21,17 @@ from typing import Literal
 
 import torch
 
-from distill.columns import columns
 from distill.commands.start import Place
-from distill.comparison import LAYOUTS
 from distill.data import DATASETS
 from distill.data.image_files import cores
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
 from distill.flags import find_device, parse, whole_number
+from distill.judging.columns import columns
 from distill.progress import progress
-from distill.report import find_rows
+from distill.reports.comparison import LAYOUTS
+from distill.reports.tables import find_rows
 from distill.run import Run
 
 __all__ = ["run_benchmark"]

@@ -7,9 +7,9 @@ import tyro
 
 from distill.errors import InputError
 from distill.flags import parse
-from distill.intervals import paired
-from distill.outcome import bools_of
-from distill.report import aligned, find_rows
+from distill.reports.intervals import paired
+from distill.reports.outcome import bools_of
+from distill.reports.tables import aligned, find_rows
 
 __all__ = ["run_compare"]
 

@@ -12,18 +12,18 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.columns import family
 from distill.commands.start import Place, spare_threads
 from distill.data import load
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.features import embedding
-from distill.figures import curve, histogram, surface
 from distill.files import write_text
 from distill.flags import find_device, parse
+from distill.judging.columns import family
+from distill.judging.trained import students_of
 from distill.progress import progress
-from distill.report import aligned, find_rows
-from distill.trained import students_of
+from distill.reports.figures import curve, histogram, surface
+from distill.reports.tables import aligned, find_rows
 from robust import PGD, threat_named, withstands
 from robust.bounds import BoundTerms, bound_terms, transfer_terms
 from robust.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue

@@ -14,13 +14,13 @@ from distill.commands.start import Place, foresee, spare_threads
 from distill.data import DATASETS, FILES, ImageSet, load
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
-from distill.evaluate import check, evaluate
 from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
-from distill.outcome import finish, show
+from distill.judging.evaluate import check, evaluate
 from distill.protocol import ProtocolOf, chosen
 from distill.reading import Read, Reading, bring, is_ours
-from distill.report import find_rows, render
+from distill.reports.outcome import finish, show
+from distill.reports.tables import find_rows, render
 from distill.run import Run, locked
 
 __all__ = ["run_evaluate"]

@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from distill.columns import columns, family
 from distill.data import ImageSet
 from distill.data.image_files import cores
 from distill.errors import InputError
 from distill.experiment import Evaluation
+from distill.judging.columns import columns, family
 from distill.models import build
 from robust import loss_named
 

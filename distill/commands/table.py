@@ -7,8 +7,8 @@ from typing import Literal
 import tyro
 
 from distill.flags import parse
-from distill.indices import indices
-from distill.report import find_rows, render
+from distill.reports.indices import indices
+from distill.reports.tables import find_rows, render
 
 __all__ = ["run_table"]
 

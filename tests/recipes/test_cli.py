@@ -134,7 +134,7 @@ def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytes
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["dc", "folder", "--data-dir", data, *SMALL]
     assert run(*words, "--runs", tmp_path / "whole") == 0
-    from distill import evaluate
+    from distill.judging import evaluate
 
     judge, calls = evaluate.judge, []
 

@@ -12,9 +12,9 @@ from distill.__main__ import main
 from distill.data import load
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
+from distill.judging.trained import students_of
 from distill.models import build
 from distill.run import Run
-from distill.trained import students_of
 from distill.whiten import Whiten
 from tests.toy import write_toy
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from distill.columns import Certification, columns, family
 from distill.errors import InputError
 from distill.experiment import Evaluation
+from distill.judging.columns import Certification, columns, family
 from robust import ATTACKS, PGD, Threat
 
 

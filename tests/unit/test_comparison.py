@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from distill.comparison import LAYOUTS
-from distill.paper import PAPER
+from distill.reports.comparison import LAYOUTS
+from distill.reports.paper import PAPER
 
 
 def row(method: str, attack: str, accuracy: float, student: int = 0, **other: Any) -> dict[str, Any]:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import figures
 from distill.errors import InputError
-from distill.figures import DPI, curve, histogram, surface
+from distill.reports import figures
+from distill.reports.figures import DPI, curve, histogram, surface
 
 STEPS = torch.linspace(-1, 1, 9)
 LOSSES = STEPS[:, None].exp() + STEPS[:5].square()
@@ -79,7 +79,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 def test_matplotlib_is_loaded_when_drawing_and_pyplot_never(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from distill.figures import curve; before = 'matplotlib' in sys.modules;"
+        "import sys; from pathlib import Path; from distill.reports.figures import curve;"
+        "before = 'matplotlib' in sys.modules;"
         "curve(Path(sys.argv[1]), {'a': [(0.0, 1.0, None)]});"
         "print(before, 'matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )

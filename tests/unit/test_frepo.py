@@ -445,7 +445,7 @@ def test_whitening_is_of_normalised_images() -> None:
     normalize = Normalize([0.4, 0.5, 0.6], [0.1, 0.2, 0.4]).double()
     layer = Whiten.fit_normalised(images, normalize)
     flat = normalize(images).flatten(1)
-    covariance = flat.T.cov()
+    covariance = flat.T.cov(correction=0)
     matrix = covariance + 0.1 * covariance.trace() / 12 * torch.eye(12, dtype=torch.float64)
     expected = (flat - flat.mean(0)) @ torch.tensor(scipy.linalg.inv(scipy.linalg.sqrtm(matrix.numpy())))
     torch.testing.assert_close(layer(images).flatten(1), expected)

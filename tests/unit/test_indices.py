@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.indices import attack_efficiency, crei, improvement_over_random, robustness_ratio
+from distill.reports.indices import attack_efficiency, crei, improvement_over_random, robustness_ratio
 
 
 def test_by_hand() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.intervals import bootstrap, paired, wilson
+from distill.reports.intervals import bootstrap, paired, wilson
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -90,7 +90,7 @@ def test_of_students_one_fewer_is_drawn() -> None:
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     table, other = bools(1, 50), bools(1, 50, seed=1)  # one student: one stream of draws, whatever its chunks
     whole = bootstrap(table), paired(table, other)
-    monkeypatch.setattr("distill.intervals.CELLS", 120)
+    monkeypatch.setattr("distill.reports.intervals.CELLS", 120)
     assert (bootstrap(table), paired(table, other)) == whole
 
 

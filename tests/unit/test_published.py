@@ -27,7 +27,7 @@ from distill.errors import InputError
 from distill.reading import Reading
 from distill.run import Run
 from distill.unpickled import as_tensor, read_npz, read_pickle
-from distill.whiten import Whiten, preprocessing
+from distill.whiten import Whiten, preprocessing, ridge_zca
 from robust import Normalize
 from tests.toy import toy
 
@@ -222,7 +222,7 @@ def test_frepo(count: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [30, 12, 5])
 def test_directions_without_data_stay_as_they_are(count: int) -> None:
     rows = drawn(count, 12).double()
-    matrix, inverse = spaces._matrices(iter(rows.split(7)), 12, count)
+    matrix, inverse = ridge_zca(iter(rows.split(7)), 12, count)
     assert np.abs(matrix.numpy() - reference_zca(rows.numpy())).max() < 1e-9
     assert torch.allclose(matrix @ inverse, torch.eye(12, dtype=torch.float64), atol=1e-9)
 

@@ -10,8 +10,8 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distill.paper import PAPER, Figure
-from distill.report import Row, summary
+from distill.reports.paper import PAPER, Figure
+from distill.reports.tables import Row, summary
 
 __all__ = ["LAYOUTS"]
 
@@ -21,7 +21,7 @@ FIELDS = ("dataset", "ipc", "method", "loss", "recipe", "attack", "mean", "std",
 FIELDS += ("paper", "paper_std", "difference", "verdict")
 NOTE = (
     "Percent, mean ± standard deviation over n students of all seeds (the paper's number, difference); ? marks what a "
-    "check doubts. The paper's are at its own size; see distill/paper.py."
+    "check doubts. The paper's are at its own size; see distill/reports/paper.py."
 )
 
 

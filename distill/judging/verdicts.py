@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.columns import Column
 from distill.data import ImageSet
+from distill.judging.columns import Column
 from robust import PGD, Threat
 from robust.checks import Judged, check_report, suspect_model, suspect_results, unbounded, verdict
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.columns import Column
 from distill.data import ImageSet
 from distill.files import read_tensors, write_tensors
+from distill.judging.columns import Column
 from distill.run import Run
 from robust import Threat, Transfer, certified, certify, correct, least_distances, withstands
 from robust.corruptions import SEVERITIES, corrupt, corruptions_for

@@ -16,19 +16,19 @@ from typing import Any
 
 from torch import nn
 
-from distill.columns import columns
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation
 from distill.files import write_text
-from distill.intervals import wilson
-from distill.judge import Sheet, judge, judge_clean
+from distill.judging.columns import columns
+from distill.judging.judge import Sheet, judge, judge_clean
+from distill.judging.trained import Trained
+from distill.judging.verdicts import verdicts
 from distill.protocol import Protocol
 from distill.ranks import first
+from distill.reports.intervals import wilson
 from distill.run import Run
-from distill.trained import Trained
-from distill.verdicts import verdicts
 
 __all__ = ["check", "evaluate"]
 

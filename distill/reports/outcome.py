@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.files import read_tensors, write_text
-from distill.intervals import bootstrap, wilson
-from distill.report import aligned, find_rows, render, summary
+from distill.reports.intervals import bootstrap, wilson
+from distill.reports.tables import aligned, find_rows, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.augment import augmentation
-from distill.columns import family
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation
 from distill.files import read_tensors, write_tensors
+from distill.judging.columns import family
 from distill.models import build
 from distill.protocol import Protocol
 from distill.ranks import barrier, first

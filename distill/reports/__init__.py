@@ -1,0 +1,1 @@
+"""What finished runs come to: tables, differences, intervals, the paper's numbers, figures."""
