@@ -205,15 +205,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             if run.due() or iteration == config.iterations - 1:
                 run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
 
-    return DistilledSet(
-        images=normalize.inverse(images.flatten(0, 1)),
-        labels=labels,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
-        augment=config.augment,
-        backbone=config.backbone,
+    return DistilledSet.of(
+        real, normalize.inverse(images.flatten(0, 1)), labels, augment=config.augment, backbone=config.backbone
     )
 
 

@@ -88,13 +88,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         choose = herding if config.choice == "herding" else k_center
         members = [(real.labels == c).nonzero().flatten() for c in classes]
         images = [real.images[who[choose(features[who], ipc)]] for who in members]
-    return DistilledSet(
-        images=torch.cat(images),
-        labels=torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc),
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        torch.cat(images),
+        torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc),
         augment=config.augment,
         backbone=config.backbone,
     )

@@ -191,13 +191,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     seeds = [run.generator("network", number).initial_seed() for number in range(len(fixed))]
     by_class = classes.flatten().argsort(stable=True)
     order, labels = by_class.argsort().view(len(labels), -1).tolist(), labels.flatten(0, 1)[by_class]
-    return DistilledSet(
-        images=normalize.inverse(images.flatten(0, 1)[by_class]),
-        labels=probabilities(labels) if labels.is_floating_point() else labels,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        normalize.inverse(images.flatten(0, 1)[by_class]),
+        probabilities(labels) if labels.is_floating_point() else labels,
         backbone=config.backbone,
         training={"order": order, "lrs": F.softplus(raw_lrs).tolist(), "weights": config.weights, "fixed": seeds},
         own={"labels": labels} if labels.is_floating_point() else {},

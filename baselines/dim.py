@@ -144,13 +144,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for class_, of_class in enumerate(labels.split(ipc))
     ]
     weights = generator.state_dict().items()
-    return DistilledSet(
-        images=torch.cat(images),
-        labels=labels,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        torch.cat(images),
+        labels,
         augment=without_cutout(config.augment),
         backbone=config.backbone,
         training={

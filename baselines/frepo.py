@@ -215,13 +215,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     training["augment"] = config.student_augment
     if whitening is not None:
         training["whitening"] = os.path.relpath(whitening, run.folder)
-    return DistilledSet(
-        images=space.inverse(images),
-        labels=probabilities(labels * _scale(count) + 1 / count),
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        space.inverse(images),
+        probabilities(labels * _scale(count) + 1 / count),
         augment=config.augment,
         backbone=config.backbone,
         training=training,

@@ -52,15 +52,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """
     real = real.in_memory()
     order = real.labels.argsort(stable=True)
-    return DistilledSet(
-        images=real.images[order],
-        labels=real.labels[order],
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
-        augment=config.augment,
-        backbone=config.backbone,
+    return DistilledSet.of(
+        real, real.images[order], real.labels[order], augment=config.augment, backbone=config.backbone
     )
 
 

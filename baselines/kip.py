@@ -160,13 +160,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     training: dict[str, Any] = {"steps": config.student_steps, "w_std": config.w_std, "b_std": config.b_std}
     if whitening is not None:
         training["whitening"] = os.path.relpath(whitening, run.folder)
-    return DistilledSet(
-        images=space.inverse(images.detach().float()),
-        labels=probabilities(labels + 1 / real.num_classes) if config.labels == "learned" else hard,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        space.inverse(images.detach().float()),
+        probabilities(labels + 1 / real.num_classes) if config.labels == "learned" else hard,
         backbone=config.backbone,
         training=training,
         own={"labels": labels},

@@ -181,16 +181,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     training: dict[str, Any] = {"lr": lr.item(), "epochs": config.student_epochs}
     if whitening is not None:
         training["whitening"] = os.path.relpath(whitening, run.folder)
-    return DistilledSet(
-        images=space.inverse(images),
-        labels=labels,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
-        augment=config.augment,
-        backbone=config.backbone,
-        training=training,
+    return DistilledSet.of(
+        real, space.inverse(images), labels, augment=config.augment, backbone=config.backbone, training=training
     )
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from distill.data.image_files import ImageFiles
+from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
@@ -84,6 +85,18 @@ class DistilledSet:
             raise ValueError(f"labels range over [{self.labels.min()}, {self.labels.max()}]; there are {k} classes")
         if not len(self.mean) == len(self.std) == shape[1]:
             raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {shape[1]} channels")
+
+    @classmethod
+    def of(cls, real: ImageSet, images: Tensor | Shards, labels: Tensor, **fields: Any) -> "DistilledSet":
+        """Return the set that stands for a real one: it has its name, classes and normalisation.
+
+        Args:
+            real: the training set.
+            images: as the field.
+            labels: as the field.
+            fields: the other fields.
+        """
+        return cls(images, labels, real.name, real.classes, real.mean, real.std, **fields)
 
     @property
     def ipc(self) -> float:

@@ -102,13 +102,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
     if config.pictures and first():
         write_pictures(images, classes, real.classes, run.folder / "pictures")
-    return DistilledSet(
-        images=images,
-        labels=classes,
-        dataset=real.name,
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
+    return DistilledSet.of(
+        real,
+        images,
+        classes,
         backbone=config.backbone,
         training={
             "labels": os.path.relpath(labels, run.folder),
