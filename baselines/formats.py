@@ -21,8 +21,9 @@ from baselines.ridge import centred, probabilities
 from baselines.spaces import Constants
 from distill.data.image_files import ImageFiles
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
+from distill.distilled import is_probability
 from distill.errors import InputError
-from distill.reading import Reading
+from distill.reading import Reading, companions
 from distill.unpickled import as_tensor, read_npz, read_pickle
 
 __all__ = ["OURS", "SOURCES", "STEP", "Raw", "images_in", "unpacked"]
@@ -63,10 +64,16 @@ class Raw:
     """what is odd about it"""
     constants: Constants | None = None
     """mean and std of its students, where the file says them"""
+    dataset: str = ""
+    """the data set, where the name of the file has it"""
 
 
 def _dc(path: Path, reading: Reading) -> Raw:
-    path = next(path.glob("res_*.pt"), path) if path.is_dir() else path
+    if path.is_dir():
+        found = sorted(path.glob("res_*.pt"))
+        if len(found) > 1:
+            raise InputError(f"{path} has several sets: give one file of {', '.join(each.name for each in found)}")
+        path = found[0] if found else path
     content = read_pickle(path)
     sets = content.get("data") if isinstance(content, dict) else None
     if not isinstance(sets, (list, tuple)) or not sets:
@@ -75,13 +82,13 @@ def _dc(path: Path, reading: Reading) -> Raw:
         raise InputError(f"--experiment is {reading.experiment}; {path} has {len(sets)}, from 0 to {len(sets) - 1}")
     number = reading.experiment % len(sets)
     images, labels = _pair(path, sets[number], f"experiment {number}")
-    named = re.match(r"res_(DCC|DC|DSAC|DSA|DM|CAFE)_", path.name)
-    method = named[1].lower() if named else "dc"
+    named = re.search(r"(?:^|_)(DCC|DC|DSAC|DSA|DM|CAFE)_([A-Za-z0-9]+)_", path.name)
+    method, dataset = (named[1].lower(), named[2]) if named else ("dc", "")
     said = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
     if not named:
         said += " (its name does not say which method)"
     augment = "dsa" if method in ("dsa", "dsac", "dm") else ""
-    return Raw(images, labels, method, "normalised", said, augment, warnings=_unsorted(labels))
+    return Raw(images, labels, method, "normalised", said, augment, warnings=_unsorted(labels), dataset=dataset)
 
 
 def _dd(path: Path, reading: Reading) -> Raw:
@@ -116,26 +123,32 @@ def _mtt(path: Path, reading: Reading) -> Raw:
         found = images_in(path)
         if not found:
             raise InputError(f"{path} has no images_*.pt with labels_*.pt beside it, as MTT's code writes them")
-        if len(found) > 1 and found[0].name != "images_best.pt":
+        if len(found) > 1 and not found[0].stem.endswith("images_best"):
             raise InputError(f"{path} has several sets: give one file of {', '.join(each.name for each in found)}")
         path = found[0]
-    if not path.name.startswith("images"):
-        raise InputError(f"{path} is a single tensor; of MTT's and TESLA's sets give the file images_*.pt")
-    beside = path.with_name(path.name.replace("images_zca", "images").replace("images", "labels"))
-    images, labels = _pair(path, [read_pickle(path), read_pickle(beside)], "")
-    card, lr, space = path.with_name("learned_lr.json"), reading.lr, "unsaid"
+    if not re.match(r"(ema_)?images", path.name):
+        raise InputError(f"{path} is a single tensor; of sets of MTT and its heirs give the file images_*.pt")
+    beside, lr, space = companions(path), reading.lr, "unsaid"
+    if "labels" not in beside:
+        wanted = path.name.replace("images_zca", "images").replace("images", "labels")
+        raise InputError(f"there is no file {path.with_name(wanted)}, with the labels of {path.name}")
+    images, labels = _pair(path, [read_pickle(path), read_pickle(beside["labels"])], "")
+    if lr is None and "lr" in beside:  # of DATM
+        lr = as_tensor(read_pickle(beside["lr"]), str(beside["lr"])).double().mean().item()
     if "images_zca" in path.name:
         space = "pixels"  # it is the inverse that the official code writes for the eye
-    elif card.exists():  # of our export
+    elif card := beside.get("card"):  # of our export
         try:
             kept = json.loads(card.read_text(encoding="utf-8"))
             lr, space = lr or kept["lr"], {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
-    training = {} if lr is None else {"lr": float(lr), "epochs": 1000}
-    said = f"MTT's or TESLA's {path.name} with {beside.name}, learning rate "
+    said = f"{path.name} with {beside['labels'].name} of MTT or its heirs, learning rate "
     said += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
-    return Raw(images, labels, "mtt", space, said, "dsa", training=training, warnings=_unsorted(labels))
+    training, own = {} if lr is None else {"lr": float(lr), "epochs": 1000}, {}
+    if labels.ndim == 2 and not is_probability(labels):
+        said, own, labels = f"{said}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
+    return Raw(images, labels, "mtt", space, said, "dsa", "", training, own, warnings=_unsorted(labels))
 
 
 def _frepo(path: Path, reading: Reading) -> Raw:
@@ -272,10 +285,8 @@ def _ours(path: Path, reading: Reading) -> Raw:
 
 def images_in(folder: Path) -> list[Path]:
     """Return the files images_*.pt of a folder that have labels beside them, images_best.pt first."""
-    found = [
-        path for path in folder.glob("images_*.pt") if path.with_name(path.name.replace("images", "labels")).exists()
-    ]
-    return sorted(found, key=lambda path: (path.name != "images_best.pt", path.name))
+    found = [path for path in folder.glob("*images_*.pt") if "_zca_" not in path.name and "labels" in companions(path)]
+    return sorted(found, key=lambda path: (not path.stem.endswith("images_best"), path.name))
 
 
 def _pair(path: Path, pair: Any, which: str) -> tuple[Tensor, Tensor]:

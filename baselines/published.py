@@ -52,10 +52,11 @@ def read(
     train = real(raw.images.shape[-1])
     labels = _fitted(path, raw, train)
     space = reading.space if reading.space != "auto" else raw.space
+    told = raw.space == space
     if space == "by data set":
         space = "normalised" if train.name in ("mnist", "fashion_mnist") else "whitened"
     if space == "unsaid":
-        raise uncertain(path, raw.images, source, train)
+        raise uncertain(path, raw.images, train)
     if space == "whitened" and source not in WHITENED:
         raise InputError(
             f"--space is whitened, but no set of source {source} is; sources that are: {', '.join(WHITENED)}"
@@ -67,7 +68,11 @@ def read(
     if augment == "dsa":
         augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
     say(f"{raw.said}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
-    for warning in (*raw.warnings, *doubts(raw.images, pixels, space, train)):
+    for warning in (
+        *raw.warnings,
+        *_strange(raw, labels, train),
+        *doubts(raw.images, pixels, source, space, told, train),
+    ):
         say(f"warning: {warning}")
     return DistilledSet(
         images=pixels,
@@ -131,7 +136,7 @@ def _folder_source(path: Path) -> str:
     for name, source in (("data.pt", "idc"), ("results.pth", "dd")):
         if (path / name).exists():
             return source
-    if len(list(path.glob("res_*.pt"))) == 1:
+    if next(path.glob("res_*.pt"), None):
         return "dc"
     folders = picture_folders(path)
     if folders:
@@ -186,6 +191,16 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         span = f"{labels.min()} to {labels.max()}"
         raise InputError(f"{path} has labels from {span}, {train.name} has {k} classes from 0: give --dataset")
     return labels
+
+
+def _strange(raw: Raw, labels: Tensor, train: ImageSet) -> list[str]:
+    """Return what speaks for another data set than the one that was given, a line each."""
+    found, known = [], raw.dataset.lower().replace("_", "")
+    if known and known != train.name.replace("_", "") and train.name != "folder":
+        found.append(f"its name says {raw.dataset}, and it is read as {train.name}: another --dataset?")
+    if labels.ndim == 1 and (missing := (labels.bincount(minlength=len(train.classes)) == 0).sum().item()):
+        found.append(f"{missing} of the {len(train.classes)} classes of {train.name} have no image: another --dataset?")
+    return found
 
 
 def _counted(labels: Tensor, k: int) -> str:

@@ -30,7 +30,7 @@ from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 
-__all__ = ["DistilledSet"]
+__all__ = ["DistilledSet", "is_probability"]
 
 FORMAT = "guard-distilled-1"
 SHARD = 2**30
@@ -50,7 +50,7 @@ class DistilledSet:
     images: Tensor | Shards | ImageFiles
     """(N, C, H, W) float32 pixels, unclamped; in files where they are larger than memory"""
     labels: Tensor
-    """(N,) int64 classes or (N, K) float32 soft labels"""
+    """(N,) int64 classes or (N, K) float32 soft labels, probabilities"""
     dataset: str
     """name of the real data set"""
     classes: tuple[str, ...]
@@ -81,6 +81,8 @@ class DistilledSet:
         if len(self.labels) != n or not (hard or soft):
             found = f"{self.labels.dtype} {tuple(self.labels.shape)}"
             raise ValueError(f"labels are {found}; {n} images of {k} classes have int64 ({n},) or float ({n}, {k})")
+        if soft and not is_probability(self.labels):
+            raise ValueError("soft labels are no probabilities: rows of numbers >= 0 that sum to 1")
         if hard and not (self.labels.min() >= 0 and self.labels.max() < k):
             raise ValueError(f"labels range over [{self.labels.min()}, {self.labels.max()}]; there are {k} classes")
         if not len(self.mean) == len(self.std) == shape[1]:
@@ -147,3 +149,8 @@ class DistilledSet:
         """Return the set with its tensors on a device."""
         moved = {"images": self.images.to(device), "labels": self.labels.to(device)}
         return DistilledSet(**self.__dict__ | moved | {"own": {name: t.to(device) for name, t in self.own.items()}})
+
+
+def is_probability(labels: Tensor) -> bool:
+    """Return whether each row of labels (N, K) is a distribution: >= 0, and its sum is 1 within a percent."""
+    return bool((labels >= -1e-6).all() and ((labels.sum(1) - 1).abs() < 0.01).all())

@@ -10,6 +10,7 @@ and is then like a set of ours, for every command. The reader itself is handed i
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_text
 
-__all__ = ["Read", "Reading", "bring", "is_ours"]
+__all__ = ["Read", "Reading", "bring", "companions", "is_ours"]
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,7 @@ def _digest(path: Path, reading: Reading) -> str:
     """Return a hash of a file and its labels beside it, or of all files of a folder, and of how they are read."""
     how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
-    beside = path.with_name(path.name.replace("images", "labels"))
-    files = [path, *([beside] if beside != path and beside.is_file() else [])]
-    if path.is_dir():
-        files = _files_in(path)
+    files = _files_in(path) if path.is_dir() else [path, *companions(path).values()]
     if reading.fkd is not None:
         if not Path(reading.fkd).is_dir():
             raise InputError(f"--fkd is {reading.fkd}: no such folder")
@@ -148,6 +146,25 @@ def _digest(path: Path, reading: Reading) -> str:
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def companions(path: Path) -> dict[str, Path]:
+    """Return the files that belong to an images_*.pt of MTT and its heirs, of those that are there.
+
+    Args:
+        path: images_N.pt, images_zca_N.pt, or with ema_ before it (FTD's averages).
+
+    Returns:
+        "labels", "lr" (DATM's learned rate) and "card" (learned_lr.json of our export); {} for other files.
+    """
+    named = re.fullmatch(r"(ema_)?images(?:_zca)?(_.+)", path.name)
+    if not named:
+        return {}
+    prefixes = [named[1]] if named[1] else ["", "ema_"] if "_zca_" in path.name else [""]  # FTD has no ema_images_zca
+    files = {kind: [path.with_name(f"{before}{kind}{named[2]}") for before in prefixes] for kind in ("labels", "lr")}
+    files["card"] = [path.with_name("learned_lr.json")]
+    there = {kind: [file for file in found if file.is_file()] for kind, found in files.items()}
+    return {kind: found[0] for kind, found in there.items() if found}
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -150,7 +150,7 @@ def test_mtt_normalised(tmp_path: Path) -> None:
     save_mtt(tmp_path, x)
     save_mtt(tmp_path, x + 1, which="1000")
     assert recognised(tmp_path) == recognised(tmp_path / "images_1000.pt") == "mtt"
-    with pytest.raises(InputError, match=r"does not say whether it is normalised or whitened .* vary by 1, "):
+    with pytest.raises(InputError, match=r"does not say whether .* correlate by -0\.01, pixels of toy by 0\.56"):
         taken(tmp_path)
     found, _ = taken(tmp_path, space="normalised", lr=0.02)
     assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x, atol=1e-5)
@@ -383,24 +383,121 @@ def test_hugging_face(tmp_path: Path) -> None:
 # --- what contradicts --------------------------------------------------------------------------------------------
 
 
-def test_numbers_that_contradict_the_space_are_told(tmp_path: Path) -> None:
-    pixels = toy(4, seed=9).images
+def smooth(n: int, seed: int = 0) -> Tensor:
+    """Return pixels (n, 3, 8, 8) of which neighbours are alike, as those of photographs."""
+    noise = F.avg_pool2d(drawn(n, 3, 14, 14, seed=seed), 7, stride=1)
+    return (0.5 + noise).clamp(0, 1)
 
-    def doubt(images: Tensor, space: str) -> str:
-        torch.save(images, tmp_path / "images_best.pt")
-        torch.save(CLASSES, tmp_path / "labels_best.pt")
-        said = taken(tmp_path, space=space)[1]
-        assert len(said) < 3
-        return said[1] if len(said) == 2 else ""
 
-    assert doubt(Normalize(REAL.mean, REAL.std)(pixels), "normalised") == ""
-    assert doubt(Whiten.fit(REAL.images)(pixels), "whitened") == ""
-    assert doubt(pixels, "pixels") == ""
-    assert "all values are in [0, 1]: pixels, not normalised" in doubt(pixels, "normalised")
-    assert "outside [0, 1]: no pixels" in doubt(Normalize(REAL.mean, REAL.std)(pixels), "pixels")
-    assert "bytes rather than pixels" in doubt(255 * pixels, "pixels")
-    assert "outside [-1, 2]" in doubt(20 * drawn(4, 3, 8, 8), "normalised")
-    assert "another space than normalised" in doubt(0.1 * drawn(4, 3, 8, 8), "normalised")
+PHOTOS = ImageSet("toy", smooth(400), REAL.labels, REAL.classes, REAL.mean, REAL.std)
+
+
+def doubt(folder: Path, images: Tensor, space: str, source: str = "dc", real: ImageSet = PHOTOS) -> str:
+    """Return the one warning of a set, or ""."""
+    if source == "mtt":
+        save_mtt(folder, images)
+        said = taken(folder, real, space=space)[1]
+    else:
+        torch.save({"data": [[images, CLASSES]]}, folder / "res_DC_toy_ConvNet_2ipc.pt")
+        said = taken(folder / "res_DC_toy_ConvNet_2ipc.pt", real, space=space)[1]
+    assert len(said) < 3
+    return said[1] if len(said) == 2 else ""
+
+
+@pytest.mark.parametrize("source", ["dc", "mtt"])
+def test_numbers_that_contradict_the_space_are_told(source: str, tmp_path: Path) -> None:
+    pixels, normalize = smooth(4, seed=9), Normalize(REAL.mean, REAL.std)
+    assert doubt(tmp_path, normalize(pixels), "normalised", source) == ""
+    assert doubt(tmp_path, pixels, "pixels", source) == ""
+    assert "all values are in [0, 1]: pixels, not normalised" in doubt(tmp_path, pixels, "normalised", source)
+    assert "outside [0, 1]: no pixels" in doubt(tmp_path, normalize(pixels), "pixels", source)
+    assert "bytes rather than pixels" in doubt(tmp_path, 255 * pixels, "pixels", source)
+    assert "another space than normalised" in doubt(tmp_path, 0.1 * normalize(pixels), "normalised", source)
+    assert ("outside [-1, 2]" in doubt(tmp_path, 20 * normalize(pixels), "normalised", source)) == (source == "dc")
+
+
+def test_whitened_and_normalised_sets_are_told_apart_by_their_neighbours(tmp_path: Path) -> None:
+    pixels = smooth(4, seed=9)
+    normalised, whitened = Normalize(REAL.mean, REAL.std)(pixels), Whiten.fit(PHOTOS.images, eps=1e-3)(pixels)
+    assert doubt(tmp_path, whitened, "whitened", "mtt") == ""
+    assert doubt(tmp_path, 20 * whitened, "whitened", "mtt") == ""  # learned images go far, and MTT's most of all
+    assert "as of whitened images; --space whitened?" in doubt(tmp_path, whitened, "normalised", "mtt")
+    assert "as of normalised images; --space normalised?" in doubt(tmp_path, normalised, "whitened", "mtt")
+    assert doubt(tmp_path, toy(4, seed=9).images - 0.5, "whitened", "mtt", toy(400)) == ""  # of no photographs
+
+
+def test_pictures_of_whitened_sets_may_go_far(tmp_path: Path) -> None:
+    torch.save(20 * drawn(4, 3, 8, 8), tmp_path / "images_zca_100.pt")
+    torch.save(CLASSES, tmp_path / "labels_100.pt")
+    assert len(taken(tmp_path / "images_zca_100.pt")[1]) == 1
+
+
+def test_another_data_set_is_told(tmp_path: Path) -> None:
+    one = torch.zeros(4, dtype=torch.int64)
+    torch.save({"data": [[drawn(4, 3, 8, 8), one]]}, tmp_path / "res_DC_OCTMNIST_ConvNet_2ipc.pt")
+    said = taken(tmp_path, named("cifar10"))[1]
+    assert said[1] == "warning: its name says OCTMNIST, and it is read as cifar10: another --dataset?"
+    assert said[2] == "warning: 1 of the 2 classes of cifar10 have no image: another --dataset?"
+    (tmp_path / "res_DC_OCTMNIST_ConvNet_2ipc.pt").rename(tmp_path / "res_DC_TinyImageNet_ConvNet_2ipc.pt")
+    assert len(taken(tmp_path, named("tiny_imagenet"))[1]) == 2  # the classes alone
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("DSA_CIFAR10_ConvNet_50ipc.pt", "dsa"),
+        ("modelpool_res_DC_CIFAR10_ConvNet_1ipc.pt", "dc"),
+        ("res_CAFE_CIFAR10_ConvNet_1ipc.pt", "cafe"),
+        ("res_CAMDM_CIFAR10_ConvNet_10ipc.pt", None),
+    ],
+)
+def test_the_method_is_told_by_the_name(name: str, method: str | None, tmp_path: Path) -> None:
+    save_dc(tmp_path / name)
+    found, said = taken(tmp_path / name, named("cifar10"))
+    assert found.method == (method or "dc")
+    assert ("does not say which method" in said[0]) == (method is None)
+    assert bool(found.augment) == (method == "dsa")
+
+
+def test_several_sets_of_dc_are_named(tmp_path: Path) -> None:
+    for network in ("ConvNet", "MLP"):
+        save_dc(tmp_path / f"res_DC_toy_{network}_2ipc.pt")
+    with pytest.raises(InputError, match=r"give one file of res_DC_toy_ConvNet_2ipc\.pt, res_DC_toy_MLP_2ipc\.pt"):
+        read(tmp_path, Reading(), lambda size: REAL.resized(size), tmp_path, print)
+
+
+def test_datm(tmp_path: Path) -> None:
+    """Logits for labels, as its students take them: through a softmax; and the learned rate in a file."""
+    x, logits = drawn(4, 3, 8, 8), 5 * drawn(4, 2, seed=1)
+    save_mtt(tmp_path, x, logits)
+    torch.save(torch.tensor(0.0123), tmp_path / "lr_best.pt")
+    found, said = taken(tmp_path, space="normalised")
+    assert torch.allclose(found.labels, logits.softmax(1))
+    assert torch.equal(found.own["labels"], logits)
+    assert found.training["lr"] == pytest.approx(0.0123)
+    assert "learning rate 0.0123, labels are logits" in said[0]
+    save_mtt(tmp_path, x, logits.softmax(1))  # TESLA's are probabilities
+    assert torch.allclose(taken(tmp_path, space="normalised", lr=0.5)[0].labels, logits.softmax(1))
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+
+
+def test_averages_of_ftd(tmp_path: Path) -> None:
+    x = drawn(4, 3, 8, 8)
+    torch.save(x, tmp_path / "ema_images_best.pt")
+    torch.save(CLASSES, tmp_path / "ema_labels_best.pt")
+    torch.save(smooth(4), tmp_path / "images_zca_best.pt")
+    for path in (tmp_path, tmp_path / "ema_images_best.pt"):
+        assert recognised(path) == "mtt"
+        assert torch.allclose(Normalize(REAL.mean, REAL.std)(taken(path, space="normalised")[0].images), x, atol=1e-5)
+    assert torch.equal(taken(tmp_path / "images_zca_best.pt")[0].images, smooth(4))
+    (tmp_path / "ema_labels_best.pt").unlink()
+    with pytest.raises(InputError, match=r"there is no file .*ema_labels_best\.pt, with the labels of ema_images_best"):
+        taken(tmp_path / "ema_images_best.pt", space="normalised")
+
+
+def test_soft_labels_are_probabilities() -> None:
+    with pytest.raises(ValueError, match="no probabilities"):
+        DistilledSet.of(REAL, drawn(4, 3, 8, 8), drawn(4, 2))
 
 
 def test_labels_that_are_not_sorted_are_told(tmp_path: Path) -> None:
