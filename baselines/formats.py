@@ -69,11 +69,8 @@ class Raw:
 
 
 def _dc(path: Path, reading: Reading) -> Raw:
-    if path.is_dir():
-        found = sorted(path.glob("res_*.pt"))
-        if len(found) > 1:
-            raise InputError(f"{path} has several sets: give one file of {', '.join(each.name for each in found)}")
-        path = found[0] if found else path
+    if path.is_dir() and (found := sorted(path.glob("res_*.pt"))):
+        path = _only(path, found)
     content = read_pickle(path)
     sets = content.get("data") if isinstance(content, dict) else None
     if not isinstance(sets, (list, tuple)) or not sets:
@@ -123,9 +120,7 @@ def _mtt(path: Path, reading: Reading) -> Raw:
         found = images_in(path)
         if not found:
             raise InputError(f"{path} has no images_*.pt with labels_*.pt beside it, as MTT's code writes them")
-        if len(found) > 1 and not found[0].stem.endswith("images_best"):
-            raise InputError(f"{path} has several sets: give one file of {', '.join(each.name for each in found)}")
-        path = found[0]
+        path = found[0] if found[0].stem.endswith("images_best") else _only(path, found)
     if not re.match(r"(ema_)?images", path.name):
         raise InputError(f"{path} is a single tensor; of sets of MTT and its heirs give the file images_*.pt")
     beside, lr, space = companions(path), reading.lr, "unsaid"
@@ -134,7 +129,10 @@ def _mtt(path: Path, reading: Reading) -> Raw:
         raise InputError(f"there is no file {path.with_name(wanted)}, with the labels of {path.name}")
     images, labels = _pair(path, [read_pickle(path), read_pickle(beside["labels"])], "")
     if lr is None and "lr" in beside:  # of DATM
-        lr = as_tensor(read_pickle(beside["lr"]), str(beside["lr"])).double().mean().item()
+        rate = as_tensor(read_pickle(beside["lr"]), str(beside["lr"])).flatten()
+        if len(rate) != 1 or not 0 < rate < torch.inf:
+            raise InputError(f"{beside['lr']} holds no learning rate, one number > 0; give --lr")
+        lr = rate.item()
     if "images_zca" in path.name:
         space = "pixels"  # it is the inverse that the official code writes for the eye
     elif card := beside.get("card"):  # of our export
@@ -287,6 +285,13 @@ def images_in(folder: Path) -> list[Path]:
     """Return the files images_*.pt of a folder that have labels beside them, images_best.pt first."""
     found = [path for path in folder.glob("*images_*.pt") if "_zca_" not in path.name and "labels" in companions(path)]
     return sorted(found, key=lambda path: (not path.stem.endswith("images_best"), path.name))
+
+
+def _only(folder: Path, found: list[Path]) -> Path:
+    """Return the one file of a set that a folder has."""
+    if len(found) > 1:
+        raise InputError(f"{folder} has several sets: give one file of {', '.join(each.name for each in found)}")
+    return found[0]
 
 
 def _pair(path: Path, pair: Any, which: str) -> tuple[Tensor, Tensor]:

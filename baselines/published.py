@@ -18,7 +18,7 @@ from distill.data import ImageSet
 from distill.data.pictures import NUMBERED, class_of, picture_folders
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading
+from distill.reading import OFFICIAL, Reading
 from distill.unpickled import read_npz, read_pickle
 
 __all__ = ["read", "recognised"]
@@ -195,8 +195,8 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
 
 def _strange(raw: Raw, labels: Tensor, train: ImageSet) -> list[str]:
     """Return what speaks for another data set than the one that was given, a line each."""
-    found, known = [], raw.dataset.lower().replace("_", "")
-    if known and known != train.name.replace("_", "") and train.name != "folder":
+    found, official = [], OFFICIAL.get(train.name, train.name)
+    if raw.dataset and raw.dataset.lower() != official.lower() and train.name != "folder":
         found.append(f"its name says {raw.dataset}, and it is read as {train.name}: another --dataset?")
     if labels.ndim == 1 and (missing := (labels.bincount(minlength=len(train.classes)) == 0).sum().item()):
         found.append(f"{missing} of the {len(train.classes)} classes of {train.name} have no image: another --dataset?")

@@ -150,24 +150,24 @@ def doubts(
         return [f"values go from {low:.3g} to {high:.3g}: bytes rather than pixels in [0, 1]; divide them by 255"]
     if space != "pixels" and low >= 0 and high <= 1:
         return [f"all values are in [0, 1]: pixels, not {space} images; --space pixels?"]
-    some, found = _some(real), []
-    ours, usual = _smoothness(images), _smoothness(some)
-    other = "whitened" if space == "normalised" else "normalised"
     outside = ((images < -0.05) | (images > 1.05)).float().mean().item()
+    if space == "pixels" and outside > 0.05 and not (source == "mtt" and told):  # images_zca_*.pt go far: were whitened
+        return [f"{outside:.0%} of the values are outside [0, 1]: no pixels; --space normalised or whitened?"]
+    some = _some(real)
+    ours, usual = _smoothness(images), _smoothness(some)
     far = ((pixels < -1) | (pixels > 2)).float().mean().item()
-    if space == "pixels":
-        if outside > 0.05 and not (source == "mtt" and told):  # images_zca_*.pt: of whitened images, which go far
-            found.append(f"{outside:.0%} of the values are outside [0, 1]: no pixels; --space normalised or whitened?")
-    elif source == "mtt" and usual > SMOOTH:
-        if (ours < LIKE_WHITENED * usual) if space == "normalised" else (ours > LIKE_NORMALISED * usual):
-            line = f"neighbouring values correlate by {ours:.2f}, real pixels by {usual:.2f}: as of {other} images"
-            found.append(f"{line}; --space {other}?")
-    elif far > 0.25:
-        found.append(f"{far:.0%} of the pixels are outside [-1, 2]: not {space}, or a set that diverged; --space?")
-    if not found and (contrast := _contrast(pixels)) < 0.4 * _contrast(some):
-        line = f"pixels vary by {contrast:.2g}, real ones by {_contrast(some):.2g}: another space than {space}?"
-        found.append(f"{line} See --space")
-    return found
+    if space != "pixels" and source == "mtt" and usual > SMOOTH:
+        line = f"neighbouring values correlate by {ours:.2f}, real pixels by {usual:.2f}"
+        if space == "normalised" and ours < LIKE_WHITENED * usual:
+            return [f"{line}: as of whitened images; --space whitened?"]
+        if space == "whitened" and ours > LIKE_NORMALISED * usual:
+            return [f"{line}: as of normalised images; --space normalised?"]
+    elif space != "pixels" and far > 0.25:
+        return [f"{far:.0%} of the pixels are outside [-1, 2]: not {space}, or a set that diverged; --space?"]
+    contrast, natural = _contrast(pixels), _contrast(some)
+    if contrast < 0.4 * natural:
+        return [f"pixels vary by {contrast:.2g}, real ones by {natural:.2g}: another space than {space}? See --space"]
+    return []
 
 
 def uncertain(path: Path, images: Tensor, real: ImageSet) -> InputError:

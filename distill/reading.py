@@ -24,7 +24,11 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_text
 
-__all__ = ["Read", "Reading", "bring", "companions", "is_ours"]
+__all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "is_ours"]
+
+OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
+"""names of data sets in DC's code"""
 
 
 @dataclass(frozen=True)
@@ -157,14 +161,16 @@ def companions(path: Path) -> dict[str, Path]:
     Returns:
         "labels", "lr" (DATM's learned rate) and "card" (learned_lr.json of our export); {} for other files.
     """
-    named = re.fullmatch(r"(ema_)?images(?:_zca)?(_.+)", path.name)
+    named = re.fullmatch(r"(ema_)?images(_zca)?(.*)", path.name)
     if not named:
         return {}
-    prefixes = [named[1]] if named[1] else ["", "ema_"] if "_zca_" in path.name else [""]  # FTD has no ema_images_zca
-    files = {kind: [path.with_name(f"{before}{kind}{named[2]}") for before in prefixes] for kind in ("labels", "lr")}
-    files["card"] = [path.with_name("learned_lr.json")]
-    there = {kind: [file for file in found if file.is_file()] for kind, found in files.items()}
-    return {kind: found[0] for kind, found in there.items() if found}
+    average, zca, rest = named.groups(default="")
+    found = {}
+    for prefix in ("ema_", average) if zca else (average,):  # FTD writes images_zca_N.pt of its averages too
+        for kind in ("labels", "lr"):
+            found[kind, prefix] = path.with_name(f"{prefix}{kind}{rest}")
+    found["card", ""] = path.with_name("learned_lr.json")
+    return {kind: file for (kind, _), file in found.items() if file.is_file()}
 
 
 def _files_in(folder: Path) -> list[Path]:

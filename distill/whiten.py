@@ -20,7 +20,7 @@ from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 from robust import Normalize
 
-__all__ = ["LARGEST", "Whiten", "preprocessing", "ridge_zca"]
+__all__ = ["Whiten", "preprocessing", "ridge_zca"]
 
 LARGEST = 3 * 64 * 64
 """numbers of an image up to which its square matrix (600 MB) and its eigenvectors can be had"""
@@ -75,12 +75,7 @@ class Whiten(nn.Module):
         """
         if not eps >= 0:
             raise ValueError(f"eps is {eps}; it must be >= 0")
-        count, size = len(images), images[0].numel()
-        if count < 2:
-            raise InputError(f"ZCA needs at least 2 images to have a covariance, but there is {count}")
-        if size > LARGEST:
-            shape = "x".join(map(str, images.shape[1:]))
-            raise InputError(f"ZCA of {shape} images needs a matrix of {size}²; take --no-zca or another --image-size")
+        _check(len(images), images[0].numel(), f"{'x'.join(map(str, images.shape[1:]))} images")
         from kornia.enhance import zca_mean  # slow to import, and only needed here
 
         matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
@@ -98,7 +93,7 @@ class Whiten(nn.Module):
             (x - m) / s, less its mean, times W of `ridge_zca`; on the CPU, with the dtype of the normalised images.
 
         Raises:
-            InputError: images too large for a matrix of all their pixels.
+            InputError: too few images, or images too large for a matrix of all their pixels.
         """
         count, device, sample = len(images), normalize.mean.device, images[:1]
 
@@ -153,12 +148,9 @@ def ridge_zca(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, T
         two matrices (D, D), float64.
 
     Raises:
-        InputError: rows too long for such a matrix.
+        InputError: too few rows, or rows too long for such a matrix.
     """
-    if size > LARGEST:
-        raise InputError(
-            f"ZCA of images of {size:,} numbers needs a matrix of {size:,}²; 3x64x64 is the most (--image-size)"
-        )
+    _check(count, size, f"images of {size:,} numbers")
     covariance = torch.zeros(size, size, dtype=torch.float64)
     for part in parts:
         covariance.addmm_(part.T, part)
@@ -168,6 +160,14 @@ def ridge_zca(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, T
     if count < size:
         values[: size - count] = 1.0
     return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T
+
+
+def _check(count: int, size: int, what: str) -> None:
+    """Refuse images that have no covariance, or one too large."""
+    if count < 2:
+        raise InputError(f"ZCA needs at least 2 images to have a covariance, but there is {count}")
+    if size > LARGEST:
+        raise InputError(f"ZCA of {what} needs a matrix of {size}²; take --no-zca or another --image-size")
 
 
 def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:

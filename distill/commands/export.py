@@ -19,14 +19,11 @@ from distill.data.pictures import write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.flags import parse
+from distill.reading import OFFICIAL
 from distill.whiten import preprocessing
 from robust import Normalize
 
 __all__ = ["EXPORTS", "export", "run_export"]
-
-OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
-"""names of data sets in DC's code"""
 
 
 @dataclass(frozen=True)

@@ -81,3 +81,26 @@ def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.Mo
     expected = "Sum:\n\n  - a\n    of two\n  - b\n\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
     assert as_markdown(text) == expected
     assert as_markdown(">>> 1\n1").endswith("\n1\n```")
+
+
+# --- numbers that stand in several places ------------------------------------------------------------------------
+
+ROW = re.compile(r"^\| `(\w+)` \|((?: [\d.]+ / [\d.]+ / [\d.]+ / [\d.]+ \|){4})$", re.MULTILINE)
+"""a method's four cells: clean / linf_star / linf / l2 of two data sets and two ipc"""
+
+
+def test_numbers_of_the_readme_and_of_the_methods_are_those_of_the_benchmark() -> None:
+    page = (DOCS / "benchmark.md").read_text()
+    cells: dict[str, list[str]] = {}
+    for title in ("CIFAR-10 at 16 px, one", "CIFAR-10 at 16 px, ten", "MNIST at 16 px, one", "MNIST at 16 px, ten"):
+        section = page.partition(f"### {title} ")[2].partition("\n#")[0]
+        rows = re.findall(r"^\| (\w+) \|((?: [^|]+ \|){4}) \d+ \|$", section, re.MULTILINE)
+        assert len(rows) == 24
+        for method, row in rows:
+            means = re.findall(r"\| \**([\d.]+)", f"|{row}")
+            cells.setdefault(method, []).append(" / ".join(means))
+    expected = {method: f" {' | '.join(found)} |" for method, found in cells.items()}
+    assert dict(ROW.findall((ROOT / "README.md").read_text())) == expected
+    found = [row for path in PAGES for row in ROW.findall(path.read_text())]
+    assert {method for method, _ in found} == set(expected)
+    assert all(row == expected[method] for method, row in found)

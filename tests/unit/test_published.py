@@ -481,6 +481,21 @@ def test_datm(tmp_path: Path) -> None:
     assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
 
 
+@pytest.mark.parametrize("rate", [[0.1, 0.2], [-0.1], [0.0]])
+def test_a_learned_rate_that_is_none_is_told(rate: list[float], tmp_path: Path) -> None:
+    save_mtt(tmp_path, drawn(4, 3, 8, 8))
+    torch.save(torch.tensor(rate), tmp_path / "lr_best.pt")
+    with pytest.raises(InputError, match=r"lr_best\.pt holds no learning rate, one number > 0; give --lr"):
+        taken(tmp_path, space="normalised")
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+
+
+def test_images_and_labels_need_no_number(tmp_path: Path) -> None:
+    torch.save(drawn(4, 3, 8, 8), tmp_path / "images.pt")
+    torch.save(CLASSES, tmp_path / "labels.pt")
+    assert taken(tmp_path / "images.pt", space="normalised")[0].labels.tolist() == CLASSES.tolist()
+
+
 def test_averages_of_ftd(tmp_path: Path) -> None:
     x = drawn(4, 3, 8, 8)
     torch.save(x, tmp_path / "ema_images_best.pt")

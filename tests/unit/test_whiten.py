@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.whiten import Whiten
+from robust import Normalize
 
 
 def images(n: int = 300, channels: int = 2, size: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -90,6 +91,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Whiten.fit(images(), eps=-1.0)
     with pytest.raises(InputError, match="at least 2 images"):
         Whiten.fit(images()[:1])
+    with pytest.raises(InputError, match="at least 2 images"):
+        Whiten.fit_normalised(images()[:1], Normalize([0.5] * 2, [0.2] * 2))
     with pytest.raises(InputError, match="ZCA of 3x65x65 images needs a matrix of 12675"):
         Whiten.fit(torch.zeros(2, 3, 65, 65))
     with pytest.raises(InputError, match="there is no file"):
