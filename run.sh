@@ -25,7 +25,9 @@ install() {  # install FILE [FLAG]: its packages into .venv, once for each conte
         uv pip install --quiet --python "$here/.venv/bin/python" "${@:2}" -r "$here/$file" >&2 \
             || fail "uv could not install $file" 1
     else
-        "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "${@:2}" -r "$here/$file" >&2 \
+        # without its warning that torchattacks, which stands here without its requirements, is not content with them
+        "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-conflicts "${@:2}" \
+            -r "$here/$file" >&2 \
             || fail "pip could not install $file (its message is above)" 1
     fi
     touch "$stamp"
