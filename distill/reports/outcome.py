@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.files import read_tensors, write_text
 from distill.reports.intervals import bootstrap, wilson
-from distill.reports.tables import aligned, find_rows, render, summary
+from distill.reports.tables import aligned, find_rows, milliseconds, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
 
@@ -30,7 +30,7 @@ def show(folder: Path) -> int:
     print(
         f"{first['method']} on {first['dataset']}, ipc {first['ipc']}, {first['backbone']}, {first['loss']}, "
         f"recipe {first['recipe']}, "
-        f"seed {first['seed']}: {students} students, {first['images']} test images"
+        f"seed {first['seed']}: {students} student{'s' * (students > 1)}, {first['images']} test images"
     )
     print(aligned([["", "accuracy", "95 % interval", "distance", "seconds", "verdict"], *_lines(rows, folder)]), end="")
     teacher = folder / "teacher.jsonl"
@@ -39,7 +39,7 @@ def show(folder: Path) -> int:
         print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
     print(
         "accuracy in percent, mean ± standard deviation over the students, each trained in "
-        f"{1000 * first['epoch_seconds']:.3g} ms an epoch; interval: bootstrap over students and images; distance: "
+        f"{milliseconds(first['epoch_seconds'])} ms an epoch; interval: bootstrap over students and images; distance: "
         "median of a minimum-norm attack; columns: `bash run.sh list`"
     )
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")

@@ -15,7 +15,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_atomic
 
-__all__ = ["FORMATS", "Row", "aligned", "find_rows", "render", "save_grid", "summary"]
+__all__ = ["FORMATS", "Row", "aligned", "find_rows", "milliseconds", "render", "save_grid", "summary"]
 
 Row = dict[str, Any]
 COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n", "verdict")
@@ -111,7 +111,7 @@ def _cells(rows: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[s
             *(str(value) for name, value in zip(KEY, key, strict=True) if name in shown),
             *(cell(found.get(attack)) for attack in attacks),
             str(found["clean"]["n"]),
-            f"{1000 * found['clean']['epoch_seconds']:.3g}",
+            milliseconds(found["clean"]["epoch_seconds"]),
         ]
         for key, found in lines.items()
     ]
@@ -122,6 +122,15 @@ def to_text(rows: Sequence[Row]) -> str:
     """Return an aligned table for a terminal."""
     header, body = _cells(rows, " ± ")
     return aligned([header, *body]) + "".join(f"{line}\n" for line in _doubts(rows))
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as milliseconds, three digits of them and no exponent.
+
+    >>> [milliseconds(seconds) for seconds in (0.0123456, 1.2)]
+    ['12.3', '1200']
+    """
+    return f"{1000 * seconds:.3g}" if seconds < 0.9995 else f"{1000 * seconds:.0f}"
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -174,7 +174,7 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
     assert run("evaluate", folder, *options) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "dc on folder, ipc 1, convnet:width=4, cross_entropy, recipe quick, seed 0: 1 students, 40 test images"
+        "dc on folder, ipc 1, convnet:width=4, cross_entropy, recipe quick, seed 0: 1 student, 40 test images"
     )
     assert run("evaluate", folder / "distilled.safetensors", *options) == 0  # the same set: finished already
     assert capsys.readouterr().out == printed
