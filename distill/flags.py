@@ -4,7 +4,8 @@ import argparse
 import io
 import re
 from contextlib import redirect_stderr
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -12,7 +13,7 @@ import tyro
 from distill.errors import InputError
 from distill.ranks import launched, local
 
-__all__ = ["find_device", "parse", "peek", "whole_number"]
+__all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
 
 T = TypeVar("T")
 
@@ -54,6 +55,23 @@ def find_device(name: str) -> torch.device:
             f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
         ) from None
     return torch.device(name)
+
+
+def flags_of(settings: Any, prefix: str = "--") -> list[str]:
+    """Return the flags that say what a dataclass says: of numbers, texts, None, and dataclasses of these.
+
+    >>> from distill.students import Training
+    >>> flags_of(Training(epochs=20), "--student.")[:4]
+    ['--student.epochs', '20', '--student.lr', '0.01']
+    """
+    words: list[str] = []
+    for field in fields(settings):
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(settings, field.name)
+        if is_dataclass(value):
+            words += flags_of(value, f"{name}.")
+        elif value != "":
+            words += [name, str(value)]
+    return words
 
 
 def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:

@@ -2,7 +2,8 @@
 
 Cells are ordinary runs in ordinary folders, each in a process of its own with its output in a file: what is finished
 is not run again, what was interrupted continues, and a cell that fails, or is killed for its memory, takes no other
-with it. The tables are written anew after each cell, from all that is finished.
+with it. Where a recipe has another network than the table's students, its set is then judged once more, by
+`bash run.sh evaluate` with that network. The tables are written anew after each cell, from all that is finished.
 """
 
 import contextlib
@@ -15,22 +16,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 import torch
 
+from distill.commands.evaluate import digest_of, folder_of
 from distill.commands.start import Place
 from distill.data import DATASETS
 from distill.data.image_files import cores
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
-from distill.flags import find_device, parse, whole_number
+from distill.flags import find_device, flags_of, parse, whole_number
 from distill.judging.columns import columns
+from distill.models import build
 from distill.progress import progress
-from distill.reports.comparison import LAYOUTS
+from distill.reports.comparison import FULL, LAYOUTS
 from distill.reports.tables import find_rows
 from distill.run import Run
 
@@ -57,6 +61,9 @@ class BenchmarkCommand:
     """preset of each method; None: paper on a GPU, else quick"""
     protocol: Literal["standard", "own"] = "standard"
     """how students are trained: the same for all methods, or as a method's authors do, of those that have a way"""
+    backbone: str | None = None
+    """network of all students of the standard protocol; None for the one in which this recipe of `full` trains on the
+    whole set; recipe: that of each method's recipe, so that rows also differ by it"""
     attacks: str | None = None
     """columns; None for the paper's three: linf_star,linf,l2"""
     students: int | None = None
@@ -89,15 +96,36 @@ class Cell:
     """what people call it, and its log"""
     words: tuple[str, ...]
     """its command line behind the program"""
-    folder: Path
-    """of the run"""
+    data: str
+    """the data as tables name it"""
+    run: Path
+    """folder of the run"""
+    judged: Callable[[], Path] | None
+    """gives the folder in which the set of a finished run is judged once more; None where the run itself did it"""
+    judgement: tuple[str, ...] = ()
+    """the command line of that"""
     trouble: str = ""
     """why it cannot run"""
 
     @property
+    def distilled(self) -> bool:
+        """Whether the run is finished."""
+        return (self.run / "table.csv").exists()
+
+    @property
+    def folder(self) -> Path:
+        """Of what the table shows; asked of a finished run."""
+        return self.judged() if self.judged else self.run
+
+    @property
     def done(self) -> bool:
-        """Whether its table is there."""
-        return not self.trouble and (self.folder / "table.csv").exists()
+        """Whether all is there that the table shows."""
+        return not self.trouble and self.distilled and (self.folder / "table.csv").exists()
+
+    @property
+    def next(self) -> tuple[str, ...]:
+        """The command line that it waits for."""
+        return self.judgement if self.distilled else self.words
 
 
 def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:
@@ -121,7 +149,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
     if asked.dry_run:
         for cell in mine:
             state = "done" if cell.done else f"cannot run: {cell.trouble}" if cell.trouble else "to run"
-            print(f"bash run.sh {shlex.join(cell.words)}    # {state}")
+            print(f"bash run.sh {shlex.join(cell.next or cell.words)}    # {state}")
         print(f"{len(mine)} cells, {sum(cell.done for cell in mine)} done", file=sys.stderr)
         return 0
     place = asked.runs / "benchmark"
@@ -176,6 +204,8 @@ def _cells(
             raise InputError(f"{flag} is {value}; it must be >= 1")
     if asked.attacks is not None:
         columns(Evaluation(attacks=asked.attacks), 3, 32)
+    if asked.backbone not in (None, "recipe"):
+        build(asked.backbone, channels=3, image_size=64, num_classes=10, generator=torch.Generator())
 
     def protocol(method: str) -> list[str]:
         return ["--protocol", asked.protocol if hasattr(methods[method], "protocol") else "standard"]
@@ -237,7 +267,24 @@ def _cell(
     except InputError as error:  # another config's run is there
         trouble = str(error)
     name = f"{method}-{experiment.data_name}-ipc{ipc}-seed{seed}"
-    return Cell(name, (method, dataset, *flags), folder, trouble)
+    network = asked.backbone or _usual(dataset, experiment.recipe, settle)
+    same = network in ("recipe", experiment.config.backbone)
+    if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
+        return Cell(name, (method, dataset, *flags), experiment.data_name, folder, None, trouble=trouble)
+
+    def judged() -> Path:
+        digest = digest_of(folder / "distilled.safetensors")
+        return place.runs / folder_of(method, digest, dataset, seed, network)
+
+    judgement = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
+    judgement += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
+    return Cell(name, (method, dataset, *flags), experiment.data_name, folder, judged, tuple(judgement), trouble)
+
+
+@cache
+def _usual(dataset: str, recipe: str, settle: Settle) -> str:
+    """Return the network in which a recipe trains on the whole set."""
+    return settle(FULL, dataset, ["--recipe", recipe])[0].config.backbone
 
 
 def _part(cells: list[Cell], text: str) -> list[Cell]:
@@ -284,7 +331,7 @@ def _run(
         while queue or running:
             while queue and slots:
                 cell, slot = queue.pop(0), slots.pop(0)
-                words = [sys.executable, "-m", "distill", *cell.words, "--device", devices[slot % len(devices)]]
+                words = [sys.executable, "-m", "distill", *cell.next, "--device", devices[slot % len(devices)]]
                 with open(logs / f"{cell.name}.log", "ab") as log:
                     options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
                     running[subprocess.Popen(words, preexec_fn=_end_with_parent, **options)] = cell, slot
@@ -293,6 +340,9 @@ def _run(
             for process in ended:
                 cell, slot = running.pop(process)
                 slots.append(slot)
+                if process.returncode == 0 and not cell.done:  # distilled, and to be judged
+                    queue.insert(0, cell)
+                    continue
                 yield cell, _trouble(process.returncode, logs / f"{cell.name}.log")
             if not ended:
                 time.sleep(0.1)
@@ -324,7 +374,7 @@ def _trouble(code: int, log: Path) -> str:
 
 def _write(cells: list[Cell], place: Path) -> str:
     """Write the tables of the cells that are done, and return them as text; nothing where none is."""
-    rows = [row for cell in cells if cell.done for row in find_rows([cell.folder])]
+    rows = [row | {"dataset": cell.data} for cell in cells if cell.done for row in find_rows([cell.folder])]
     if not rows:
         return ""
     for ending, layout in LAYOUTS.items():

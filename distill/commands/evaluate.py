@@ -23,7 +23,7 @@ from distill.reports.outcome import finish, show
 from distill.reports.tables import find_rows, render
 from distill.run import Run, locked
 
-__all__ = ["run_evaluate"]
+__all__ = ["digest_of", "folder_of", "run_evaluate"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     recipe = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
     evaluation = Evaluation(3, test_images=2000) if recipe == "quick" else Evaluation(50)
     file = path / "distilled.safetensors" if path.is_dir() else path
-    digest = "" if distilled is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = "" if distilled is None else digest_of(file)
     dataset, backbone = ("cifar10", "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
     judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
     default = EvaluateCommand(judgement, Place())
@@ -96,12 +96,12 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
 
     name = distilled.method or path.stem
     own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
-    place_of_all = place.runs / "evaluate" / judgement.dataset / f"{name}-{digest[:12]}"
-    runs: list[Run] = []
     judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
+    runs: list[Run] = []
     for each in judgements:
-        other = "" if each.backbone == distilled.backbone else f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', each.backbone)}"
-        runs.append(Run(place_of_all / f"seed{each.seed}{other}", each, seed=each.seed, device=device))
+        other = "" if each.backbone == distilled.backbone else each.backbone
+        place_of = place.runs / folder_of(name, digest, each.dataset, each.seed, other)
+        runs.append(Run(place_of, each, seed=each.seed, device=device))
     finished = [(run.folder / "table.csv").exists() for run in runs]
     if not all(finished):
         (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
@@ -125,6 +125,25 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     if len(runs) > 1:
         print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
     return 0
+
+
+def digest_of(file: Path) -> str:
+    """Return what a distilled set is known by: its file's sha256."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:
+    """Return the place of a judgement below the folder of all runs.
+
+    Args:
+        name: of the set's method, or file.
+        digest: of the set.
+        dataset: it is judged on.
+        seed: of students and attacks.
+        other: the students' network; "" where it is the set's own.
+    """
+    suffix = f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', other)}" if other else ""
+    return Path("evaluate", dataset, f"{name}-{digest[:12]}", f"seed{seed}{suffix}")
 
 
 def _published(path: Path, flags: list[str], read: Read) -> Path | None:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from distill.reports.paper import PAPER, Figure
 from distill.reports.tables import Row, summary
 
-__all__ = ["LAYOUTS"]
+__all__ = ["FULL", "LAYOUTS"]
 
 FULL = "full"
 """the method that distils nothing: no competitor"""
-FIELDS = ("dataset", "ipc", "method", "loss", "recipe", "attack", "mean", "std", "n")
+FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "mean", "std", "n")
 FIELDS += ("paper", "paper_std", "difference", "verdict")
+STUDENTS = "n"
+"""the column that counts them"""
 NOTE = (
     "Percent, mean ± standard deviation over n students of all seeds (the paper's number, difference); ? marks what a "
     "check doubts. The paper's are at its own size; see distill/reports/paper.py."
@@ -46,8 +48,10 @@ class Number:
         return f"{ours} ({self.paper[0]:.1f}, {self.row['mean'] - self.paper[0]:+.1f})"
 
 
-Table = dict[tuple[str, str], dict[str, Number]]
-"""(method, loss) -> column -> number"""
+Line = tuple[str, str, str]
+"""method, the students' loss, their network"""
+Table = dict[Line, dict[str, Number]]
+"""line -> column -> number"""
 
 
 def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
@@ -67,7 +71,7 @@ def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
         for place in places:
             is_best = method != FULL and round(row["mean"], 1) == best[*place, attack] > 0
             published = PAPER.get((dataset.partition("-")[0], place[1], method, attack))
-            line = tables.setdefault(place, {}).setdefault((method, row["loss"]), {})
+            line = tables.setdefault(place, {}).setdefault((method, row["loss"], row["backbone"]), {})
             line[attack] = Number(row, is_best, published)
     return tables
 
@@ -80,27 +84,32 @@ def _students(line: dict[str, Number]) -> str:
     return str(line["clean"].row["n"])
 
 
+def _networks(table: Table) -> list[str]:
+    return list(dict.fromkeys(backbone for _, _, backbone in table))
+
+
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a table for each data set and ipc."""
     parts = []
     for (dataset, ipc), table in _tables(rows).items():
-        attacks = _attacks(table)
-        lines = [["method", "students", *attacks, "n"]]
-        for (method, loss), line in table.items():
+        attacks, networks = _attacks(table), _networks(table)
+        several = len(networks) > 1
+        lines = [["method", "students", *["network"] * several, *attacks, "n"]]
+        for (method, loss, network), line in table.items():
             cells = (line[a].text(lambda text: f"**{text}**", " ± ") if a in line else "-" for a in attacks)
-            lines.append([method, loss, *cells, _students(line)])
+            lines.append([method, loss, *[network] * several, *cells, _students(line)])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
         body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
-        parts.append(f"{dataset}, ipc {ipc}\n\n{body}")
+        parts.append(f"{dataset}, ipc {ipc}{'' if several else f', students {networks[0]}'}\n\n{body}")
     return "\n".join(parts) + f"\n{NOTE}\n"
 
 
 def to_latex(rows: Sequence[Row]) -> str:
     """Return one tabular (booktabs) with a group of columns for each data set and ipc."""
     tables = _tables(rows)
-    groups = [(place, _attacks(table)) for place, table in tables.items()]
+    groups = [(place, [*_attacks(table), STUDENTS]) for place, table in tables.items()]
     methods = list(dict.fromkeys(key for table in tables.values() for key in table))
 
     def escaped(text: str) -> str:
@@ -108,14 +117,16 @@ def to_latex(rows: Sequence[Row]) -> str:
 
     above = [f"\\multicolumn{{{len(a)}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), a in groups]
     columns = [escaped(attack) for _, attacks in groups for attack in attacks]
+    several = len({network for _, _, network in methods}) > 1
     body = []
-    for method, loss in methods:
-        cells = [escaped(method if loss == "cross_entropy" else f"{method} ({loss})")]
+    for method, loss, network in methods:
+        said = [word for word, is_said in ((loss, loss != "cross_entropy"), (network, several)) if is_said]
+        cells = [escaped(f"{method} ({', '.join(said)})" if said else method)]
         for place, attacks in groups:
-            line = tables[place].get((method, loss), {})
-            cells += [
-                line[a].text(lambda text: f"\\textbf{{{text}}}", r" $\pm$ ") if a in line else "-" for a in attacks
-            ]
+            line = tables[place].get((method, loss, network), {})
+            shown = {name: number.text(lambda text: f"\\textbf{{{text}}}", r" $\pm$ ") for name, number in line.items()}
+            shown |= {STUDENTS: _students(line)} if line else {}
+            cells += [shown.get(column, "-") for column in attacks]
         body.append(" & ".join(cells) + r" \\")
     lines = [
         f"% {NOTE}",
@@ -136,14 +147,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for table in _tables(rows).values():
+    for (_, ipc), table in _tables(rows).items():
         for line in table.values():
             for number in line.values():
                 row, (paper, paper_std) = number.row, number.paper or (None, None)
                 found = {"mean": row["mean"], "std": row["std"], "paper": paper, "paper_std": paper_std}
                 found["difference"] = None if paper is None else row["mean"] - paper
                 rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
-                writer.writerow(row | rounded)
+                writer.writerow(row | {"ipc": ipc} | rounded)  # `full` is in the tables of every ipc
     return text.getvalue()
 
 

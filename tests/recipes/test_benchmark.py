@@ -1,5 +1,6 @@
 """`bash run.sh benchmark`: cells that fail or are killed, parts of a table, and what is bad input."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from distill.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
-WORDS = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2"]
+WORDS = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2", "--backbone", "recipe"]
 EXTRA = ["random: --student.epochs 20 --backbone convnet:width=4"]
 DM = "dm: --student.epochs 20 --backbone convnet:width=4 --batch-real 8 --iterations"
 
@@ -76,6 +77,36 @@ def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
     assert "interrupted; the same command continues" in log or sys.platform != "linux"
 
 
+def test_all_methods_have_students_of_one_network(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2", "--methods", "random,dm"]
+    words += ["--ipc", "1", "--data-dir", data, "--runs", tmp_path, "--attacks", "linf", "--test-images", "20"]
+    flags = ["--flags", *EXTRA, f"{DM.replace('width=4', 'width=8')} 2"]
+    assert run(*words, "--backbone", "convnet:width=8", *flags) == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[0] == "folder, ipc 1, students convnet:width=8"
+    assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[4:6]] == ["random", "dm"]
+    (judged,) = (tmp_path / "evaluate" / "folder").glob("random-*/seed0-convnet_width=8")
+    rows = list(csv.DictReader((judged / "table.csv").read_text().splitlines()))
+    assert {(row["attack"], row["backbone"], row["n"]) for row in rows} == {
+        ("clean", "convnet:width=8", "2"),
+        ("linf", "convnet:width=8", "2"),
+    }
+    assert not list((tmp_path / "evaluate" / "folder").glob("dm-*"))  # its recipe's students are the table's
+
+    (judged / "table.csv").unlink()  # killed between the two: the run is not made again
+    assert run(*words, "--backbone", "convnet:width=8", *flags, "--dry-run") == 0
+    said, err = capsys.readouterr()
+    assert "2 cells, 1 done" in err
+    assert f"bash run.sh evaluate {tmp_path}/random/folder/ipc1/seed0 --backbone convnet:width=8" in said
+    assert run(*words, "--backbone", "convnet:width=8", *flags) == 0
+    assert capsys.readouterr().out == out
+
+    assert run(*words, *flags, "--dry-run") == 0  # by default they are those of the whole set
+    assert "--backbone convnet:width=32 --recipe quick" in capsys.readouterr().out
+
+
 def test_parts_are_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["benchmark", "--datasets", "digits,mnist", "--methods", "random,dc,sre2l", "--seeds", "3", "--dry-run"]
     words += ["--runs", tmp_path, "--protocol", "own"]
@@ -125,6 +156,7 @@ def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pyt
         (["--methods", "dc", "--flags", "dc: --iterations 0"], "iterations is 0; it must be >= 1"),
         (["--methods", "dc", "--flags", "dc: --iteratons 3"], "--iteratons"),
         (["--students", "0"], "students is 0; it must be >= 1"),
+        (["--backbone", "convnot"], "unknown backbone 'convnot'; did you mean 'convnet'?"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(

@@ -43,7 +43,7 @@ ROWS = [
 def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() -> None:
     text = LAYOUTS["md"](ROWS)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert lines[0] == "cifar10, ipc 10"
+    assert lines[0] == "cifar10, ipc 10, students convnet"
     assert lines[2] == "| method | students | clean | linf | n |"
     assert lines[4:8] == [
         "| dc | cross_entropy | **45.0 ± 1.4** (45.3, -0.3) | 20.5 ± 0.7 (18.8, +1.7) | 2 |",
@@ -51,22 +51,22 @@ def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() ->
         "| full | cross_entropy | 80.0 | 30.0 | 1 |",
         "| tesla | own | 40.0 | - | 1 |",
     ]
-    assert lines[9] == "mnist-16px, ipc 10"
+    assert lines[9] == "mnist-16px, ipc 10, students convnet"
     assert lines[13] == "| dc | cross_entropy | **30.0 ?** (96.4, -66.4) | 1 |"
     assert len({len(line) for line in text.splitlines()[2:8]}) == 1
 
 
 def test_latex_has_the_groups_side_by_side() -> None:
     lines = LAYOUTS["tex"](ROWS).splitlines()
-    assert lines[1] == r"\begin{tabular}{lrrr}"
-    assert lines[3] == r" & \multicolumn{2}{c}{cifar10, ipc 10} & \multicolumn{1}{c}{mnist-16px, ipc 10} \\"
-    assert lines[4] == r"method & clean & linf & clean \\"
+    assert lines[1] == r"\begin{tabular}{lrrrrr}"
+    assert lines[3] == r" & \multicolumn{3}{c}{cifar10, ipc 10} & \multicolumn{2}{c}{mnist-16px, ipc 10} \\"
+    assert lines[4] == r"method & clean & linf & n & clean & n \\"
     assert lines[6] == (
-        r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3) & 20.5 $\pm$ 0.7 (18.8, +1.7) & "
-        r"\textbf{30.0 ?} (96.4, -66.4) \\"
+        r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3) & 20.5 $\pm$ 0.7 (18.8, +1.7) & 2 & "
+        r"\textbf{30.0 ?} (96.4, -66.4) & 1 \\"
     )
-    assert lines[7] == r"guard\_dc & 43.0 & \textbf{24.5} (23.5, +1.0) & - \\"
-    assert lines[9] == r"tesla (own) & 40.0 & - & - \\"
+    assert lines[7] == r"guard\_dc & 43.0 & \textbf{24.5} (23.5, +1.0) & 1 & - & - \\"
+    assert lines[9] == r"tesla (own) & 40.0 & - & 1 & - & - \\"
     assert all(ord(letter) < 128 for letter in "".join(lines))
 
 
@@ -79,6 +79,27 @@ def test_csv_has_a_line_a_number() -> None:
     assert found["cifar10", "guard_dc", "linf"]["paper_std"] == "0.40"
     assert found["cifar10", "full", "clean"]["paper"] == ""
     assert found["mnist-16px", "dc", "clean"]["verdict"] == "suspicious: odd"
+
+
+def test_the_whole_set_is_in_the_lines_of_every_ipc() -> None:
+    rows = [row(method, "clean", 40.0, ipc=ipc) for method, ipc in (("dc", 1), ("dc", 10), ("full", 1))]
+    lines = list(csv.DictReader(io.StringIO(LAYOUTS["csv"](rows))))
+    assert sorted((line["method"], line["ipc"]) for line in lines) == [
+        ("dc", "1"),
+        ("dc", "10"),
+        ("full", "1"),
+        ("full", "10"),
+    ]
+
+
+def test_networks_that_differ_are_told() -> None:
+    rows = [row("dc", "clean", 40.0), row("dd", "clean", 30.0, backbone="lenet")]
+    lines = [" ".join(line.split()) for line in LAYOUTS["md"](rows).splitlines()]
+    assert lines[0] == "cifar10, ipc 10"
+    assert lines[2] == "| method | students | network | clean | n |"
+    assert lines[5] == "| dd | cross_entropy | lenet | 30.0 (36.8, -6.8) | 1 |"
+    assert r"dd (lenet) & 30.0 (36.8, -6.8) & 1 \\" in LAYOUTS["tex"](rows)
+    assert [line["backbone"] for line in csv.DictReader(io.StringIO(LAYOUTS["csv"](rows)))] == ["convnet", "lenet"]
 
 
 def test_zero_is_not_the_best_of_anything() -> None:
