@@ -85,7 +85,7 @@ class Run:
             InputError: the folder cannot be written.
         """
         path = self.folder / "experiment.json"
-        if first() and not path.exists():
+        if first() and not (path.exists() and self._found() == self.experiment):
             content = {"experiment": self.experiment, "made_by": provenance(self.device)}
             write_text(path, json.dumps(content, indent=2) + "\n")
         return self
@@ -202,20 +202,34 @@ class Run:
         return _digest(self.experiment)
 
     def _check(self) -> None:
-        path = self.folder / "experiment.json"
-        if not path.exists():
+        if not (self.folder / "experiment.json").exists():
             return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)"
-            ) from None
-        if found != self.experiment:
+        found = self._found()
+        if found != self.experiment and not self._is_empty():
             raise InputError(
                 f"{self.folder} holds a run with another config: {difference(found, self.experiment)}. "
                 "Give the same flags to continue it, or another folder (--runs DIR) for this one"
             )
+
+    def _found(self) -> Any:
+        """Return whose the folder is."""
+        path = self.folder / "experiment.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["experiment"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)"
+            ) from None
+
+    def _is_empty(self) -> bool:
+        """Tell whether the run that has the folder ended before it had computed anything: refused, as a rule."""
+        if {path.name for path in self.folder.iterdir()} - {"experiment.json", ".lock"}:
+            return False
+        try:
+            with locked(self.folder):
+                return True
+        except InputError:  # it is just beginning
+            return False
 
 
 def _digest(description: Any) -> str:

@@ -55,7 +55,7 @@ class CompiledGradients:
         fixed = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
         fixed |= dict(network.named_buffers())
         shapes = tuple((t.shape, t.dtype, t.device, t.stride()) for t in (inputs, targets, *trainable.values()))
-        key = (loss, repr(network), shapes)
+        key = (loss, architecture(network), shapes)
         if key not in self.programs:
             self.programs[key] = self._program(loss, network, trainable, fixed, inputs, targets)
         with torch.no_grad():
@@ -79,6 +79,26 @@ class CompiledGradients:
                 traced.graph.erase_node(node)
         traced.recompile()
         return torch.compile(traced, backend=self.backend, fullgraph=True)
+
+
+def architecture(network: nn.Module) -> tuple[Any, ...]:
+    """Return what networks share that compute the same function of inputs and tensors: types and plain attributes.
+
+    Functions count by name, other objects not at all: a forward pass that depends on them is none for this file.
+
+    >>> architecture(nn.LeakyReLU(0.1)) == architecture(nn.LeakyReLU(0.1)) != architecture(nn.LeakyReLU(0.2))
+    True
+    """
+    return tuple(
+        (name, type(module), *((key, _plain(value)) for key, value in vars(module).items() if key[0] != "_"))
+        for name, module in network.named_modules()
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    return value if isinstance(value, (int, float, str, type(None))) else getattr(value, "__qualname__", None)
 
 
 class _Bound(nn.Module):

@@ -43,9 +43,11 @@ def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 
         batch_size: images of one forward pass.
 
     Raises:
-        ValueError: images outside [0, 1].
+        ValueError: images outside [0, 1], or targets of another shape.
     """
     check_pixels(images)
+    if targets.shape != images.shape[:1]:
+        raise ValueError(f"targets are {tuple(targets.shape)}; they must be class indices ({len(images)},)")
     with evaluating(model):
         batches = zip(images.split(batch_size), targets.split(batch_size), strict=True)
         return torch.cat([model(x).argmax(1) == y for x, y in batches])

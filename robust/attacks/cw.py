@@ -52,7 +52,7 @@ def cw(
         initial_constant: the first constant, > 0.
 
     Returns:
-        (N, ...) in [0, 1]; images that are misclassified from the start unchanged.
+        (N, ...) in [0, 1]; images that are misclassified from the start by more than `confidence` unchanged.
 
     Raises:
         ValueError: images outside [0, 1], or a number out of its range.

@@ -120,8 +120,9 @@ def _losses_of(model: Model, targets: Tensor, criterion: Criterion) -> Callable[
 
 
 def _of_each(losses: Tensor) -> Tensor:
-    if losses.ndim == 0:
-        raise ValueError("criterion returns one number; it must return each example's loss (N,): reduction='none'")
+    if losses.ndim != 1:
+        returned = "one number" if losses.ndim == 0 else tuple(losses.shape)
+        raise ValueError(f"criterion returns {returned}; it must return each example's loss (N,): reduction='none'")
     return losses
 
 
@@ -154,6 +155,8 @@ def _losses_and_gradients(
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is not None and weights.shape != values.shape:
+        raise ValueError(f"weights are {tuple(weights.shape)}; they must be (N,), as the losses {tuple(values.shape)}")
     return values.mean() if weights is None else (weights * values).mean()
 
 

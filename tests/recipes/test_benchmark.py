@@ -136,6 +136,7 @@ def test_a_table_without_names_has_all_methods_but_those_for_large_images(
 def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "dc" / "folder" / "ipc1" / "seed0").mkdir(parents=True)
     (tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "experiment.json").write_text('{"experiment": {"ipc": 7}}')
+    (tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "state.pt").write_bytes(b"")
     words = [*WORDS, "--methods", "dc", "--ipc", "1", "--data-dir", data, "--runs", tmp_path]
     assert run(*words) == 1
     assert "failed: dc-folder-ipc1-seed0: " in capsys.readouterr().err

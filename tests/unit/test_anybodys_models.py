@@ -207,6 +207,16 @@ def test_a_criterion_that_takes_a_mean_is_refused(weight, training):
         CurvatureRegularizedLoss(weight)(network.train(training), x, y, criterion=nn.CrossEntropyLoss())
 
 
+def test_losses_and_weights_of_another_shape_are_refused():
+    """(N,) weights of (N, 1) losses would be (N, N) products."""
+    x, y = torch.rand(6, 4), torch.randint(2, (6, 1)).float()
+    loss, each = CurvatureRegularizedLoss(1.0), nn.BCEWithLogitsLoss(reduction="none")
+    with pytest.raises(ValueError, match=r"criterion returns \(6, 1\); it must return each example's loss \(N,\)"):
+        loss(nn.Linear(4, 1), x, y, criterion=each, weights=torch.ones(6))
+    with pytest.raises(ValueError, match=r"weights are \(1,\); they must be \(N,\)"):
+        loss(nn.Linear(4, 2), x, y.flatten().long(), weights=torch.ones(1))
+
+
 # Models that return more than logits
 
 Pair = namedtuple("Pair", ["logits", "auxiliary"])

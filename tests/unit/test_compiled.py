@@ -38,6 +38,24 @@ def test_one_program_serves_all_networks_of_an_architecture(loss: object, norm: 
     assert len(compiled.programs) == 1
 
 
+class Scaled(torch.nn.Module):
+    def __init__(self, act, scale):
+        super().__init__()
+        self.line, self.act, self.scale = torch.nn.Linear(4, 2), act, scale
+
+    def forward(self, x):
+        return self.line(self.scale * self.act(x))
+
+
+def test_networks_that_print_alike_and_differ_are_other_programs() -> None:
+    compiled, x, y = TRACED(), torch.rand(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
+    for act, scale in ((torch.relu, 1.0), (torch.tanh, 1.0), (torch.tanh, 10.0)):
+        net = Scaled(act, scale).double().eval()
+        expected = RobustTeacher(net, LOSSES[1]).gradients(x, y)
+        torch.testing.assert_close(RobustTeacher(net, LOSSES[1], compiled=compiled).gradients(x, y), expected)
+    assert len(compiled.programs) == 3
+
+
 def test_frozen_parameters_and_other_shapes_are_other_programs() -> None:
     compiled, data, net = TRACED(), toy(6), network(0)
     x, y = data.images.double(), data.labels

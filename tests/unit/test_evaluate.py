@@ -163,6 +163,12 @@ def test_images_outside_the_unit_cube_are_refused(net, data):
             evaluate(net, wrong, targets, {})
 
 
+def test_targets_of_another_shape_are_refused(net):
+    for targets in (torch.eye(2), torch.zeros(1, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"they must be class indices \(3,\)"):
+            correct(net, torch.rand(3, 3, 8, 8), targets)
+
+
 def test_the_batch_size_changes_nothing(net, data):
     whole = evaluate(net, *data, ATTACKS, generator=rng())
     assert 0 < whole.worst().sum() < whole.clean.sum()

@@ -74,9 +74,19 @@ def test_scalars_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
 def test_another_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     Run(tmp_path, Whole(ipc=3))  # looks only
     Run(tmp_path, Whole()).begin()
-    Run(tmp_path, Whole()).begin()
+    Run(tmp_path, Whole()).begin().save(1, {})
     with pytest.raises(InputError, match=r"inner\.lr is 0\.1 there, 0\.2 now; ipc is 1 there, 2 now"):
         Run(tmp_path, Whole(Inner(0.2), 2))
+
+
+def test_a_run_that_was_refused_leaves_no_config_behind(tmp_path: Path) -> None:
+    Run(tmp_path, Whole(ipc=3)).begin()  # and then it said what to change
+    run = Run(tmp_path, Whole())
+    with locked(tmp_path), pytest.raises(InputError, match="ipc is 3 there, 1 now"):
+        Run(tmp_path, Whole())  # another process may be at work
+    assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["ipc"] == 3
+    run.begin()
+    assert json.loads((tmp_path / "experiment.json").read_text())["experiment"]["ipc"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
