@@ -37,9 +37,10 @@ def show(folder: Path) -> int:
     if teacher.exists():
         judged = [json.loads(line) for line in teacher.read_text(encoding="utf-8").splitlines()]
         print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
+    interval = "bootstrap over students and images" if students > 1 else "Wilson's, over images"
     print(
         "accuracy in percent, mean ± standard deviation over the students, each trained in "
-        f"{milliseconds(first['epoch_seconds'])} ms an epoch; interval: bootstrap over students and images; distance: "
+        f"{milliseconds(first['epoch_seconds'])} ms an epoch; interval: {interval}; distance: "
         "median of a minimum-norm attack; columns: `bash run.sh list`"
     )
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
