@@ -327,6 +327,10 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         _drawn(network, kept["weights"], run.generator("student", name, "initial"))
         if kept["fixed"]:
             number = int(name) if name.isdecimal() else 0
+            if number == len(kept["fixed"]):
+                run.say(
+                    f"the set is for {number} known networks: student {number} and all later ones repeat earlier ones"
+                )
             generator = torch.Generator().manual_seed(kept["fixed"][number % len(kept["fixed"])])
             known = _untrained(distilled.backbone, kept["weights"], distilled, generator).state_dict()
             if {key: v.shape for key, v in known.items()} != {k: v.shape for k, v in network.state_dict().items()}:
@@ -365,10 +369,10 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if name == "quick":
         return Recipe(_quick(method, ipc), Evaluation(students=3, test_images=2000))
     # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
-    return Recipe(_paper(method, dataset, ipc), Evaluation(students=50))
+    return Recipe(_paper(method, dataset), Evaluation(students=50))
 
 
-def _paper(method: str, dataset: str, ipc: int) -> Config:
+def _paper(method: str, dataset: str) -> Config:
     grey, soft = dataset in ("mnist", "fashion_mnist", "digits"), method == "sldd"
     # The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest
     # is of base_options.py, for SLDD of docs/scripts.txt. Other grey data sets are as MNIST, all others as CIFAR-10,
@@ -379,8 +383,6 @@ def _paper(method: str, dataset: str, ipc: int) -> Config:
     fields["distill_lr"] = 0.001 if not grey else 0.01 if soft else 0.02
     if soft:
         fields |= {"labels": "learned", "epochs": 350, "decay_epochs": 35}
-    if ipc == 1:  # the readme's command for one image a class: a single known network
-        fields["train_nets_type"] = "known_init"
     return Config(**fields)
 
 

@@ -317,8 +317,10 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
         batch = 1000 if large else 2000
         fields = {"kernel": "fc", "depth": 3, "iterations": 100, "target_batch": batch, "student_steps": 1000}
         return Recipe(Config(f"convnet:width=32{depth}", **fields), Evaluation(students=3, test_images=2000))
-    # The notebooks' lr, batch and ridge. Steps: those of the file that nn_training.ipynb takes, "~ 1000 or more" there.
+    # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000 or
+    # more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
     fields = {"kernel": "fc", "target_batch": 1000} if large else {}
+    fields |= {"zca": dataset in ("cifar10", "cifar100")}
     return Recipe(Config(f"convnet:width=128{depth}" if depth else "convnet", **fields), Evaluation(students=5))
 
 

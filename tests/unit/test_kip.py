@@ -359,6 +359,8 @@ def test_recipes(dataset: str, ipc: int) -> None:
     assert (paper.config.lr, paper.config.ridge, paper.config.init) == (0.04, 1e-6, "real")
     assert paper.config.target_batch == (1000 if dataset == "imagenette" else 5000)
     assert paper.config.kernel == ("fc" if dataset == "imagenette" else "convnet")
+    assert paper.config.zca == dataset.startswith("cifar")
+    assert not quick.config.zca
     assert paper.config.precision == quick.config.precision == "float64"
     assert quick.config.kernel == "fc"
     assert paper.evaluation.protocol == quick.evaluation.protocol == "standard"
