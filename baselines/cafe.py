@@ -46,6 +46,7 @@ from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import freeze_batchnorm
 from distill.methods.dc import DSA_STRATEGY, DSA_STRATEGY_DIGITS
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import train_epochs
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
@@ -330,11 +331,10 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     if method == "cafe_dsa":
         fields["augment"] = DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY
     real_loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0) if method == "guard_cafe" else CrossEntropy()
-    depth = ",depth=2" if dataset == "digits" else ""  # as in DC: a third pooling leaves one of 8 pixels
     if name == "paper":  # the defaults of the official code, and its 20 students
-        fields["backbone"] = f"convnet:width=128{depth}" if depth else "convnet"
+        fields["backbone"] = convnet_for(dataset)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 12}
+    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 32), "iterations": 12}
     fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

@@ -24,6 +24,7 @@ from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
 from distill.files import read_tensors, write_tensors
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.run import Run, locked
 from distill.students import train_epochs
 from robust import Normalize
@@ -177,11 +178,9 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 
 def _recipe(name: str, choice: Choice, dataset: str, ipc: int) -> Recipe:
-    depth = "depth=2" if dataset == "digits" else ""
     if name == "paper":  # the students' protocol of the DC family, without augmentation
-        return Recipe(Config(choice, f"convnet:{depth}" if depth else "convnet"), Evaluation(students=50))
-    width = f"width={64 if ipc == 1 else 32}"
-    backbone = f"convnet:{','.join(filter(None, (width, depth)))}"
+        return Recipe(Config(choice, convnet_for(dataset)), Evaluation(students=50))
+    backbone = convnet_for(dataset, 64 if ipc == 1 else 32)
     return Recipe(Config(choice, backbone, extractor_epochs=5), Evaluation(students=3, test_images=2000))
 
 

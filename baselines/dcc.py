@@ -31,6 +31,7 @@ from distill.estimate import Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import DISTANCES, gradients_by_class
 from distill.methods import dc
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, cross_entropy
@@ -170,11 +171,10 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
         fields["augment"] = dc.DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else dc.DSA_STRATEGY
     weight = dc.GUARD_WEIGHT.get((dataset, ipc > 1), dc.GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method == "guard_dcc" else CrossEntropy()
-    depth = ",depth=2" if dataset == "digits" else ""  # as in DC: a third pooling leaves one of 8 pixels
     if name == "paper":  # the official code: 1000 iterations, batch 256, 20 students
-        fields["backbone"] = f"convnet:width=128{depth}" if depth else "convnet"
+        fields["backbone"] = convnet_for(dataset)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": f"convnet:width=32{depth}", "iterations": 20, "outer_warmup": 5}
+    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 32), "iterations": 20, "outer_warmup": 5}
     fields |= {"outer_loop": 10, "inner_loop": 5 if ipc == 1 else 10}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

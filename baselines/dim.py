@@ -19,7 +19,7 @@ Deviations from the official code: the last generator, and the last state of a s
 images of [-1, 1] become pixels before they are normalised (its pool_match.py normalises them as if they were pixels,
 its MNIST tests on other units than it trains on); tested networks are in evaluation mode; an epoch of ipc images a
 class has exactly those, also where they fill no batch; ResNets with PyTorch's first weights, and for all data those of
-CIFAR; and those of `baselines.gan`.
+CIFAR; and those of `baselines.gan`, whose generator makes images of 8 to 64 px: ImageNet's 224 are refused.
 """
 
 import time
@@ -37,6 +37,7 @@ from distill.distilled import DistilledSet
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.run import Run, describe, locked
 from distill.students import train_epochs
 from robust import Normalize
@@ -327,15 +328,14 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    depth = {"digits": 2, "tiny_imagenet": 4}.get(dataset)  # of the ConvNet, 3 elsewhere
     if name == "paper":  # the defaults of the official code, the same for its four data sets
-        convnet = "convnet" if depth is None else f"convnet:width=128,depth={depth}"
+        convnet = convnet_for(dataset)
         return Recipe(Config(backbone=convnet, pool=(convnet, *OFFICIAL_POOL[1:])), Evaluation(students=50))
     # Far too short for images of objects: a generator of blurs that have their class's colours. Chosen with --split
     # validation on cifar10 16 px, ipc 10, seed 0, one student of 150 epochs, 1,000 images, clean accuracy in percent,
     # students on fresh images / on the set: 25.2 / 23.7 after the first part, 29.3 / 26.5 after both; the first part
     # with 650 steps of 32 images instead: 23.3 / 20.3. As it stands, on 2,000 test images, three students: 23.5 / 21.2.
-    convnet = f"convnet:width=32{'' if depth is None else f',depth={depth}'}"
+    convnet = convnet_for(dataset, 32)
     fields: dict[str, Any] = {"backbone": convnet, "pool": (convnet,), "width": 32}
     fields |= {"gan_epochs": 1, "gan_epoch_steps": 400, "gan_batch": 64, "gan_lr": 1e-3}
     fields |= {"match_epochs": 4, "match_epoch_steps": 25, "match_batch": 64, "match_lr": 1e-4, "net_steps": 4}

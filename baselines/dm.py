@@ -35,6 +35,7 @@ from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
@@ -311,12 +312,11 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
         fields["lr_img"] = 10.0  # the official readme
     guard = method == "guard_dm"
     real_loss = CurvatureRegularizedLoss(WEIGHT, h=3.0) if guard else CrossEntropy()
-    depth = ",depth=2" if dataset == "digits" else ""  # as in DC: a third pooling leaves one of 8 pixels
     if name == "paper":  # the official code; students as in section 7.1 of GUARD
-        fields["backbone"] = f"convnet:width=128{depth}" if depth else "convnet"
+        fields["backbone"] = convnet_for(dataset)
         fields["extractor_epochs"] = 50 if guard else 0
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "batch_train": 64, "backbone": f"convnet:width=32{depth}", "iterations": 500}
+    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(dataset, 32), "iterations": 500}
     if guard:
         fields["extractor_epochs"] = 20 if dataset == "digits" else 1  # of 1,400 images and of tens of thousands
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))

@@ -44,6 +44,7 @@ from distill.estimate import STEPS as TIMED
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
 from distill.models import BACKBONES, build
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.whiten import Whiten
 from robust import Normalize
@@ -366,7 +367,6 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
 GREY = ("mnist", "fashion_mnist", "digits")
 WHITENED = ("cifar10", "cifar100", "tiny_imagenet")  # sets of 128 px and more: see the deviations
-DEPTHS = {"digits": 2, "tiny_imagenet": 4, "imagenette": 5}  # 3 elsewhere, as in all commands of the readme
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # of DSA, which is the nearest to the authors' own
 DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
@@ -382,11 +382,10 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     fields["zca"] = dataset in WHITENED
     many = dataset in ("cifar100", "tiny_imagenet") and ipc > 1
     fields["use_flip"] = not (upright or many or dataset == "imagenet")
-    depth = f",depth={DEPTHS[dataset]}" if dataset in DEPTHS else ""
     if name == "paper":  # script/distill.py and the readme's commands; five students, as there
-        fields["backbone"] = f"frepo_convnet:width=128{depth}" if depth else "frepo_convnet"
+        fields["backbone"] = f"frepo_{convnet_for(dataset)}"
         return Recipe(Config(**fields), Evaluation(students=5))
-    fields |= {"backbone": f"frepo_convnet:width=16{depth}", "iterations": 800, "batch_real": 256}
+    fields |= {"backbone": f"frepo_{convnet_for(dataset, 16)}", "iterations": 800, "batch_real": 256}
     fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
     fields |= {"student_steps": 500, "student_lr": 3e-3}
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))

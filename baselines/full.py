@@ -14,6 +14,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.estimate import Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import Training
 
@@ -69,12 +70,11 @@ SIZES = {"digits": 1438, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50
 
 
 def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
-    depth = "depth=2" if dataset == "digits" else ""
     if name == "paper":
-        return Recipe(Config(f"convnet:{depth}" if depth else "convnet"), Evaluation(5, student=Training(epochs=300)))
+        return Recipe(Config(convnet_for(dataset)), Evaluation(5, student=Training(epochs=300)))
     batch = Training.batch_size
     epochs = round(STEPS / (SIZES.get(dataset, 10_000) / batch))  # E + 1 are run
-    config = Config(f"convnet:{','.join(filter(None, ('width=32', depth)))}")
+    config = Config(convnet_for(dataset, 32))
     return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))
 
 

@@ -38,6 +38,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.whiten import Whiten
 from robust import Normalize
@@ -307,7 +308,6 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
 
 def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
-    depth = {"digits": ",depth=2", "imagenette": ",depth=5"}.get(dataset, "")  # of the students' ConvNet, else 3
     large = dataset in ("imagenette", "imagenet")  # 224 px: out of the ConvNet kernel's reach, and 1000 are 1.2 GB
     if name == "quick":
         # Chosen on --split validation, 16 px, ipc 1, seed 0, 2000 images, 3 students of width 32, after 50, 100 and 300
@@ -316,12 +316,12 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
         # steps) and 17.0 (1 block, 100, 40).
         batch = 1000 if large else 2000
         fields = {"kernel": "fc", "depth": 3, "iterations": 100, "target_batch": batch, "student_steps": 1000}
-        return Recipe(Config(f"convnet:width=32{depth}", **fields), Evaluation(students=3, test_images=2000))
-    # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000 or
-    # more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
+        return Recipe(Config(convnet_for(dataset, 32), **fields), Evaluation(students=3, test_images=2000))
+    # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000
+    # or more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
     fields = {"kernel": "fc", "target_batch": 1000} if large else {}
     fields |= {"zca": dataset in ("cifar10", "cifar100")}
-    return Recipe(Config(f"convnet:width=128{depth}" if depth else "convnet", **fields), Evaluation(students=5))
+    return Recipe(Config(convnet_for(dataset), **fields), Evaluation(students=5))
 
 
 RECIPES: dict[str, dict[str, RecipeOf]] = {"kip": {name: partial(_recipe, name) for name in ("paper", "quick")}}

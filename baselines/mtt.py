@@ -39,6 +39,7 @@ from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.protocol import Protocol
 from distill.run import Run
 from distill.students import Training, train_student
@@ -341,12 +342,11 @@ PAPER: dict[tuple[str, int], tuple[int, int, int, bool, float, float, float, int
     ("tiny_imagenet", 50): (20, 2, 40, False, 10_000.0, 1e-4, 0.01, 300),
     ("imagenette", 1): (20, 2, 10, False, 1000.0, 1e-6, 0.01, None),
 }
-TESLA = {  # where its readme has a command of its own, lr_img as said above; elsewhere it has MTT's row
+TESLA = {  # of its readme, lr_img as said above; elsewhere MTT's row. Its ImageNet-1K is at 64 px, which no set here is
     ("cifar10", 1): (50, 2, 5, False, 500.0, 1e-7, 0.01, None),
     ("cifar100", 50): (80, 2, 40, True, 500.0, 1e-5, 0.01, 125),
 }
 NAMES = ("syn_steps", "expert_epochs", "max_start_epoch", "zca", "lr_img", "lr_lr", "lr_init", "batch_syn")
-DEPTHS = {"digits": 2, "tiny_imagenet": 4, "imagenette": 5}  # of the ConvNet, 3 elsewhere; Tiny: in one command of 3
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # default of the official code
 DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 # At h = 3: best mean of clean and mean robust accuracy, --split validation, cifar10 16 px, ipc 1, quick, 5 students;
@@ -368,14 +368,13 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     loss: CrossEntropy | CurvatureRegularizedLoss = CrossEntropy()
     if method == "guard_mtt":  # a penalty for a quarter of each batch: an expert takes 3 times as long, else 7
         loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0, fraction=1.0 if name == "paper" else 0.25)
-    depth = f",depth={DEPTHS[dataset]}" if dataset in DEPTHS else ""
     if method == "tesla":
         fields |= {"gradient": "tesla", "iterations": 10_000}  # the default of its code
     if name == "paper":  # five students, as there
-        fields |= {"backbone": f"convnet:width=128{depth}" if depth else "convnet"} | _paper(method, dataset, ipc)
+        fields |= {"backbone": convnet_for(dataset)} | _paper(method, dataset, ipc)
         return Recipe(Config(loss, **fields), Evaluation(students=5))
     # An expert's epoch is 79 steps here (digits: 88), on all that the data has of 5000 images.
-    fields |= {"backbone": f"convnet:width=32{depth}", "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
+    fields |= {"backbone": convnet_for(dataset, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
     fields |= {
         "batch_train": 16 if dataset == "digits" else 64,
         "iterations": 300 if ipc == 1 else 150,

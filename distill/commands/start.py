@@ -36,7 +36,7 @@ class Place:
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
     checkpoint_seconds: float = 30.0
-    """how often the state of a distillation is saved: what a killed run loses at most, or an iteration that is longer"""
+    """how often the state of a distillation is saved: what a killed run loses at most, or a longer iteration"""
     damaged: Literal["refuse", "skip"] = "refuse"
     """image files that cannot be read: end when one is met, or look for them first and leave them out"""
     workers: int = min(MOST_WORKERS, cores())

@@ -35,6 +35,7 @@ from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.models import build
+from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound, train_epochs
 from robust import (
@@ -365,13 +366,12 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
         fields |= {"init": "real", "augment": DSA_STRATEGY_DIGITS if digits else DSA_STRATEGY}
     weight = GUARD_WEIGHT.get((dataset, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
-    depth = ",depth=2" if dataset == "digits" else ""  # 8 pixels: a third pooling leaves one, and DC at chance
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
-        fields |= {"backbone": f"convnet:width=128{depth}" if depth else "convnet"}
+        fields |= {"backbone": convnet_for(dataset)}
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "backbone": f"convnet:width=64{depth}", "iterations": 100}
+    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 64), "iterations": 100}
     if ipc > 1:
-        fields |= {"backbone": f"convnet:width=32{depth}", "iterations": 50, "outer_loop": 10, "inner_loop": 10}
+        fields |= {"backbone": convnet_for(dataset, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
         if dataset in ("mnist", "fashion_mnist"):
             # From noise, so few iterations end below random images: MNIST as above 80.9, these 87.5, from these 90.2.
             fields |= {"init": "real"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 
-__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "ConvNet"]
+__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "ConvNet", "convnet_for"]
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "swish"]
@@ -96,3 +96,18 @@ class ConvNet(nn.Module):
 
 
 BACKBONES = {"convnet": ConvNet}
+
+
+DEPTHS = {"digits": 2, "tiny_imagenet": 4, "imagenet": 5, "imagenette": 5}
+"""of the ConvNet where it is not 3: as the field has it at 64 px, and at 128 px and more; of 8 pixels a third pooling
+would leave one, with which DC ends at chance"""
+
+
+def convnet_for(dataset: str, width: int = 128) -> str:
+    """Return the field's ConvNet for images of a data set's size, as recipes name it.
+
+    >>> convnet_for("cifar10"), convnet_for("cifar10", 32), convnet_for("tiny_imagenet")
+    ('convnet', 'convnet:width=32', 'convnet:width=128,depth=4')
+    """
+    depth = f",depth={DEPTHS[dataset]}" if dataset in DEPTHS else ""
+    return "convnet" if width == 128 and not depth else f"convnet:width={width}{depth}"

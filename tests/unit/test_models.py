@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distill.__main__ import find_methods
 from distill.errors import InputError
 from distill.models import BACKBONES, build
 
@@ -55,6 +56,23 @@ def test_the_official_classifiers() -> None:
             "resnet18": 512,
             "resnet18_ap": 512 * (16 if channels == 3 else 9),
         }
+
+
+def test_all_recipes_have_the_depth_of_the_images_size() -> None:
+    """The field's rule: depth 3 at 32 px, 4 at 64, 5 above; students of one table are then of one depth."""
+    found = {"cifar10": set(), "tiny_imagenet": set(), "imagenette": set(), "imagenet": set()}
+    for method, module in find_methods().items():
+        for dataset, depths in found.items():
+            if module.__name__.startswith("sre2l.") or method in (
+                "dd",
+                "sldd",
+                "dim",
+            ):  # other networks, smaller images
+                continue
+            for recipe in module.RECIPES[method].values():
+                backbone = recipe(dataset, 10).config.backbone
+                depths.add(int(backbone.partition("depth=")[2] or 3))
+    assert found == {"cifar10": {3}, "tiny_imagenet": {4}, "imagenette": {5}, "imagenet": {5}}
 
 
 def test_the_convnet_is_what_its_docstring_says() -> None:
