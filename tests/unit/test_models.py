@@ -67,7 +67,7 @@ def test_all_recipes_have_the_depth_of_the_images_size() -> None:
                 "dd",
                 "sldd",
                 "dim",
-            ):  # other networks, smaller images
+            ):  # other networks or sizes
                 continue
             for recipe in module.RECIPES[method].values():
                 backbone = recipe(dataset, 10).config.backbone
