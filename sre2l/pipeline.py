@@ -29,7 +29,7 @@ from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models import build
 from distill.protocol import Protocol
-from distill.ranks import first, world
+from distill.ranks import first
 from distill.run import Run
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
@@ -90,8 +90,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             f"relabel.batch_size is {config.relabel.batch_size}, but there will be {ipc * real.num_classes} distilled "
             "images; take a smaller one"
         )
-    if config.relabel.batch_size % world():
-        raise InputError(f"relabel.batch_size is {config.relabel.batch_size}; it must be a multiple of {world()} ranks")
     teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
     if config.recover.images:
         images = read_pictures(Path(config.recover.images), real.classes, ipc, real.image_shape)

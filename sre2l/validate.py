@@ -3,8 +3,8 @@
     min over theta of  KL( softmax(t / T) || softmax(s / T) ),  mean over the batch
 
 t are the kept logits of the teacher, s the student's, of the same mixed crop; AdamW with decay of matrices and kernels
-only, learning rate cosine by epoch. All processes together take one batch. (The official code of Tiny-ImageNet
-multiplies by T^2 and uses SGD: fields.)
+only, learning rate cosine by epoch. All processes together take one batch, in parts of equal size but for one image.
+(The official code of Tiny-ImageNet multiplies by T^2 and uses SGD: fields.)
 """
 
 from collections.abc import Callable
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.errors import InputError
 from distill.files import Checkpoint
 from distill.ranks import barrier, first, rank, world
 from distill.run import Run
@@ -24,7 +23,7 @@ from sre2l.precision import Compute
 from sre2l.relabel import Labels, view
 from sre2l.training import cosine, descend, of_all_processes
 
-__all__ = ["Validate", "divergence", "train"]
+__all__ = ["Validate", "divergence", "own_part", "train"]
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,7 @@ def train(
         compute: how the arithmetic runs.
         run: whose folder has the checkpoint, and whose device is worked on.
         name: the student's.
-
-    Raises:
-        InputError: a batch that processes cannot share evenly.
     """
-    if labels.batch_size % world():
-        raise InputError(f"relabel.batch_size is {labels.batch_size}; it must be a multiple of {world()} processes")
     compute.place(network, run.device).train()
     model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
@@ -125,6 +119,20 @@ def train(
                 checkpoint.save(state | {"scaler": scale.state_dict(), "done": epoch + 1})
     barrier()
     checkpoint.remove()
+
+
+def own_part(count: int) -> tuple[slice, float]:
+    """Return this process's images of a batch, and the weight of their losses in the mean that processes talk about.
+
+    A batch of fewer than two images a process is taken whole by each, as BatchNorm has no statistics of a single one:
+    the mean over processes is the same.
+
+    >>> own_part(50)
+    (slice(0, 50, None), 0.02)
+    """
+    if count < 2 * world():
+        return slice(0, count), 1 / count
+    return slice(rank() * count // world(), (rank() + 1) * count // world()), world() / count
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
@@ -152,11 +160,11 @@ def _epoch(
     for batch in labels.epoch(epoch):
         # Every process cuts the whole batch, as images of one part are mixed with those of another.
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
-        mine = slice(rank() * len(x) // world(), (rank() + 1) * len(x) // world())
+        mine, weight = own_part(len(x))
         parts = list(zip(x[mine].chunk(config.accumulate), t[mine].chunk(config.accumulate), strict=True))
 
-        def share_of_loss(part: Tensor, target: Tensor, images: int = len(x)) -> Tensor:
-            return factor * divergence(model(part), target, config.temperature) * (world() / images)
+        def share_of_loss(part: Tensor, target: Tensor, weight: float = weight) -> Tensor:
+            return factor * divergence(model(part), target, config.temperature) * weight
 
         loss = descend(model, parts, share_of_loss, optimizer, scale, compute)
     return loss

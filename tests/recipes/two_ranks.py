@@ -32,8 +32,8 @@ def main(folder: Path) -> None:
     shape = {"channels": 3, "image_size": 8, "num_classes": 2}
     # labels of a fixed network, so that the students' targets do not depend on the teacher above
     fixed = RobustTeacher(build(SPEC, **shape, generator=torch.Generator().manual_seed(3)).eval().requires_grad_(False))
-    images = toy(12, seed=4).images
-    store = relabel(fixed, "fixed", images, normalize, Relabel(3, 4, "mixup", crop_min=0.5), floats, run)
+    images = toy(12, seed=4).images  # in batches of 9 and 3: two processes take 4 and 5 images, then 3 each
+    store = relabel(fixed, "fixed", images, normalize, Relabel(3, 9, "mixup", crop_min=0.5), floats, run)
     student: nn.Module = build(SPEC, **shape, generator=torch.Generator().manual_seed(5))
     student_config = Validate("sgd", 0.05, 0.01, temperature=2.0, accumulate=2)
     train(student, images, Labels(store, digest(images)), normalize, student_config, floats, run, "0")

@@ -18,12 +18,12 @@ from distill.errors import InputError
 from distill.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.pipeline import RECIPES, Config
+from sre2l.pipeline import RECIPES, Config, distill
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
-from sre2l.validate import Validate, divergence, train
+from sre2l.validate import Validate, divergence, own_part, train
 from tests.toy import toy
 
 TINY = "convnet:width=4,depth=2,norm=batch"
@@ -319,6 +319,9 @@ def teacher_of(seed: int = 0) -> RobustTeacher:
     return RobustTeacher(network(seed).requires_grad_(False))
 
 
+COUNTS = {"imagenet": 1000, "tiny_imagenet": 200, "cifar100": 100}
+COUNTS |= dict.fromkeys(["imagenette", "cifar10", "mnist", "fashion_mnist", "digits", "folder"], 10)
+"""classes of the data sets that recipes know"""
 SHORT = Recover(iterations=30, lr=0.1, jitter=(-1, 1), batch_size=3)
 
 
@@ -564,6 +567,46 @@ def test_a_killed_student_continues_to_the_same_bits(tmp_path: Path, monkeypatch
     for p, q in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(p, q)
     assert not list((run.folder / "students").glob("*.pt"))
+
+
+def test_parts_of_processes_make_up_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    for processes in (1, 2, 3, 8):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        for count in (1, 2, 5, 15, 16, 17, 50, 100):
+            images, weights = torch.zeros(count), torch.zeros(count)
+            for rank in range(processes):
+                monkeypatch.setenv("RANK", str(rank))
+                mine, weight = own_part(count)
+                images[mine] += 1
+                weights[mine] += weight / processes  # the mean over processes
+                assert len(images[mine]) >= min(2, count)
+            torch.testing.assert_close(weights, torch.full((count,), 1 / count))
+            assert set(images.tolist()) <= ({1} if count >= 2 * processes else {processes})
+
+
+class _Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_eight_processes_may_run_every_recipe(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sre2l.pipeline as module
+
+    def reached(*_: object) -> None:
+        raise _Reached
+
+    monkeypatch.setattr(module, "squeeze", reached)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for dataset, count in COUNTS.items():
+        real = replace(toy(), classes=tuple(map(str, range(count))))
+        for ipc in (1, 10, 50):
+            config = replace(RECIPES[method][name](dataset, ipc).config, backbone=TINY)
+            with pytest.raises(_Reached):
+                distill(real, ipc, config, Run(Path("nowhere"), None))
+            assert config.squeeze.batch_size % 8 == 0
 
 
 # --- pictures, recipes, bad values -----------------------------------------------------------------------------------
