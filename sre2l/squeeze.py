@@ -9,6 +9,7 @@ process's part unless they are synchronised. The loss is what DistributedDataPar
 the network as often as it likes.
 """
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     Raises:
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
     """
-    settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
+    settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config), **_content(config.start)}
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
     channels, size, _ = real.image_shape
@@ -247,6 +248,20 @@ def _take(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
     network.load_state_dict(found)
 
 
+def _content(start: str) -> dict[str, str]:
+    """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if start in {"scratch", "pretrained"}:
+        return {}
+    if not Path(start).is_file():
+        raise InputError(f"squeeze.start is {start}: no such file; give scratch, pretrained, or a file of weights")
+    with open(start, "rb") as file:
+        return {"start": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
 def _start(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
     """Return the weights that training begins with."""
     return _pretrained(backbone, channels, network.state_dict()) if start == "pretrained" else _weights(Path(start))
@@ -256,10 +271,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of a file, as safetensors or read by torch without unpickling code.
 
     Raises:
-        InputError: there is no such file, or it holds no weights.
+        InputError: it holds no weights.
     """
-    if not path.is_file():
-        raise InputError(f"squeeze.start is {path}: no such file; give scratch, pretrained, or a file of weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

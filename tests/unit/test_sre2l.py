@@ -232,6 +232,27 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
             assert torch.equal(ours, theirs)
 
 
+def test_other_weights_in_the_same_file_are_another_teacher(tmp_path: Path) -> None:
+    real, path = toy(), tmp_path / "t.safetensors"
+    names = []
+    for seed in (3, 4, 3):
+        save_file(network(seed).state_dict(), path)
+        teacher, name = squeeze(real, TINY, Squeeze(epochs=0, start=str(path)), FLOATS, run_in(tmp_path))
+        for ours, theirs in zip(
+            teacher.network.state_dict().values(), network(seed).state_dict().values(), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+        names.append(name)
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_teacher_of_no_file_is_found_where_it_was(tmp_path: Path) -> None:
+    """The name of a stage made before the contents of files counted is what it was."""
+    _, name = squeeze(toy(), TINY, SMALL, FLOATS, run_in(tmp_path))
+    facts = json.loads((tmp_path / "stages" / name / "experiment.json").read_text())["experiment"]
+    assert set(facts["config"]) == {"data", "backbone", "squeeze", "compute"}
+
+
 class _Malicious:
     def __reduce__(self) -> tuple:
         return (print, ("unpickled",))
