@@ -34,8 +34,9 @@ from distill.run import Run
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
-from sre2l.relabel import Labels, Relabel, digest, relabel
+from sre2l.relabel import Labels, Relabel, digest, leaves_one, relabel
 from sre2l.squeeze import FILE, Squeeze, load_teacher, squeeze
+from sre2l.training import require_single
 from sre2l.validate import Validate, divergence, train
 
 __all__ = ["ANY_IPC", "PARALLEL", "RECIPES", "Config", "distill", "protocol", "student_work", "work"]
@@ -85,15 +86,11 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     Raises:
         InputError: what a stage refuses.
     """
-    if ipc * real.num_classes < config.relabel.batch_size:
-        raise InputError(
-            f"relabel.batch_size is {config.relabel.batch_size}, but there will be {ipc * real.num_classes} distilled "
-            "images; take a smaller one"
-        )
+    _check(real, ipc, config)
+    source = config.recover.images
+    images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
     teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
-    if config.recover.images:
-        images = read_pictures(Path(config.recover.images), real.classes, ipc, real.image_shape)
-    else:
+    if images is None:
         images = read_units(recover(teacher, squeezed, real, ipc, config.recover, config.compute, run))
     classes = torch.arange(real.num_classes).repeat_interleave(ipc)
     normalize = Normalize(real.mean, real.std).to(run.device)
@@ -113,6 +110,27 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             "compute": vars(config.compute),
         },
     )
+
+
+def _check(real: ImageSet, ipc: int, config: Config) -> None:
+    """Refuse at once what a later stage would refuse.
+
+    Raises:
+        InputError: too few images for a batch, a last batch of one, or no BatchNorm to match.
+    """
+    images, batch_size = ipc * real.num_classes, config.relabel.batch_size
+    if images < batch_size:
+        raise InputError(
+            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller one"
+        )
+    channels, size, _ = real.image_shape
+    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
+    network = build(config.backbone, **shape, generator=torch.Generator())
+    if not config.recover.images:
+        BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
+    if leaves_one(images, batch_size):
+        what = f"relabel.batch_size is {batch_size}, of {images} images; take one that leaves no last batch of one"
+        require_single(network, real.image_shape, what)
 
 
 def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:

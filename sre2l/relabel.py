@@ -34,7 +34,7 @@ from robust import Normalize, RobustTeacher
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "relabel", "view"]
+__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "leaves_one", "relabel", "view"]
 
 FORMAT = "guard-labels-1"
 
@@ -201,6 +201,15 @@ class Labels:
         """Yield the batches of an epoch."""
         tensors, _ = read_tensors(epoch_file(self.folder, number))
         yield from _batches(tensors, self)
+
+
+def leaves_one(images: int, batch_size: int) -> bool:
+    """Return whether a batch of an epoch has a single image.
+
+    >>> leaves_one(100, 33), leaves_one(100, 50)
+    (True, False)
+    """
+    return batch_size == 1 or images % batch_size == 1
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:

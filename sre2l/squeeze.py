@@ -32,7 +32,7 @@ from robust.losses.named import drawing_from
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
-from sre2l.training import cosine, descend, of_all_processes
+from sre2l.training import cosine, descend, of_all_processes, require_single
 
 __all__ = ["FILE", "Squeeze", "load_teacher", "squeeze", "step"]
 
@@ -168,6 +168,9 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
         raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} images")
     if config.sync_batchnorm and run.device.type != "cuda":
         raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {run.device}")
+    if per_process == 1 and not config.sync_batchnorm:
+        what = f"squeeze.batch_size is {config.batch_size} for {world()} processes times accumulate {config.accumulate}"
+        require_single(network, real.image_shape, f"{what}; take at least twice as many images")
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

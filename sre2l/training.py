@@ -6,15 +6,17 @@ What `squeeze` and `validate` share.
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distill.errors import InputError
 from distill.ranks import world
 from sre2l.precision import Compute
 
-__all__ = ["cosine", "descend", "of_all_processes"]
+__all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single"]
 
 
 def cosine(peak: float, epoch: int, epochs: int, warmup: int) -> float:
@@ -34,6 +36,39 @@ def of_all_processes(module: nn.Module, device: torch.device) -> nn.Module:
     if world() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+def require_single(network: nn.Module, shape: tuple[int, ...], what: str) -> None:
+    """Refuse a network that cannot be trained on a single image: BatchNorm has no statistics of one value a channel.
+
+    Args:
+        network: on any device; left as it is.
+        shape: (C, H, W) of an image.
+        what: makes a step of a single image, and what to give instead, for the error.
+
+    Raises:
+        InputError: it cannot.
+    """
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            deepcopy(network).train()(torch.zeros(1, *shape, device=device))
+    except ValueError as error:
+        if "more than 1 value" not in str(error):
+            raise
+        raise InputError(f"BatchNorm of {type(network).__name__} cannot train on one image: {what}") from None
+
+
+def in_parts(images: Tensor, targets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Return a batch in so many parts, or in fewer where a part would have a single image.
+
+    >>> [len(x) for x, _ in in_parts(torch.zeros(7), torch.zeros(7), 3)]
+    [3, 2, 2]
+    >>> [len(x) for x, _ in in_parts(torch.zeros(3), torch.zeros(3), 3)]
+    [3]
+    """
+    count = max(1, min(count, len(images) // 2))
+    return list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))
 
 
 def descend(

@@ -20,8 +20,8 @@ from distill.ranks import barrier, first, rank, world
 from distill.run import Run
 from robust import Normalize
 from sre2l.precision import Compute
-from sre2l.relabel import Labels, view
-from sre2l.training import cosine, descend, of_all_processes
+from sre2l.relabel import Labels, leaves_one, view
+from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single
 
 __all__ = ["Validate", "divergence", "own_part", "train"]
 
@@ -96,7 +96,13 @@ def train(
         compute: how the arithmetic runs.
         run: whose folder has the checkpoint, and whose device is worked on.
         name: the student's.
+
+    Raises:
+        InputError: a batch has one image, on which the network cannot be trained.
     """
+    if leaves_one(len(images), labels.batch_size):
+        batches = f"{len(images)} images are labelled in batches of {labels.batch_size}"
+        require_single(network, tuple(images.shape[1:]), f"{batches}; take another --backbone or --protocol standard")
     compute.place(network, run.device).train()
     model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
@@ -161,7 +167,7 @@ def _epoch(
         # Every process cuts the whole batch, as images of one part are mixed with those of another.
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
         mine, weight = own_part(len(x))
-        parts = list(zip(x[mine].chunk(config.accumulate), t[mine].chunk(config.accumulate), strict=True))
+        parts = in_parts(x[mine], t[mine], config.accumulate)
 
         def share_of_loss(part: Tensor, target: Tensor, weight: float = weight) -> Tensor:
             return factor * divergence(model(part), target, config.temperature) * weight

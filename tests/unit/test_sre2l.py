@@ -23,6 +23,7 @@ from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.training import in_parts
 from sre2l.validate import Validate, divergence, own_part, train
 from tests.toy import toy
 
@@ -628,6 +629,64 @@ def test_eight_processes_may_run_every_recipe(method: str, name: str, monkeypatc
             with pytest.raises(_Reached):
                 distill(real, ipc, config, Run(Path("nowhere"), None))
             assert config.squeeze.batch_size % 8 == 0
+
+
+POINT = "timm:resnet10t"
+"""a network that reaches 1 x 1 on images of 8 px: BatchNorm then needs two images"""
+
+
+def test_what_a_later_stage_would_refuse_is_told_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sre2l.pipeline as module
+
+    def reached(*_: object) -> None:
+        raise _Reached
+
+    def said(config: Config, ipc: int = 5) -> str:
+        with pytest.raises((InputError, _Reached)) as raised:
+            distill(toy(), ipc, config, Run(Path("nowhere"), None))
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    monkeypatch.setattr(module, "squeeze", reached)
+    plain = Config(relabel=Relabel(batch_size=5), backbone="convnet:width=4,depth=2")
+    assert "has no BatchNorm whose statistics" in said(plain)
+    assert said(replace(plain, recover=Recover(r_bn=0.0))) == ""
+    assert "recover.images is nowhere: no such folder" in said(replace(plain, recover=Recover(images="nowhere")))
+
+    for batch_size in (1, 3, 9):
+        config = Config(relabel=Relabel(batch_size=batch_size), backbone=POINT)
+        assert f"cannot train on one image: relabel.batch_size is {batch_size}, of 10 images" in said(config)
+        assert said(replace(config, backbone=TINY)) == ""  # two layers leave 2 x 2 pixels
+    assert said(Config(relabel=Relabel(batch_size=4), backbone=POINT)) == ""
+
+
+def test_a_batch_of_one_image_is_refused_in_training(tmp_path: Path) -> None:
+    from distill.models import build
+
+    images, folder, normalize = labelled(tmp_path, replace(CROPS, batch_size=3))  # 3, 3, 3, 1
+    labels, run = Labels(folder, digest(images)), run_in(tmp_path)
+    student = build(POINT, channels=3, image_size=8, num_classes=2, generator=generator())
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with pytest.raises(InputError, match="one image: 10 images are labelled in batches of 3; take another --backbone"):
+        train(student, images, labels, normalize, Validate(), FLOATS, run, "0")
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    train(network(5), images, labels, normalize, Validate(), FLOATS, run, "1")
+    with pytest.raises(InputError, match=r"one image: squeeze.batch_size is 4 for 1 processes times accumulate 4;"):
+        squeeze(toy(), POINT, replace(SMALL, batch_size=4, accumulate=4), FLOATS, run)
+
+
+def test_parts_of_a_batch_have_two_images_or_more(tmp_path: Path) -> None:
+    from distill.models import build
+
+    images, folder, normalize = labelled(tmp_path, replace(CROPS, batch_size=7))  # 7 and 3, which 3 makes 3, 3, 1
+    student = build(POINT, channels=3, image_size=8, num_classes=2, generator=generator())
+    labels = Labels(folder, digest(images))
+    train(student, images, labels, normalize, Validate(accumulate=3), FLOATS, run_in(tmp_path), "0")
+    for count in range(1, 12):
+        for parts in range(1, 5):
+            cut_up = in_parts(torch.arange(count), torch.arange(count), parts)
+            assert torch.cat([x for x, _ in cut_up]).tolist() == list(range(count))
+            assert min(len(x) for x, _ in cut_up) >= min(2, count)
 
 
 # --- pictures, recipes, bad values -----------------------------------------------------------------------------------
