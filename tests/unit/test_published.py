@@ -1,10 +1,12 @@
 """Sets of other code: each format written here from its description, what contradicts it, and files that mean harm."""
 
+import codecs
 import json
 import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -542,7 +544,10 @@ def test_labels_that_are_not_sorted_are_told(tmp_path: Path) -> None:
         (3, "it holds int"),
         ([(drawn(4, 3, 8, 8), CLASSES, torch.tensor([-0.1]))], "lack a learning rate > 0"),
         ({"data": [[drawn(1, 3, 8, 8).expand(10**6, 3, 8, 8), CLASSES]]}, "the file holds 768"),
-        ({"data": [[drawn(4, 3, 8, 8).to_sparse(), CLASSES]]}, "no plain tensor"),
+        (
+            {"data": [[drawn(4, 3, 8, 8).to_sparse(), CLASSES]]},
+            "would run or build torch._utils._rebuild_sparse_tensor",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(content: object, line: str, tmp_path: Path) -> None:
@@ -686,6 +691,96 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
             archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"\0" * 4)
         with pytest.raises(InputError, match=line):
             read_npz(tmp_path / "a.npz")
+
+
+class Calling:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, *called: object):
+        self.called = called
+
+    def __reduce__(self) -> tuple:
+        return self.called[0], self.called[1:]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_calls_that_torch_allows_and_a_set_does_not_need_are_refused(zipped: bool, tmp_path: Path) -> None:
+    """Each loads with weights_only, and takes more memory than it has bytes, as large as one likes."""
+    doubled = b"ab"
+    for _ in range(4):
+        doubled = Calling(codecs.encode, doubled, "hex")
+    rows = (
+        (Calling(bytearray, 800), "bytearray"),
+        (doubled, r"_codecs\.encode with what torch\.save does not give it"),
+        (Calling(codecs.encode, "ab", "utf-32"), r"_codecs\.encode with"),
+        (Calling(torch.Size, (3,)), r"torch\.Size"),
+        (Calling(OrderedDict, [("a", 1)]), r"collections\.OrderedDict with"),
+        ({"data": [drawn(4, 3, 8, 8), Calling(complex, 1)]}, "complex"),
+    )
+    for content, name in rows:
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match=f"refused: it would run or build .*{name}.*; nothing was run") as error:
+            read_pickle(tmp_path / "a.pt")
+        assert "\n" not in str(error.value)
+
+
+def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> None:
+    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.uint8, torch.bool)
+    content = {
+        "kinds": [torch.ones(2, dtype=kind) for kind in kinds],
+        "learned": torch.nn.Parameter(torch.ones(2)),
+        "ordered": OrderedDict(a=1, b=(2, 3.5, None, True)),
+        "bytes": [b"abc", bytes(range(256)), b"a"],
+        "numpy": [np.float32(0.5), np.int64(3), np.bool_(True), np.dtype(">f4").type(2)],
+        "kind": torch.float32,
+    }
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        found = read_pickle(tmp_path / "a.pt")
+        assert [each.dtype for each in found["kinds"]] == list(kinds)
+        assert torch.equal(found["learned"], content["learned"])
+        assert found["numpy"] == [0.5, 3, True, 2.0]
+        for name in ("ordered", "bytes", "kind"):
+            assert found[name] == content[name]
+
+
+@pytest.mark.parametrize(
+    ("program", "line"),
+    [
+        # bytes of one text over and over, a dict on and on, ...
+        (
+            b"](c_codecs\nencode\nq\x00X\x40\0\0\0"
+            + 64 * b"a"
+            + b"X\x06\0\0\0latin1\x86q\x01R"
+            + 9 * b"h\0h\1R"
+            + b"e.",
+            "of more",
+        ),
+        (b"ccollections\nOrderedDict\n)R}b.", r"build collections\.OrderedDict with a state"),
+        (b"ccollections\nOrderedDict\n](K\1K\2\x86e\x85R.", r"build collections\.OrderedDict with"),
+        (b"}" + b"N" + 30 * b"q\0h\0\x86" + b"Ns.", "a key that is no text or number"),
+        (b"X\7\0\0\0storagectorch\nFloatStorage\nN" + 30 * b"q\0h\0\x86" + b"\x87Q.", "without a plain key"),
+        (b"ctorch.storage\nUntypedStorage\nJ\0\0\0\x10\x85R.", r"build torch\.storage\.UntypedStorage"),
+        (b"ctorch\nfloat32\n)R.", r"build torch\.float32"),
+        (b"K\1)R.", "calls what is no name"),
+        (b"cbuiltins\nbytearray\n)\x81.", "build builtins.bytearray"),
+        (b"X\2\0\0\0osX\6\0\0\0system\x93.", "it has STACK_GLOBAL, which"),
+        (b"(ios\nsystem\n.", "it has INST, which"),
+        (b"R.", "is not a whole"),
+        (b"t.", "is not a whole"),
+    ],
+)
+def test_programs_that_torch_save_does_not_write(program: bytes, line: str, tmp_path: Path) -> None:
+    torch.save(drawn(2), tmp_path / "a.pt")
+    torch.save(drawn(2), tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive, zipfile.ZipFile(tmp_path / "c.pt", "w") as out:
+        for name in archive.namelist():
+            out.writestr(name, b"\x80\2" + program if name.endswith("data.pkl") else archive.read(name))
+    with pytest.raises(InputError, match=line):
+        read_pickle(tmp_path / "c.pt")
+    (tmp_path / "d.pt").write_bytes((tmp_path / "b.pt").read_bytes().partition(b".\x80\2")[0] + b".\x80\2" + program)
+    with pytest.raises(InputError, match=line):
+        read_pickle(tmp_path / "d.pt")
 
 
 def test_as_tensor_takes_numbers_only() -> None:
