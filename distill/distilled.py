@@ -17,6 +17,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,16 @@ OWN = "own."
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 
 
+NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*")
+"""of a method or a data set; never a path"""
+
+
 @dataclass(frozen=True)
 class DistilledSet:
     """A few images per class, and how a student on them is trained.
 
     Raises:
-        ValueError: tensors that do not fit each other or the classes.
+        ValueError: tensors that do not fit each other or the classes, or a name that no folder may have.
     """
 
     images: Tensor | Shards | ImageFiles
@@ -71,6 +76,10 @@ class DistilledSet:
     """the tensors that it needs besides, by name"""
 
     def __post_init__(self) -> None:
+        for what in ("dataset", "method"):  # folders and files are named by them
+            name = getattr(self, what)
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
         hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
         soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k

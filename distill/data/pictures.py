@@ -148,5 +148,10 @@ def _read(path: Path, channels: int) -> Tensor:
 
 
 def _folder_of(name: str) -> str:
-    """Return the name of a class as a file system takes it."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    """Return the name of a class as a file system takes it, of one folder and never of the one above.
+
+    >>> [_folder_of(name) for name in ("a dog", "../x", "..", ".", "")]
+    ['a_dog', '.._x', '__', '_', '_']
+    """
+    folder = re.sub(r"[^\w.-]+", "_", name)
+    return folder.replace(".", "_") or "_" if folder in ("", ".", "..") else folder

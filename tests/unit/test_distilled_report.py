@@ -64,6 +64,12 @@ def test_tensors_of_the_methods_own_come_back(tmp_path: Path) -> None:
         ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, r"range over \[0, 3\]; there are 3 classes"),
         ({"labels": torch.rand(6, 4)}, r"labels are torch.float32 \(6, 4\)"),
         ({"mean": (0.5,)}, "do not fit images of 3 channels"),
+        ({"method": "../../x"}, "method is '../../x'; a name has letters"),
+        ({"method": ".."}, "method is '..'"),
+        ({"dataset": "/tmp/x"}, "dataset is '/tmp/x'"),
+        ({"dataset": "."}, "dataset is '.'"),
+        ({"dataset": "a\n"}, "dataset is "),
+        ({"method": [1]}, r"method is '\[1\]'"),
     ],
 )
 def test_a_set_of_wrong_shape_is_refused(change: dict, words: str) -> None:

@@ -693,6 +693,14 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path: Path) -> None:
             read_npz(tmp_path / "a.npz")
 
 
+def test_no_picture_is_written_outside_its_folder(tmp_path: Path) -> None:
+    names = ("..", ".", "../../a", "/b", "")
+    place = tmp_path / "in" / "it"
+    pictures.write_pictures(torch.zeros(5, 3, 2, 2), torch.arange(5), names, place)
+    assert len(list(place.glob("*/0000.png"))) == 4  # "." and "" share a folder
+    assert [path for path in tmp_path.rglob("*.png") if place not in path.parents] == []
+
+
 class Calling:
     """Calls a function when it is unpickled."""
 
