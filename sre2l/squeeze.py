@@ -25,14 +25,14 @@ from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 from distill.judging.columns import family
 from distill.models import build
-from distill.ranks import barrier, first, world
+from distill.ranks import barrier, first, rank, world
 from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
-from sre2l.training import cosine, descend, of_all_processes, require_single
+from sre2l.training import cosine, descend, of_all_processes, require_single, seeded
 
 __all__ = ["FILE", "Squeeze", "load_teacher", "squeeze", "step"]
 
@@ -196,7 +196,8 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
                 group["lr"] = config.lr_at(epoch)
             for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
                 generator = run.generator("squeeze", "loss", done)
-                mean += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
+                    mean += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:

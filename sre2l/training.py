@@ -4,8 +4,8 @@ What `squeeze` and `validate` share.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 
 import torch
@@ -16,7 +16,7 @@ from distill.errors import InputError
 from distill.ranks import world
 from sre2l.precision import Compute
 
-__all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single"]
+__all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single", "seeded"]
 
 
 def cosine(peak: float, epoch: int, epochs: int, warmup: int) -> float:
@@ -36,6 +36,24 @@ def of_all_processes(module: nn.Module, device: torch.device) -> nn.Module:
     if world() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Have dropout and its like draw what a generator says: they know torch's own generators only.
+
+    Args:
+        generator: CPU generator.
+        device: where the block draws; torch's generators of it and of the CPU are left as they were.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def require_single(network: nn.Module, shape: tuple[int, ...], what: str) -> None:

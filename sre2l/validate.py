@@ -21,7 +21,7 @@ from distill.run import Run
 from robust import Normalize
 from sre2l.precision import Compute
 from sre2l.relabel import Labels, leaves_one, view
-from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single
+from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
 
 __all__ = ["Validate", "divergence", "own_part", "train"]
 
@@ -117,7 +117,8 @@ def train(
         for epoch in range(done, labels.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(epoch, labels.epochs)
-            loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale)
+            with seeded(run.generator("validate", "dropout", name, epoch, rank()), run.device):
+                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale)
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
             if checkpoint.due():

@@ -23,11 +23,13 @@ from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
-from sre2l.training import in_parts
+from sre2l.training import in_parts, seeded
 from sre2l.validate import Validate, divergence, own_part, train
 from tests.toy import toy
 
 TINY = "convnet:width=4,depth=2,norm=batch"
+DROPPING = "timm:ghostnet_050"
+"""a network with dropout, which is no module of it"""
 FLOATS = Compute()
 
 
@@ -39,10 +41,10 @@ def run_in(folder: Path, **options: object) -> Run:
     return Run(folder / "run", None, stages=folder / "stages", **options)
 
 
-def network(seed: int = 0, num_classes: int = 2) -> nn.Module:
+def network(seed: int = 0, num_classes: int = 2, spec: str = TINY) -> nn.Module:
     from distill.models import build
 
-    return build(TINY, channels=3, image_size=8, num_classes=num_classes, generator=generator(seed)).eval()
+    return build(spec, channels=3, image_size=8, num_classes=num_classes, generator=generator(seed)).eval()
 
 
 # --- crops -----------------------------------------------------------------------------------------------------------
@@ -136,12 +138,18 @@ def test_a_teacher_is_trained_once_and_shared(tmp_path: Path) -> None:
         assert run_in(tmp_path).stage("squeeze", {"squeeze": describe(other)}).folder.name != name
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "guard:weight=0.1,h=0.5,fraction=0.5", "pgd_at:steps=2@2/255"])
+@pytest.mark.parametrize(
+    ("loss", "backbone"),
+    [
+        *(("cross_entropy", TINY), ("guard:weight=0.1,h=0.5,fraction=0.5", TINY), ("pgd_at:steps=2@2/255", TINY)),
+        ("cross_entropy", DROPPING),
+    ],
+)
 def test_a_killed_squeeze_continues_to_the_same_bits(
-    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loss: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, config = toy(), replace(SMALL, loss=loss, accumulate=2)
-    whole, name = squeeze(real, TINY, config, FLOATS, run_in(tmp_path / "a"))
+    whole, name = squeeze(real, backbone, config, FLOATS, run_in(tmp_path / "a"))
 
     import sre2l.squeeze as module
 
@@ -155,9 +163,9 @@ def test_a_killed_squeeze_continues_to_the_same_bits(
 
     monkeypatch.setattr(module, "step", dying)
     with pytest.raises(KeyboardInterrupt):
-        squeeze(real, TINY, config, FLOATS, run_in(tmp_path / "b", checkpoint_seconds=0.0))
+        squeeze(real, backbone, config, FLOATS, run_in(tmp_path / "b", checkpoint_seconds=0.0))
     assert (tmp_path / "b" / "stages" / name / "state.pt").exists()
-    resumed, same = squeeze(real, TINY, config, FLOATS, run_in(tmp_path / "b", checkpoint_seconds=0.0))
+    resumed, same = squeeze(real, backbone, config, FLOATS, run_in(tmp_path / "b", checkpoint_seconds=0.0))
     assert same == name
     for ours, theirs in zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -565,12 +573,15 @@ def test_a_student_is_the_textbook_s(name: str, squared: bool, tmp_path: Path) -
     assert (ours(x) - network(5)(x)).abs().max() > 0.05
 
 
-def test_a_killed_student_continues_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", [TINY, DROPPING])
+def test_a_killed_student_continues_to_the_same_bits(
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sre2l.validate as module
 
     images, folder, normalize = labelled(tmp_path)
     labels, arguments = Labels(folder, digest(images)), (normalize, Validate(accumulate=2), FLOATS)
-    whole, cut_short, resumed = network(5), network(5), network(5)
+    whole, cut_short, resumed = (network(5, spec=spec) for _ in range(3))
     train(whole, images, labels, *arguments, run_in(tmp_path / "a"), "0")
     calls, epoch = [0], module._epoch
 
@@ -631,6 +642,18 @@ def test_eight_processes_may_run_every_recipe(method: str, name: str, monkeypatc
             assert config.squeeze.batch_size % 8 == 0
 
 
+def test_what_a_network_draws_is_the_generator_s() -> None:
+    net, x, cpu = network(spec=DROPPING).train(), toy(6).images, torch.device("cpu")
+    before = torch.get_rng_state()
+    seen = []
+    for seed in (0, 1, 0):
+        with seeded(generator(seed), cpu):
+            seen.append(net(x))
+    assert torch.equal(seen[0], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 POINT = "timm:resnet10t"
 """a network that reaches 1 x 1 on images of 8 px: BatchNorm then needs two images"""
 
@@ -661,11 +684,9 @@ def test_what_a_later_stage_would_refuse_is_told_before_the_first(monkeypatch: p
 
 
 def test_a_batch_of_one_image_is_refused_in_training(tmp_path: Path) -> None:
-    from distill.models import build
-
     images, folder, normalize = labelled(tmp_path, replace(CROPS, batch_size=3))  # 3, 3, 3, 1
     labels, run = Labels(folder, digest(images)), run_in(tmp_path)
-    student = build(POINT, channels=3, image_size=8, num_classes=2, generator=generator())
+    student = network(spec=POINT)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     with pytest.raises(InputError, match="one image: 10 images are labelled in batches of 3; take another --backbone"):
         train(student, images, labels, normalize, Validate(), FLOATS, run, "0")
@@ -676,10 +697,8 @@ def test_a_batch_of_one_image_is_refused_in_training(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_batch_have_two_images_or_more(tmp_path: Path) -> None:
-    from distill.models import build
-
     images, folder, normalize = labelled(tmp_path, replace(CROPS, batch_size=7))  # 7 and 3, which 3 makes 3, 3, 1
-    student = build(POINT, channels=3, image_size=8, num_classes=2, generator=generator())
+    student = network(spec=POINT)
     labels = Labels(folder, digest(images))
     train(student, images, labels, normalize, Validate(accumulate=3), FLOATS, run_in(tmp_path), "0")
     for count in range(1, 12):
