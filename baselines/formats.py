@@ -19,8 +19,8 @@ from torch import Tensor
 
 from baselines.ridge import centred, probabilities
 from baselines.spaces import Constants
-from distill.data.image_files import ImageFiles
-from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
+from distill.data.image_files import LIMIT, ImageFiles
+from distill.data.pictures import NUMBERED, decode_pictures, picture_folders, read_all_pictures
 from distill.distilled import is_probability
 from distill.errors import InputError
 from distill.reading import Reading, companions
@@ -248,18 +248,38 @@ def _hf(path: Path, reading: Reading) -> Raw:
         target = next((name for name in ("soft_label", "label", "labels") if name in found.column_names), None)
         if column is None or target is None:
             raise InputError(f"{path} has columns {', '.join(found.column_names)}; expected image and label")
-        names = getattr(found.features[target], "names", None)
-        arrays = found.select_columns([column, target]).with_format("numpy")[:]
+        names, kind = getattr(found.features[target], "names", None), found.features[column]
+        found = found.select_columns([column, target]).with_format("numpy")
+        if max(found.data.nbytes, 4 * len(found)) > LIMIT:
+            raise InputError(f"{path} has more than {LIMIT / 2**30:g} GiB")
+        encoded = isinstance(kind, datasets.Image)
+        for name in (target,) if encoded else (target, column):
+            if not _is_plain(found.features[name]):  # audio, lists of images: datasets would open their paths
+                raise InputError(f"{path}: column {name} holds {type(found.features[name]).__name__}, not numbers")
+        if encoded:  # datasets would open the path, or the address, of a cell without bytes
+            cells = found.with_format(None).cast_column(column, datasets.Image(decode=False))[column]
+            images = decode_pictures([cell and cell["bytes"] for cell in cells], f"{path}: column {column}")
+        else:
+            images = as_tensor(found[:][column], f"{path}: {column}")
+        labels = as_tensor(found.select_columns([target])[:][target], f"{path}: {target}")
     except InputError:
         raise
     except Exception as error:  # pyarrow and datasets raise anything
         raise InputError(f"{path} cannot be read by datasets ({type(error).__name__}: {str(error)[:100]})") from None
-    images, labels = as_tensor(arrays[column], f"{path}: {column}"), as_tensor(arrays[target], f"{path}: {target}")
-    if not exact:
+    if not encoded and not exact:
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         images = images.float() / 255
     said = f"a folder of Hugging Face datasets, column {column}"
     return Raw(images, labels, "", "pixels", said, names=None if names is None else tuple(names))
+
+
+def _is_plain(kind: Any) -> bool:
+    """Return whether a column of datasets is of numbers or lists of them, which need no decoding."""
+    inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
+    return type(kind).__name__ in _PLAIN if inner is None else _is_plain(inner)
+
+
+_PLAIN = ("Value", "ClassLabel", "Array2D", "Array3D", "Array4D", "Array5D")
 
 
 def _ours(path: Path, reading: Reading) -> Raw:

@@ -4,6 +4,7 @@ Written are pictures/CLASS/NNNN.png, rounded to bytes; the exact floats stay in 
 folders, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC_idIII.jpg, CCC the number of the class.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from itertools import chain
@@ -18,8 +19,18 @@ from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
 from distill.errors import InputError
 from distill.files import write_atomic
 
-__all__ = ["NUMBERED", "class_of", "picture_folders", "read_all_pictures", "read_pictures", "write_pictures"]
+__all__ = [
+    "NUMBERED",
+    "class_of",
+    "decode_pictures",
+    "picture_folders",
+    "read_all_pictures",
+    "read_pictures",
+    "write_pictures",
+]
 
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""of Pillow's, those of ENDINGS: others run programs (EPS)"""
 NUMBERED = re.compile(r"new(\d{3,})")
 """a class's folder in the official code of SRe2L"""
 
@@ -123,28 +134,56 @@ def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
     return ImageFiles(np.array([str(path) for path in paths]), width, "square")
 
 
+def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
+    """Return images that are squares of one size from the bytes of their files, grey ones as one channel.
+
+    Args:
+        contents: at least one; None where a file is named elsewhere, which is not opened.
+        what: they are, for the error.
+
+    Returns:
+        (N, 1 or 3, H, H) pixels.
+
+    Raises:
+        InputError: bytes are missing or no image, sizes differ or are no squares, or all take more than 8 GiB.
+    """
+    size, channels = 0, 3
+    for number, content in enumerate(contents):
+        if not content:
+            raise InputError(f"{what} has no bytes in row {number}; files and addresses elsewhere are not opened")
+        width, height, grey = _header(io.BytesIO(content), f"{what}, row {number}")
+        size, channels = (size, channels) if number else (width, 1 if grey else 3)
+        if not width == height == size or size > 1024:
+            line = f"row {number} of {width}x{height} pixels; a set has squares of one size, of at most 1024"
+            raise InputError(f"{what} has {line}")
+    if 4 * len(contents) * channels * size**2 > LIMIT:
+        raise InputError(f"{what} has {len(contents):,} images, which take more than {LIMIT / 2**30:g} GiB")
+    rows = [_read(io.BytesIO(each), channels, f"{what}, row {n}") for n, each in enumerate(contents) if each]
+    return torch.stack(rows).float() / 255
+
+
 def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
 
 
-def _header(path: Path) -> tuple[int, int, bool]:
+def _header(file: Path | io.BytesIO, name: str = "") -> tuple[int, int, bool]:
     """Return width, height, and whether an image is grey, without decoding it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return *image.size, image.mode in ("1", "L", "I", "F", "I;16", "LA")
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise InputError(f"{path} cannot be read as an image ({error})") from None
+        raise InputError(f"{name or file} cannot be read as an image ({error})") from None
 
 
-def _read(path: Path, channels: int) -> Tensor:
+def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
     """Return the bytes of an image, (channels, H, W)."""
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise InputError(f"{path} cannot be read as an image ({error})") from None
+        raise InputError(f"{name or file} cannot be read as an image ({error})") from None
 
 
 def _folder_of(name: str) -> str:

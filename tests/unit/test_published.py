@@ -1,6 +1,7 @@
 """Sets of other code: each format written here from its description, what contradicts it, and files that mean harm."""
 
 import codecs
+import io
 import json
 import os
 import pickle
@@ -380,6 +381,51 @@ def test_hugging_face(tmp_path: Path) -> None:
         found, _ = taken(tmp_path / name)
         assert found.labels.tolist() == [0, 0, 1, 1]
         assert (255 * found.images[:, 0, 0, 0]).tolist() == [0, 10, 20, 30]
+
+
+def test_hugging_face_opens_nothing_but_its_own_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    write_pictures(tmp_path / "theirs", ["a"])
+    content = (tmp_path / "theirs" / "a" / "0.png").read_bytes()
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def saved(name: str, cells: list, features: object = kinds) -> Path:
+        columns = {"image": cells, "label": list(range(len(cells)))}
+        datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / name))
+        return tmp_path / name
+
+    whole, elsewhere = {"bytes": content, "path": None}, {"bytes": None, "path": str(tmp_path / "theirs/a/0.png")}
+    assert taken(saved("whole", [whole, whole]))[0].images.shape == (2, 3, 8, 8)
+    with monkeypatch.context() as patch:  # or datasets would put the bytes in
+        patch.setattr(datasets.Image, "embed_storage", lambda self, storage, **_: storage)
+        folder = saved("b", [whole, elsewhere])
+    (tmp_path / "theirs" / "a" / "0.png").unlink()  # whoever opens it fails otherwise
+    with pytest.raises(InputError, match="column image has no bytes in row 1; files and addresses elsewhere are not"):
+        taken(folder)
+    with pytest.raises(InputError, match="row 1 cannot be read as an image"):
+        taken(saved("c", [whole, {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n", "path": None}]))
+    lists = datasets.Features({"image": datasets.Sequence(datasets.Image()), "label": datasets.Value("int64")})
+    with pytest.raises(InputError, match=r"column image holds (List|Sequence), not numbers"):
+        taken(saved("d", [[whole]], lists))
+    small = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(small, "PNG")
+    with pytest.raises(InputError, match="row 1 of 4x4 pixels; a set has squares of one size"):
+        taken(saved("e", [whole, {"bytes": small.getvalue(), "path": None}]))
+    monkeypatch.setattr(pictures, "LIMIT", 100)
+    with pytest.raises(InputError, match="2 images, which take more than"):
+        taken(tmp_path / "whole")
+
+
+def test_pictures_are_decoded_from_bytes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a"])
+    contents = [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())]
+    found = pictures.decode_pictures(contents, "it")
+    assert torch.equal(found, pictures.read_all_pictures(sorted((tmp_path / "a").iterdir())))
+    with pytest.raises(InputError, match="it has no bytes in row 1"):
+        pictures.decode_pictures([contents[0], None], "it")
+    with pytest.raises(InputError, match="it, row 0 cannot be read as an image"):
+        pictures.decode_pictures([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"], "it")
 
 
 # --- what contradicts --------------------------------------------------------------------------------------------
