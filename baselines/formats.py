@@ -23,7 +23,7 @@ from distill.data.image_files import LIMIT, ImageFiles
 from distill.data.pictures import NUMBERED, decode_pictures, picture_folders, read_all_pictures
 from distill.distilled import is_probability
 from distill.errors import InputError
-from distill.reading import Reading, companions
+from distill.reading import Reading, companions, factor_in
 from distill.unpickled import as_tensor, read_npz, read_pickle
 
 __all__ = ["OURS", "SOURCES", "STEP", "Raw", "images_in", "unpacked"]
@@ -176,8 +176,7 @@ def _idc(path: Path, reading: Reading) -> Raw:
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise InputError(f"{path} is no data.pt of IDC's code: it needs a list of images and labels")
     images, labels = _pair(path, content, "")
-    named = re.findall(r"factor(\d)", str(path.absolute()))
-    factor = reading.factor or (int(named[-1]) if named else None)
+    factor = reading.factor or factor_in(path)
     if factor is None:
         raise InputError(
             f"{path} does not say how many images are packed in one: give --factor 2 (IDC), 3 (IDC on ImageNet) or 1 "
@@ -293,7 +292,9 @@ def _ours(path: Path, reading: Reading) -> Raw:
         said, names = f"our .npz of {kept['method'] or 'a set'} on {kept['dataset']}", tuple(kept["classes"])
         fields = {name: kept[name] for name in ("augment", "backbone", "training")}
         constants = (tuple(kept["mean"]), tuple(kept["std"]))
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(fields["training"], dict) or not all(isinstance(name, str) for name in names):
+            raise TypeError("training is no dict, or a class has no name")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no set of ours: {error}") from None
     return Raw(images, labels, kept["method"], "pixels", said, own=own, names=names, constants=constants, **fields)
 

@@ -74,19 +74,22 @@ def read(
         *doubts(raw.images, pixels, source, space, told, train),
     ):
         say(f"warning: {warning}")
-    return DistilledSet(
-        images=pixels,
-        labels=labels,
-        dataset=train.name,
-        classes=train.classes,
-        mean=mean,
-        std=std,
-        augment=augment,
-        backbone=raw.backbone or _backbone(pixels.shape[-1]),
-        method=raw.method,
-        training=training,
-        own=raw.own,
-    )
+    try:
+        return DistilledSet(
+            images=pixels,
+            labels=labels,
+            dataset=train.name,
+            classes=train.classes,
+            mean=mean,
+            std=std,
+            augment=augment,
+            backbone=raw.backbone or _backbone(pixels.shape[-1]),
+            method=raw.method,
+            training=training,
+            own=raw.own,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is no distilled set: {error}") from None
 
 
 def recognised(path: Path) -> str:

@@ -19,6 +19,8 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
 import json
 import re
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ class DistilledSet:
     """A few images per class, and how a student on them is trained.
 
     Raises:
-        ValueError: tensors that do not fit each other or the classes, or a name that no folder may have.
+        ValueError: tensors that do not fit each other or the classes, fields of another type,
+            or a name that no folder may have.
     """
 
     images: Tensor | Shards | ImageFiles
@@ -80,6 +83,12 @@ class DistilledSet:
             name = getattr(self, what)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
+        if not all(isinstance(each, str) for each in (self.augment, self.backbone, *self.classes)):
+            raise ValueError("augment, backbone and the classes are texts, and one of them is none")
+        if not isinstance(self.training, dict):
+            raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
+        if not all(isinstance(each, Real) and isfinite(each) for each in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite numbers, std > 0")
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
         hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
         soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k

@@ -24,7 +24,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_text
 
-__all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "is_ours"]
+__all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
 OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
@@ -115,8 +115,8 @@ def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable
         folder.mkdir(parents=True, exist_ok=True)
         try:
             read(path, reading, real, folder, lines.append).save(folder / "distilled.safetensors")
-        except InputError:
-            shutil.rmtree(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         content = {"path": str(path.absolute()), "reading": asdict(reading), "said": lines}
         write_text(record, json.dumps(content, indent=2) + "\n")
@@ -136,6 +136,8 @@ def _said(record: Path) -> list[str] | None:
 def _digest(path: Path, reading: Reading) -> str:
     """Return a hash of a file and its labels beside it, or of all files of a folder, and of how they are read."""
     how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
+    if reading.source in ("auto", "idc") and reading.factor is None and (named := factor_in(path)) is not None:
+        how["factor"] = named
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     files = _files_in(path) if path.is_dir() else [path, *companions(path).values()]
     if reading.fkd is not None:
@@ -150,6 +152,12 @@ def _digest(path: Path, reading: Reading) -> str:
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
     return digest.hexdigest()
+
+
+def factor_in(path: Path) -> int | None:
+    """Return the images along a side that IDC packs into one, as the path has it (factor2); None where it has none."""
+    named = re.findall(r"factor(\d)", str(path.absolute()))
+    return int(named[-1]) if named else None
 
 
 def companions(path: Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from distill.data import ImageSet, pictures
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading
+from distill.reading import Reading, bring
 from distill.run import Run
 from distill.unpickled import as_tensor, read_npz, read_pickle
 from distill.whiten import Whiten, preprocessing, ridge_zca
@@ -745,6 +745,46 @@ def test_no_picture_is_written_outside_its_folder(tmp_path: Path) -> None:
     pictures.write_pictures(torch.zeros(5, 3, 2, 2), torch.arange(5), names, place)
     assert len(list(place.glob("*/0000.png"))) == 4  # "." and "" share a folder
     assert [path for path in tmp_path.rglob("*.png") if place not in path.parents] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training": [1]},
+        {"augment": 5},
+        {"backbone": 7},
+        {"std": [0.0] * 3},
+        {"mean": ["a"] * 3},
+        {"mean": [float("nan")] * 3},
+        {"std": [1.0]},
+        {"method": [1]},
+        {"method": "../x"},
+        {"classes": [1, 2]},
+    ],
+)
+def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None:
+    fields = {"dataset": "toy", "method": "dc", "classes": REAL.classes, "mean": REAL.mean, "std": REAL.std}
+    fields |= {"augment": "", "backbone": "convnet", "training": {}}
+    real = lambda size: REAL.resized(size)  # noqa: E731
+    for name, content in (("whole", fields), ("damaged", fields | change)):
+        arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
+        np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
+    bring(tmp_path / "whole.npz", Reading(), "toy", tmp_path, real, read)
+    with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
+        bring(tmp_path / "damaged.npz", Reading(), "toy", tmp_path, real, read)
+    assert "\n" not in str(error.value)
+    assert len(list((tmp_path / "published" / "toy").iterdir())) == 1
+
+
+def test_the_factor_in_a_path_makes_another_reading(tmp_path: Path) -> None:
+    counts = []
+    for factor in (1, 2):
+        path = tmp_path / f"factor{factor}" / "data.pt"
+        path.parent.mkdir()
+        torch.save([smooth(4), CLASSES], path)
+        kept = bring(path, Reading(), "toy", tmp_path, lambda size: REAL.resized(size), read)
+        counts.append(len(DistilledSet.load(kept).images))
+    assert counts == [4, 16]
 
 
 class Calling:
