@@ -240,7 +240,7 @@ def _paper(method: str, dataset: str, ipc: int) -> Config:
     else:  # ImageNet, and GUARD on ImageNette
         squeeze = Squeeze(lr=0.025, batch_size=32)
         if dataset == "imagenet" and not guard:
-            squeeze = Squeeze(start="pretrained", epochs=0)
+            squeeze = Squeeze(start="pretrained:tv_in1k", epochs=0)  # IMAGENET1K_V1 of torchvision
         recover = Recover(r_bn=10.0, iterations=2000) if dataset == "imagenette" else Recover()
         relabel = Relabel(batch_size=1024 if dataset == "imagenet" and not guard else 100)
         validate = Validate()

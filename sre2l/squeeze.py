@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.data import ImageSet
-from distill.errors import InputError
+from distill.errors import InputError, unknown
 from distill.files import read_tensors, write_tensors
 from distill.judging.columns import family
 from distill.models import build
@@ -51,8 +51,8 @@ class Squeeze:
     """NAME[:field=value,...][@THREAT]; `bash run.sh list` has the names. The model of an adversarial loss takes pixels
     in [0, 1], that of the others normalised images: h=3 is then the papers' 3"""
     start: str = "scratch"
-    """weights before training: scratch, pretrained (timm's, downloaded), or a file of weights (.safetensors, .pt, .pth)
-    of this backbone"""
+    """weights before training: scratch, pretrained (timm's, downloaded) or pretrained:TAG (tv_in1k is torchvision's
+    IMAGENET1K_V1), or a file of weights (.safetensors, .pt, .pth) of this backbone"""
     epochs: int = 50
     """passes over the real data; 0 takes the weights of `start` as they are"""
     lr: float = 0.1
@@ -108,7 +108,8 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     Raises:
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
     """
-    settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config), **_content(config.start)}
+    settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
+    settings |= _content(config.start, backbone)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
     channels, size, _ = real.image_shape
@@ -252,23 +253,52 @@ def _take(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
     network.load_state_dict(found)
 
 
-def _content(start: str) -> dict[str, str]:
+def _content(start: str, backbone: str) -> dict[str, str]:
     """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or no such tag of the backbone.
     """
-    if start in {"scratch", "pretrained"}:
+    if start == "scratch":
+        return {}
+    if _of_timm(start):
+        _timm_name(backbone, start)
         return {}
     if not Path(start).is_file():
-        raise InputError(f"squeeze.start is {start}: no such file; give scratch, pretrained, or a file of weights")
+        raise InputError(
+            f"squeeze.start is {start}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
+        )
     with open(start, "rb") as file:
         return {"start": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _start(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
     """Return the weights that training begins with."""
-    return _pretrained(backbone, channels, network.state_dict()) if start == "pretrained" else _weights(Path(start))
+    if _of_timm(start):
+        return _pretrained(_timm_name(backbone, start), channels, network.state_dict())
+    return _weights(Path(start))
+
+
+def _of_timm(start: str) -> bool:
+    return start.partition(":")[0] == "pretrained"
+
+
+def _timm_name(backbone: str, start: str) -> str:
+    """Return what timm calls the weights of pretrained or pretrained:TAG: MODEL or MODEL.TAG.
+
+    Raises:
+        InputError: the model has no weights of that tag.
+    """
+    import timm  # slow to import
+
+    name, (_, tagged, tag) = backbone.removeprefix("timm:").partition(":")[0], start.partition(":")
+    if not tagged:
+        return name
+    model = name.partition(".")[0]
+    tags = [each.removeprefix(f"{model}.") for each in timm.list_pretrained(f"{model}.*")]
+    if tag not in tags:
+        raise unknown(f"tag of --squeeze.start for {model}", tag, tags or ["none"])
+    return f"{model}.{tag}"
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -289,7 +319,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"squeeze.start is {path}: no file of weights ({type(error).__name__}: {line})") from None
 
 
-def _pretrained(backbone: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
+def _pretrained(name: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return timm's weights of a network; the classifier's are ours where it has another number of classes.
 
     Raises:
@@ -297,7 +327,6 @@ def _pretrained(backbone: str, channels: int, ours: dict[str, Tensor]) -> dict[s
     """
     import timm  # slow to import
 
-    name = backbone.removeprefix("timm:").partition(":")[0]
     try:
         theirs = timm.create_model(name, pretrained=True, in_chans=channels)
     except Exception as error:  # of timm, of the hub, of the network

@@ -181,6 +181,10 @@ def test_a_batch_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     ("flags", "line"),
     [
         (["--squeeze.start", "nowhere.pt"], "nowhere.pt: no such file"),
+        (
+            ["--backbone", "timm:resnet18", "--squeeze.start", "pretrained:tv_in1"],
+            "unknown tag of --squeeze.start for resnet18 'tv_in1'; did you mean 'tv_in1k'? Known: a1_in1k, a2_in1k, ",
+        ),
         (["--squeeze.loss", "gaurd"], "unknown loss 'gaurd'"),
         (["--squeeze.batch-size", "64"], "squeeze.batch_size is 64; folder has 40 images"),
         (["--relabel.batch-size", "9"], "relabel.batch_size is 9, but there will be 8 distilled images"),

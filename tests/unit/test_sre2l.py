@@ -262,6 +262,36 @@ def test_a_teacher_of_no_file_is_found_where_it_was(tmp_path: Path) -> None:
     assert set(facts["config"]) == {"data", "backbone", "squeeze", "compute"}
 
 
+@pytest.mark.parametrize(("start", "name"), [("pretrained", "resnet18"), ("pretrained:tv_in1k", "resnet18.tv_in1k")])
+def test_weights_of_timm_by_tag(start: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    make, asked = timm.create_model, []
+
+    def offline(model: str, *, pretrained: bool, **options: object) -> nn.Module:
+        if pretrained:
+            asked.append(model)
+        return make(model, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    assert timm.is_model(name)
+    config = Squeeze(epochs=0, start=start)
+    teacher, _ = squeeze(toy(), "timm:resnet18:stem=imagenet", config, FLOATS, run_in(tmp_path))
+    assert asked == [name]
+    assert teacher.network.fc.out_features == 2
+
+
+def test_unknown_tags_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    for backbone, start, line in (
+        ("timm:resnet18", "pretrained:torchvision", r"'torchvision'. Known: a1_in1k, .*tv_in1k$"),
+        ("resnet18.a1_in1k:stem=stride2", "pretrained:", r"for resnet18 ''. Known: a1_in1k, .*tv_in1k$"),
+        (TINY, "pretrained:tv_in1k", "for convnet 'tv_in1k'. Known: none"),
+    ):
+        with pytest.raises(InputError, match=line):
+            squeeze(toy(), backbone, Squeeze(start=start), FLOATS, run_in(tmp_path))
+        assert not (tmp_path / "stages").exists()
+
+
 class _Malicious:
     def __reduce__(self) -> tuple:
         return (print, ("unpickled",))
@@ -764,6 +794,7 @@ def test_paper_settings() -> None:
     recover_ = config.recover
     assert (recover_.iterations, recover_.lr, recover_.r_bn, recover_.jitter) == (4000, 0.25, 0.01, (0, 32))
     assert (config.relabel.batch_size, config.relabel.epochs, config.validate.temperature) == (1024, 300, 20.0)
+    assert config.squeeze.start == "pretrained:tv_in1k"
     tiny = RECIPES["cda"]["paper"]("tiny_imagenet", 50).config
     assert (tiny.recover.lr, tiny.recover.r_bn, tiny.squeeze.lr, tiny.validate.squared) == (0.4, 0.05, 0.2, True)
     assert RECIPES["sre2l"]["paper"]("cifar10", 1).config.relabel.batch_size == 10
