@@ -242,6 +242,8 @@ def _paper(method: str, dataset: str, ipc: int) -> Config:
         if dataset == "imagenet" and not guard:
             squeeze = Squeeze(start="pretrained:tv_in1k", epochs=0)  # IMAGENET1K_V1 of torchvision
         recover = Recover(r_bn=10.0, iterations=2000) if dataset == "imagenette" else Recover()
+        if dataset == "imagenet" and guard:
+            recover = Recover(iterations=2000)
         relabel = Relabel(batch_size=1024 if dataset == "imagenet" and not guard else 100)
         validate = Validate()
     if dataset in DIGITS:
