@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from distill.distilled import is_probability
 from distill.errors import InputError
 from distill.reading import Reading, companions, factor_in
 from distill.unpickled import as_tensor, read_npz, read_pickle
+from robust import Normalize
 
 __all__ = ["OURS", "SOURCES", "STEP", "Raw", "images_in", "unpacked"]
 
@@ -133,20 +134,27 @@ def _mtt(path: Path, reading: Reading) -> Raw:
         if len(rate) != 1 or not 0 < rate < torch.inf:
             raise InputError(f"{beside['lr']} holds no learning rate, one number > 0; give --lr")
         lr = rate.item()
+    constants = None
     if "images_zca" in path.name:
         space = "pixels"  # it is the inverse that the official code writes for the eye
     elif card := beside.get("card"):  # of our export
         try:
             kept = json.loads(card.read_text(encoding="utf-8"))
             lr, space = lr or kept["lr"], {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
+            if space == "normalised" and reading.space == "auto" and "mean" in kept:
+                constants = _card_constants(kept["mean"], kept["std"], images.shape[1])
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
     said = f"{path.name} with {beside['labels'].name} of MTT or its heirs, learning rate "
     said += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
+    if constants is not None:  # not every data set has constants in MTT's code
+        images, space = Normalize(*constants).inverse(images), "pixels"
+        said += f", normalised with the mean and std in {card.name}, undone"
     training, own = {} if lr is None else {"lr": float(lr), "epochs": 1000}, {}
     if labels.ndim == 2 and not is_probability(labels):
         said, own, labels = f"{said}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
-    return Raw(images, labels, "mtt", space, said, "dsa", "", training, own, warnings=_unsorted(labels))
+    warnings = _unsorted(labels)
+    return Raw(images, labels, "mtt", space, said, "dsa", "", training, own, warnings=warnings, constants=constants)
 
 
 def _frepo(path: Path, reading: Reading) -> Raw:
@@ -313,6 +321,18 @@ def _only(folder: Path, found: list[Path]) -> Path:
     if len(found) > 1:
         raise InputError(f"{folder} has several sets: give one file of {', '.join(each.name for each in found)}")
     return found[0]
+
+
+def _card_constants(mean: Any, std: Any, channels: int) -> Constants:
+    """Return mean and std of a card.
+
+    Raises:
+        ValueError, TypeError: they are no finite numbers, one a channel, std > 0.
+    """
+    constants = tuple(map(float, mean)), tuple(map(float, std))
+    if not all(len(each) == channels and all(map(isfinite, each)) for each in constants) or min(constants[1]) <= 0:
+        raise ValueError(f"mean and std are {constants}")
+    return constants
 
 
 def _pair(path: Path, pair: Any, which: str) -> tuple[Tensor, Tensor]:

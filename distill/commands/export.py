@@ -19,6 +19,7 @@ from distill.data.pictures import write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.flags import parse
+from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
 from distill.whiten import preprocessing
 from robust import Normalize
@@ -116,24 +117,26 @@ def _strangers(out: Path, written: list[Path]) -> list[Path]:
 
 def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
     _hard(distilled, "dc")
-    images = Normalize(distilled.mean, distilled.std)(distilled.images[:])
+    constants = _constants("dc", distilled)
+    images = Normalize(*constants)(distilled.images[:])
     names = (distilled.method.upper() or "SET", OFFICIAL.get(distilled.dataset, distilled.dataset))
     network = "ConvNet" if distilled.backbone == "convnet" else re.sub(r"[^\w.=-]+", "_", distilled.backbone)
     path = out / f"res_{'_'.join(names)}_{network}_{round(distilled.ipc)}ipc.pt"
     torch.save({"data": [[images, distilled.labels]], "accs_all_exps": {network: []}}, path)
-    return [f"dc: one experiment, {_space(distilled)}"]
+    return [f"dc: one experiment, {_space(constants)}"]
 
 
 def _mtt(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
-    layer, training = preprocessing(distilled, place), distilled.training
+    training, constants = distilled.training, _constants("mtt", distilled)
     space = "whitened" if "whitening" in training else "normalised"
+    layer = preprocessing(distilled, place) if space == "whitened" else Normalize(*constants)
     with torch.no_grad():
         torch.save(layer(distilled.images[:]).contiguous(), out / "images_best.pt")
     torch.save(distilled.labels, out / "labels_best.pt")
-    card = {"lr": training.get("lr"), "space": space, "mean": distilled.mean, "std": distilled.std}
+    card = {"lr": training.get("lr"), "space": space, "mean": constants[0], "std": constants[1]}
     (out / "learned_lr.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     lr = "no learned learning rate" if card["lr"] is None else f"the learned learning rate {card['lr']:.4g}"
-    how = "whitened (kornia's ZCA, eps 0.1)" if space == "whitened" else _space(distilled)
+    how = "whitened (kornia's ZCA, eps 0.1)" if space == "whitened" else _space(constants)
     return [f"mtt: {how}; {lr} in learned_lr.json"]
 
 
@@ -180,8 +183,13 @@ def _hard(distilled: DistilledSet, form: str) -> None:
         raise InputError(f"the set has soft labels, and {form} holds classes; take --to mtt, npz or hf")
 
 
-def _space(distilled: DistilledSet) -> str:
-    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (distilled.mean, distilled.std))
+def _constants(code: str, distilled: DistilledSet) -> Constants:
+    """Return what a code normalises the data set with; of one that it does not have, the set's own."""
+    return CONSTANTS[code].get(distilled.dataset, (distilled.mean, distilled.std))
+
+
+def _space(constants: Constants) -> str:
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in constants)
     return f"normalised with mean {mean}, std {std}"
 
 

@@ -15,6 +15,7 @@ from distill.commands.export import EXPORTS, export
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.official import CONSTANTS, Constants
 from distill.reading import Reading
 from distill.whiten import Whiten
 from robust import Normalize
@@ -64,6 +65,55 @@ def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> 
             0.02,
             0.02,
         )
+
+
+DD = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+"""of CIFAR-10 in DD's code"""
+OWN = ((0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("form", "dataset", "own", "theirs"),
+    [
+        ("dc", "cifar10", DD, CONSTANTS["dc"]["cifar10"]),
+        ("mtt", "cifar10", DD, CONSTANTS["mtt"]["cifar10"]),
+        ("dc", "cifar100", OWN, CONSTANTS["dc"]["cifar100"]),
+        ("mtt", "cifar100", CONSTANTS["dc"]["cifar100"], CONSTANTS["mtt"]["cifar10"]),
+        ("dc", "tiny_imagenet", OWN, CONSTANTS["dc"]["tiny_imagenet"]),
+        ("mtt", "tiny_imagenet", OWN, CONSTANTS["mtt"]["imagenet"]),
+        ("dc", "mnist", ((0.2,), (0.4,)), CONSTANTS["dc"]["mnist"]),
+        ("mtt", "mnist", ((0.2,), (0.4,)), None),  # which MTT's code does not have
+        ("mtt", "toy", OWN, None),
+    ],
+)
+def test_images_are_normalised_as_the_code_that_reads_them_does(
+    form: str, dataset: str, own: Constants, theirs: Constants | None, tmp_path: Path
+) -> None:
+    images: Tensor = made().images[:, : len(own[0])]
+    ours = made(images=images, dataset=dataset, mean=own[0], std=own[1])
+    lines = export(ours, tmp_path, form, tmp_path / "out")
+    expected = theirs or own
+    assert f"std {' '.join(f'{value:.4g}' for value in expected[1])}" in lines[0]
+    (path,) = (tmp_path / "out").glob("res_*.pt" if form == "dc" else "images_best.pt")
+    content = torch.load(path, weights_only=True)
+    written = content["data"][0][0] if form == "dc" else content
+    assert torch.equal(written, Normalize(*expected)(images))
+    channels = len(own[0])  # the real set has constants that are not the distilled one's
+    real = replace(REAL, name=dataset, images=REAL.images[:, :channels], mean=(0.6,) * channels, std=(0.7,) * channels)
+    found = back(tmp_path / "out", real)
+    assert (found.images - images).abs().max() < 1e-5
+    assert (found.mean, found.std) == expected
+
+
+def test_a_card_with_impossible_constants_is_damaged(tmp_path: Path) -> None:
+    export(made(), tmp_path, "mtt", tmp_path / "out")
+    card = tmp_path / "out" / "learned_lr.json"
+    kept = json.loads(card.read_text())
+    for wrong in ([0.2, 0.2], [0.2, 0.2, 0], [0.2, 0.2, float("nan")], 0.2, ["a", "b", "c"], None):
+        card.write_text(json.dumps(kept | {"std": wrong}))
+        with pytest.raises(InputError, match=r"learned_lr\.json is damaged; delete it and give --lr and --space"):
+            back(tmp_path / "out")
+    assert (back(tmp_path / "out", space="normalised").images - made().images).abs().max() < 1e-6  # without the card
 
 
 def test_pictures_are_equal_but_for_rounding_and_say_so(tmp_path: Path) -> None:
