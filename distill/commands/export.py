@@ -26,6 +26,9 @@ from robust import Normalize
 
 __all__ = ["EXPORTS", "export", "run_export"]
 
+AS_MTT = ("mtt", "tesla", "guard_mtt")
+"""methods whose whitening and learning rate are those of MTT's code: its ZCA of pixels, and a rate that is learned"""
+
 
 @dataclass(frozen=True)
 class ExportCommand:
@@ -127,7 +130,8 @@ def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
 
 
 def _mtt(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
-    training, constants = distilled.training, _constants("mtt", distilled)
+    training = distilled.training if distilled.method in AS_MTT else {}  # of others, rate and ZCA are of another kind
+    constants = _constants("mtt", distilled)
     space = "whitened" if "whitening" in training else "normalised"
     layer = preprocessing(distilled, place) if space == "whitened" else Normalize(*constants)
     with torch.no_grad():
@@ -137,7 +141,8 @@ def _mtt(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
     (out / "learned_lr.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     lr = "no learned learning rate" if card["lr"] is None else f"the learned learning rate {card['lr']:.4g}"
     how = "whitened (kornia's ZCA, eps 0.1)" if space == "whitened" else _space(constants)
-    return [f"mtt: {how}; {lr} in learned_lr.json"]
+    lost = "" if space == "whitened" else _lost(distilled)
+    return [f"mtt: {how}; {lr} in learned_lr.json{lost}"]
 
 
 def _imagefolder(distilled: DistilledSet, place: Path, out: Path) -> list[str]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines import mtt
 from baselines.published import read
-from distill.commands.export import EXPORTS, export
+from distill.commands.export import AS_MTT, EXPORTS, export
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -44,7 +45,9 @@ def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> 
     if form == "hf":
         pytest.importorskip("datasets")
     labels = F.one_hot(LABELS).float() * 0.8 + 0.1 if soft else LABELS
-    ours = made(labels=labels, training={"lr": 0.02, "epochs": 30}) if form == "mtt" else made(labels=labels)
+    ours = made(labels=labels)
+    if form == "mtt":
+        ours = replace(ours, method="guard_mtt", training={"lr": 0.02, "epochs": 30})
     if form == "dc" and soft:
         with pytest.raises(InputError, match="soft labels, and dc holds classes; take --to mtt, npz or hf"):
             export(ours, tmp_path, form, tmp_path / "out")
@@ -148,6 +151,28 @@ def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:
     images = torch.load(tmp_path / "out" / "images_best.pt", weights_only=True)
     assert (images - layer(ours.images)).abs().max() < 1e-6
     assert (back(tmp_path / "out").images - ours.images).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("method", ["frepo", "kip"])
+def test_mtt_of_a_set_that_is_whitened_otherwise_is_normalised(method: str, tmp_path: Path) -> None:
+    Whiten.fit_normalised(REAL.images, Normalize(REAL.mean, REAL.std)).save(tmp_path / "whitening.safetensors")
+    training = {"lr": 3e-4, "steps": None, "whitening": "whitening.safetensors"}  # a rate that nobody learned
+    lines = export(made(method=method, training=training), tmp_path, "mtt", tmp_path / "out")
+    assert "normalised with" in lines[0]
+    assert "no learned learning rate in learned_lr.json; the whitening is left out" in lines[0]
+    found = back(tmp_path / "out")
+    assert (found.images - made().images).abs().max() < 1e-6
+    assert found.training == {}
+
+
+@pytest.mark.parametrize("method", ["mtt", "tesla", "guard_mtt"])
+def test_all_methods_that_whiten_as_mtt_are_known(method: str, tmp_path: Path) -> None:
+    Whiten.fit(REAL.images).save(tmp_path / "whitening.safetensors")
+    ours = made(method=method, training={"lr": 0.01, "epochs": 30, "whitening": "whitening.safetensors"})
+    (line, _) = export(ours, tmp_path, "mtt", tmp_path / "out")
+    assert "whitened (kornia's ZCA" in line
+    assert "left out" not in line
+    assert set(AS_MTT) == set(mtt.RECIPES)
 
 
 def official_evaluation(path: Path, test: ImageSet, epochs: int) -> float:
