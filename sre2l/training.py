@@ -19,14 +19,14 @@ from sre2l.precision import Compute
 __all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single", "seeded"]
 
 
-def cosine(peak: float, epoch: int, epochs: int, warmup: int) -> float:
-    """Return the learning rate of an epoch, 0 for the first: linear from a tenth in the warm-up, then cosine to 0.
+def cosine(peak: float, epoch: int, epochs: int, warmup: int, start: float = 0.1) -> float:
+    """Return the learning rate of an epoch, 0 for the first: linear from a share of it in the warm-up, cosine to 0.
 
     >>> [round(cosine(1.0, epoch, 6, 2), 2) for epoch in range(6)]
     [0.1, 0.55, 1.0, 0.85, 0.5, 0.15]
     """
     if epoch < warmup:
-        return peak * (0.1 + 0.9 * epoch / warmup)
+        return peak * (start + (1 - start) * epoch / warmup)
     share = (epoch - warmup) / max(1, epochs - warmup)
     return 0.5 * peak * (1 + math.cos(math.pi * share))
 
