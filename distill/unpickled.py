@@ -168,7 +168,7 @@ def _follow(path: Path, file: BinaryIO, size: int) -> None:
                         raise _refusal(path, f"{ENCODE} of more than the file has")
             case "BUILD":
                 stack.pop()
-                if stack[-1] != _Made(DTYPE):
+                if stack[-1] not in (_Made(DTYPE), _Made(ORDERED)):  # of weights: torch takes it for attributes
                     raise _refusal(path, f"{stack[-1]} with a state")
             case "MARK":
                 stacks.append([])

@@ -818,6 +818,12 @@ def test_calls_that_torch_allows_and_a_set_does_not_need_are_refused(zipped: boo
         assert "\n" not in str(error.value)
 
 
+def test_weights_are_told_by_what_they_are(tmp_path: Path) -> None:
+    torch.save(torch.nn.Conv2d(3, 3, 3).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="no distilled set that is known: it holds a dict of weight, bias"):
+        recognised(tmp_path / "weights.pth")
+
+
 def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> None:
     kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.uint8, torch.bool)
     content = {
