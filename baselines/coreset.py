@@ -12,9 +12,10 @@ coresets do not say how long theirs was trained; here `extractor_epochs` of SGD 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from distill.data import ImageSet
@@ -42,7 +43,7 @@ class Config:
         ValueError: a field is out of its range.
     """
 
-    choice: Choice
+    choice: Annotated[Choice, tyro.conf.Suppress]
     """random, herding or kcenter"""
     backbone: str = "convnet"
     """network whose features are compared, and that students have"""

@@ -17,6 +17,7 @@ on those, in the authors' way.
 Deviations from the notebooks (google-research/kip): `zca` is the house's whitening of pixels, with the notebooks'
 ridge, 0.1 of the mean variance, but no image is made zero-mean and of unit norm first: that has no inverse, so that
 images learned behind it could not be put back into pixels. A batch that classes cannot share evenly is rounded down.
+CIFAR-10 has DC's standard deviations, not those of its images.
 Not here: augmented targets, the Myrtle kernels, label solve.
 """
 

@@ -43,6 +43,8 @@ __all__ = ["run_benchmark"]
 Settle = Callable[[str, str, list[str]], tuple[Experiment, Place]]
 """(method, data set, flags) -> what `bash run.sh METHOD DATASET` would run; raises InputError"""
 ROOT = Path(__file__).parent.parent.parent
+OWN = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
+"""flags that tell cells apart or place them, which are the benchmark's"""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
                 failed[cell] = trouble
             bar.update()
             _write(cells, place)
-    text = _write(cells, place)
+    text, damaged = _write(cells, place)
+    failed |= {cell: trouble for cell, trouble in damaged.items() if cell in mine}
     print(text, end="")
     if text:
         print(f"saved in {place}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
@@ -199,6 +202,10 @@ def _cells(
     datasets = _names(asked.datasets, "data set", DATASETS)
     ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(asked.ipc.split(","))]
     extra = _extra(asked.flags, methods)
+    if not datasets:
+        raise InputError(f"--datasets is {asked.datasets!r}; it names at least one of {', '.join(DATASETS)}")
+    if idle := [method for method in extra if method not in chosen]:
+        raise InputError(f"--flags is of {idle[0]}, which is not among the methods: {', '.join(chosen)}")
     for flag, value in (("--seeds", asked.seeds), ("--jobs", asked.jobs)):
         if value < 1:
             raise InputError(f"{flag} is {value}; it must be >= 1")
@@ -241,7 +248,12 @@ def _extra(texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, lis
             raise InputError(f'--flags is {text!r}; it takes "METHOD: flags", one text a method')
         if method not in methods:
             raise unknown("method", method, methods)
+        if method in found:
+            raise InputError(f"--flags names {method} twice; give all its flags in one text")
         found[method] = shlex.split(words)
+        for word in found[method]:
+            if word.partition("=")[0] in OWN:
+                raise InputError(f"--flags has {word} for {method}; give it to the benchmark itself")
     return found
 
 
@@ -372,11 +384,17 @@ def _trouble(code: int, log: Path) -> str:
     return (lines[-1] if lines else f"exit code {code}").removeprefix("run.sh: ")
 
 
-def _write(cells: list[Cell], place: Path) -> str:
-    """Write the tables of the cells that are done, and return them as text; nothing where none is."""
-    rows = [row | {"dataset": cell.data} for cell in cells if cell.done for row in find_rows([cell.folder])]
+def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
+    """Write the tables of the cells that are done, and return them as text, and which cells cannot be read, and why."""
+    rows, damaged = [], {}
+    for cell in cells:
+        if cell.done:
+            try:
+                rows += [row | {"dataset": cell.data} for row in find_rows([cell.folder])]
+            except InputError as error:
+                damaged[cell] = str(error)
     if not rows:
-        return ""
+        return "", damaged
     for ending, layout in LAYOUTS.items():
         write_text(place / f"table.{ending}", layout(rows))
-    return LAYOUTS["md"](rows)
+    return LAYOUTS["md"](rows), damaged

@@ -69,7 +69,9 @@ def find_rows(places: Sequence[Path]) -> list[Row]:
                 found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                 rows += [{name: row[name] for name in ROW} for row in found]
             except (ValueError, KeyError, TypeError):
-                raise InputError(f"{path} is damaged; delete it and run its command again") from None
+                raise InputError(
+                    f"{path} is damaged; delete it and table.csv beside it, and run its command again: students stay"
+                ) from None
     if not rows:
         raise InputError(f"no finished run below {', '.join(map(str, places))}; `bash run.sh METHOD DATASET` makes one")
     return rows

@@ -43,6 +43,17 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert again == out
     assert "2 of 2 cells are there already" in err
 
+    (tmp_path / "dm" / "folder" / "ipc1" / "seed0" / "results.jsonl").write_text("x")
+    assert run(*words, "--ipc", "1") == 1
+    damaged, err = capsys.readouterr()
+    assert "| random" in damaged
+    assert "failed: dm-folder-ipc1-seed0: " in err
+    assert "is damaged; delete it and table.csv beside it, and run its command again: students stay" in err
+    for name in ("results.jsonl", "table.csv"):
+        (tmp_path / "dm" / "folder" / "ipc1" / "seed0" / name).unlink()
+    assert run(*words, "--ipc", "1") == 0
+    assert capsys.readouterr().out == out
+
     alone = ["random", "folder", "--ipc", "1", "--data-dir", data, "--runs", tmp_path / "alone", "--students", "2"]
     assert run(*alone, "--student.epochs", "20", "--backbone", "convnet:width=4") == 0
     tables = [
@@ -154,6 +165,10 @@ def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pyt
         (["--cell", "9/8"], "--cell is 9/8; it takes I/N, from 1/N to N/N"),
         (["--flags", "dc --iterations 3"], "--flags is 'dc --iterations 3'; it takes \"METHOD: flags\""),
         (["--flags", "dd2: --iterations 3"], "unknown method 'dd2'"),
+        (["--flags", "dc: --iterations 3", "dc: --lr-img 1"], "--flags names dc twice; give all its flags in one text"),
+        (["--flags", "dc: --ipc 5"], "--flags has --ipc for dc; give it to the benchmark itself"),
+        (["--methods", "dm", "--flags", "dc: --iterations 3"], "--flags is of dc, which is not among the methods: dm"),
+        (["--datasets", ","], "--datasets is ','; it names at least one of"),
         (["--methods", "dc", "--flags", "dc: --iterations 0"], "iterations is 0; it must be >= 1"),
         (["--methods", "dc", "--flags", "dc: --iteratons 3"], "--iteratons"),
         (["--students", "0"], "students is 0; it must be >= 1"),

@@ -856,7 +856,7 @@ def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> 
             + b"e.",
             "of more",
         ),
-        (b"ccollections\nOrderedDict\n)R}b.", r"build collections\.OrderedDict with a state"),
+        (b"](cnumpy.core.multiarray\nscalar\n)R}be.", r"build numpy\.core\.multiarray\.scalar with a state"),
         (b"ccollections\nOrderedDict\n](K\1K\2\x86e\x85R.", r"build collections\.OrderedDict with"),
         (b"}" + b"N" + 30 * b"q\0h\0\x86" + b"Ns.", "a key that is no text or number"),
         (b"X\7\0\0\0storagectorch\nFloatStorage\nN" + 30 * b"q\0h\0\x86" + b"\x87Q.", "without a plain key"),
