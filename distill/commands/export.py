@@ -83,7 +83,7 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
     Raises:
         InputError: the format cannot hold the set, or other files are in the way.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary = _beside(out)
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         lines = EXPORTS[form](distilled, place, temporary)
@@ -106,6 +106,21 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
         shutil.rmtree(temporary, ignore_errors=True)
     replaced = len(differ) + len(strangers)
     return [*lines, f"{len(written)} files in {out}" + (f", {replaced} of them instead of others" if replaced else "")]
+
+
+def _beside(out: Path) -> Path:
+    """Return a name beside a folder, for what is not whole yet; also of ".", whose own name is elsewhere.
+
+    Raises:
+        InputError: nothing is beside it.
+    """
+    try:
+        place = Path(os.path.realpath(out))
+    except OSError as error:  # the current folder is gone
+        raise InputError(f"cannot write to {out} ({error.strerror}); choose another --out") from None
+    if not place.name:
+        raise InputError(f"cannot write to {out} (it has no folder above it); choose another --out")
+    return place.with_name(f".{place.name}.{os.getpid()}")
 
 
 def _strangers(out: Path, written: list[Path]) -> list[Path]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines import mtt
 from baselines.published import read
-from distill.commands.export import AS_MTT, EXPORTS, export
+from distill.commands.export import AS_MTT, EXPORTS, export, run_export
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -253,6 +253,28 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "out" / "distilled.npz").mkdir(parents=True)
     with pytest.raises(InputError, match="cannot write to"):
         export(made(), tmp_path, "npz", tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("out", [".", "", "../here", "link"])
+def test_the_current_folder_is_a_place(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made().save(tmp_path / "distilled.safetensors")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(".")
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_export([str(tmp_path), "--to", "npz", "--out", out]) == 0
+    assert back(tmp_path / "here" / "distilled.npz").images.equal(made().images)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["distilled.safetensors", "here"]
+
+
+def test_a_place_with_nothing_beside_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made().save(tmp_path / "distilled.safetensors")
+    with pytest.raises(InputError, match=r"^cannot write to / \(it has no folder above it\); choose another --out$"):
+        run_export([str(tmp_path), "--to", "npz", "--out", "/"])
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(InputError, match=r"^cannot write to \. \(No such file or directory\); choose another --out$"):
+        run_export([str(tmp_path), "--to", "npz", "--out", "."])
 
 
 def test_hf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
