@@ -69,7 +69,8 @@ def read_tensors(path: Path, only: str | None = None) -> tuple[dict[str, Tensor]
         raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
         line = str(error).splitlines()[0]
-        raise InputError(f"{path} is not a whole safetensors file ({line}); delete it to have it made anew") from None
+        advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
+        raise InputError(f"{path} is not a whole safetensors file ({line}){advice}") from None
 
 
 def read_state(path: Path) -> dict:

@@ -26,6 +26,8 @@ from robust import Normalize
 
 __all__ = ["EXPORTS", "export", "run_export"]
 
+FOREIGN = (".npz", ".pt", ".pth")
+"""endings of files that are read before they are exported"""
 AS_MTT = ("mtt", "tesla", "guard_mtt")
 """methods whose whitening and learning rate are those of MTT's code: its ZCA of pixels, and a rate that is learned"""
 
@@ -58,6 +60,11 @@ def run_export(flags: list[str]) -> int:
         raise InputError(f"export takes a path first: bash run.sh export RUN --to {'|'.join(EXPORTS)}")
     default = ExportCommand(Path(), tyro.MISSING)
     asked = parse(ExportCommand, default, flags, "bash run.sh export")
+    if asked.path.suffix in FOREIGN and asked.path.is_file():
+        raise InputError(
+            f"{asked.path} is not a whole safetensors file but, by its name, a published set: read it first, "
+            f"bash run.sh evaluate {asked.path} --dataset NAME, and export the folder that it is kept in"
+        )
     folder = asked.path if asked.path.is_dir() else asked.path.parent
     distilled = DistilledSet.load(asked.path)
     out = asked.out or folder / "export" / asked.to

@@ -277,6 +277,25 @@ def test_a_place_with_nothing_beside_it_is_told(tmp_path: Path, monkeypatch: pyt
         run_export([str(tmp_path), "--to", "npz", "--out", "."])
 
 
+@pytest.mark.parametrize("name", ["distilled.npz", "res_DC_toy_ConvNet_2ipc.pt", "results.pth"])
+def test_a_published_file_is_to_be_read_first(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x" * 100)
+    with pytest.raises(InputError, match=rf"read it first, bash run\.sh evaluate \S*{name} --dataset NAME") as error:
+        run_export([str(tmp_path / name), "--to", "dc"])
+    assert "delete it" not in str(error.value)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="there is no file"):
+        run_export([str(tmp_path / "absent.npz"), "--to", "dc"])
+
+
+def test_only_files_of_this_program_are_to_be_deleted(tmp_path: Path) -> None:
+    for name, advised in (("distilled.safetensors", True), ("photo.png", False)):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        with pytest.raises(InputError, match="not a whole safetensors file") as error:
+            run_export([str(tmp_path / name), "--to", "dc"])
+        assert ("delete it to have it made anew" in str(error.value)) == advised
+
+
 def test_hf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
