@@ -11,6 +11,7 @@ students/teacher-*, and its rows are in teacher.jsonl.
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from distill.protocol import Protocol
 from distill.ranks import first
 from distill.reports.intervals import wilson
 from distill.run import Run
+from distill.students import Training
 
 __all__ = ["check", "evaluate"]
 
@@ -78,6 +80,8 @@ def evaluate(
     check(distilled, test)
     asked = columns(evaluation, *test.image_shape[:2])
     ordered = sorted(asked, key=lambda column: (column.base == "worst", column.threat.eps if column.threat else 0.0))
+    if own is not None and (unused := _changed(evaluation.student)):
+        run.say(f"--protocol own trains students as the method's authors do: {', '.join(unused)} has no effect")
     trained = Trained(distilled, real, evaluation, backbone, run, own)
     teacher = None if own is None else own.teacher
     judged = evaluation.students + (teacher is not None)
@@ -106,6 +110,17 @@ def evaluate(
             _write(run.folder / "teacher.jsonl", [dict(labels) | row for row in rows_of("teacher", teacher, 0.0)])
     _write(run.folder / "results.jsonl", rows)
     return rows
+
+
+def _changed(training: Training) -> list[str]:
+    """Return the flags of the standard protocol's training that are not at their defaults.
+
+    >>> _changed(Training(epochs=20, loss="trades:beta=6"))
+    ['--student.epochs', '--student.loss']
+    """
+    standard = Training()
+    names = (each.name for each in fields(training) if getattr(training, each.name) != getattr(standard, each.name))
+    return [f"--student.{name.replace('_', '-')}" for name in names]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -34,13 +34,15 @@ def test_digits_are_distilled(kernel: str, tmp_path: Path) -> None:
     assert clean(tmp_path / "kip" / "digits" / "ipc2" / "seed0") > 30
 
 
-def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path) -> None:
+def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--attacks", "fgsm", "--student.epochs", "10"]
     assert run("kip", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *LEARNED) == 0
     made = DistilledSet.load(tmp_path / PLACE)
     assert set(made.own) == {"labels"}
     assert made.labels.shape == made.own["labels"].shape == (4, 2)
+    capsys.readouterr()
     assert run("evaluate", tmp_path / PLACE, *words, "--protocol", "own") == 0
+    assert "as the method's authors do: --student.epochs has no effect" in capsys.readouterr().err
     (table,) = (tmp_path / "evaluate").rglob("table.csv")
     assert clean(table.parent) > 90
     losses = {json.loads(row)["loss"] for row in (table.parent / "results.jsonl").read_text().splitlines()}
