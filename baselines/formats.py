@@ -302,6 +302,7 @@ def _ours(path: Path, reading: Reading) -> Raw:
         constants = (tuple(kept["mean"]), tuple(kept["std"]))
         if not isinstance(fields["training"], dict) or not all(isinstance(name, str) for name in names):
             raise TypeError("training is no dict, or a class has no name")
+        fields["training"].pop("whitening", None)  # a path to a file that an .npz does not have
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no set of ours: {error}") from None
     return Raw(images, labels, kept["method"], "pixels", said, own=own, names=names, constants=constants, **fields)

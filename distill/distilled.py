@@ -87,9 +87,6 @@ class DistilledSet:
             raise ValueError("augment, backbone and the classes are texts, and one of them is none")
         if not isinstance(self.training, dict):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
-        whitening = self.training.get("whitening", "")  # a file beside the set's
-        if not isinstance(whitening, str) or not NAME.fullmatch(whitening):
-            raise ValueError(f"training's whitening is {str(whitening)[:60]!r}; it must be the name of a file")
         if not all(isinstance(each, Real) and isfinite(each) for each in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} must be finite numbers, std > 0")
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)

@@ -70,7 +70,6 @@ def test_tensors_of_the_methods_own_come_back(tmp_path: Path) -> None:
         ({"dataset": "."}, "dataset is '.'"),
         ({"dataset": "a\n"}, "dataset is "),
         ({"method": [1]}, r"method is '\[1\]'"),
-        ({"training": {"whitening": "../x.safetensors"}}, "whitening is '../x.safetensors'"),
     ],
 )
 def test_a_set_of_wrong_shape_is_refused(change: dict, words: str) -> None:

@@ -766,10 +766,11 @@ def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None
     fields = {"dataset": "toy", "method": "dc", "classes": REAL.classes, "mean": REAL.mean, "std": REAL.std}
     fields |= {"augment": "", "backbone": "convnet", "training": {}}
     real = lambda size: REAL.resized(size)  # noqa: E731
-    for name, content in (("whole", fields), ("damaged", fields | change)):
+    for name, content in (("whole", fields | {"training": {"whitening": "/x"}}), ("damaged", fields | change)):
         arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
         np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
-    bring(tmp_path / "whole.npz", Reading(), "toy", tmp_path, real, read)
+    kept = bring(tmp_path / "whole.npz", Reading(), "toy", tmp_path, real, read)
+    assert DistilledSet.load(kept).training == {}  # no file elsewhere is named by a set of others
     with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
         bring(tmp_path / "damaged.npz", Reading(), "toy", tmp_path, real, read)
     assert "\n" not in str(error.value)
