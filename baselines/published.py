@@ -18,6 +18,7 @@ from distill.data import ImageSet
 from distill.data.pictures import NUMBERED, class_of, picture_folders
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.models.convnet import depth_at
 from distill.reading import OFFICIAL, Reading
 from distill.unpickled import read_npz, read_pickle
 
@@ -220,5 +221,5 @@ def _backbone(size: int) -> str:
     >>> [_backbone(size) for size in (8, 16, 28, 32, 64, 128)]
     ['convnet:depth=2', 'convnet:depth=3', 'convnet', 'convnet', 'convnet:depth=4', 'convnet:depth=5']
     """
-    depth = 2 if size < 16 else 3 if size < 64 else min(size.bit_length() - 3, 6)
+    depth = depth_at(size)
     return "convnet" if depth == 3 and size >= 28 else f"convnet:depth={depth}"

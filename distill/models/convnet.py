@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 
-__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "ConvNet", "convnet_for"]
+__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "SIZES", "ConvNet", "convnet_for", "depth_at"]
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "swish"]
@@ -98,9 +98,19 @@ class ConvNet(nn.Module):
 BACKBONES = {"convnet": ConvNet}
 
 
-DEPTHS = {"digits": 2, "tiny_imagenet": 4, "imagenet": 5, "imagenette": 5}
-"""of the ConvNet where it is not 3: as the field has it at 64 px, and at 128 px and more; of 8 pixels a third pooling
-would leave one, with which DC ends at chance"""
+SIZES = {"digits": 8, "tiny_imagenet": 64, "imagenet": 224, "imagenette": 224}
+"""sides in pixels of the data sets that have not 28 or 32"""
+
+
+def depth_at(size: int) -> int:
+    """Return the depth that the field's codes give the ConvNet: three at 28 and 32 px, one more a doubling.
+
+    Of 8 pixels a third pooling would leave one, with which DC ends at chance.
+
+    >>> [depth_at(size) for size in (8, 16, 28, 32, 64, 128, 224)]
+    [2, 3, 3, 3, 4, 5, 5]
+    """
+    return 2 if size < 16 else 3 if size < 64 else min(size.bit_length() - 3, 6)
 
 
 def convnet_for(dataset: str, width: int = 128) -> str:
@@ -109,5 +119,6 @@ def convnet_for(dataset: str, width: int = 128) -> str:
     >>> convnet_for("cifar10"), convnet_for("cifar10", 32), convnet_for("tiny_imagenet")
     ('convnet', 'convnet:width=32', 'convnet:width=128,depth=4')
     """
-    depth = f",depth={DEPTHS[dataset]}" if dataset in DEPTHS else ""
-    return "convnet" if width == 128 and not depth else f"convnet:width={width}{depth}"
+    depth = depth_at(SIZES.get(dataset, 32))
+    named = "" if depth == 3 else f",depth={depth}"
+    return "convnet" if width == 128 and not named else f"convnet:width={width}{named}"
