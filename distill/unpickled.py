@@ -56,12 +56,11 @@ def _number(*given: object) -> bool | int | float | _Nothing:
     return _Nothing()
 
 
-_DTYPE = ("numpy.dtype",)
 _SCALAR = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-"""the names under which numpy 1 and 2 pickle a number"""
+"""the names under which numpy 1 and 2 pickle a number, of the type DTYPE"""
 
 ENCODE, ORDERED, DTYPE = "_codecs.encode", "collections.OrderedDict", "numpy.dtype"
-CALLED = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", ORDERED, ENCODE, *_DTYPE, *_SCALAR}
+CALLED = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", ORDERED, ENCODE, DTYPE, *_SCALAR}
 """what a file may call: ORDERED without anything in it, ENCODE for the bytes of a number of numpy's (latin1)"""
 _KINDS = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -102,7 +101,7 @@ def read_pickle(path: Path) -> Any:
             if unpacked > size:
                 raise InputError(f"{path} has {size:,} bytes that unpack to {unpacked:,}: torch.save does not do that")
         _check(path)
-        ours = [*((_Type, name) for name in _DTYPE), *((_number, name) for name in _SCALAR)]
+        ours = [(_Type, DTYPE), *((_number, name) for name in _SCALAR)]
         with warnings.catch_warnings(), safe_globals(ours):
             warnings.simplefilter("ignore")  # of old storages
             return torch.load(path, map_location="cpu", weights_only=True)
