@@ -7,14 +7,9 @@ with it. Where a recipe has another network than the table's students, its set i
 """
 
 import contextlib
-import ctypes
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,10 +18,10 @@ from typing import Literal
 
 import torch
 
+from distill.commands.cells import SET, Cell, run_cells
 from distill.commands.evaluate import digest_of, folder_of
 from distill.commands.start import Place
 from distill.data import DATASETS
-from distill.data.image_files import cores
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
@@ -42,7 +37,6 @@ __all__ = ["run_benchmark"]
 
 Settle = Callable[[str, str, list[str]], tuple[Experiment, Place]]
 """(method, data set, flags) -> what `bash run.sh METHOD DATASET` would run; raises InputError"""
-ROOT = Path(__file__).parent.parent.parent
 OWN = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
 """flags that tell cells apart or place them, which are the benchmark's"""
 
@@ -90,46 +84,6 @@ class BenchmarkCommand:
     """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of the table."""
-
-    name: str
-    """what people call it, and its log"""
-    words: tuple[str, ...]
-    """its command line behind the program"""
-    data: str
-    """the data as tables name it"""
-    run: Path
-    """folder of the run"""
-    judged: Callable[[], Path] | None
-    """gives the folder in which the set of a finished run is judged once more; None where the run itself did it"""
-    judgement: tuple[str, ...] = ()
-    """the command line of that"""
-    trouble: str = ""
-    """why it cannot run"""
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the run is finished."""
-        return (self.run / "table.csv").exists()
-
-    @property
-    def folder(self) -> Path:
-        """Of what the table shows; asked of a finished run."""
-        return self.judged() if self.judged else self.run
-
-    @property
-    def done(self) -> bool:
-        """Whether all is there that the table shows."""
-        return not self.trouble and self.distilled and (self.folder / "table.csv").exists()
-
-    @property
-    def next(self) -> tuple[str, ...]:
-        """The command line that it waits for."""
-        return self.judgement if self.distilled else self.words
-
-
 def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:
     """Run the cells that are missing, and write the tables.
 
@@ -162,7 +116,9 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
         print(f"{finished} of {len(mine)} cells are there already", file=sys.stderr)
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
-        contextlib.closing(_run(missing, place / "logs", asked.jobs, _devices(asked), bar.set_postfix_str)) as ended,
+        contextlib.closing(
+            run_cells(missing, place / "logs", asked.jobs, _devices(asked), bar.set_postfix_str)
+        ) as ended,
     ):
         for cell, trouble in ended:
             if trouble:
@@ -284,9 +240,9 @@ def _cell(
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
         return Cell(name, (method, dataset, *flags), experiment.data_name, folder, None, trouble=trouble)
 
+    @cache  # a finished set stays as it is, and is asked for after every cell
     def judged() -> Path:
-        digest = digest_of(folder / "distilled.safetensors")
-        return place.runs / folder_of(method, digest, dataset, seed, network)
+        return place.runs / folder_of(method, digest_of(folder / SET), dataset, seed, network)
 
     judgement = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
     judgement += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
@@ -321,67 +277,6 @@ def _devices(asked: BenchmarkCommand) -> list[str]:
     if asked.device == "auto" and device.type == "cuda":
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(device)]
-
-
-# --- running them ----------------------------------------------------------------------------------------------------
-
-
-def _run(
-    missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
-) -> Iterator[tuple[Cell, str]]:
-    """Run cells, `jobs` at a time, and yield each with what went wrong, "" where nothing did.
-
-    However this ends, no cell goes on: they stop at a checkpoint.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
-    queue, running = list(missing), {}
-    slots = list(range(jobs))
-    try:
-        while queue or running:
-            while queue and slots:
-                cell, slot = queue.pop(0), slots.pop(0)
-                words = [sys.executable, "-m", "distill", *cell.next, "--device", devices[slot % len(devices)]]
-                with open(logs / f"{cell.name}.log", "ab") as log:
-                    options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
-                    running[subprocess.Popen(words, preexec_fn=_end_with_parent, **options)] = cell, slot
-                say(", ".join(cell.name for cell, _ in running.values()))
-            ended = [process for process in running if process.poll() is not None]
-            for process in ended:
-                cell, slot = running.pop(process)
-                slots.append(slot)
-                if process.returncode == 0 and not cell.done:  # distilled, and to be judged
-                    queue.insert(0, cell)
-                    continue
-                yield cell, _trouble(process.returncode, logs / f"{cell.name}.log")
-            if not ended:
-                time.sleep(0.1)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            process.kill()
-
-
-def _end_with_parent() -> None:
-    """Have Linux stop this process with its parent, however that ends."""
-    if sys.platform == "linux":
-        set_death_signal = 1
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
-
-
-def _trouble(code: int, log: Path) -> str:
-    """Return what went wrong in a cell that ended: the last line that it said."""
-    if code == 0:
-        return ""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}{', perhaps for its memory' if code == -signal.SIGKILL else ''}"
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return (lines[-1] if lines else f"exit code {code}").removeprefix("run.sh: ")
 
 
 def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:

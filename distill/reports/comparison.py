@@ -115,18 +115,18 @@ def to_latex(rows: Sequence[Row]) -> str:
     def escaped(text: str) -> str:
         return text.replace("_", r"\_").replace("%", r"\%")
 
-    above = [f"\\multicolumn{{{len(a)}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), a in groups]
-    columns = [escaped(attack) for _, attacks in groups for attack in attacks]
+    above = [f"\\multicolumn{{{len(names)}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), names in groups]
+    columns = [escaped(name) for _, names in groups for name in names]
     several = len({network for _, _, network in methods}) > 1
     body = []
     for method, loss, network in methods:
         said = [word for word, is_said in ((loss, loss != "cross_entropy"), (network, several)) if is_said]
         cells = [escaped(f"{method} ({', '.join(said)})" if said else method)]
-        for place, attacks in groups:
+        for place, names in groups:
             line = tables[place].get((method, loss, network), {})
             shown = {name: number.text(lambda text: f"\\textbf{{{text}}}", r" $\pm$ ") for name, number in line.items()}
             shown |= {STUDENTS: _students(line)} if line else {}
-            cells += [shown.get(column, "-") for column in attacks]
+            cells += [shown.get(name, "-") for name in names]
         body.append(" & ".join(cells) + r" \\")
     lines = [
         f"% {NOTE}",

@@ -114,6 +114,10 @@ def test_all_methods_have_students_of_one_network(
     assert run(*words, "--backbone", "convnet:width=8", *flags) == 0
     assert capsys.readouterr().out == out
 
+    (tmp_path / "random" / "folder" / "ipc1" / "seed0" / "distilled.safetensors").unlink()
+    assert run(*words, "--backbone", "convnet:width=8", *flags) == 1  # it was finished once, and is not begun for ever
+    assert "failed: random-folder-ipc1-seed0: it ended well, but its set" in capsys.readouterr().err
+
     assert run(*words, *flags, "--dry-run") == 0  # by default they are those of the whole set
     assert "--backbone convnet:width=32 --recipe quick" in capsys.readouterr().out
 

@@ -1,0 +1,121 @@
+"""Cells of a table, each in a process of its own with its output in a file: one that fails takes no other with it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.image_files import cores
+
+__all__ = ["SET", "Cell", "run_cells"]
+
+ROOT = Path(__file__).parent.parent.parent
+SET = "distilled.safetensors"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the table."""
+
+    name: str
+    """what people call it, and its log"""
+    words: tuple[str, ...]
+    """its command line behind the program"""
+    data: str
+    """the data as tables name it"""
+    run: Path
+    """folder of the run"""
+    judged: Callable[[], Path] | None
+    """gives the folder in which the set of a finished run is judged once more; None where the run itself did it"""
+    judgement: tuple[str, ...] = ()
+    """the command line of that"""
+    trouble: str = ""
+    """why it cannot run"""
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the run is finished, with the set that is still to be judged."""
+        return (self.run / "table.csv").exists() and (self.judged is None or (self.run / SET).exists())
+
+    @property
+    def folder(self) -> Path:
+        """Of what the table shows; asked of a finished run."""
+        return self.judged() if self.judged else self.run
+
+    @property
+    def done(self) -> bool:
+        """Whether all is there that the table shows."""
+        return not self.trouble and self.distilled and (self.folder / "table.csv").exists()
+
+    @property
+    def next(self) -> tuple[str, ...]:
+        """The command line that it waits for."""
+        return self.judgement if self.distilled else self.words
+
+
+def run_cells(
+    missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
+) -> Iterator[tuple[Cell, str]]:
+    """Run cells, `jobs` at a time, and yield each with what went wrong, "" where nothing did.
+
+    However this ends, no cell goes on: they stop at a checkpoint.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+    queue, running = list(missing), {}
+    slots = list(range(jobs))
+    try:
+        while queue or running:
+            while queue and slots:
+                cell, slot = queue.pop(0), slots.pop(0)
+                asked = cell.next
+                words = [sys.executable, "-m", "distill", *asked, "--device", devices[slot % len(devices)]]
+                with open(logs / f"{cell.name}.log", "ab") as log:
+                    options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
+                    running[subprocess.Popen(words, preexec_fn=_end_with_parent, **options)] = cell, slot, asked
+                say(", ".join(cell.name for cell, *_ in running.values()))
+            ended = [process for process in running if process.poll() is not None]
+            for process in ended:
+                cell, slot, asked = running.pop(process)
+                slots.append(slot)
+                trouble = _trouble(process.returncode, logs / f"{cell.name}.log")
+                if not trouble and not cell.done:
+                    if cell.next != asked:  # distilled, and to be judged
+                        queue.insert(0, cell)
+                        continue
+                    trouble = f"it ended well, but its set or its table is not there: move {cell.run} away"
+                yield cell, trouble
+            if not ended:
+                time.sleep(0.1)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop this process with its parent, however that ends."""
+    if sys.platform == "linux":
+        set_death_signal = 1
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+
+
+def _trouble(code: int, log: Path) -> str:
+    """Return what went wrong in a cell that ended: the last line that it said."""
+    if code == 0:
+        return ""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}{', perhaps for its memory' if code == -signal.SIGKILL else ''}"
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return (lines[-1] if lines else f"exit code {code}").removeprefix("run.sh: ")
