@@ -1,18 +1,19 @@
 """Data sets: each module that exports `load(root) -> (train, test)` is one, by its own name.
 
-The folder is the registry. A set of image files of any size exports SIZE and `load(root, image_size, damaged)`, and
-decodes them at that size; all others are resized here. To keep `import distill.data` quick, what is heavy
-(torchvision, scikit-learn) is imported inside functions.
+The folder is the registry. A set of image files of any size exports SIZE, `load(root, image_size, damaged)`, which
+decodes them at that size, and `listings(root, damaged)`; all others are resized here. To keep `import distill.data`
+quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
 """
 
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from distill.data._folders import fingerprint as files_hash
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
 
-__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "load"]
+__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "fingerprint", "load"]
 
 DAMAGED = ("refuse", "skip")
 """what can be done with damaged files"""
@@ -24,6 +25,20 @@ DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items
 
 FILES: dict[str, int | None] = {name: module.SIZE for name, module in _MODULES.items() if hasattr(module, "SIZE")}
 """data sets of image files, and the side in pixels at which each is decoded where none is asked for; None: its own"""
+
+
+def fingerprint(name: str, root: Path) -> str:
+    """Return a hash of the training data as it lies there, 64 hex digits; image files are not decoded.
+
+    Args:
+        name: one of DATASETS.
+        root: as in `load`.
+
+    Raises:
+        InputError: the data are missing.
+    """
+    root = root.expanduser().absolute()
+    return files_hash(_MODULES[name].listings(root)[0]) if name in FILES else load(name, root)[0].digest
 
 
 def load(name: str, root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:

@@ -18,10 +18,12 @@ from distill.ranks import first
 __all__ = [
     "Listing",
     "find",
+    "fingerprint",
     "held",
     "image_sets",
+    "imagenet_listings",
+    "imagenet_sets",
     "listing",
-    "of_imagenet",
     "paired",
 ]
 
@@ -214,28 +216,41 @@ def image_sets(
         std: per channel, as `mean`.
     """
     train, test = (
-        ImageSet(name, pixels, part.labels, part.classes, mean, std) for part, pixels in zip(parts, images, strict=True)
+        ImageSet(name, pixels, part.labels, part.classes, mean, std, fingerprint(part))
+        for part, pixels in zip(parts, images, strict=True)
     )
     return train, test
 
 
-def of_imagenet(
-    name: str, root: Path, below: Sequence[str], bring: str, size: int, damaged: str
-) -> tuple[ImageSet, ImageSet]:
-    """Return ImageNet or a part of it: train/ and val/ with a folder a class, seen as in its evaluation, in files.
+def fingerprint(part: Listing) -> str:
+    """Return a hash of a part's files: see `ImageFiles.fingerprint`."""
+    return ImageFiles(part.paths, 1, "square").fingerprint(os.fsencode(part.folder))
+
+
+def imagenet_listings(name: str, root: Path, below: Sequence[str], bring: str, damaged: str) -> tuple[Listing, Listing]:
+    """Return the files of ImageNet or a part of it: train/ and val/ with a folder a class.
 
     Args:
         name: of the data set.
         root: the data folder; absolute.
         below: names of the set's folder, the preferred first.
         bring: what the user can do where there is none.
-        size: height and width in pixels.
         damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
 
     Raises:
         InputError: as `find`, `listing` and `paired`.
     """
     place = find(name, root, below, bring)
-    parts = paired(listing(place / "train"), listing(place / "val"), damaged)
+    return paired(listing(place / "train"), listing(place / "val"), damaged)
+
+
+def imagenet_sets(name: str, parts: Sequence[Listing], size: int) -> tuple[ImageSet, ImageSet]:
+    """Return training and test set, seen as in ImageNet's evaluation, in files.
+
+    Args:
+        name: of the data set.
+        parts: its files.
+        size: height and width in pixels.
+    """
     files = [ImageFiles(part.paths, size, "crop") for part in parts]
     return image_sets(name, parts, files, IMAGENET_MEAN, IMAGENET_STD)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data._folders import held, image_sets, listing, paired
+from distill.data._folders import Listing, held, image_sets, listing, paired
 from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
-__all__ = ["SIZE", "load"]
+__all__ = ["SIZE", "listings", "load"]
 
 SIZE = None
 """side in pixels where none is asked for: that of the files"""
@@ -41,6 +41,17 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
         InputError: a folder is missing or has no images, the classes of the parts differ, a file is damaged, or sizes
             differ and image_size is None.
     """
+    parts = listings(root, damaged)
+    size = image_size or _common_size(np.concatenate([part.paths for part in parts]))
+    images = held("folder", parts, size, "square")
+    mean, std = _statistics(images[0])
+    if min(std) == 0:
+        raise InputError(f"a channel of all images in {root / 'train'} has one value: there is nothing to learn there")
+    return image_sets("folder", parts, images, mean, std)
+
+
+def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
+    """Return the files of both parts: arguments and errors as of `load`."""
     test = "test" if (root / "test").is_dir() and not (root / "val").is_dir() else "val"
     for part in (root / "train", root / test):
         if not part.is_dir():
@@ -48,13 +59,7 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
                 f"{part} must hold a folder of images for each class (there is no such folder); "
                 "--data-dir or DATA_DIR names the folder of train/ and val/ (or test/)"
             )
-    parts = paired(listing(root / "train"), listing(root / test), damaged)
-    size = image_size or _common_size(np.concatenate([part.paths for part in parts]))
-    images = held("folder", parts, size, "square")
-    mean, std = _statistics(images[0])
-    if min(std) == 0:
-        raise InputError(f"a channel of all images in {root / 'train'} has one value: there is nothing to learn there")
-    return image_sets("folder", parts, images, mean, std)
+    return paired(listing(root / "train"), listing(root / test), damaged)
 
 
 def _common_size(paths: np.ndarray) -> int:

@@ -10,6 +10,7 @@ and neither decoder refuses it. The EXIF orientation is ignored, as in torchvisi
 is dropped: the colours below it show.
 """
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,10 @@ _CHUNK = 256
 """blocks of files handed to the threads at a time, so that a list of millions costs no memory"""
 _MANY = 2000
 """files that are worth a progress bar"""
+_ALL = 20_000
+"""files, at most, that are read whole to tell a set from others"""
+_SAMPLE = 2000
+"""files that are read of a larger set: all of ImageNet would take as long as an epoch"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +163,21 @@ class ImageFiles:
         """Return some of the files, by index (n,) int64 or mask (N,) bool."""
         return replace(self, paths=self.paths[indices.cpu().numpy()])
 
+    def fingerprint(self, folder: bytes | str = "") -> str:
+        """Return a hash of the files, 64 hex digits: of all their names and, up to 20,000 files, of all their bytes; of
+        more files, of the bytes of 2,000, evenly spread.
+
+        Args:
+            folder: above them, which is no part of their names: a set that was moved is the same set.
+        """
+        found = hashlib.sha256()
+        names = [os.path.relpath(path, folder or None) if folder else path for path in self.paths.tolist()]
+        found.update(b"\0".join(os.fsencode(name) for name in names))
+        few = self.paths if len(self) <= _ALL else self.paths[np.arange(_SAMPLE) * len(self) // _SAMPLE]
+        for content in _in_threads(_hash_of, few):
+            found.update(content)
+        return found.hexdigest()
+
     def to(self, device: torch.device | str) -> "ImageFiles":
         """Return the same files, decoded to a device."""
         return replace(self, device=torch.device(device))
@@ -182,6 +202,15 @@ class ImageFiles:
             "this needs all images in memory at once, but they are so large that they stay in their files: "
             "give a smaller --image-size, or take another method"
         )
+
+
+def _hash_of(path: bytes | str) -> bytes:
+    """Return the sha256 of a file's bytes; nothing for an unreadable file, which is named when it is decoded."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:
+        return b""
 
 
 def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:

@@ -7,10 +7,10 @@ the order of their folders' names, as torchvision's weights expect. The validati
 
 from pathlib import Path
 
-from distill.data._folders import of_imagenet
+from distill.data._folders import Listing, imagenet_listings, imagenet_sets
 from distill.data.imageset import ImageSet
 
-__all__ = ["SIZE", "load"]
+__all__ = ["SIZE", "listings", "load"]
 
 SIZE = 224
 """side in pixels where none is asked for"""
@@ -32,5 +32,10 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
+    return imagenet_sets("imagenet", listings(root, damaged), image_size or SIZE)
+
+
+def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
+    """Return the files of both parts: arguments and errors as of `load`."""
     bring = "it cannot be downloaded here: get it from image-net.org, whose terms apply"
-    return of_imagenet("imagenet", root, _BELOW, bring, image_size or SIZE, damaged)
+    return imagenet_listings("imagenet", root, _BELOW, bring, damaged)

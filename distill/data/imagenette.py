@@ -7,10 +7,10 @@ test set.
 
 from pathlib import Path
 
-from distill.data._folders import of_imagenet
+from distill.data._folders import Listing, imagenet_listings, imagenet_sets
 from distill.data.imageset import ImageSet
 
-__all__ = ["SIZE", "load"]
+__all__ = ["SIZE", "listings", "load"]
 
 SIZE = 224
 """side in pixels where none is asked for"""
@@ -31,5 +31,10 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
+    return imagenet_sets("imagenette", listings(root, damaged), image_size or SIZE)
+
+
+def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
+    """Return the files of both parts: arguments and errors as of `load`."""
     bring = "get imagenette2.tgz as github.com/fastai/imagenette says"
-    return of_imagenet("imagenette", root, _BELOW, bring, image_size or SIZE, damaged)
+    return imagenet_listings("imagenette", root, _BELOW, bring, damaged)

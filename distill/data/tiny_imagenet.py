@@ -16,7 +16,7 @@ from distill.data._folders import Listing, find, held, image_sets, listing, pair
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
-__all__ = ["SIZE", "load"]
+__all__ = ["SIZE", "listings", "load"]
 
 SIZE = 64
 """side in pixels where none is asked for"""
@@ -41,14 +41,19 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, the classes of the parts differ, or a file is damaged.
     """
+    parts = listings(root, damaged)
+    size = image_size or SIZE
+    images = held("tiny_imagenet", parts, size, "crop" if size > SIZE else "square")
+    return image_sets("tiny_imagenet", parts, images, _MEAN, _STD)
+
+
+def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
+    """Return the files of both parts: arguments and errors as of `load`."""
     place = find("tiny_imagenet", root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
     train = listing(place / "train")
     official = (place / "val" / "val_annotations.txt").is_file() and (place / "val" / "images").is_dir()
     test = _annotated(place / "val", train.classes) if official else listing(place / "val")
-    parts = paired(train, test, damaged)
-    size = image_size or SIZE
-    images = held("tiny_imagenet", parts, size, "crop" if size > SIZE else "square")
-    return image_sets("tiny_imagenet", parts, images, _MEAN, _STD)
+    return paired(train, test, damaged)
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> Listing:

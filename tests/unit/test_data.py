@@ -15,7 +15,7 @@ import torch
 import torchvision.datasets
 from PIL import Image
 
-from distill.data import DATASETS, ImageSet, _folders, folder, imageset, load
+from distill.data import DATASETS, ImageSet, _folders, fingerprint, folder, imageset, load
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 
@@ -50,15 +50,50 @@ def test_identity_is_what_stages_on_disk_are_named_by() -> None:
     """To change what it says is to make all teachers and experts anew."""
     data = numbered()
     known = {"name": "numbered", "shape": [2, 4, 4], "counts": [9, 5, 2], "classes": ["a", "b", "c"]}
-    assert data.identity() == known | {"mean": [0.5, 0.5], "std": [0.2, 0.2]}
-    assert replace(data, images=1 - data.images).identity() == data.identity()  # pixels are not read
-    files = ImageFiles(np.array(["none.png"] * 16), 4, "square")
-    unread = replace(data, images=files, mean=(0.5,) * 3, std=(0.2,) * 3)
-    assert unread.identity() == known | {"shape": [3, 4, 4], "mean": [0.5] * 3, "std": [0.2] * 3}
+    known |= {"mean": [0.5, 0.5], "std": [0.2, 0.2], "digest": data.digest}
+    assert data.identity() == known
+    assert data.to("cpu").digest == numbered().digest == data.digest
+    one_pixel = data.images.clone()
+    one_pixel[7, 1, 2, 3] += 1 / 255
+    exchanged = data.labels[torch.tensor([1, 0, *range(2, 16)])]
     parts = data.split(0.4, generator())
     changed = [replace(data, mean=(0.1, 0.5)), replace(data, classes=("a", "b", "d")), data.resized(2), *parts]
+    changed += [
+        replace(data, images=one_pixel),
+        replace(data, labels=exchanged),
+        replace(data, images=one_pixel).resized(2),
+    ]
     found = [one.identity() for one in (data, *changed)]
     assert all(found.count(one) == 1 for one in found)
+    assert len({one.digest for one in changed}) == len(changed) - 1  # of mean and names other fields tell
+
+
+def test_identity_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
+    """A set that was moved, or is decoded at another time, is the same; another picture of the same name is not."""
+
+    def made(folder: str, value: int) -> ImageSet:
+        for part in ("train/a", "train/b", "val/a", "val/b"):
+            (tmp_path / folder / part).mkdir(parents=True)
+            Image.new("RGB", (4, 4), (value, 0, 9)).save(tmp_path / folder / part / "0.bmp")
+        Image.new("RGB", (4, 4), (255, 255, 255)).save(tmp_path / folder / "train/b/1.bmp")
+        return load("folder", tmp_path / folder)[0]
+
+    first, other, same = made("x", 1), made("y", 2), made("z", 1)
+    assert first.identity() == same.identity() != other.identity()
+    assert first.digest == load("folder", tmp_path / "x", 8)[0].digest  # decoded otherwise, and the shape says so
+    assert fingerprint("folder", tmp_path / "x") == fingerprint("folder", tmp_path / "z") == first.source
+    assert fingerprint("folder", tmp_path / "y") != first.source
+    files = replace(first, images=ImageFiles(np.array([str(tmp_path / "x/train/a/0.bmp")] * 3), 4, "square"), source="")
+    moved = replace(files, images=ImageFiles(np.array([str(tmp_path / "y/train/a/0.bmp")] * 3), 4, "square"))
+    assert files.digest != moved.digest
+
+
+def test_ordered_as_keeps_which_image_is_of_which_class() -> None:
+    data = numbered()
+    other = data.ordered_as(("c", "a", "b"))
+    assert [other.classes[label] for label in other.labels] == [data.classes[label] for label in data.labels]
+    assert torch.equal(other.images, data.images)
+    assert other.ordered_as(data.classes).identity() == data.identity()
 
 
 @pytest.mark.parametrize(
