@@ -37,6 +37,18 @@ class Threat:
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps is {self.eps}; it must be a finite number >= 0, for pixels in [0, 1]")
 
+    @property
+    def written(self) -> str:
+        """The ball as `threat_named` reads it, exactly: "8/255", "0.3", "l2:0.5".
+
+        >>> [Threat(norm, eps).written for norm, eps in (("linf", 8 / 255), ("linf", 0.1), ("l2", 0.2), ("l2", 1 / 7))]
+        ['8/255', '0.1', 'l2:0.2', 'l2:0.14285714285714285']
+        """
+        short = f"{self.eps:.6g}"
+        bytes_ = f"{round(self.eps * 255)}/255"
+        forms = [form for form in (short, bytes_) if float(Fraction(form)) == self.eps]
+        return ("" if self.norm == "linf" else f"{self.norm}:") + (forms or [repr(self.eps)])[0]
+
     def random_start(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return a uniform point of each image's ball, cut to [0, 1].
 

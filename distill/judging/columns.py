@@ -8,11 +8,12 @@
     corruptions                  fifteen kinds of damage at five severities each, the mean
     certified                    randomised smoothing: certified right within the threat (sigma, n0, n, alpha)
 
-A threat is a preset (linf_star, linf, l2, aaai25, standard, standard_l2) or an eps: 8/255, l2:0.5.
+A threat is a preset (linf_star, linf, l2, aaai25, standard, standard_l2) or an eps: 8/255, l2:0.5. The name of a column
+has its threat in it (pgd@8/255), so that results of two threats never meet under one name.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -69,7 +70,7 @@ class Column:
     """One column beside `clean`."""
 
     name: str
-    """as it is written in tables"""
+    """as tables show it: the attack with its fields, @ and the threat; the paper's three have no @"""
     base: str
     """the name without its threat: columns of one base are one attack at several strengths"""
     kind: Kind
@@ -78,6 +79,8 @@ class Column:
     """the attack; for a transfer the one on the surrogate, for `certified` a Certification, else None"""
     threat: Threat | None
     """the ball; None for corruptions, and for attacks that count something else"""
+    how: str
+    """the attack's settings, as far as they are not its defaults: two columns of one name and another `how` differ"""
 
 
 def family(channels: int, size: int) -> str:
@@ -95,10 +98,14 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     try:
         default = threat_named(evaluation.threat, group)
         curve = [threat_named(f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
+        sources = {
+            "transfer": f"{evaluation.surrogate_epochs} epochs",
+            "transfer_student": evaluation.transfer_backbone,
+        }
         found: list[Column] = []
         for item in re.split(r",(?!\w+=)", evaluation.attacks):
             if item:
-                found += _columns(item, group, default, curve, [eps for eps in evaluation.eps.split(",") if eps])
+                found += _columns(item, group, default, curve, sources)
         for column in found:
             members = column.attack.members() if isinstance(column.attack, AutoAttack) else (column.attack,)
             for member in members:
@@ -115,30 +122,28 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     return found
 
 
-def _columns(item: str, group: str, default: Threat, curve: list[Threat], written: list[str]) -> list[Column]:
+def _columns(item: str, group: str, default: Threat, curve: list[Threat], sources: dict[str, str]) -> list[Column]:
     paper = paper_attacks("mnist" if group == "mnist" else "cifar10")
     if item in paper:
-        return [Column(item, "pgd, the paper's", "white", paper[item], paper[item].threat)]
+        return [Column(item, "pgd, the paper's", "white", paper[item], paper[item].threat, _settings(paper[item]))]
     spec, at, place = item.partition("@")
     name, options = split_spec(spec)
     if name == "corruptions" and not (options or at):
-        return [Column(item, item, "corruptions", None, None)]
+        return [Column(item, item, "corruptions", None, None, "")]
     if name not in ATTACKS and name not in SPECIAL:
         raise unknown("attack", name, [*paper, *ATTACKS, *SPECIAL])
     norm = "l2" if name == "certified" else NORM.get(name)
     if at:
-        threats = {item: threat_named(place, group)}
+        threats = [threat_named(place, group)]
     elif norm not in (None, default.norm):
-        threats = {item: threat_named(norm, group)}
-    elif curve:
-        threats = {f"{spec}@{text}": threat for text, threat in zip(written, curve, strict=True)}
+        threats = [threat_named(norm, group)]
     else:
-        threats = {item: default}
-    return [_column(label, spec, name, options, threat) for label, threat in threats.items()]
+        threats = curve or [default]
+    return [_column(spec, name, options, threat, sources.get(name, "")) for threat in threats]
 
 
-def _column(label: str, spec: str, name: str, options: dict[str, str], threat: Threat) -> Column:
-    kind = KINDS.get(name, "white")
+def _column(spec: str, name: str, options: dict[str, str], threat: Threat, source: str) -> Column:
+    kind, label = KINDS.get(name, "white"), f"{spec}@{threat.written}"
     if name == "certified":
         if threat.norm != "l2":
             raise ValueError(f"{label}: smoothing certifies l2 balls; write a threat such as l2:0.5")
@@ -148,13 +153,25 @@ def _column(label: str, spec: str, name: str, options: dict[str, str], threat: T
                 f"{label}: {how.n} draws at sigma {how.sigma:g} certify {how.largest:.3g} at most, less than "
                 f"the threat's {threat.eps:g}; take a larger sigma or n, or a smaller threat"
             )
-        return Column(label, spec, kind, how, threat)
+        return Column(label, spec, kind, how, threat, _settings(how))
     if name in ("transfer", "transfer_student"):
         walk = PGD(threat, steps=20, step_size=threat.eps / 4 or None, iterate="last")
-        return Column(label, spec, kind, configured(walk, options, name, fixed=("threat", "iterate")), threat)
+        walk = configured(walk, options, name, fixed=("threat", "iterate"))
+        return Column(label, spec, kind, walk, threat, f"{_settings(walk)} from {source}")
     if name in ("worst", "corruptions"):
         if options or name == "corruptions":
             raise ValueError(f"{label}: {name} has no options")
-        return Column(label, spec, kind, None, threat)
+        return Column(label, spec, kind, None, threat, "")
     attack = attack_named(spec, threat)
-    return Column(label, spec, kind, attack, getattr(attack, "threat", None))
+    ball = getattr(attack, "threat", None)
+    return Column(label if ball else spec, spec, kind, attack, ball, _settings(attack))
+
+
+def _settings(attack: Any) -> str:
+    """Return an attack's fields beside its threat that are not at their defaults.
+
+    >>> _settings(PGD(Threat("linf", 0.1), steps=50))
+    'PGD(steps=50)'
+    """
+    changed = (f for f in fields(attack) if f.name != "threat" and getattr(attack, f.name) != f.default)
+    return f"{type(attack).__name__}({', '.join(f'{f.name}={getattr(attack, f.name)}' for f in changed)})"

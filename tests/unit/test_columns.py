@@ -26,13 +26,13 @@ def test_threats_behind_the_at_by_flag_and_by_curve() -> None:
     assert names("pgd@l2:0.5,square@2/255,fgsm") == {
         "pgd@l2:0.5": Threat("l2", 0.5),
         "square@2/255": Threat("linf", 2 / 255),
-        "fgsm": Threat("linf", 8 / 255),
+        "fgsm@8/255": Threat("linf", 8 / 255),
     }
-    assert names("pgd", threat="l2") == {"pgd": Threat("l2", 0.2)}
+    assert names("pgd", threat="l2") == {"pgd@l2:0.2": Threat("l2", 0.2)}
     assert names("cw,deepfool,pgd") == {
-        "cw": Threat("l2", 0.2),
-        "deepfool": Threat("l2", 0.2),
-        "pgd": Threat("linf", 8 / 255),
+        "cw@l2:0.2": Threat("l2", 0.2),
+        "deepfool@l2:0.2": Threat("l2", 0.2),
+        "pgd@8/255": Threat("linf", 8 / 255),
     }
     assert names("pgd,linf,mim@1/255", eps="0,1/255,8/255") == {
         "pgd@0": Threat("linf", 0.0),
@@ -43,11 +43,31 @@ def test_threats_behind_the_at_by_flag_and_by_curve() -> None:
     }
 
 
+def test_a_name_has_its_threat_in_it_however_it_was_given() -> None:
+    """Results are stored by name: `pgd` at 2/255 and at 8/255 were one column, and were compared with each other."""
+    spelled = [names("pgd", threat="2/255"), names("pgd@2/255"), names("pgd@linf"), names("pgd", eps="2/255")]
+    assert all(found == {"pgd@2/255": Threat("linf", 2 / 255)} for found in spelled)
+    with pytest.raises(InputError, match="has pgd@2/255 twice"):
+        columns(Evaluation(attacks="pgd@linf,pgd@2/255"), 3, 32)
+    assert list(names("jsma,corruptions")) == ["jsma", "corruptions"]  # neither has a ball
+
+
+def test_settings_tell_attacks_apart_and_are_not_the_defaults() -> None:
+    def how(attacks: str, **options: object) -> list[str]:
+        return [c.how for c in columns(Evaluation(attacks=attacks, **options), 3, 32)]
+
+    assert how("pgd,pgd:steps=50,fgsm@0") == ["PGD()", "PGD(steps=50)", "PGD(steps=1, random_start=False)"]
+    assert how("transfer")[0].endswith("from 10 epochs")
+    assert how("transfer", surrogate_epochs=3)[0].endswith("from 3 epochs")
+    assert how("transfer_student", transfer_backbone="lenet")[0].endswith("from lenet")
+    assert how("certified:sigma=0.5")[0] == "Certification(sigma=0.5)"
+
+
 def test_fields_keep_their_commas() -> None:
     first, second = columns(Evaluation(attacks="pgd:steps=50,restarts=5@1/255,noise"), 3, 32)
     assert first.attack == PGD(Threat("linf", 1 / 255), steps=50, restarts=5)
     assert first.base == "pgd:steps=50,restarts=5"
-    assert second.name == "noise"
+    assert second.name == "noise@8/255"
 
 
 def test_every_attack_is_made_at_every_eps_with_zero() -> None:
@@ -66,7 +86,7 @@ def test_families() -> None:
         "imagenet",
         "imagenet",
     ]
-    assert names("certified:sigma=0.5") == {"certified:sigma=0.5": Threat("l2", 0.2)}
+    assert names("certified:sigma=0.5") == {"certified:sigma=0.5@l2:0.2": Threat("l2", 0.2)}
     (column,) = columns(Evaluation(attacks="certified:sigma=0.5,n=200@l2:0.9"), 3, 32)
     assert column.attack == Certification(sigma=0.5, n=200)
 
