@@ -18,9 +18,9 @@ from distill.augment import STRATEGIES
 from distill.commands.benchmark import run_benchmark
 from distill.commands.compare import run_compare
 from distill.commands.curvature import run_curvature
-from distill.commands.evaluate import run_evaluate
+from distill.commands.evaluate import digest_of, run_evaluate
 from distill.commands.export import EXPORTS, run_export
-from distill.commands.start import Place, foresee, spare_threads
+from distill.commands.start import Place, foresee, identity_of, spare_threads
 from distill.commands.table import run_table
 from distill.data import DATASETS, ImageSet, load
 from distill.distilled import DistilledSet
@@ -29,7 +29,7 @@ from distill.estimate import estimate, human
 from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
 from distill.judging.columns import SPECIAL
-from distill.judging.evaluate import evaluate
+from distill.judging.evaluate import evaluate, missing
 from distill.models import BACKBONES
 from distill.protocol import chosen
 from distill.ranks import asked, barrier, first, joined, launched, start
@@ -174,37 +174,44 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
-        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds}
-        options |= {"stages": place.runs / "stages", "workers": place.workers}
-        run = Run(place.runs / experiment.folder, experiment, seed=experiment.seed, **options)
-        if (run.folder / "table.csv").exists():
+        train, test = real_data(experiment, place, device)
+        data = experiment.data_name(place.data_dir)
+        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
+        options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
+        run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
+        channels, size, _ = test.image_shape
+        absent = missing(run.folder, experiment.evaluation, channels, size)
+        if absent == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             return show(run.folder)
-        train, test = real_data(experiment, place, device)
         spare_threads(train, device)
         smallest = int(train.labels.bincount(minlength=train.num_classes).min())
         if experiment.ipc > smallest and not hasattr(module, "ANY_IPC"):
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
         foresee(backbone, experiment.evaluation, train)
-        announce(peek(flags, "--recipe")["--recipe"] is None, experiment, module, train, len(test), device)
+        if absent:
+            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
+        else:
+            quick = peek(flags, "--recipe")["--recipe"] is None
+            announce(quick, experiment, data, module, train, len(test), device)
         if asked() > 1 and not launched():  # all that can be refused was
             start(asked(), [method, dataset, *flags])
 
-        labels = {"method": method, "dataset": experiment.data_name, "ipc": experiment.ipc, "seed": experiment.seed}
-        labels |= {"backbone": backbone, "loss": experiment.evaluation.how}
-        labels |= {"recipe": experiment.recipe, "config": run.config_hash}
-        with locked(run.begin().folder):
+        with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
             path = run.folder / "distilled.safetensors"
             if not path.exists():
                 distilled = module.distill(train, experiment.ipc, experiment.config, run)
                 if first():
-                    replace(distilled, method=method).save(path)
+                    replace(distilled, method=method, config=run.config_hash(evaluation=None)).save(path)
             barrier()
             distilled = DistilledSet.load(path).to(device)
             run.finish()
             if first():
                 save_grid(distilled, run.folder / "grid.png")
+            labels = {"method": method, "dataset": data, "ipc": experiment.ipc, "seed": experiment.seed}
+            labels |= {"backbone": backbone, "loss": experiment.evaluation.how, "recipe": experiment.recipe}
+            labels |= {"config": run.config_hash(), "set": digest_of(path)[:16]}
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
             return finish(rows, run.folder) if first() else 0
@@ -222,6 +229,7 @@ def real_data(experiment: Experiment, place: Place, device: torch.device) -> tup
 def announce(
     chosen_here: bool,
     experiment: Experiment,
+    data: str,
     module: ModuleType,
     train: ImageSet,
     tests: int,
@@ -230,7 +238,7 @@ def announce(
     """Say which recipe runs, and on a CPU how long it and the other will take."""
     if not first():
         return
-    text = f"{experiment.method} on {experiment.data_name}, ipc {experiment.ipc}, recipe {experiment.recipe}"
+    text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
     if device.type != "cpu":
         print(f"{text}, on {device}", file=sys.stderr)
         return

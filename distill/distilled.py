@@ -13,6 +13,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
     augment           policy of a student's training
     backbone          network that the images were made with, and a student's by default
     training          what the method's own way of training students needs (`distill.protocol`)
+    config            hash of the settings that made it, which sets of other seeds share
     shards            names of the files with the images, where they are not in this one
 """
 
@@ -40,6 +41,8 @@ SHARD = 2**30
 """bytes of images in one file, about"""
 OWN = "own."
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
+LATER = ("config", "training")
+"""fields that files of earlier versions may lack"""
 
 
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*")
@@ -73,6 +76,8 @@ class DistilledSet:
     """network of the distillation, and by default of the students"""
     method: str = ""
     """name of the method that made the set"""
+    config: str = ""
+    """hash of all settings that made the set but the seed, "" where they are unknown: sets of one are one method's"""
     training: dict[str, Any] = field(default_factory=dict)
     """of JSON's types: what the method's own way of training students needs, {} where it has none"""
     own: dict[str, Tensor] = field(default_factory=dict)
@@ -83,8 +88,8 @@ class DistilledSet:
             name = getattr(self, what)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
-        if not all(isinstance(each, str) for each in (self.augment, self.backbone, *self.classes)):
-            raise ValueError("augment, backbone and the classes are texts, and one of them is none")
+        if not all(isinstance(each, str) for each in (self.augment, self.backbone, self.config, *self.classes)):
+            raise ValueError("augment, backbone, config and the classes are texts, and one of them is none")
         if not isinstance(self.training, dict):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
         if not all(isinstance(each, Real) and isfinite(each) for each in (*self.mean, *self.std)) or min(self.std) <= 0:
@@ -125,7 +130,7 @@ class DistilledSet:
 
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
-        values = {name: getattr(self, name) for name in (*FIELDS, "training")}
+        values = {name: getattr(self, name) for name in (*FIELDS, *LATER)}
         tensors = {"labels": self.labels} | {f"{OWN}{name}": tensor for name, tensor in self.own.items()}
         rows = max(1, SHARD // (4 * self.images.shape[1:].numel()))
         if len(self.images) <= rows:
@@ -158,8 +163,8 @@ class DistilledSet:
             if "images" not in tensors:
                 tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-            fields = {name: values[name] for name in FIELDS} | lists | {"training": values.get("training", {})}
-            return cls(**tensors, **fields, own=own)
+            fields = {name: values[name] for name in FIELDS} | {name: values[name] for name in LATER if name in values}
+            return cls(**tensors, **fields | lists, own=own)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no distilled set: {error}") from None
 

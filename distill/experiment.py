@@ -7,9 +7,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from distill.data import label
 from distill.students import Training
 
 __all__ = ["Evaluation", "Experiment", "Recipe"]
+
+
+COLUMNS = {"identity": False}
+"""of fields that name columns of a table only: other values add columns to the students of the same run"""
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,11 @@ class Evaluation:
 
     students: int = 5
     """networks trained on the distilled set, each from its own initialisation"""
-    attacks: str = "linf_star,linf,l2"
+    attacks: str = field(default="linf_star,linf,l2", metadata=COLUMNS)
     """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always there"""
-    threat: str = "linf_star"
+    threat: str = field(default="linf_star", metadata=COLUMNS)
     """of attacks that name none: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""
-    eps: str = ""
+    eps: str = field(default="", metadata=COLUMNS)
     """a curve: 0,1/255,2/255,4/255,8/255 runs attacks that name no threat at each, in the norm of --threat"""
     surrogate_epochs: int = 10
     """epochs on the real data of the network that `transfer` attacks"""
@@ -100,13 +105,15 @@ class Experiment:
         if self.image_size is not None and not 4 <= self.image_size <= 1024:
             raise ValueError(f"image-size is {self.image_size}; it must be from 4 to 1024 pixels")
 
-    @property
-    def data_name(self) -> str:
-        """The data as it is named in folders and tables: cifar10, cifar10-16px, cifar10-16px-validation."""
-        size = "" if self.image_size is None else f"-{self.image_size}px"
-        return f"{self.dataset}{size}{'' if self.split == 'test' else '-validation'}"
+    def data_name(self, data_dir: Path) -> str:
+        """Return the data as folders and tables name it: cifar10, cifar10-16px, folder-pets-1f3a9c-16px-validation.
 
-    @property
-    def folder(self) -> Path:
-        """The run's place below the folder of all runs."""
-        return Path(self.method, self.data_name, f"ipc{self.ipc}", f"seed{self.seed}")
+        Args:
+            data_dir: folder of the real data sets.
+        """
+        size = "" if self.image_size is None else f"-{self.image_size}px"
+        return f"{label(self.dataset, data_dir)}{size}{'' if self.split == 'test' else '-validation'}"
+
+    def folder(self, data_dir: Path) -> Path:
+        """Return the run's place below the folder of all runs; arguments as of `data_name`."""
+        return Path(self.method, self.data_name(data_dir), f"ipc{self.ipc}", f"seed{self.seed}")

@@ -90,13 +90,22 @@ def is_ours(path: Path, reading: Reading) -> bool:
     return ours
 
 
-def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable[[int], ImageSet], read: Read) -> Path:
+def bring(
+    path: Path,
+    reading: Reading,
+    dataset: str,
+    data: str,
+    runs: Path,
+    real: Callable[[int], ImageSet],
+    read: Read,
+) -> Path:
     """Return the folder of a published set as one of ours, read now or earlier, and say what it is.
 
     Args:
         path: a file or a folder that exists.
         reading: how to read it.
         dataset: name of the real data set.
+        data: hash of its images: names of classes and normalisation are theirs.
         runs: folder of all runs.
         real: side in pixels -> the real training images at that size.
         read: the reader.
@@ -107,7 +116,7 @@ def bring(path: Path, reading: Reading, dataset: str, runs: Path, real: Callable
     Raises:
         InputError: it is no such set, or cannot be read.
     """
-    folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading)[:12]}"
+    folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading, data)[:12]}"
     record = folder / "reading.json"
     lines = _said(record) if (folder / "distilled.safetensors").exists() else None
     if lines is None:
@@ -133,12 +142,12 @@ def _said(record: Path) -> list[str] | None:
         return None
 
 
-def _digest(path: Path, reading: Reading) -> str:
-    """Return a hash of a file and its labels beside it, or of all files of a folder, and of how they are read."""
+def _digest(path: Path, reading: Reading, data: str) -> str:
+    """Return a hash of a file and its labels, or of a folder's files, with how and on which data they are read."""
     how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
     if reading.source in ("auto", "idc") and reading.factor is None and (named := factor_in(path)) is not None:
         how["factor"] = named
-    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(how | {"data": data}, sort_keys=True).encode())
     files = _files_in(path) if path.is_dir() else [path, *companions(path).values()]
     if reading.fkd is not None:
         if not Path(reading.fkd).is_dir():

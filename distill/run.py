@@ -1,7 +1,7 @@
 """One run on disk: its folder, its addressed randomness, its checkpoints, its scalars.
 
 A run folder holds
-    experiment.json       what is being run: the whole config, and what it ran on
+    experiment.json       what is being run: the whole config, the data, the attacks, and what it ran on
     state.pt              what a resumed run needs; removed when the distilled set is written
     metrics.jsonl         scalars of each step, also as TensorBoard events in tensorboard/
     distilled.safetensors, grid.png, students/, results.jsonl, table.md, table.csv   (see the modules that write them)
@@ -32,9 +32,13 @@ __all__ = ["Run", "describe", "locked"]
 
 
 def describe(value: Any) -> Any:
-    """Return a value as JSON has it; a dataclass becomes a dict with its class's name."""
+    """Return a value as JSON has it; a dataclass becomes a dict with its class's name.
+
+    Fields with the metadata {"identity": False} are left out: a run with other values of theirs is the same run.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        own = [each.name for each in fields(value) if each.metadata.get("identity", True)]
+        return {"class": type(value).__name__} | {name: describe(getattr(value, name)) for name in own}
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -46,6 +50,8 @@ class Run:
     Args:
         folder: where the run lives; made if needed.
         experiment: the whole config, a dataclass.
+        data: the identity of the data that it runs on, of JSON's types; None where a caller does not have the data, and
+            then the data of the run in the folder are not compared.
         seed: root of all randomness of the run.
         device: where tensors live.
         checkpoint_seconds: a due checkpoint is this old, at most so much work is lost.
@@ -61,6 +67,7 @@ class Run:
         folder: Path,
         experiment: Any,
         *,
+        data: dict[str, Any] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         checkpoint_seconds: float = 30.0,
@@ -69,14 +76,17 @@ class Run:
     ):
         self.folder, self.seed, self.device = folder, seed, torch.device(device)
         self.stages = stages or folder / "stages"
-        self.experiment = describe(experiment)
+        self.experiment, self.data = describe(experiment), data
         self.checkpoint_seconds, self.workers = checkpoint_seconds, workers
         self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=first())
         self._scalars = None
         self._check()
 
-    def begin(self) -> "Run":
+    def begin(self, **beside: Any) -> "Run":
         """Make the folder this experiment's; until then nothing is written, so that bad input leaves nothing behind.
+
+        Args:
+            beside: of JSON's types, written beside the experiment; the run stays the same when they change.
 
         Returns:
             the run itself.
@@ -85,9 +95,9 @@ class Run:
             InputError: the folder cannot be written.
         """
         path = self.folder / "experiment.json"
-        if first() and not (path.exists() and self._found() == self.experiment):
-            content = {"experiment": self.experiment, "made_by": provenance(self.device)}
-            write_text(path, json.dumps(content, indent=2) + "\n")
+        content = {"experiment": self.experiment, "data": self.data} | beside
+        if first() and not (path.exists() and self._read() | content == self._read()):
+            write_text(path, json.dumps(content | {"made_by": provenance(self.device)}, indent=2) + "\n")
         return self
 
     def generator(self, *address: str | int) -> torch.Generator:
@@ -120,13 +130,16 @@ class Run:
         options = {"seed": seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
         return Run(folder, config, **options, stages=self.stages, workers=self.workers).begin()
 
-    @property
-    def config_hash(self) -> str:
-        """Eight hex digits that runs share which differ in nothing but the seed."""
+    def config_hash(self, **instead: Any) -> str:
+        """Return eight hex digits that runs share which differ in nothing but the seed, or in fields that are replaced.
+
+        Args:
+            instead: fields of the experiment with the value to take instead.
+        """
         experiment = self.experiment
         if isinstance(experiment, dict):
-            experiment = {name: value for name, value in experiment.items() if name != "seed"}
-        return _digest(experiment)[:8]
+            experiment = {name: value for name, value in experiment.items() if name != "seed"} | instead
+        return _digest([experiment, self.data])[:8]
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -199,23 +212,32 @@ class Run:
     # --- whose folder this is ------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> str:
-        return _digest(self.experiment)
+        return _digest([self.experiment, self.data])
 
     def _check(self) -> None:
         if not (self.folder / "experiment.json").exists():
             return
-        found = self._found()
-        if found != self.experiment and not self._is_empty():
+        found = self._read()
+        same = found["experiment"] == self.experiment
+        if (same and self.data in (None, found["data"])) or self._is_empty():
+            return
+        if self.data is not None and found["data"] is None:
             raise InputError(
-                f"{self.folder} holds a run with another config: {difference(found, self.experiment)}. "
-                "Give the same flags to continue it, or another folder (--runs DIR) for this one"
+                f"{self.folder} holds a run of an earlier version, which did not record its data: move it away, "
+                "or choose another folder (--runs DIR)"
             )
+        part, what, how = ("data", "other data", "--data-dir") if same else ("experiment", "another config", "flags")
+        raise InputError(
+            f"{self.folder} holds a run with {what}: {difference(found[part], getattr(self, part))}. "
+            f"Give the same {how} to continue it, or another folder (--runs DIR) for this one"
+        )
 
-    def _found(self) -> Any:
-        """Return whose the folder is."""
+    def _read(self) -> dict[str, Any]:
+        """Return what experiment.json says: whose the folder is."""
         path = self.folder / "experiment.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["experiment"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return {"experiment": content["experiment"], "data": content.get("data")} | content
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(
                 f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)"
@@ -288,8 +310,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Return what a number needs beside its config: versions, device, commit and command."""
     here = Path(__file__).parent
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    sources = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for words in (git, sources)
+        )
+        commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
     except (OSError, subprocess.SubprocessError):
         commit = None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()

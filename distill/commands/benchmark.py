@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from distill.commands.cells import SET, Cell, run_cells
 from distill.commands.evaluate import digest_of, folder_of
-from distill.commands.start import Place
-from distill.data import DATASETS
+from distill.commands.start import Place, identity_of
+from distill.data import DATASETS, label, load
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
@@ -173,8 +173,9 @@ def _cells(
     def protocol(method: str) -> list[str]:
         return ["--protocol", asked.protocol if hasattr(methods[method], "protocol") else "standard"]
 
+    identities = cache(_identity)
     return [
-        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle)
+        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle, identities)
         for seed in range(asked.seeds)
         for dataset in datasets
         for ipc in ipcs
@@ -221,6 +222,7 @@ def _cell(
     seed: int,
     extra: list[str],
     settle: Settle,
+    identities: Callable[[str, Path, int | None, str], dict[str, Any] | None],
 ) -> Cell:
     """Return a cell, whose command line is checked, and whose folder is its own or empty."""
     flags = ["--ipc", str(ipc), "--seed", str(seed), "--runs", str(asked.runs), "--data-dir", str(asked.data_dir)]
@@ -229,24 +231,36 @@ def _cell(
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     flags += extra
     experiment, place = settle(method, dataset, [*flags, "--device", asked.device])
-    folder, trouble = place.runs / experiment.folder, ""
+    folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
     try:
-        Run(folder, experiment, seed=seed)
-    except InputError as error:  # another config's run is there
+        identity = identities(dataset, place.data_dir, experiment.image_size, experiment.split)
+        Run(folder, experiment, data=identity, seed=seed)
+    except InputError as error:  # another config's run is there, or one on other data
         trouble = str(error)
-    name = f"{method}-{experiment.data_name}-ipc{ipc}-seed{seed}"
+    name = f"{method}-{data}-ipc{ipc}-seed{seed}"
     network = asked.backbone or _usual(dataset, experiment.recipe, settle)
     same = network in ("recipe", experiment.config.backbone)
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
-        return Cell(name, (method, dataset, *flags), experiment.data_name, folder, None, trouble=trouble)
+        return Cell(name, (method, dataset, *flags), data, folder, None, trouble=trouble)
 
     @cache  # a finished set stays as it is, and is asked for after every cell
     def judged() -> Path:
-        return place.runs / folder_of(method, digest_of(folder / SET), dataset, seed, network)
+        return place.runs / folder_of(method, digest_of(folder / SET), label(dataset, place.data_dir), seed, network)
 
     judgement = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
     judgement += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
-    return Cell(name, (method, dataset, *flags), experiment.data_name, folder, judged, tuple(judgement), trouble)
+    return Cell(name, (method, dataset, *flags), data, folder, judged, tuple(judgement), trouble)
+
+
+def _identity(dataset: str, data_dir: Path, image_size: int | None, split: str) -> dict[str, Any] | None:
+    """Return the identity of a data set; None where it is not there, and finished runs are shown without it."""
+    try:
+        train, test = load(dataset, data_dir, image_size)
+    except InputError:
+        return None
+    if split == "validation":
+        train, test = train.split(0.1, torch.Generator().manual_seed(0))
+    return identity_of(train, test)
 
 
 @cache

@@ -12,7 +12,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.commands.start import Place, spare_threads
+from distill.commands.start import Place, identity_of, spare_threads
 from distill.data import load
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -24,6 +24,7 @@ from distill.judging.trained import students_of
 from distill.progress import progress
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned, find_rows
+from distill.run import difference
 from robust import PGD, threat_named, withstands
 from robust.bounds import BoundTerms, bound_terms, transfer_terms
 from robust.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
@@ -107,13 +108,20 @@ class _Run:
 
     def __init__(self, place: Path, asked: CurvatureCommand, device: torch.device):
         rows = find_rows([place])
-        experiment = json.loads((place / "experiment.json").read_text(encoding="utf-8"))["experiment"]
+        content = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
+        experiment = content["experiment"]
         if not (place / "distilled.safetensors").exists():
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
         self.distilled = DistilledSet.load(place).to(device)
         train, test = load(experiment["dataset"], asked.data_dir, experiment["image_size"], asked.damaged)
         if experiment["split"] == "validation":
             train, test = train.split(0.1, torch.Generator().manual_seed(0))
+        found = identity_of(train, test)
+        if content.get("data") != found:
+            raise InputError(
+                f"{place} was run on other data than {asked.data_dir} has ({difference(content.get('data'), found)}): "
+                "give its --data-dir"
+            )
         test = test.first(asked.images).to(device)
         self.test = replace(test, images=test.images[:])  # few enough to be in memory
         spare_threads(self.test, device)

@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from distill.commands.start import Place, foresee, spare_threads
-from distill.data import DATASETS, FILES, ImageSet, load
+from distill.commands.start import Place, foresee, identity_of, spare_threads
+from distill.data import DATASETS, FILES, ImageSet, fingerprint, label, load
+from distill.data.shards import Shards
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
-from distill.judging.evaluate import check, evaluate
+from distill.judging.evaluate import check, evaluate, missing
 from distill.protocol import ProtocolOf, chosen
 from distill.reading import Read, Reading, bring, is_ours
 from distill.reports.outcome import finish, show
@@ -97,29 +98,32 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     name = distilled.method or path.stem
     own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
+    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
+    check(distilled, test)
+    identity, shape = identity_of(train, test), test.image_shape[:2]
     runs: list[Run] = []
     for each in judgements:
         other = "" if each.backbone == distilled.backbone else each.backbone
-        place_of = place.runs / folder_of(name, digest, each.dataset, each.seed, other)
-        runs.append(Run(place_of, each, seed=each.seed, device=device))
-    finished = [(run.folder / "table.csv").exists() for run in runs]
-    if not all(finished):
-        (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
-        check(distilled, test)
-        for each in judgements:
-            foresee(each.backbone, each.evaluation, test)
+        place_of = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
+        runs.append(Run(place_of, each, data=identity, seed=each.seed, device=device))
+    absent = [missing(run.folder, each.evaluation, *shape) for each, run in zip(judgements, runs, strict=True)]
+    for each in judgements:
+        foresee(each.backbone, each.evaluation, test)
+    if any(each != [] for each in absent):
         spare_threads(test, device)
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-    for each, run, is_there in zip(judgements, runs, finished, strict=True):
-        if is_there:
+    for each, run, columns in zip(judgements, runs, absent, strict=True):
+        if columns == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             show(run.folder)
             continue
+        if columns:
+            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
         labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed}
-        labels |= {"backbone": each.backbone, "loss": each.evaluation.how}
-        labels |= {"recipe": each.recipe, "config": run.config_hash}
+        labels |= {"backbone": each.backbone, "loss": each.evaluation.how, "recipe": each.recipe}
+        labels |= {"config": run.config_hash(distilled=distilled.config or digest), "set": digest[:16]}
         protocol = own and own(distilled, file.parent, run)
-        with locked(run.begin().folder):
+        with locked(run.begin(attacks=each.evaluation.attacks).folder):
             rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
             finish(rows, run.folder)
     if len(runs) > 1:
@@ -128,8 +132,14 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
 
 
 def digest_of(file: Path) -> str:
-    """Return what a distilled set is known by: its file's sha256."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """Return what a distilled set is known by: the sha256 of its file, with those of the files that hold its images."""
+    images = DistilledSet.load(file).images
+    shards = images.paths if isinstance(images, Shards) else []
+    digests = []
+    for path in (file, *shards):
+        with open(path, "rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:
@@ -138,7 +148,7 @@ def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Pa
     Args:
         name: of the set's method, or file.
         digest: of the set.
-        dataset: it is judged on.
+        dataset: it is judged on, as `distill.data.label` names it.
         seed: of students and attacks.
         other: the students' network; "" where it is the set's own.
     """
@@ -160,7 +170,8 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
         raise InputError(f"{path} does not say of which data set it is: give --dataset, one of {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
-    return bring(path, reading, dataset, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read)
+    data = fingerprint(dataset, place.data_dir)
+    return bring(path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read)
 
 
 def _several(text: str) -> list[str]:
@@ -175,10 +186,11 @@ def _several(text: str) -> list[str]:
 
 def _real_data(dataset: str, place: Place, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
     """Return the real images at the distilled ones' size, and their name in tables (cifar10, cifar10-16px)."""
+    name = label(dataset, place.data_dir)
     if dataset in FILES:
         usual = FILES[dataset] in (None, size)
-        return load(dataset, place.data_dir, size, place.damaged), dataset if usual else f"{dataset}-{size}px"
+        return load(dataset, place.data_dir, size, place.damaged), name if usual else f"{name}-{size}px"
     train, test = load(dataset, place.data_dir)
     if test.image_shape[1] == size:
-        return (train, test), dataset
-    return (train.resized(size), test.resized(size)), f"{dataset}-{size}px"
+        return (train, test), name
+    return (train.resized(size), test.resized(size)), f"{name}-{size}px"

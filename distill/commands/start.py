@@ -1,9 +1,10 @@
 """What every command shares: where things are, and what it refuses before it works."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,10 +16,12 @@ from distill.judging.columns import columns, family
 from distill.models import build
 from robust import loss_named
 
-__all__ = ["Place", "foresee", "spare_threads"]
+__all__ = ["Place", "foresee", "identity_of", "spare_threads"]
 
 MOST_WORKERS = 8
 """beyond it a GPU is rarely faster fed, and each takes memory"""
+MOST_NAMES = 20
+"""classes whose names a run's experiment.json has in full"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,19 @@ class Place:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be >= 0")
+
+
+def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
+    """Return what a run is told by beside its config: the data that it is made from and evaluated on.
+
+    Args:
+        train: the training set.
+        test: the test set, or the part of the training set that stands for it.
+    """
+    names: Any = list(train.classes)
+    if len(names) > MOST_NAMES:
+        names = f"{len(names)} names, {hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
+    return {"train": train.summary, "test": test.summary, "classes": names}
 
 
 def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:

@@ -5,6 +5,9 @@ decodes them at that size, and `listings(root, damaged)`; all others are resized
 quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
 """
 
+import hashlib
+import os
+import re
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -13,7 +16,7 @@ from distill.data._folders import fingerprint as files_hash
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
 
-__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "fingerprint", "load"]
+__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "fingerprint", "label", "load"]
 
 DAMAGED = ("refuse", "skip")
 """what can be done with damaged files"""
@@ -25,6 +28,24 @@ DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items
 
 FILES: dict[str, int | None] = {name: module.SIZE for name, module in _MODULES.items() if hasattr(module, "SIZE")}
 """data sets of image files, and the side in pixels at which each is decoded where none is asked for; None: its own"""
+
+
+def label(name: str, root: Path) -> str:
+    """Return how folders and tables name a data set; of own images the name of their folder is in it, so that two sets
+    live side by side.
+
+    Args:
+        name: one of DATASETS.
+        root: as in `load`.
+
+    >>> label("mnist", Path("data")), re.sub("[0-9a-f]{6}$", "123abc", label("folder", Path("my data/pets 2")))
+    ('mnist', 'folder-pets_2-123abc')
+    """
+    if name != "folder":
+        return name
+    place = os.path.realpath(root.expanduser())
+    word = re.sub(r"[^A-Za-z0-9_.]+", "_", os.path.basename(place))[:40]
+    return f"{name}-{word}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:6]}"
 
 
 def fingerprint(name: str, root: Path) -> str:

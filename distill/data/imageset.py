@@ -83,6 +83,12 @@ class ImageSet:
         numbers = {"mean": [round(value, 6) for value in self.mean], "std": [round(value, 6) for value in self.std]}
         return sizes | numbers | {"digest": self.digest}
 
+    @property
+    def summary(self) -> str:
+        """The data in a few words, with the first digits of their hash."""
+        channels, height, width = self.image_shape
+        return f"{len(self)} images of {channels}x{height}x{width}, {self.digest[:16]}"
+
     @cached_property
     def _of_class(self) -> tuple[Tensor, ...]:
         """For each class the indices of its examples, ascending, on the CPU."""

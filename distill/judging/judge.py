@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +16,34 @@ from robust import Threat, Transfer, certified, certify, correct, least_distance
 from robust.corruptions import SEVERITIES, corrupt, corruptions_for
 from robust.evaluate import radius
 
-__all__ = ["PART", "Sheet", "judge", "judge_clean"]
+__all__ = ["PART", "Sheet", "descend", "judge", "judge_clean", "members_of"]
 
+NO_ATTACK = ("corruptions", "certified")
+"""kinds of columns that no attack on the student stands behind"""
 PART = 500
 """test images after which what was found is saved"""
 
 
 class Sheet:
-    """What is known of one student (its number), or of the teacher; two files of its run's folder."""
+    """What is known of one student, two files of its run's folder.
 
-    def __init__(self, folder: Path, student: int | str):
-        self.student = student
+    Args:
+        folder: students/ of the run.
+        student: its number, or "teacher".
+        settings: by column, how its attack is set; what was found with other settings is forgotten.
+    """
+
+    def __init__(self, folder: Path, student: int | str, settings: Mapping[str, str]):
+        self.student, self._settings = student, dict(settings)
         self._paths = {kind: folder / f"{student}-{kind}.safetensors" for kind in ("correct", "distances")}
         read = {kind: read_tensors(path) if path.exists() else ({}, {}) for kind, path in self._paths.items()}
         self._tensors = {kind: tensors for kind, (tensors, _) in read.items()}
         self.seconds: dict[str, float] = json.loads(read["correct"][1].get("seconds", "{}"))
         """by column, of the images judged"""
+        earlier: dict[str, str] = json.loads(read["correct"][1].get("settings", "{}"))
+        for name, how in earlier.items():
+            if self._settings.setdefault(name, how) != how:
+                self._forget(name)
 
     @property
     def bools(self) -> dict[str, Tensor]:
@@ -69,9 +81,49 @@ class Sheet:
         self._save(kind)
         return known[name]
 
+    def put(self, name: str, bools: Tensor) -> None:
+        """Keep what follows from other columns, (images,)."""
+        known = self._tensors["correct"]
+        if name not in known or not torch.equal(known[name], bools):
+            known[name] = bools
+            self._save("correct")
+
+    def _forget(self, name: str) -> None:
+        for tensors in self._tensors.values():
+            for key in [key for key in tensors if key.partition("~")[0] in (name, name.partition("@")[0])]:
+                del tensors[key]  # distances are the same for every ball, and have its name without one
+        self.seconds.pop(name, None)
+
     def _save(self, kind: str) -> None:
-        metadata = {"seconds": json.dumps(self.seconds)} if kind == "correct" else None
-        write_tensors(self._paths[kind], self._tensors[kind], metadata)
+        metadata = {"seconds": json.dumps(self.seconds), "settings": json.dumps(self._settings)}
+        write_tensors(self._paths[kind], self._tensors[kind], metadata if kind == "correct" else None)
+
+
+def descend(sheet: Sheet, asked: Sequence[Column]) -> None:
+    """Count an image that falls to an attack as fallen to the same attack in every larger ball of that norm.
+
+    Where the smaller ball was attacked first that holds already, since only the images that withstood are attacked in
+    the larger one; a smaller ball may also be added later.
+
+    Args:
+        sheet: the student's.
+        asked: all columns, evaluated.
+    """
+    by_size = sorted((c for c in asked if c.threat and c.kind not in NO_ATTACK), key=lambda c: c.threat.eps)
+    for column in by_size:
+        if column.base != "worst":
+            smaller = [c for c in by_size if c.base == column.base and _contains(column.threat, c.threat)]
+            sheet.put(column.name, torch.stack([sheet.bools[c.name] for c in smaller]).all(0))
+    for column in by_size:
+        if column.base == "worst":
+            members = [sheet.bools["clean"], *(sheet.bools[c.name] for c in members_of(column, asked))]
+            sheet.put(column.name, torch.stack(members).all(0))
+
+
+def members_of(worst: Column, asked: Sequence[Column]) -> list[Column]:
+    """Return the columns that `worst` joins: every attack at its threat or a smaller one of that norm."""
+    attacks = (c for c in asked if c.kind not in NO_ATTACK and c.base != "worst")
+    return [c for c in attacks if _contains(worst.threat, c.threat)]
 
 
 def judge_clean(sheet: Sheet, model: nn.Module, test: ImageSet) -> Tensor:
@@ -93,7 +145,7 @@ def judge(
     Only who still stands is attacked: who is classified right, and has not fallen to the same attack in a smaller ball.
 
     Args:
-        column: what is judged.
+        column: what is judged; not `worst`, which `descend` makes of the others.
         others: all columns; those already judged are used.
         sheet: the student's.
         model: the student, pixels to logits.
@@ -123,9 +175,6 @@ def judge(
 
         return sheet.fill(name, n, certify_part)
     smaller = [c for c in others if c.name in known and c is not column and _contains(column.threat, c.threat)]
-    if column.base == "worst":
-        whole = torch.stack([known["clean"], *(known[c.name] for c in smaller if known[c.name].ndim == 1)]).all(0)
-        return sheet.fill(name, n, lambda who, _: whole[who])
     before = [known["clean"], *(known[c.name] for c in smaller if c.base == column.base)]
     standing = torch.stack(before).all(0).to(x.device)
     if getattr(column.attack, "minimum_norm", False):

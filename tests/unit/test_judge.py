@@ -13,7 +13,7 @@ from distill.data.image_files import ImageFiles
 from distill.experiment import Evaluation
 from distill.judging import judge as module
 from distill.judging.columns import columns
-from distill.judging.judge import Sheet, judge, judge_clean
+from distill.judging.judge import Sheet, descend, judge, judge_clean
 from distill.judging.verdicts import verdicts
 from distill.run import Run
 from robust import PGD, withstands
@@ -32,10 +32,13 @@ class Bright(nn.Module):
 def judged(tmp_path: Path, attacks: str, **options: str) -> tuple[Sheet, list, Run]:
     test, run = toy(), Run(tmp_path, None)
     asked = columns(Evaluation(attacks=attacks, **options), 3, 8)
-    sheet = Sheet(tmp_path / "students", 0)
+    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
     judge_clean(sheet, Bright(), test)
-    for column in sorted(asked, key=lambda c: (c.base == "worst", c.threat.eps if c.threat else 0)):
+    for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
+        if column.base == "worst":
+            continue
         judge(column, asked, sheet, Bright(), test, Bright() if column.base.startswith("transfer") else None, run)
+    descend(sheet, asked)
     return sheet, asked, run
 
 
@@ -125,7 +128,7 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
 
     test = toy()
     asked = columns(Evaluation(attacks="pgd@0.1"), 3, 8)
-    sheet = Sheet(tmp_path / "students", 0)
+    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
     judge_clean(sheet, Rounded(), test)
     judge(asked[0], asked, sheet, Rounded(), test, None, Run(tmp_path, None))
     said = verdicts(sheet.bools, asked, Rounded(), test, torch.Generator().manual_seed(0))
@@ -148,7 +151,7 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
     for model in (Bright(), Rounded()):
         said = []
         for name, test in (("files", files), ("memory", memory)):
-            sheet = Sheet(tmp_path / name / type(model).__name__, 0)
+            sheet = Sheet(tmp_path / name / type(model).__name__, 0, {})
             judge_clean(sheet, model, test)
             for column in asked:
                 judge(column, asked, sheet, model, test, None, Run(tmp_path, None))
