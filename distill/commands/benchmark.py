@@ -27,6 +27,7 @@ from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
 from distill.flags import find_device, flags_of, parse, whole_number
 from distill.judging.columns import columns
+from distill.judging.evaluate import missing
 from distill.models import build
 from distill.progress import progress
 from distill.reports.comparison import FULL, LAYOUTS
@@ -110,15 +111,13 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
         return 0
     place = asked.runs / "benchmark"
     failed = {cell: cell.trouble for cell in mine if cell.trouble}
-    missing = [cell for cell in mine if not cell.done and not cell.trouble]
-    finished = len(mine) - len(missing) - len(failed)
+    todo = [cell for cell in mine if not cell.done and not cell.trouble]
+    finished = len(mine) - len(todo) - len(failed)
     if finished:
         print(f"{finished} of {len(mine)} cells are there already", file=sys.stderr)
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
-        contextlib.closing(
-            run_cells(missing, place / "logs", asked.jobs, _devices(asked), bar.set_postfix_str)
-        ) as ended,
+        contextlib.closing(run_cells(todo, place / "logs", asked.jobs, _devices(asked), bar.set_postfix_str)) as ended,
     ):
         for cell, trouble in ended:
             if trouble:
@@ -173,9 +172,9 @@ def _cells(
     def protocol(method: str) -> list[str]:
         return ["--protocol", asked.protocol if hasattr(methods[method], "protocol") else "standard"]
 
-    identities = cache(_identity)
+    facts = cache(_facts)
     return [
-        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle, identities)
+        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle, facts)
         for seed in range(asked.seeds)
         for dataset in datasets
         for ipc in ipcs
@@ -222,7 +221,7 @@ def _cell(
     seed: int,
     extra: list[str],
     settle: Settle,
-    identities: Callable[[str, Path, int | None, str], dict[str, Any] | None],
+    facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
 ) -> Cell:
     """Return a cell, whose command line is checked, and whose folder is its own or empty."""
     flags = ["--ipc", str(ipc), "--seed", str(seed), "--runs", str(asked.runs), "--data-dir", str(asked.data_dir)]
@@ -232,16 +231,24 @@ def _cell(
     flags += extra
     experiment, place = settle(method, dataset, [*flags, "--device", asked.device])
     folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
+    where = (dataset, place.data_dir, experiment.image_size, experiment.split)
+    known = facts(*where) if (folder / "experiment.json").exists() else None
     try:
-        identity = identities(dataset, place.data_dir, experiment.image_size, experiment.split)
-        Run(folder, experiment, data=identity, seed=seed)
+        Run(folder, experiment, data=known and known[0], seed=seed)
     except InputError as error:  # another config's run is there, or one on other data
         trouble = str(error)
+
+    def complete(finished: Path) -> bool:
+        if not (finished / "table.csv").exists():
+            return False
+        known = facts(*where)
+        return known is None or missing(finished, experiment.evaluation, *known[1]) == []
+
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
     network = asked.backbone or _usual(dataset, experiment.recipe, settle)
     same = network in ("recipe", experiment.config.backbone)
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
-        return Cell(name, (method, dataset, *flags), data, folder, None, trouble=trouble)
+        return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
 
     @cache  # a finished set stays as it is, and is asked for after every cell
     def judged() -> Path:
@@ -249,18 +256,23 @@ def _cell(
 
     judgement = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
     judgement += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
-    return Cell(name, (method, dataset, *flags), data, folder, judged, tuple(judgement), trouble)
+    return Cell(name, (method, dataset, *flags), data, folder, complete, judged, tuple(judgement), trouble)
 
 
-def _identity(dataset: str, data_dir: Path, image_size: int | None, split: str) -> dict[str, Any] | None:
-    """Return the identity of a data set; None where it is not there, and finished runs are shown without it."""
+def _facts(
+    dataset: str, data_dir: Path, image_size: int | None, split: str
+) -> tuple[dict[str, Any], tuple[int, int]] | None:
+    """Return the identity of a data set, and channels and size of its images.
+
+    None where the data are not there: then a finished run is shown without being compared with them.
+    """
     try:
         train, test = load(dataset, data_dir, image_size)
     except InputError:
         return None
     if split == "validation":
         train, test = train.split(0.1, torch.Generator().manual_seed(0))
-    return identity_of(train, test)
+    return identity_of(train, test), test.image_shape[:2]
 
 
 @cache

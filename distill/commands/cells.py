@@ -31,6 +31,8 @@ class Cell:
     """the data as tables name it"""
     run: Path
     """folder of the run"""
+    complete: Callable[[Path], bool]
+    """tells whether a folder has every column of the table"""
     judged: Callable[[], Path] | None
     """gives the folder in which the set of a finished run is judged once more; None where the run itself did it"""
     judgement: tuple[str, ...] = ()
@@ -41,7 +43,8 @@ class Cell:
     @property
     def distilled(self) -> bool:
         """Whether the run is finished, with the set that is still to be judged."""
-        return (self.run / "table.csv").exists() and (self.judged is None or (self.run / SET).exists())
+        finished = self.complete(self.run) if self.judged is None else (self.run / "table.csv").exists()
+        return finished and (self.judged is None or (self.run / SET).exists())
 
     @property
     def folder(self) -> Path:
@@ -51,7 +54,7 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether all is there that the table shows."""
-        return not self.trouble and self.distilled and (self.folder / "table.csv").exists()
+        return not self.trouble and self.distilled and self.complete(self.folder)
 
     @property
     def next(self) -> tuple[str, ...]:

@@ -236,4 +236,6 @@ def _row(
         "seconds": sum(sheet.seconds.get(key, 0.0) for key in {name, base}),
         "epoch_seconds": epoch_seconds,
         "verdict": verdict,
+        "advised": "",
+        "advised_accuracy": None,
     }

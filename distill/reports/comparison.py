@@ -1,8 +1,9 @@
 """Tables as in the paper, with the paper's own number and the difference beside each of ours.
 
 A table for each data set and ipc, methods as rows, clean accuracy and attacks as columns; in LaTeX one table with all
-of them side by side, as the paper's tables 1 and 2. Students of all seeds together. The best of each column is bold,
-but not of `full`, the whole set, which is in the tables of every ipc.
+of them side by side, as the paper's tables 1 and 2. Students of all seeds together, and n counts them. The best of a
+column is bold, but not a figure in doubt, and not of `full`, the whole set, which is in the tables of every ipc.
+Methods are ranked by RANKED, whose figures do not depend on the scale of a student's logits.
 """
 
 import csv
@@ -11,19 +12,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distill.reports.paper import PAPER, Figure
-from distill.reports.tables import Row, summary
+from distill.reports.tables import Row, Style, figure, headings, summary
 
 __all__ = ["FULL", "LAYOUTS"]
 
 FULL = "full"
 """the method that distils nothing: no competitor"""
-FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "mean", "std", "n")
-FIELDS += ("paper", "paper_std", "difference", "verdict")
+FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
+FIELDS += ("paper", "paper_std", "difference", "verdict", "advised", "advised_mean", "how", "config")
+RANKED = "pgd_ce_margin@"
+"""how the column begins that methods are ranked by"""
 STUDENTS = "n"
 """the column that counts them"""
 NOTE = (
-    "Percent, mean ± standard deviation over n students of all seeds (the paper's number, difference); ? marks what a "
-    "check doubts. The paper's are at its own size; see distill/reports/paper.py."
+    "Accuracy in percent, mean ± standard deviation over n students of all seeds (the paper's number, difference). A "
+    "figure that a check doubts is marked by ?, with the figure of the attack that the check advises. The paper's "
+    "numbers are at its own size: distill/reports/paper.py."
 )
 
 
@@ -38,19 +42,20 @@ class Number:
     paper: Figure | None
     """the paper's"""
 
-    def text(self, bold: Callable[[str], str], plus_minus: str) -> str:
-        """Return it in a layout's own bold."""
-        std, doubt = self.row["std"], "" if self.row["verdict"] == "ok" else " ?"
-        ours = f"{self.row['mean']:.1f}" + ("" if std is None else f"{plus_minus}{std:.1f}") + doubt
+    def text(self, bold: Callable[[str], str], style: Style) -> str:
+        """Return it in a layout's own bold and style."""
+        ours = figure(self.row, style)
         ours = bold(ours) if self.best else ours
         if self.paper is None:
             return ours
         return f"{ours} ({self.paper[0]:.1f}, {self.row['mean'] - self.paper[0]:+.1f})"
 
 
-Line = tuple[str, str, str]
-"""method, the students' loss, their network"""
-Table = dict[Line, dict[str, Number]]
+Line = tuple[str, str, str, str, str]
+"""method, the students' loss, their network, recipe, config"""
+What = tuple[str, str, str]
+"""attack, threat, settings"""
+Table = dict[Line, dict[What, Number]]
 """line -> column -> number"""
 
 
@@ -58,75 +63,108 @@ def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
     """Return the table of each data set and ipc, in order of first appearance."""
     tables: dict[tuple[str, int], Table] = {}
     means = summary(rows, by_seed=False)
-    best: dict[tuple[str, int, str], float] = {}
+    best: dict[tuple, float] = {}
     for row in means:
-        if row["method"] != FULL:
-            key = (row["dataset"], row["ipc"], row["attack"])
+        if row["method"] != FULL and row["verdict"] == "ok":
+            key = (row["dataset"], row["ipc"], *_what(row))
             best[key] = max(best.get(key, 0.0), round(row["mean"], 1))
     distilled = dict.fromkeys((row["dataset"], row["ipc"]) for row in means if row["method"] != FULL)
     for row in means:
-        dataset, method, attack = (row[name] for name in ("dataset", "method", "attack"))
+        dataset, method = row["dataset"], row["method"]
         mine = dataset, row["ipc"]
         places = [mine] if method != FULL else [place for place in distilled if place[0] == dataset] or [mine]
         for place in places:
-            is_best = method != FULL and round(row["mean"], 1) == best[*place, attack] > 0
-            published = PAPER.get((dataset.partition("-")[0], place[1], method, attack))
-            line = tables.setdefault(place, {}).setdefault((method, row["loss"], row["backbone"]), {})
-            line[attack] = Number(row, is_best, published)
+            counts = method != FULL and row["verdict"] == "ok"
+            is_best = counts and round(row["mean"], 1) == best[*place, *_what(row)] > 0
+            published = PAPER.get((dataset.partition("-")[0], place[1], method, row["attack"]))
+            line = tuple(row[name] for name in ("method", "loss", "backbone", "recipe", "config"))
+            tables.setdefault(place, {}).setdefault(line, {})[_what(row)] = Number(row, is_best, published)
     return tables
 
 
-def _attacks(table: Table) -> list[str]:
-    return list(dict.fromkeys(attack for line in table.values() for attack in line))
+def _what(row: Row) -> What:
+    return row["attack"], row["threat"], row["how"]
 
 
-def _students(line: dict[str, Number]) -> str:
-    return str(line["clean"].row["n"])
+def _attacks(table: Table) -> dict[What, str]:
+    """Return the columns, with what stands above them."""
+    return headings(what for line in table.values() for what in line)
 
 
-def _networks(table: Table) -> list[str]:
-    return list(dict.fromkeys(backbone for _, _, backbone in table))
+def _students(line: dict[What, Number]) -> str:
+    """Return how many students a line joins; several numbers where its columns differ."""
+    return "/".join(dict.fromkeys(str(number.row["n"]) for number in line.values()))
+
+
+def _ranks(table: Table) -> dict[Line, str]:
+    """Return each line's rank, 1 for the highest accuracy in the first column of RANKED; none without that column."""
+    what = next((what for line in table.values() for what in line if what[0].startswith(RANKED)), None)
+    if what is None:
+        return {}
+    means = {line: found[what].row for line, found in table.items() if what in found and line[0] != FULL}
+    sound = {line: round(row["mean"], 1) for line, row in means.items() if row["verdict"] == "ok"}
+    return {line: str(1 + sum(other > mean for other in sound.values())) for line, mean in sound.items()}
+
+
+def _extra(table: Table) -> list[tuple[int, str]]:
+    """Return the parts of a line's key, with their headings, that are shown because lines differ in nothing else."""
+    shown = [(2, "network")] if len({line[2] for line in table}) > 1 else []
+    for position, name in ((3, "recipe"), (4, "config")):
+        told = {(*line[:2], *(line[k] for k, _ in shown)) for line in table}
+        if len(told) < len(table) and len({line[position] for line in table}) > 1:
+            shown.append((position, name))
+    return shown
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a table for each data set and ipc."""
-    parts = []
+    parts, style = [], Style(" ± ", "~~{}~~")
     for (dataset, ipc), table in _tables(rows).items():
-        attacks, networks = _attacks(table), _networks(table)
-        several = len(networks) > 1
-        lines = [["method", "students", *["network"] * several, *attacks, "n"]]
-        for (method, loss, network), line in table.items():
-            cells = (line[a].text(lambda text: f"**{text}**", " ± ") if a in line else "-" for a in attacks)
-            lines.append([method, loss, *[network] * several, *cells, _students(line)])
+        attacks, extra, ranks = _attacks(table), _extra(table), _ranks(table)
+        names = [name for _, name in extra]
+        lines = [["method", "students", *names, *attacks.values(), STUDENTS, *["rank"] * bool(ranks)]]
+        for key, line in table.items():
+            cells = (line[what].text(lambda text: f"**{text}**", style) if what in line else "-" for what in attacks)
+            rank = [ranks.get(key, "-")] * bool(ranks)
+            lines.append([*key[:2], *(key[k] for k, _ in extra), *cells, _students(line), *rank])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
         body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
-        parts.append(f"{dataset}, ipc {ipc}{'' if several else f', students {networks[0]}'}\n\n{body}")
+        network = "" if "network" in names else f", students {next(iter(table))[2]}"
+        doubts = "".join(f"\n? {doubt}\n" for doubt in _doubts(table))
+        parts.append(f"{dataset}, ipc {ipc}{network}\n\n{body}{doubts}")
     return "\n".join(parts) + f"\n{NOTE}\n"
 
 
+def _doubts(table: Table) -> list[str]:
+    """Return why figures of a table are doubted, a line each."""
+    numbers = (number.row for line in table.values() for number in line.values())
+    return [f"{row['method']}, {row['attack']}: {row['verdict']}" for row in numbers if row["verdict"] != "ok"]
+
+
 def to_latex(rows: Sequence[Row]) -> str:
-    """Return one tabular (booktabs) with a group of columns for each data set and ipc."""
-    tables = _tables(rows)
-    groups = [(place, [*_attacks(table), STUDENTS]) for place, table in tables.items()]
-    methods = list(dict.fromkeys(key for table in tables.values() for key in table))
+    """Return one tabular, a group of columns for each data set and ipc (booktabs; ulem for figures struck out)."""
+    tables, style = _tables(rows), Style(r" $\pm$ ", r"\sout{{{}}}")
+    groups = [(place, _attacks(table)) for place, table in tables.items()]
+    extra = {place: [k for k, _ in _extra(table)] for place, table in tables.items()}
+    shown = sorted({position for positions in extra.values() for position in positions})
+    methods = list(dict.fromkeys((*key[:2], *(key[k] for k in shown)) for table in tables.values() for key in table))
 
     def escaped(text: str) -> str:
         return text.replace("_", r"\_").replace("%", r"\%")
 
-    above = [f"\\multicolumn{{{len(names)}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), names in groups]
-    columns = [escaped(name) for _, names in groups for name in names]
-    several = len({network for _, _, network in methods}) > 1
+    above = [f"\\multicolumn{{{len(names) + 1}}}{{c}}{{{escaped(d)}, ipc {ipc}}}" for (d, ipc), names in groups]
+    columns = [escaped(name) for _, names in groups for name in (*names.values(), STUDENTS)]
     body = []
-    for method, loss, network in methods:
-        said = [word for word, is_said in ((loss, loss != "cross_entropy"), (network, several)) if is_said]
-        cells = [escaped(f"{method} ({', '.join(said)})" if said else method)]
+    for method in methods:
+        words = [word for word in method[1:] if word != "cross_entropy"]
+        cells = [escaped(f"{method[0]} ({', '.join(words)})" if words else method[0])]
         for place, names in groups:
-            line = tables[place].get((method, loss, network), {})
-            shown = {name: number.text(lambda text: f"\\textbf{{{text}}}", r" $\pm$ ") for name, number in line.items()}
-            shown |= {STUDENTS: _students(line)} if line else {}
-            cells += [shown.get(name, "-") for name in names]
+            lines = [line for key, line in tables[place].items() if (*key[:2], *(key[k] for k in shown)) == method]
+            line = lines[0] if lines else {}
+            texts = {what: number.text(lambda text: f"\\textbf{{{text}}}", style) for what, number in line.items()}
+            cells += [escaped(texts.get(what, "-")) for what in names] + [_students(line) if line else "-"]
         body.append(" & ".join(cells) + r" \\")
     lines = [
         f"% {NOTE}",
@@ -151,7 +189,8 @@ def to_csv(rows: Sequence[Row]) -> str:
         for line in table.values():
             for number in line.values():
                 row, (paper, paper_std) = number.row, number.paper or (None, None)
-                found = {"mean": row["mean"], "std": row["std"], "paper": paper, "paper_std": paper_std}
+                found = {name: row[name] for name in ("mean", "std", "advised_mean")}
+                found |= {"paper": paper, "paper_std": paper_std}
                 found["difference"] = None if paper is None else row["mean"] - paper
                 rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
                 writer.writerow(row | {"ipc": ipc} | rounded)  # `full` is in the tables of every ipc

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,42 +16,74 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_atomic
 
-__all__ = ["FORMATS", "Row", "aligned", "find_rows", "milliseconds", "render", "save_grid", "summary"]
+__all__ = [
+    "FORMATS",
+    "KEY",
+    "WHAT",
+    "WHO",
+    "Row",
+    "Style",
+    "aligned",
+    "figure",
+    "find_rows",
+    "headings",
+    "milliseconds",
+    "render",
+    "save_grid",
+    "summary",
+]
 
 Row = dict[str, Any]
-COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n", "verdict")
+COLUMNS = ("method", "dataset", "ipc", "seed", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
+COLUMNS += ("verdict", "advised", "advised_mean", "how", "config", "set")
 KEY = ("method", "dataset", "ipc", "backbone", "loss", "recipe", "config")
 """what tells two lines of a table apart; loss is the students', "own" where the method itself trains them; config a
-hash of all settings but the seed"""
-ROW = (*KEY, "seed", "student", "attack", "accuracy", "low", "high", "images")
-ROW += ("median_distance", "seconds", "epoch_seconds", "verdict")
-"""fields of a row of results.jsonl"""
+hash of the data and all settings but the seed and the attacks"""
+WHAT = ("attack", "threat", "how")
+"""what tells two columns apart: an attack of one name is another at another threat, or with other settings"""
+WHO = ("seed", "set", "student")
+"""what tells apart the students of one line: the seed, the distilled set (a hash of its file), the student's number"""
+ROW = (*KEY, *WHO, *WHAT, "accuracy", "low", "high", "images", "test")
+ROW += ("median_distance", "seconds", "epoch_seconds", "verdict", "advised", "advised_accuracy")
+"""fields of a row of results.jsonl; `test` is a hash of the test images"""
 
 
 def summary(rows: Iterable[Row], by_seed: bool = True) -> list[Row]:
-    """Return one row per run and attack: mean and sample standard deviation over students, percent, and n students.
+    """Return one row per run and column: mean and sample standard deviation over students, percent, and n students.
 
     Args:
         rows: rows of results.jsonl.
-        by_seed: one row a seed, else students of all seeds together.
+        by_seed: one row a seed and distilled set, else students of all of them together.
 
     Returns:
-        rows with COLUMNS, recipe and config, in order of first appearance; std is None for a single student; verdict is
-        "ok", or all that is suspicious of any student.
+        rows with COLUMNS, in order of first appearance; std is None for a single student; seed and set are None where
+        several are joined; verdict is "ok", or all that is suspicious of any student. `advised_mean` is that of the
+        attack which follows the advice of the verdict, on the students it was given for, and the others' own figures.
+
+    Raises:
+        InputError: a student stands twice in one column.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        seed = row["seed"] if by_seed else None
-        groups.setdefault((*(row[name] for name in KEY), row["attack"], seed), []).append(row)
+        who = (row["seed"], row["set"]) if by_seed else (None, None)
+        groups.setdefault((*(row[name] for name in (*KEY, *WHAT)), *who), []).append(row)
     result = []
     for key, members in groups.items():
+        students = [tuple(row[name] for name in WHO) for row in members]
+        if len({*students}) < len(students):
+            first = next(one for one in students if students.count(one) > 1)
+            name = " ".join(f"{field} {value}," for field, value in zip(WHO, first, strict=True))
+            place = f"{members[0]['method']} on {members[0]['dataset']}: {name} column {members[0]['attack']}"
+            raise InputError(f"{place} is there more than once; name folders that hold each run once")
         values = [row["accuracy"] for row in members]
         doubts = dict.fromkeys(row["verdict"] for row in members if row["verdict"] != "ok")
+        advised = dict.fromkeys(row["advised"] for row in members if row["advised"])
+        after = [row["accuracy"] if row["advised_accuracy"] is None else row["advised_accuracy"] for row in members]
         numbers = {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
+        numbers |= {"advised": ", ".join(advised), "advised_mean": fmean(after) if advised else None}
         numbers["epoch_seconds"] = fmean(row["epoch_seconds"] for row in members)
-        result.append(
-            dict(zip((*KEY, "attack", "seed"), key, strict=True)) | numbers | {"verdict": "; ".join(doubts) or "ok"}
-        )
+        names = (*KEY, *WHAT, "seed", "set")
+        result.append(dict(zip(names, key, strict=True)) | numbers | {"verdict": "; ".join(doubts) or "ok"})
     return result
 
 
@@ -61,16 +94,27 @@ def find_rows(places: Sequence[Path]) -> list[Row]:
         InputError: a place does not exist, nothing is finished, or a file is damaged.
     """
     rows: list[Row] = []
+    read: set[Path] = set()
     for place in places:
         if not place.exists():
             raise InputError(f"there is no folder {place}; give folders of runs, or run a method first")
         for path in sorted(place.rglob("results.jsonl")):
+            if path.resolve() in read:
+                continue
+            read.add(path.resolve())
             try:
                 found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                if found and "accuracy" in found[0] and "threat" not in found[0]:
+                    raise InputError(
+                        f"{path} is of an earlier version, whose rows do not name their threat: move its folder away, "
+                        "or name other folders"
+                    )
                 rows += [{name: row[name] for name in ROW} for row in found]
-            except (ValueError, KeyError, TypeError):
+            except InputError:
+                raise
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 raise InputError(
-                    f"{path} is damaged; delete it and table.csv beside it, and run its command again: students stay"
+                    f"{path} is damaged: run its command again, which makes it anew from the students"
                 ) from None
     if not rows:
         raise InputError(f"no finished run below {', '.join(map(str, places))}; `bash run.sh METHOD DATASET` makes one")
@@ -83,46 +127,87 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in summary(rows):
-        std = "" if row["std"] is None else f"{row['std']:.2f}"
-        writer.writerow(row | {"mean": f"{row['mean']:.2f}", "std": std})
+        rounded = {name: "" if row[name] is None else f"{row[name]:.2f}" for name in ("mean", "std", "advised_mean")}
+        writer.writerow(row | rounded)
     return text.getvalue()
 
 
-def _cells(rows: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:
+@dataclass(frozen=True)
+class Style:
+    """How a layout writes a figure."""
+
+    plus_minus: str
+    """between mean and deviation"""
+    struck: str
+    """of a figure that is in doubt, with {}"""
+
+
+def figure(row: Row, style: Style) -> str:
+    """Return a figure as a table shows it.
+
+    One in doubt is struck out, and beside it stands the figure of the attack that follows the advice.
+
+    Args:
+        row: of `summary`.
+        style: the layout's.
+
+    >>> row = {"mean": 48.0, "std": None, "verdict": "suspicious: x", "advised": "square@0.1", "advised_mean": 26.5}
+    >>> figure(row, Style(" ± ", "~~{}~~")), figure(row | {"verdict": "ok"}, Style(" ± ", "~~{}~~"))
+    ('~~48.0~~ ? 26.5 by square@0.1', '48.0')
+    """
+    text = f"{row['mean']:.1f}" + ("" if row["std"] is None else f"{style.plus_minus}{row['std']:.1f}")
+    if row["verdict"] == "ok":
+        return text
+    advised = "" if row["advised_mean"] is None else f" {row['advised_mean']:.1f} by {row['advised']}"
+    return f"{style.struck.format(text)} ?{advised}"
+
+
+def headings(columns: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
+    """Return what stands above each column: the attack and its threat, and its settings where nothing else differs.
+
+    Args:
+        columns: attack, threat, how.
+
+    >>> list(headings([("clean", "", ""), ("linf", "linf:8/255", "PGD()"), ("pgd@0.1", "linf:0.1", "PGD()")]).values())
+    ['clean', 'linf 8/255', 'pgd@0.1']
+    """
+    columns = list(dict.fromkeys(columns))
+    short = {}
+    for attack, threat, how in columns:
+        ball = threat.removeprefix("linf:").removeprefix("l2:")
+        short[attack, threat, how] = attack if "@" in attack or not threat else f"{attack} {ball}"
+    twice = {name for name in short.values() if list(short.values()).count(name) > 1}
+    return {key: f"{name} {key[2]}".strip() if name in twice else name for key, name in short.items()}
+
+
+def _cells(rows: Sequence[Row], style: Style) -> tuple[list[str], list[list[str]]]:
     """Return the header and the body: one line per KEY, seeds together.
 
     The config is shown where nothing else tells two lines apart, the loss where one is not plain.
     """
     means = summary(rows, by_seed=False)
-    attacks = list(dict.fromkeys(row["attack"] for row in means))
-    lines: dict[tuple, dict[str, Row]] = {}
+    above = headings(tuple(row[name] for name in WHAT) for row in means)
+    lines: dict[tuple, dict[tuple, Row]] = {}
     for row in means:
-        lines.setdefault(tuple(row[name] for name in KEY), {})[row["attack"]] = row
-
-    def cell(row: Row | None) -> str:
-        if row is None:
-            return "-"
-        doubt = "" if row["verdict"] == "ok" else " ?"
-        return f"{row['mean']:.1f}" + ("" if row["std"] is None else f"{plus_minus}{row['std']:.1f}") + doubt
-
+        lines.setdefault(tuple(row[name] for name in KEY), {})[tuple(row[name] for name in WHAT)] = row
     plain = all(key[KEY.index("loss")] == "cross_entropy" for key in lines)
     alone = len({key[:-1] for key in lines}) == len(lines)
     shown = [name for name in KEY if not (name == "loss" and plain) and not (name == "config" and alone)]
     body = [
         [
             *(str(value) for name, value in zip(KEY, key, strict=True) if name in shown),
-            *(cell(found.get(attack)) for attack in attacks),
-            str(found["clean"]["n"]),
-            milliseconds(found["clean"]["epoch_seconds"]),
+            *(figure(found[column], style) if column in found else "-" for column in above),
+            "/".join(dict.fromkeys(str(row["n"]) for row in found.values())),
+            milliseconds(next(iter(found.values()))["epoch_seconds"]),
         ]
         for key, found in lines.items()
     ]
-    return [*shown, *attacks, "n", "ms/epoch"], body
+    return [*shown, *above.values(), "n", "ms/epoch"], body
 
 
 def to_text(rows: Sequence[Row]) -> str:
     """Return an aligned table for a terminal."""
-    header, body = _cells(rows, " ± ")
+    header, body = _cells(rows, Style(" ± ", "{}"))
     return aligned([header, *body]) + "".join(f"{line}\n" for line in _doubts(rows))
 
 
@@ -150,14 +235,14 @@ def _doubts(rows: Sequence[Row]) -> list[str]:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table."""
-    header, body = _cells(rows, " ± ")
+    header, body = _cells(rows, Style(" ± ", "~~{}~~"))
     lines = [header, ["---"] * len(header), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{line}\n" for line in _doubts(rows))
 
 
 def to_latex(rows: Sequence[Row]) -> str:
-    """Return a LaTeX tabular (booktabs)."""
-    header, body = _cells(rows, r" $\pm$ ")
+    """Return a LaTeX tabular (booktabs; ulem for figures struck out)."""
+    header, body = _cells(rows, Style(r" $\pm$ ", r"\sout{{{}}}"))
     header, *body = ([cell.replace("_", r"\_") for cell in line] for line in (header, *body))
     lines = [
         r"\begin{tabular}{" + "l" * header.index("clean") + "r" * (len(header) - header.index("clean")) + "}",

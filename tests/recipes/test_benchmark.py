@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from distill.__main__ import main
+from distill.data import label
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2", "--backbone", "recipe"]
@@ -28,8 +29,8 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert run(*words, "--ipc", "1,100") == 1
     out, err = capsys.readouterr()
     assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[4:6]] == ["random", "dm"]
-    trouble = "ipc is 100; the smallest class of folder has 20 images"
-    assert f"failed: random-folder-ipc100-seed0, dm-folder-ipc100-seed0: {trouble}\n" in err
+    trouble, name = "ipc is 100; the smallest class of folder has 20 images", label("folder", data)
+    assert f"failed: random-{name}-ipc100-seed0, dm-{name}-ipc100-seed0: {trouble}\n" in err
     assert "2 of 4 cells failed" in err
     assert sorted(path.name for path in (tmp_path / "benchmark").iterdir()) == [
         "logs",
@@ -43,21 +44,18 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert again == out
     assert "2 of 2 cells are there already" in err
 
-    (tmp_path / "dm" / "folder" / "ipc1" / "seed0" / "results.jsonl").write_text("x")
-    assert run(*words, "--ipc", "1") == 1
-    damaged, err = capsys.readouterr()
-    assert "| random" in damaged
-    assert "failed: dm-folder-ipc1-seed0: " in err
-    assert "is damaged; delete it and table.csv beside it, and run its command again: students stay" in err
-    for name in ("results.jsonl", "table.csv"):
-        (tmp_path / "dm" / "folder" / "ipc1" / "seed0" / name).unlink()
-    assert run(*words, "--ipc", "1") == 0
-    assert capsys.readouterr().out == out
+    place = tmp_path / "dm" / name / "ipc1" / "seed0"
+    for content in ("x", ""):  # damaged results are made anew, from the students that are there
+        (place / "results.jsonl").write_text(content)
+        students = (place / "students" / "0.safetensors").stat().st_mtime_ns
+        assert run(*words, "--ipc", "1") == 0
+        assert capsys.readouterr().out == out
+        assert (place / "students" / "0.safetensors").stat().st_mtime_ns == students
 
     alone = ["random", "folder", "--ipc", "1", "--data-dir", data, "--runs", tmp_path / "alone", "--students", "2"]
     assert run(*alone, "--student.epochs", "20", "--backbone", "convnet:width=4") == 0
     tables = [
-        (place / "random" / "folder" / "ipc1" / "seed0" / "table.csv").read_text()
+        (place / "random" / label("folder", data) / "ipc1" / "seed0" / "table.csv").read_text()
         for place in (tmp_path, tmp_path / "alone")
     ]
     assert tables[0] == tables[1]
@@ -69,7 +67,7 @@ def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "distill", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    state = tmp_path / "dm" / "folder" / "ipc1" / "seed0" / "state.pt"
+    state = tmp_path / "dm" / label("folder", data) / "ipc1" / "seed0" / "state.pt"
     end = time.monotonic() + 120
     while not state.exists():
         assert time.monotonic() < end
@@ -77,14 +75,14 @@ def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert (tmp_path / "random" / "folder" / "ipc1" / "seed0" / "table.csv").exists()
+    assert (tmp_path / "random" / label("folder", data) / "ipc1" / "seed0" / "table.csv").exists()
     assert not (state.parent / "table.csv").exists()
 
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
     assert "1 of 2 cells are there already" in second.stderr
     assert [line.split(" | ")[0].strip("| ") for line in second.stdout.splitlines()[4:6]] == ["random", "dm"]
-    log = (tmp_path / "benchmark" / "logs" / "dm-folder-ipc1-seed0.log").read_text()
+    log = (tmp_path / "benchmark" / "logs" / f"dm-{label('folder', data)}-ipc1-seed0.log").read_text()
     assert "interrupted; the same command continues" in log or sys.platform != "linux"
 
 
@@ -96,27 +94,29 @@ def test_all_methods_have_students_of_one_network(
     flags = ["--flags", *EXTRA, f"{DM.replace('width=4', 'width=8')} 2"]
     assert run(*words, "--backbone", "convnet:width=8", *flags) == 0
     out, _ = capsys.readouterr()
-    assert out.splitlines()[0] == "folder, ipc 1, students convnet:width=8"
+    assert out.splitlines()[0] == f"{label('folder', data)}, ipc 1, students convnet:width=8"
     assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[4:6]] == ["random", "dm"]
-    (judged,) = (tmp_path / "evaluate" / "folder").glob("random-*/seed0-convnet_width=8")
+    (judged,) = (tmp_path / "evaluate" / label("folder", data)).glob("random-*/seed0-convnet_width=8")
     rows = list(csv.DictReader((judged / "table.csv").read_text().splitlines()))
     assert {(row["attack"], row["backbone"], row["n"]) for row in rows} == {
         ("clean", "convnet:width=8", "2"),
         ("linf", "convnet:width=8", "2"),
     }
-    assert not list((tmp_path / "evaluate" / "folder").glob("dm-*"))  # its recipe's students are the table's
+    # the students of dm's recipe are those of the table
+    assert not list((tmp_path / "evaluate" / label("folder", data)).glob("dm-*"))
 
     (judged / "table.csv").unlink()  # killed between the two: the run is not made again
     assert run(*words, "--backbone", "convnet:width=8", *flags, "--dry-run") == 0
     said, err = capsys.readouterr()
     assert "2 cells, 1 done" in err
-    assert f"bash run.sh evaluate {tmp_path}/random/folder/ipc1/seed0 --backbone convnet:width=8" in said
+    random = tmp_path / "random" / label("folder", data) / "ipc1" / "seed0"
+    assert f"bash run.sh evaluate {random} --backbone convnet:width=8" in said
     assert run(*words, "--backbone", "convnet:width=8", *flags) == 0
     assert capsys.readouterr().out == out
 
-    (tmp_path / "random" / "folder" / "ipc1" / "seed0" / "distilled.safetensors").unlink()
+    (random / "distilled.safetensors").unlink()
     assert run(*words, "--backbone", "convnet:width=8", *flags) == 1  # it was finished once, and is not begun for ever
-    assert "failed: random-folder-ipc1-seed0: it ended well, but its set" in capsys.readouterr().err
+    assert f"failed: random-{label('folder', data)}-ipc1-seed0: it ended well, but its set" in capsys.readouterr().err
 
     assert run(*words, *flags, "--dry-run") == 0  # by default they are those of the whole set
     assert "--backbone convnet:width=32 --recipe quick" in capsys.readouterr().out
@@ -149,12 +149,14 @@ def test_a_table_without_names_has_all_methods_but_those_for_large_images(
 
 
 def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "dc" / "folder" / "ipc1" / "seed0").mkdir(parents=True)
-    (tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "experiment.json").write_text('{"experiment": {"ipc": 7}}')
-    (tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "state.pt").write_bytes(b"")
+    (tmp_path / "dc" / label("folder", data) / "ipc1" / "seed0").mkdir(parents=True)
+    (tmp_path / "dc" / label("folder", data) / "ipc1" / "seed0" / "experiment.json").write_text(
+        '{"experiment": {"ipc": 7}}'
+    )
+    (tmp_path / "dc" / label("folder", data) / "ipc1" / "seed0" / "state.pt").write_bytes(b"")
     words = [*WORDS, "--methods", "dc", "--ipc", "1", "--data-dir", data, "--runs", tmp_path]
     assert run(*words) == 1
-    assert "failed: dc-folder-ipc1-seed0: " in capsys.readouterr().err
+    assert f"failed: dc-{label('folder', data)}-ipc1-seed0: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

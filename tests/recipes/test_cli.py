@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from distill.__main__ import main
+from distill.data import label
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from tests.toy import write_toy
@@ -36,7 +38,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
 ) -> None:
     words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, *SMALL]
     assert run(*words) == 0
-    folder = tmp_path / method / "folder" / "ipc1" / "seed0"
+    folder = tmp_path / method / label("folder", data) / "ipc1" / "seed0"
     assert sorted(path.name for path in folder.glob("[!.]*")) == [*FILES.split(" "), "tensorboard"]
     assert DistilledSet.load(folder).method == method
 
@@ -56,7 +58,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["images"] == 40
 
     printed = capsys.readouterr()
-    assert f"{method} on folder, ipc 1, recipe {recipe}: about" in printed.err
+    assert f"{method} on {label('folder', data)}, ipc 1, recipe {recipe}: about" in printed.err
     assert f"{accuracy['clean']:.1f} ±" in printed.out
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -93,7 +95,7 @@ def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Pat
     words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, "--ipc", "2"]
     words += ["--backbone", "convnet:width=4", "--students", "2", "--student.epochs", "10", *flags]
     assert run(*words) == 0
-    folder = tmp_path / method / "folder" / "ipc2" / "seed0"
+    folder = tmp_path / method / label("folder", data) / "ipc2" / "seed0"
     assert DistilledSet.load(folder).method == method
     assert len(DistilledSet.load(folder).images) == (40 if method == "full" else 4)
     assert [row["attack"] for row in csv.DictReader((folder / "table.csv").read_text().splitlines())] == [
@@ -115,9 +117,9 @@ def test_students_take_the_distilled_steps_on_request(
     assert "convnet:width=4, cross_entropy, recipe" in capsys.readouterr().out
     assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "b", "--protocol", "own") == 0
     assert "convnet:width=4, own, recipe" in capsys.readouterr().out
-    assert run("evaluate", tmp_path / "a" / "sldd" / "folder" / "ipc2" / "seed0", *words, *own) == 0
+    assert run("evaluate", tmp_path / "a" / "sldd" / label("folder", data) / "ipc2" / "seed0", *words, *own) == 0
     assert "convnet:width=4, own, recipe" in capsys.readouterr().out
-    place = Path("sldd", "folder", "ipc2", "seed0")
+    place = Path("sldd", label("folder", data), "ipc2", "seed0")
     sets = [(tmp_path / name / place / "distilled.safetensors").read_bytes() for name in "ab"]
     assert sets[0] == sets[1]  # evaluation does not reach into distilling
     weights = [read_tensors(tmp_path / name / place / "students" / "0.safetensors")[0] for name in "ab"]
@@ -127,7 +129,7 @@ def test_students_take_the_distilled_steps_on_request(
 def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path, "--device", "cpu", *SMALL) == 0
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith("No GPU here: dc on folder, ipc 1, recipe quick (about ")
+    assert first.startswith(f"No GPU here: dc on {label('folder', data)}, ipc 1, recipe quick (about ")
     assert "--recipe paper would take about" in first
 
 
@@ -150,7 +152,7 @@ def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(evaluate, "judge", lambda *arguments: calls.append(1) or judge(*arguments))
     assert run(*words, "--runs", tmp_path / "cut") == 0
     assert len(calls) == 6
-    place = Path("dc", "folder", "ipc1", "seed0", "results.jsonl")
+    place = Path("dc", label("folder", data), "ipc1", "seed0", "results.jsonl")
     texts = [(tmp_path / name / place).read_text().splitlines() for name in ("whole", "cut")]
     whole, cut = ([json.loads(row) for row in text] for text in texts)
     for row in (*whole, *cut):
@@ -161,7 +163,7 @@ def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypat
 
 def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path / "a", *SMALL) == 0
-    folder = tmp_path / "a" / "dc" / "folder" / "ipc1" / "seed0"
+    folder = tmp_path / "a" / "dc" / label("folder", data) / "ipc1" / "seed0"
     options = ["--data-dir", data, "--runs", tmp_path / "b", "--students", "1", "--student.epochs", "5"]
     capsys.readouterr()
     for flag, value, line in (
@@ -174,7 +176,7 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
     assert run("evaluate", folder, *options) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "dc on folder, ipc 1, convnet:width=4, cross_entropy, recipe quick, seed 0: 1 student, 40 test images"
+        f"dc on {label('folder', data)}, ipc 1, convnet:width=4, cross_entropy, recipe quick, seed 0: 1 student, 40"
     )
     assert run("evaluate", folder / "distilled.safetensors", *options) == 0  # the same set: finished already
     assert capsys.readouterr().out == printed
@@ -186,7 +188,7 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
 
 def test_other_networks_on_the_same_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("random", "folder", "--data-dir", data, "--runs", tmp_path / "a", *SMALL_STUDENTS) == 0
-    folder = tmp_path / "a" / "random" / "folder" / "ipc1" / "seed0"
+    folder = tmp_path / "a" / "random" / label("folder", data) / "ipc1" / "seed0"
     options = ["--data-dir", data, "--runs", tmp_path / "b", "--students", "1", "--student.epochs", "5"]
     assert run("evaluate", folder, *options, "--backbones", "convnet:width=4,mpl") == 2
     assert "unknown backbone 'mpl'; did you mean 'mlp'?" in capsys.readouterr().err
@@ -198,7 +200,9 @@ def test_other_networks_on_the_same_set(data: Path, tmp_path: Path, capsys: pyte
     assert err.count("finished already in") == 1
     table = out.split("\n\n")[-1].splitlines()
     assert [line.split()[3] for line in table[1:4]] == ["convnet:width=4", "mlp", "convnet:width=4,depth=2"]
-    names = sorted(path.name for path in next((tmp_path / "b" / "evaluate" / "folder").iterdir()).iterdir())
+    names = sorted(
+        path.name for path in next((tmp_path / "b" / "evaluate" / label("folder", data)).iterdir()).iterdir()
+    )
     assert names == ["seed0", "seed0-convnet_width=4_depth=2", "seed0-mlp"]
 
 
@@ -212,14 +216,16 @@ def test_every_column_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest
     shared += ["--transfer-backbone", "mlp"]
     assert run("dc", "folder", *shared) == 0
     assert run("dc", "folder", *shared, "--seed", "1", "--student.loss", "trades:steps=2@2/255") == 0
-    first, second = (tmp_path / "dc" / "folder" / "ipc1" / f"seed{seed}" for seed in (0, 1))
+    first, second = (tmp_path / "dc" / label("folder", data) / "ipc1" / f"seed{seed}" for seed in (0, 1))
     rows = [json.loads(line) for line in (first / "results.jsonl").read_text().splitlines()]
     names = [row["attack"] for row in rows if row["student"] == 0]
     assert len(names) == 1 + 16
     for row in rows:
         clean = next(r["accuracy"] for r in rows if r["student"] == row["student"] and r["attack"] == "clean")
         assert row["attack"] == "corruptions" or row["accuracy"] <= clean
-        assert (row["median_distance"] is not None) == (row["attack"].partition(":")[0] in ("cw", "deepfool", "jsma"))
+        assert (row["median_distance"] is not None) == (
+            re.split("[:@]", row["attack"])[0] in ("cw", "deepfool", "jsma")
+        )
         assert row["verdict"] == "ok" or row["verdict"].startswith("suspicious: ")
     assert {path.name for path in (first / "students").glob("surrogate*")} == {
         "surrogate-transfer.safetensors",
@@ -252,7 +258,11 @@ def test_every_column_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest
 def test_the_curve_never_rises(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["dc", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--attacks", "pgd,fgsm"]
     assert run(*words, "--eps", "0,0.02,0.1,0.3") == 0
-    rows = list(csv.DictReader((tmp_path / "dc" / "folder" / "ipc1" / "seed0" / "table.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader(
+            (tmp_path / "dc" / label("folder", data) / "ipc1" / "seed0" / "table.csv").read_text().splitlines()
+        )
+    )
     found = {row["attack"]: float(row["mean"]) for row in rows}
     assert list(found) == [
         "clean",
@@ -307,7 +317,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --attacks pgd:steps=many", "steps of attack pgd is 'many'; it takes a whole number"),
         ("dc digits --attacks pgd@8/256x", "threat is '8/256x'; choose from linf_star, linf, l2"),
         ("dc digits --attacks cw@linf", "cw"),
-        ("dc digits --attacks pgd,pgd", "--attacks has pgd twice; give it once"),
+        ("dc digits --attacks pgd,pgd", "--attacks has pgd@0.3 twice; give it once"),
         ("dc digits --eps 1/255,x --attacks pgd", "threat is 'linf:x'"),
         ("dc digits --student.loss pgd", "unknown loss 'pgd'; choose from cross_entropy, pgd_at"),
         ("dc digits --student.loss trades:beta=x", "beta of loss trades is 'x'; it takes a number"),
@@ -358,7 +368,7 @@ def test_a_changed_config_or_a_bad_folder_loses_nothing(
 ) -> None:
     words = ["dc", "folder", "--data-dir", data, *SMALL]
     assert run(*words, "--runs", tmp_path / "runs") == 0
-    folder = tmp_path / "runs" / "dc" / "folder" / "ipc1" / "seed0"
+    folder = tmp_path / "runs" / "dc" / label("folder", data) / "ipc1" / "seed0"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert run(*words, "--runs", tmp_path / "runs", "--lr-img", "0.2") == 2

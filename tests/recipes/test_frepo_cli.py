@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill.__main__ import main
-from distill.data import load
+from distill.data import label, load
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from distill.models import build
@@ -30,7 +30,11 @@ SMALL = [
 ]
 SMALL += ["--num-nn-state", "2", "--max-online-updates", "3", "--lr-img", "0.01", "--lr-net", "0.01", "--students", "2"]
 SMALL += ["--student-steps", "150", "--student-lr", "0.01", "--student.epochs", "20", "--attacks", "linf"]
-PLACE = Path("frepo", "folder", "ipc2", "seed0")
+
+
+def place(data: Path) -> Path:
+    """Return where a run on these data is, below the folder of all runs."""
+    return Path("frepo", label("folder", data), "ipc2", "seed0")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def rows(folder: Path) -> list[dict]:
 def test_a_run_and_its_set_in_both_protocols(data: Path, tmp_path: Path) -> None:
     words = ["frepo", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--zca"]
     assert run(*words) == 0
-    folder = tmp_path / PLACE
+    folder = tmp_path / place(data)
     assert {row["loss"] for row in rows(folder)} == {"cross_entropy"}
     clean = [row["accuracy"] for row in rows(folder) if row["attack"] == "clean"]
     assert min(clean) > 60
@@ -123,7 +127,7 @@ def test_a_killed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, monkey
     monkeypatch.setattr(Run, "log", log)
     assert run(*words, "--runs", tmp_path / "cut") == 0
     for file in ("distilled.safetensors", "students/0.safetensors"):
-        whole, cut = (read_tensors(tmp_path / name / PLACE / file)[0] for name in ("whole", "cut"))
+        whole, cut = (read_tensors(tmp_path / name / place(data) / file)[0] for name in ("whole", "cut"))
         assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
@@ -148,10 +152,10 @@ def test_bad_input_is_one_line(
 def test_damaged_labels_are_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["frepo", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--iterations", "3"]
     assert run(*words, "--students", "1") == 0
-    path = tmp_path / PLACE / "distilled.safetensors"
+    path = tmp_path / place(data) / "distilled.safetensors"
     found = DistilledSet.load(path)
     found.own["labels"][0, 0] = float("nan")
     found.save(path)
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--protocol", "own"]
-    assert run("evaluate", tmp_path / PLACE, *options) == 2
+    assert run("evaluate", tmp_path / place(data), *options) == 2
     assert "learned labels are (4, 2) and not all finite; 4 images have finite (4, 2)" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill.__main__ import main
+from distill.data import label
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from distill.run import Run
@@ -15,7 +16,11 @@ from distill.run import Run
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--iterations", "3", "--target-batch", "10", "--student-steps", "40"]
 SMALL += ["--students", "1", "--student.epochs", "10", "--attacks", "fgsm", "--ipc", "2"]
 LEARNED = ["--labels", "learned", "--iterations", "60", "--target-batch", "40"]
-PLACE = Path("kip", "folder", "ipc2", "seed0")
+
+
+def place(data: Path) -> Path:
+    """Return where a run on these data is, below the folder of all runs."""
+    return Path("kip", label("folder", data), "ipc2", "seed0")
 
 
 def run(*words: str | Path) -> int:
@@ -37,18 +42,18 @@ def test_digits_are_distilled(kernel: str, tmp_path: Path) -> None:
 def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--attacks", "fgsm", "--student.epochs", "10"]
     assert run("kip", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *LEARNED) == 0
-    made = DistilledSet.load(tmp_path / PLACE)
+    made = DistilledSet.load(tmp_path / place(data))
     assert set(made.own) == {"labels"}
     assert made.labels.shape == made.own["labels"].shape == (4, 2)
     capsys.readouterr()
-    assert run("evaluate", tmp_path / PLACE, *words, "--protocol", "own") == 0
+    assert run("evaluate", tmp_path / place(data), *words, "--protocol", "own") == 0
     assert "as the method's authors do: --student.epochs has no effect" in capsys.readouterr().err
     (table,) = (tmp_path / "evaluate").rglob("table.csv")
     assert clean(table.parent) > 90
     losses = {json.loads(row)["loss"] for row in (table.parent / "results.jsonl").read_text().splitlines()}
     assert losses == {"own"}
     own, standard = (
-        read_tensors(place / "students" / "0.safetensors")[0] for place in (table.parent, tmp_path / PLACE)
+        read_tensors(place / "students" / "0.safetensors")[0] for place in (table.parent, tmp_path / place(data))
     )
     assert not any(torch.equal(own[name], standard[name]) for name in own if name.endswith("weight"))
 
@@ -69,7 +74,7 @@ def test_a_killed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, monkey
     monkeypatch.setattr(Run, "log", log)
     assert run(*words, "--runs", tmp_path / "cut") == 0
     for file in ("distilled.safetensors", "students/0.safetensors"):
-        whole, cut = (read_tensors(tmp_path / name / PLACE / file)[0] for name in ("whole", "cut"))
+        whole, cut = (read_tensors(tmp_path / name / place(data) / file)[0] for name in ("whole", "cut"))
         assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.__main__ import main
-from distill.data import load
+from distill.data import label, load
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from distill.judging.trained import students_of
@@ -21,7 +21,11 @@ from tests.toy import write_toy
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--num-experts", "2", "--train-epochs", "2", "--expert-epochs", "1"]
 SMALL += ["--max-start-epoch", "2", "--batch-train", "8", "--iterations", "3", "--syn-steps", "2", "--lr-img", "0.01"]
 SMALL += ["--students", "2", "--student.epochs", "20", "--student-epochs", "60", "--lr-init", "0.1", "--ipc", "2"]
-PLACE = Path("folder", "ipc2", "seed0")
+
+
+def place(data: Path) -> Path:
+    """Return where a run on these data is, below the folder of all runs."""
+    return Path(label("folder", data), "ipc2", "seed0")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_experts_are_shared_by_seeds_and_methods(data: Path, tmp_path: Path) -> 
     assert run("guard_mtt", *words) == run("mtt", *words, "--seed", "2", "--expert-seed", "2") == 0
     assert len(list((tmp_path / "stages").iterdir())) == 3
     images = [
-        DistilledSet.load(tmp_path / method / "folder" / "ipc2" / seed).images
+        DistilledSet.load(tmp_path / method / label("folder", data) / "ipc2" / seed).images
         for method, seed in (("mtt", "seed0"), ("mtt", "seed1"), ("tesla", "seed0"), ("guard_mtt", "seed0"))
     ]
     assert not any(torch.equal(images[0], other) for other in images[1:])
@@ -72,7 +76,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     monkeypatch.setattr(Run, "log", log)
     assert run(*words, "--runs", tmp_path / "cut") == 0
     sets, students = (
-        [read_tensors(tmp_path / name / "mtt" / PLACE / file)[0] for name in ("whole", "cut")]
+        [read_tensors(tmp_path / name / "mtt" / place(data) / file)[0] for name in ("whole", "cut")]
         for file in ("distilled.safetensors", "students/1.safetensors")
     )
     for whole, cut in (sets, students):
@@ -82,7 +86,7 @@ def test_a_killed_run_ends_with_the_same_bits(
 def test_the_table_says_whose_protocol_it_was(data: Path, tmp_path: Path) -> None:
     words = ["folder", "--data-dir", data, "--runs", tmp_path, *SMALL]
     assert run("mtt", *words) == 0
-    folder = tmp_path / "mtt" / PLACE
+    folder = tmp_path / "mtt" / place(data)
     assert losses(folder) == {"cross_entropy"}
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "2", "--protocol", "own"]
     assert run("evaluate", folder, *options) == 0
@@ -96,7 +100,7 @@ def test_the_table_says_whose_protocol_it_was(data: Path, tmp_path: Path) -> Non
 def test_a_whitened_set_is_judged_through_its_whitening(data: Path, tmp_path: Path) -> None:
     words = ["mtt", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--zca", "--protocol", "own"]
     assert run(*words) == 0
-    folder = tmp_path / "mtt" / PLACE
+    folder = tmp_path / "mtt" / place(data)
     found, test = DistilledSet.load(folder), load("folder", data, None)[1]
     network = build(found.backbone, channels=3, image_size=8, num_classes=2, generator=torch.Generator())
     network.load_state_dict(read_tensors(folder / "students" / "0.safetensors")[0])
@@ -126,6 +130,6 @@ def test_a_whitening_that_is_gone_is_told(data: Path, tmp_path: Path, capsys: py
     whitening.unlink()
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1"]
     capsys.readouterr()
-    assert run("evaluate", tmp_path / "mtt" / PLACE, *options, "--protocol", "own") == 2
+    assert run("evaluate", tmp_path / "mtt" / place(data), *options, "--protocol", "own") == 2
     assert "there is no file" in capsys.readouterr().err
-    assert run("evaluate", tmp_path / "mtt" / PLACE, *options) == 0
+    assert run("evaluate", tmp_path / "mtt" / place(data), *options) == 0

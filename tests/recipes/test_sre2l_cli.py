@@ -38,7 +38,8 @@ def run(*words: str | Path) -> int:
 
 
 def place(runs: Path, method: str = "guard_sre2l") -> Path:
-    return runs / method / "folder" / "ipc4" / "seed0"
+    (found,) = (runs / method).glob("folder-*/ipc4/seed0")
+    return found
 
 
 @pytest.mark.parametrize("recipe", ["quick", "paper"])

@@ -20,6 +20,11 @@ def row(method: str, attack: str, accuracy: float, student: int = 0, **other: An
         "loss": "cross_entropy",
         "recipe": "paper",
         "config": "abc",
+        "set": "set",
+        "threat": {"clean": ""}.get(attack, "linf:2/255"),
+        "how": "",
+        "advised": "",
+        "advised_accuracy": None,
         "student": student,
         "attack": attack,
         "accuracy": accuracy,
@@ -44,7 +49,7 @@ def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() ->
     text = LAYOUTS["md"](ROWS)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "cifar10, ipc 10, students convnet"
-    assert lines[2] == "| method | students | clean | linf | n |"
+    assert lines[2] == "| method | students | clean | linf 2/255 | n |"
     assert lines[4:8] == [
         "| dc | cross_entropy | **45.0 ± 1.4** (45.3, -0.3) | 20.5 ± 0.7 (18.8, +1.7) | 2 |",
         "| guard_dc | cross_entropy | 43.0 | **24.5** (23.5, +1.0) | 1 |",
@@ -52,7 +57,8 @@ def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() ->
         "| tesla | own | 40.0 | - | 1 |",
     ]
     assert lines[9] == "mnist-16px, ipc 10, students convnet"
-    assert lines[13] == "| dc | cross_entropy | **30.0 ?** (96.4, -66.4) | 1 |"
+    assert lines[13] == "| dc | cross_entropy | ~~30.0~~ ? (96.4, -66.4) | 1 |"  # what is in doubt is not the best
+    assert lines[15] == "? dc, clean: suspicious: odd"
     assert len({len(line) for line in text.splitlines()[2:8]}) == 1
 
 
@@ -60,10 +66,10 @@ def test_latex_has_the_groups_side_by_side() -> None:
     lines = LAYOUTS["tex"](ROWS).splitlines()
     assert lines[1] == r"\begin{tabular}{lrrrrr}"
     assert lines[3] == r" & \multicolumn{3}{c}{cifar10, ipc 10} & \multicolumn{2}{c}{mnist-16px, ipc 10} \\"
-    assert lines[4] == r"method & clean & linf & n & clean & n \\"
+    assert lines[4] == r"method & clean & linf 2/255 & n & clean & n \\"
     assert lines[6] == (
         r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3) & 20.5 $\pm$ 0.7 (18.8, +1.7) & 2 & "
-        r"\textbf{30.0 ?} (96.4, -66.4) & 1 \\"
+        r"\sout{30.0} ? (96.4, -66.4) & 1 \\"
     )
     assert lines[7] == r"guard\_dc & 43.0 & \textbf{24.5} (23.5, +1.0) & 1 & - & - \\"
     assert lines[9] == r"tesla (own) & 40.0 & - & 1 & - & - \\"
@@ -100,6 +106,39 @@ def test_networks_that_differ_are_told() -> None:
     assert lines[5] == "| dd | cross_entropy | lenet | 30.0 (36.8, -6.8) | 1 |"
     assert r"dd (lenet) & 30.0 (36.8, -6.8) & 1 \\" in LAYOUTS["tex"](rows)
     assert [line["backbone"] for line in csv.DictReader(io.StringIO(LAYOUTS["csv"](rows)))] == ["convnet", "lenet"]
+
+
+def test_every_seed_config_and_threat_has_its_place() -> None:
+    """The last of several rows of a method took the place of the others."""
+    seeds = [row("dc", "clean", 40.0 + seed, k, seed=seed, set=f"set{seed}") for seed in range(3) for k in range(3)]
+    other = [row("dc", "clean", 90.0, config="other")]
+    two = [row("dc", "linf", 20.0), row("dc", "linf", 5.0, threat="linf:8/255")]
+    lines = [" ".join(line.split()) for line in LAYOUTS["md"](seeds + other + two).splitlines()]
+    assert lines[2] == "| method | students | config | clean | linf 2/255 | linf 8/255 | n |"
+    assert (
+        lines[4]
+        == "| dc | cross_entropy | abc | 41.0 ± 0.9 (45.3, -4.3) | 20.0 (18.8, +1.2) | 5.0 (18.8, -13.8) | 9/1 |"
+    )
+    assert lines[5] == "| dc | cross_entropy | other | **90.0** (45.3, +44.7) | - | - | 1 |"
+    assert r"dc (abc) & 41.0" in LAYOUTS["tex"](seeds + other)
+    csv_lines = list(csv.DictReader(io.StringIO(LAYOUTS["csv"](seeds + other + two))))
+    assert [(line["config"], line["threat"], line["n"]) for line in csv_lines] == [
+        ("abc", "", "9"),
+        ("abc", "linf:2/255", "1"),
+        ("abc", "linf:8/255", "1"),
+        ("other", "", "1"),
+    ]
+
+
+def test_methods_are_ranked_by_the_attack_without_a_bias() -> None:
+    column, accuracies = "pgd_ce_margin@2/255", {"dc": 20.0, "frepo": 22.0, "mtt": 30.0, "full": 50.0}
+    rows = [row(method, column, value) for method, value in accuracies.items()]
+    rows[2] |= {"verdict": "suspicious: odd", "advised": "square@2/255", "advised_accuracy": 3.0}
+    lines = [" ".join(line.split()) for line in LAYOUTS["md"](rows).splitlines()]
+    assert lines[2] == f"| method | students | {column} | n | rank |"
+    assert [line.split(" | ")[-1] for line in lines[4:8]] == ["2 |", "1 |", "- |", "- |"]
+    assert "~~30.0~~ ? 3.0 by square@2/255" in lines[6]
+    assert "**22.0**" in lines[5]
 
 
 def test_zero_is_not_the_best_of_anything() -> None:

@@ -12,6 +12,7 @@ from baselines import dcc
 from baselines.dcc import LOOPS, RECIPES, Config, distill, match, settled, work
 from distill.__main__ import main
 from distill.augment import augmentation
+from distill.data import label
 from distill.distilled import DistilledSet
 from distill.matching import DISTANCES
 from distill.methods import dc
@@ -255,7 +256,7 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         runs = tmp_path / recipe
         words = [method, "folder", "--data-dir", str(data), "--runs", str(runs), "--recipe", recipe, *small]
         assert main(words) == 0
-        folder = runs / method / "folder" / "ipc1" / "seed0"
+        folder = runs / method / label("folder", data) / "ipc1" / "seed0"
         assert DistilledSet.load(folder).method == method
         assert (folder / "table.csv").exists()
     capsys.readouterr()

@@ -29,6 +29,7 @@ from baselines.gan import (
 from baselines.generated import Groups, drawn, rebuilt, without_cutout
 from distill.__main__ import main
 from distill.augment import DSA
+from distill.data import label
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import read_tensors
@@ -624,7 +625,7 @@ def test_the_command_line(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
     words = ["folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, *FLAGS]
     assert run("dim", *words, "--ipc", "2", "--protocol", "own") == 0
     assert "convnet:width=4,depth=2, own, recipe" in capsys.readouterr().out
-    folder = tmp_path / "dim" / "folder" / "ipc2" / "seed0"
+    folder = tmp_path / "dim" / label("folder", data) / "ipc2" / "seed0"
     assert DistilledSet.load(folder).method == "dim"
     assert list(rows(folder)) == ["clean", "fgsm"]
     assert (folder / "grid.png").exists()

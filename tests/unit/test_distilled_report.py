@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,13 +119,17 @@ def rows(
     recipe: str = "quick",
     config: str = "a",
     loss: str = "cross_entropy",
+    **other: object,
 ) -> list:
     shared = {"method": method, "dataset": "toy", "ipc": 1, "seed": seed, "backbone": "convnet", "recipe": recipe}
     shared["loss"] = loss
     shared |= {"config": config, "low": 0.0, "high": 100.0, "images": 9, "median_distance": None}
-    shared |= {"seconds": 1.5, "epoch_seconds": 0.02, "verdict": "ok"}
+    shared |= {"seconds": 1.5, "epoch_seconds": 0.02, "verdict": "ok", "advised": "", "advised_accuracy": None}
+    shared |= {"set": f"set{seed}", "test": "images", "how": "PGD()"} | other
+    threats = {"clean": "", "l2": "l2:0.2"}
     return [
-        shared | {"student": student, "attack": attack, "accuracy": value}
+        shared
+        | {"student": student, "attack": attack, "accuracy": value, "threat": other.get("threat", threats[attack])}
         for attack, values in accuracies.items()
         for student, value in enumerate(values)
     ]
@@ -135,8 +140,9 @@ ROWS = rows("dc", 0, {"clean": [50.0, 52.0], "l2": [10.0, 14.0]}) + rows("dc", 1
 
 def test_csv_has_a_row_per_seed_and_attack() -> None:
     table = list(csv.DictReader(io.StringIO(render(ROWS, "csv"))))
-    first = ("method", "dataset", "ipc", "seed", "backbone", "attack", "mean", "std", "n")
-    assert tuple(table[0]) == COLUMNS == (*first, "verdict")
+    first = ("method", "dataset", "ipc", "seed", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
+    assert tuple(table[0]) == COLUMNS == (*first, "verdict", "advised", "advised_mean", "how", "config", "set")
+    assert {(row["attack"], row["threat"]) for row in table} == {("clean", ""), ("l2", "l2:0.2")}
     assert {row["verdict"] for row in table} == {"ok"}
     assert [(row["seed"], row["attack"], row["mean"], row["std"], row["n"]) for row in table] == [
         ("0", "clean", "51.00", "1.41", "2"),
@@ -166,12 +172,39 @@ def test_tables_put_seeds_together_and_keep_recipes_apart() -> None:
     assert r"dc & toy & 1 & convnet & quick & 53.0 $\pm$ 2.6" in render(ROWS, "latex")
 
 
+def test_nothing_but_seeds_sets_students_and_images_is_put_together() -> None:
+    """Three seeds of three students were a mean of the last seed; two threats of one attack shared a column."""
+    runs = [row for seed in range(3) for row in rows("dc", seed, {"clean": [50.0, 51.0, 52.0 + seed]})]
+    (joined,) = summary(runs, by_seed=False)
+    assert (joined["n"], joined["mean"]) == (9, pytest.approx(51.3333, abs=1e-3))
+    assert [row["n"] for row in summary(runs)] == [3, 3, 3]
+    two_sets = rows("dc", 0, {"clean": [50.0, 52.0]}) + rows("dc", 0, {"clean": [60.0, 62.0]}, set="another")
+    assert [row["n"] for row in summary(two_sets)] == [2, 2]
+    assert [row["n"] for row in summary(two_sets, by_seed=False)] == [4]
+    for name in ("method", "dataset", "ipc", "backbone", "loss", "recipe", "config", "threat", "how"):
+        other = [row | {name: "other"} for row in rows("dc", 1, {"l2": [1.0]})]
+        assert [row["n"] for row in summary([*ROWS[2:4], *other], by_seed=False)] == [2, 1], name
+    weak = rows("dc", 0, {"l2": [30.0]}, threat="l2:0.1")
+    header, line = render([*ROWS, *weak], "text").splitlines()
+    assert re.split("  +", header)[-5:] == ["clean", "l2 0.2", "l2 0.1", "n", "ms/epoch"]
+    assert line.split()[-2] == "4/1"  # each column says how many students it has
+    with pytest.raises(InputError, match="seed 0, set set0, student 1, column clean is there more than once"):
+        summary([*ROWS, ROWS[1]], by_seed=False)
+
+
 def test_doubtful_numbers_are_marked_and_the_reason_is_given() -> None:
     doubt = "suspicious: black-box square beats it, 9 to 0"
     doubtful = [row | {"verdict": doubt} if (row["attack"], row["student"]) == ("l2", 1) else row for row in ROWS]
     text = render(doubtful, "text")
     assert "7.0 ± 6.2 ?" in text
+    assert "~~7.0 ± 6.2~~ ?" in render(doubtful, "markdown")
+    assert r"\sout{7.0 $\pm$ 6.2} ?" in render(doubtful, "latex")
     assert text.splitlines()[-1] == f"? dc toy ipc 1, l2: {doubt}"
+    advised = [
+        row | ({"advised": "square@l2:0.2", "advised_accuracy": 6.0} if row["verdict"] == doubt else {})
+        for row in doubtful
+    ]
+    assert "7.0 ± 6.2 ? 5.5 by square@l2:0.2" in render(advised, "text")  # (10 + 6 + 0 + 6) / 4
     assert f"? dc toy ipc 1, l2: {doubt}" in render(doubtful, "markdown")
     verdicts = {row["attack"]: row["verdict"] for row in csv.DictReader(io.StringIO(render(doubtful, "csv")))}
     assert verdicts == {"clean": "ok", "l2": doubt}
@@ -186,6 +219,11 @@ def test_rows_are_found_or_told(tmp_path: Path) -> None:
         find_rows([tmp_path / "absent"])
     write_text(tmp_path / "a" / "results.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     assert find_rows([tmp_path]) == ROWS
+    assert find_rows([tmp_path, tmp_path / "a", tmp_path / "a" / ".." / "a"]) == ROWS  # no run counts twice
+    earlier = [{name: value for name, value in row.items() if name not in ("threat", "how", "set")} for row in ROWS]
+    write_text(tmp_path / "b" / "results.jsonl", "".join(json.dumps(row) + "\n" for row in earlier))
+    with pytest.raises(InputError, match="is of an earlier version"):
+        find_rows([tmp_path])
     for text in ("{", "{}\n", "[1]\n"):
         write_text(tmp_path / "b" / "results.jsonl", text)
         with pytest.raises(InputError, match="is damaged"):
