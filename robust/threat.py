@@ -49,6 +49,11 @@ class Threat:
         forms = [form for form in (short, bytes_) if float(Fraction(form)) == self.eps]
         return ("" if self.norm == "linf" else f"{self.norm}:") + (forms or [repr(self.eps)])[0]
 
+    @property
+    def named(self) -> str:
+        """The ball with its norm, as rows of results have it: "linf:8/255", "l2:0.5"."""
+        return f"{self.norm}:{self.written.rpartition(':')[2]}"
+
     def random_start(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Return a uniform point of each image's ball, cut to [0, 1].
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from distill.reports.paper import PAPER, Figure
 from distill.reports.tables import Row, Style, figure, headings, summary
+from robust import PAPER_THREATS
 
 __all__ = ["FULL", "LAYOUTS"]
 
@@ -76,10 +77,18 @@ def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
         for place in places:
             counts = method != FULL and row["verdict"] == "ok"
             is_best = counts and round(row["mean"], 1) == best[*place, *_what(row)] > 0
-            published = PAPER.get((dataset.partition("-")[0], place[1], method, row["attack"]))
+            published = _published(row, place[1])
             line = tuple(row[name] for name in ("method", "loss", "backbone", "recipe", "config"))
             tables.setdefault(place, {}).setdefault(line, {})[_what(row)] = Number(row, is_best, published)
     return tables
+
+
+def _published(row: Row, ipc: int) -> Figure | None:
+    """Return the paper's number for a row, of the same attack at the same threat."""
+    dataset, attack = row["dataset"].partition("-")[0], row["attack"]
+    threat = PAPER_THREATS.get(dataset, {}).get(attack)
+    same = attack == "clean" or (threat is not None and threat.named == row["threat"])
+    return PAPER.get((dataset, ipc, row["method"], attack)) if same else None
 
 
 def _what(row: Row) -> What:
