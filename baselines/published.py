@@ -175,12 +175,8 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         raise InputError(
             f"{path} has images of {raw.images.shape[1]} channels, {train.name} of {channels}: give --dataset"
         )
-    if raw.labels.ndim == 2:
-        if raw.labels.shape[1] != k:
-            raise InputError(
-                f"{path} has labels for {raw.labels.shape[1]} classes, {train.name} has {k}: give --dataset"
-            )
-        return raw.labels
+    if raw.labels.ndim == 2 and raw.labels.shape[1] != k:
+        raise InputError(f"{path} has labels for {raw.labels.shape[1]} classes, {train.name} has {k}: give --dataset")
     labels = raw.labels
     if raw.names is not None and raw.names != train.classes:
         places = [class_of(name, train.classes) for name in raw.names]
@@ -190,7 +186,19 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
             raise InputError(
                 f"{path}: {lost[0]} is no class of {train.name} ({known}, ...): name folders as its classes"
             )
+        twice = next((place for place in places if places.count(place) > 1), None)
+        if twice is not None:
+            names = ", ".join(name for name, place in zip(raw.names, places, strict=True) if place == twice)
+            raise InputError(
+                f"{path}: {names} are all for class {train.classes[twice]} of {train.name}: keep one of them"
+            )
+        if labels.ndim == 2:
+            ordered = labels.new_zeros(labels.shape)
+            ordered[:, torch.tensor(places)] = labels
+            return ordered
         labels = torch.tensor(places)[labels]
+    if labels.ndim == 2:
+        return labels
     if labels.min() < 0 or labels.max() >= k:
         span = f"{labels.min()} to {labels.max()}"
         raise InputError(f"{path} has labels from {span}, {train.name} has {k} classes from 0: give --dataset")

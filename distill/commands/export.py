@@ -1,6 +1,6 @@
 """`bash run.sh export RUN --to FORMAT`: a distilled set as files of other code."""
 
-import filecmp
+import hashlib
 import json
 import os
 import re
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 import tyro
 
-from distill.data.pictures import write_pictures
+from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
+from distill.files import write_text
 from distill.flags import parse
 from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
@@ -26,6 +27,8 @@ from robust import Normalize
 
 __all__ = ["EXPORTS", "export", "run_export"]
 
+MANIFEST = ".guard-export.json"
+"""lists what an export wrote, with hashes: nothing else is ever replaced or deleted"""
 FOREIGN = (".npz", ".pt", ".pth")
 """endings of files that are read before they are exported"""
 AS_MTT = ("mtt", "tesla", "guard_mtt")
@@ -44,7 +47,7 @@ class ExportCommand:
     out: Path | None = None
     """folder to write to; None: export/FORMAT beside the set"""
     overwrite: bool = False
-    """replace files that are there and differ"""
+    """replace what an earlier export wrote there; files of others are never replaced or deleted"""
 
 
 def run_export(flags: list[str]) -> int:
@@ -82,7 +85,7 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
         place: the folder of its file, where its whitening is looked for.
         form: one of EXPORTS.
         out: the folder; made if needed.
-        overwrite: whether files that are there and differ may be replaced.
+        overwrite: whether what an earlier export wrote there, and nobody changed, may be replaced and removed.
 
     Returns:
         what there is to say, a line each.
@@ -94,25 +97,75 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         lines = EXPORTS[form](distilled, place, temporary)
-        written = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
-        there = [path for path in written if (out / path).exists()]
-        differ = [path for path in there if not filecmp.cmp(temporary / path, out / path, shallow=False)]
-        strangers = [] if form != "imagefolder" else _strangers(out, written)
-        if (differ or strangers) and not overwrite:
-            first, count = (differ or strangers)[0], len(differ or strangers)
-            what = "holds something else" if differ else "is not of this set, but would be read with it"
+        new = _hashes(temporary)
+        ours = _manifest(out)
+        present = {
+            path: _hash(out / path) for path in {*new, *ours, *_pictures_in(out, form)} if (out / path).is_file()
+        }
+        differ = sorted(path for path in new if path in present and present[path] != new[path])
+        stale = sorted(path for path in present if path not in new)
+        foreign = [path for path in (*differ, *stale) if present[path] not in ours.get(path, ())]
+        if foreign:
+            what = "holds something else" if foreign[0] in new else "is not of this set, but would be read with it"
+            raise InputError(
+                f"{out / foreign[0]} {what}, and no export wrote it (files: {len(foreign)}); give another --out"
+            )
+        if (differ or stale) and not overwrite:
+            first, count = (differ or stale)[0], len(differ or stale)
+            what = "holds something else" if differ else "is of another set, and would be read with this one"
             raise InputError(f"{out / first} {what} (files: {count}); give another --out, or --overwrite to replace")
-        for path in strangers:
+        out.mkdir(parents=True, exist_ok=True)
+        # Both versions are ours until the new one is whole, so that an export which is killed here can be repeated.
+        _write_manifest(out, {path: {*ours.get(path, ()), *filter(None, [new.get(path)])} for path in {*ours, *new}})
+        for path in stale:
             (out / path).unlink()
-        for path in written:
+        for path in sorted(new):
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(temporary / path, out / path)
+        _write_manifest(out, {path: {digest} for path, digest in new.items()})
     except OSError as error:
         raise InputError(f"cannot write to {out} ({error.strerror or error}); choose another --out") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    replaced = len(differ) + len(strangers)
-    return [*lines, f"{len(written)} files in {out}" + (f", {replaced} of them instead of others" if replaced else "")]
+    replaced = len(differ) + len(stale)
+    return [*lines, f"{len(new)} files in {out}" + (f", {replaced} of them instead of others" if replaced else "")]
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file in a folder, by its path there."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
+
+
+def _hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _manifest(out: Path) -> dict[str, list[str]]:
+    """Return by path the hashes of what exports wrote into a folder; nothing where none did, or nobody can tell."""
+    try:
+        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {str(path): list(map(str, hashes)) for path, hashes in content.items() if _inside(path)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _inside(path: str) -> bool:
+    parts = Path(path).parts
+    return bool(parts) and not Path(path).is_absolute() and ".." not in parts
+
+
+def _write_manifest(out: Path, files: dict[str, set[str]]) -> None:
+    content = {"files": {path: sorted(hashes) for path, hashes in sorted(files.items())}}
+    write_text(out / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def _pictures_in(out: Path, form: str) -> list[str]:
+    """Return the pictures in class folders, which would be read with a set of pictures."""
+    if form != "imagefolder" or not out.is_dir():
+        return []
+    return [f"{name}/{file.name}" for name, files in picture_folders(out).items() for file in files]
 
 
 def _beside(out: Path) -> Path:
@@ -128,13 +181,6 @@ def _beside(out: Path) -> Path:
     if not place.name:
         raise InputError(f"cannot write to {out} (it has no folder above it); choose another --out")
     return place.with_name(f".{place.name}.{os.getpid()}")
-
-
-def _strangers(out: Path, written: list[Path]) -> list[Path]:
-    """Return the pictures in class folders of `out` that are not among those written."""
-    if not out.is_dir():
-        return []
-    return sorted(path for each in out.glob("*/*.png") if (path := each.relative_to(out)) not in written)
 
 
 # --- each format -------------------------------------------------------------------------------------------------

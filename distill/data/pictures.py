@@ -4,7 +4,9 @@ Written are pictures/CLASS/NNNN.png, rounded to bytes; the exact floats stay in 
 folders, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC_idIII.jpg, CCC the number of the class.
 """
 
+import hashlib
 import io
+import os
 import re
 from collections.abc import Sequence
 from itertools import chain
@@ -31,6 +33,8 @@ __all__ = [
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """of Pillow's, those of ENDINGS: others run programs (EPS)"""
+LONGEST = 200
+"""bytes of a folder's name; file systems take 255"""
 NUMBERED = re.compile(r"new(\d{3,})")
 """a class's folder in the official code of SRe2L"""
 
@@ -41,14 +45,14 @@ def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], fol
     Args:
         images: (N, C, H, W) pixels.
         labels: (N,) classes.
-        classes: their names, which become folders.
+        classes: their names, each another one; `folder_of` makes folders of them.
         folder: made if needed.
     """
     from torchvision.transforms.v2.functional import to_pil_image  # slow to import, and only needed here
 
     numbers = [0] * len(classes)
     for image, label in zip(chain.from_iterable(images.split(256)), labels.tolist(), strict=True):
-        path = folder / _folder_of(classes[label]) / f"{numbers[label]:04d}.png"
+        path = folder / folder_of(classes[label]) / f"{numbers[label]:04d}.png"
         numbers[label] += 1
         if not path.exists():
             picture = to_pil_image((image.clamp(0, 1) * 255).round().byte().cpu())
@@ -72,12 +76,18 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
     """
     if not folder.is_dir():
         raise InputError(f"recover.images is {folder}: no such folder")
+    places: dict[int | None, Path] = {}
+    for place in sorted(each for each in folder.iterdir() if each.is_dir()):
+        number = class_of(place.name, classes)
+        if number is not None and number in places:
+            raise InputError(f"{places[number]} and {place} are both for class {classes[number]}: keep one of them")
+        places[number] = place
     found: list[Tensor] = []
     for number, name in enumerate(classes):
-        names = (name, _folder_of(name), f"new{number:03d}")
-        place = next((folder / each for each in names if (folder / each).is_dir()), None)
+        place = places.get(number)
         if place is None:
-            raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(dict.fromkeys(names))})")
+            names = dict.fromkeys((name, folder_of(name), f"new{number:03d}"))
+            raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(names)})")
         files = _files_in(place)
         if len(files) < ipc:
             raise InputError(f"{place} has {len(files)} images, fewer than ipc {ipc}")
@@ -98,14 +108,17 @@ def picture_folders(folder: Path) -> dict[str, list[Path]]:
 def class_of(name: str, classes: Sequence[str]) -> int | None:
     """Return the class that a folder's name means: the class's own, or its number as in new003; None for no class.
 
-    >>> [class_of(name, ("cat", "a dog")) for name in ("cat", "a_dog", "new001", "new002", "dog")]
-    [0, 1, 1, None, None]
+    >>> [class_of(name, ("cat", "a/dog")) for name in ("cat", "a%2Fdog", "a_dog", "new001", "new002", "dog")]
+    [0, 1, 1, 1, None, None]
+    >>> [class_of(name, ("a dog", "a_dog")) for name in ("a dog", "a_dog")]
+    [0, 1]
     """
-    for number, each in enumerate(classes):
-        if name in (each, _folder_of(each)):
-            return number
-    found = NUMBERED.fullmatch(name)
-    return int(found[1]) if found and int(found[1]) < len(classes) else None
+    for spelled in (folder_of, str, _earlier_folder_of):
+        found = [number for number, each in enumerate(classes) if name == spelled(each)]
+        if len(found) == 1:
+            return found[0]
+    numbered = NUMBERED.fullmatch(name)
+    return int(numbered[1]) if numbered and int(numbered[1]) < len(classes) else None
 
 
 def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
@@ -163,7 +176,8 @@ def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))  # macOS leaves ._0.png beside 0.png
+    return sorted(path for path in visible if path.suffix.lower() in ENDINGS)
 
 
 def _header(file: Path | io.BytesIO, name: str = "") -> tuple[int, int, bool]:
@@ -186,11 +200,26 @@ def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
         raise InputError(f"{name or file} cannot be read as an image ({error})") from None
 
 
-def _folder_of(name: str) -> str:
-    """Return the name of a class as a file system takes it, of one folder and never of the one above.
+def folder_of(name: str) -> str:
+    """Return the folder of a class: its name, with signs that a file system or a shell may not take as %XX.
 
-    >>> [_folder_of(name) for name in ("a dog", "../x", "..", ".", "")]
-    ['a_dog', '.._x', '__', '_', '_']
+    No two names have one folder. A name of more than 200 bytes is cut and ends with a hash.
+
+    >>> [folder_of(name) for name in ("a dog", "a_dog", "+", "../x", "..", ".", "", "50%")]
+    ['a dog', 'a_dog', '+', '%2E.%2Fx', '%2E%2E', '%2E', '%', '50%25']
     """
+    text = re.sub(r"[^\w .+=,()&'@~-]|^[. ]|[. ]$", lambda found: _escaped(found[0]), name) or "%"
+    if len(os.fsencode(text)) <= LONGEST:
+        return text
+    start = os.fsencode(text)[: LONGEST - 20].decode(errors="ignore")
+    return f"{start}%{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:16]}"
+
+
+def _escaped(sign: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in sign.encode(errors="surrogatepass"))
+
+
+def _earlier_folder_of(name: str) -> str:
+    """Return the folder that earlier versions gave a class; several classes could have one."""
     folder = re.sub(r"[^\w.-]+", "_", name)
     return folder.replace(".", "_") or "_" if folder in ("", ".", "..") else folder

@@ -1,6 +1,8 @@
 """Sets of ours for other code: each format is read back, by our reader and by code written from its description."""
 
+import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,7 +202,7 @@ def test_the_official_evaluation_accepts_dc(tmp_path: Path) -> None:
     order = real.labels.argsort(stable=True)
     ours = replace(made(), images=real.images[order])
     export(ours, tmp_path, "dc", tmp_path / "out")
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("[!.]*")
     assert path.name == "res_DC_toy_convnet_width=4_2ipc.pt"
     assert official_evaluation(path, test, 60) > 0.9
     export(replace(ours, labels=1 - ours.labels), tmp_path, "dc", tmp_path / "wrong")
@@ -210,7 +212,7 @@ def test_the_official_evaluation_accepts_dc(tmp_path: Path) -> None:
 def test_official_names(tmp_path: Path) -> None:
     ours = replace(made(), dataset="cifar10", backbone="convnet", method="guard_dc")
     export(ours, tmp_path, "dc", tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["res_GUARD_DC_CIFAR10_ConvNet_2ipc.pt"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["res_GUARD_DC_CIFAR10_ConvNet_2ipc.pt"]
 
 
 @pytest.mark.parametrize("form", ["dc", "mtt", "imagefolder", "npz"])
@@ -240,10 +242,62 @@ def test_pictures_of_another_set_are_not_mixed_with(tmp_path: Path) -> None:
     export(made(), tmp_path, "imagefolder", tmp_path / "out")
     fewer: Tensor = made().images[[0, 2]]
     smaller = replace(made(), images=fewer, labels=torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="is not of this set, but would be read with it"):
+    with pytest.raises(InputError, match="is of another set, and would be read with this one"):
         export(smaller, tmp_path, "imagefolder", tmp_path / "out")
     export(smaller, tmp_path, "imagefolder", tmp_path / "out", overwrite=True)
     assert len(back(tmp_path / "out").images) == 2
+
+
+@pytest.mark.parametrize("name", ["above/0009.png", "above/mine.jpg", "holiday/a.webp", "above/0000.png"])
+def test_pictures_of_others_are_never_deleted_nor_replaced(name: str, tmp_path: Path) -> None:
+    """--overwrite deleted every picture in the class folders below --out, whoever had put it there."""
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"no export wrote it \(files: 1\); give another --out"):
+            export(made(), tmp_path, "imagefolder", out, overwrite=overwrite)
+        assert [path.read_bytes() for path in out.rglob("*") if path.is_file()] == [b"mine"]
+    (out / name).unlink()
+    export(made(), tmp_path, "imagefolder", out)
+    (out / "below" / "0001.png").write_bytes(b"mine now")  # ours, and then changed by its user
+    fewer = replace(made(), images=made().images[[0, 2]], labels=torch.tensor([0, 1]))
+    with pytest.raises(InputError, match="is not of this set, but would be read with it, and no export wrote it"):
+        export(fewer, tmp_path, "imagefolder", out, overwrite=True)
+    assert (out / "below" / "0001.png").read_bytes() == b"mine now"
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    digest = hashlib.sha256(b"mine").hexdigest()
+    for path in ("../victim.txt", str(victim)):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / ".guard-export.json").write_text(json.dumps({"files": {path: [digest]}}))
+        export(made(), tmp_path, "npz", tmp_path / "out", overwrite=True)
+        assert victim.read_text() == "mine"
+
+
+def test_an_export_that_was_killed_half_way_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, other = tmp_path / "out", replace(made(), images=made().images.flip(0))
+    export(made(), tmp_path, "imagefolder", out)
+    replaced, move = [], os.replace
+
+    def dies(source: Path, target: Path) -> None:
+        if len(replaced) == 3:
+            raise KeyboardInterrupt
+        replaced.append(target)
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        export(other, tmp_path, "imagefolder", out, overwrite=True)
+    monkeypatch.undo()
+    export(other, tmp_path, "imagefolder", out, overwrite=True)
+    whole = tmp_path / "whole"
+    export(other, tmp_path, "imagefolder", whole)
+    contents = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (out, whole)]
+    assert contents[0] == contents[1]
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

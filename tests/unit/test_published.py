@@ -8,6 +8,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -743,8 +744,73 @@ def test_no_picture_is_written_outside_its_folder(tmp_path: Path) -> None:
     names = ("..", ".", "../../a", "/b", "")
     place = tmp_path / "in" / "it"
     pictures.write_pictures(torch.zeros(5, 3, 2, 2), torch.arange(5), names, place)
-    assert len(list(place.glob("*/0000.png"))) == 4  # "." and "" share a folder
+    assert len(list(place.glob("*/0000.png"))) == 5
     assert [path for path in tmp_path.rglob("*.png") if place not in path.parents] == []
+
+
+def test_every_class_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Names that differ in signs alone fell into one folder, and a class was lost."""
+    names = (
+        "a dog",
+        "a_dog",
+        "a-dog",
+        "a/dog",
+        "+",
+        "-",
+        "=",
+        "%",
+        "%25",
+        ".x",
+        "x.",
+        "x",
+        "\u732b",
+        "n" * 300,
+        "n" * 301,
+    )
+    images = torch.arange(len(names)).view(-1, 1, 1, 1).expand(-1, 3, 4, 4) / 255
+    pictures.write_pictures(images, torch.arange(len(names)), names, tmp_path)
+    folders = pictures.picture_folders(tmp_path)
+    assert len(folders) == len(names)
+    assert sorted(pictures.class_of(folder, names) for folder in folders) == list(range(len(names)))
+    assert torch.equal(pictures.read_pictures(tmp_path, names, 1, (3, 4, 4)), images)
+    real = replace(REAL, classes=names)
+    found = read(tmp_path, Reading(), lambda size: real.resized(size), tmp_path, lambda _: None)
+    assert torch.equal(found.images[found.labels.argsort()], images)
+    (tmp_path / "._x.png").write_bytes(b"not a picture")  # what macOS leaves
+    (tmp_path / "-" / "._0.png").write_bytes(b"not a picture")
+    assert len(pictures.picture_folders(tmp_path)["-"]) == 1
+
+
+def test_folders_of_earlier_versions_are_still_read_where_they_name_one_class(tmp_path: Path) -> None:
+    for folder in ("a_dog", "c"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / "0000.png")
+    assert len(pictures.read_pictures(tmp_path, ("a dog", "c"), 1, (3, 4, 4))) == 2
+    with pytest.raises(InputError, match=r"no folder for class a/dog \(looked for a/dog, a%2Fdog, new000\)"):
+        pictures.read_pictures(tmp_path, ("a/dog", "a dog"), 1, (3, 4, 4))
+
+
+def test_soft_labels_follow_the_names_of_their_classes(tmp_path: Path) -> None:
+    soft = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    fields = {"dataset": "toy", "method": "dc", "classes": REAL.classes[::-1], "mean": REAL.mean, "std": REAL.std}
+    fields |= {"augment": "", "backbone": "convnet", "training": {}}
+    arrays = {"images": drawn(2, 3, 8, 8).numpy(), "labels": soft.numpy()}
+    np.savez(tmp_path / "a.npz", **arrays, **{"guard-distilled-1": json.dumps(fields)})
+    found = read(tmp_path / "a.npz", Reading(), lambda size: REAL.resized(size), tmp_path, lambda _: None)
+    assert found.classes == REAL.classes
+    assert torch.equal(found.labels, soft.flip(1))
+
+
+def test_the_same_file_on_other_data_is_another_set(tmp_path: Path) -> None:
+    """A set of own data was served with the mean, the deviation and the class names of the data read before."""
+    torch.save([smooth(4), CLASSES], tmp_path / "data.pt")
+    other = replace(REAL, mean=(0.1,) * 3, classes=("x", "y"))
+    places = [
+        bring(tmp_path / "data.pt", Reading(factor=1), "toy", data, tmp_path, lambda size, r=r: r.resized(size), read)
+        for data, r in (("first", REAL), ("second", other), ("first", REAL))
+    ]
+    assert places[0] == places[2] != places[1]
+    assert [DistilledSet.load(place).classes for place in places[:2]] == [REAL.classes, ("x", "y")]
 
 
 @pytest.mark.parametrize(
@@ -769,10 +835,10 @@ def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None
     for name, content in (("whole", fields | {"training": {"whitening": "/x"}}), ("damaged", fields | change)):
         arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
         np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
-    kept = bring(tmp_path / "whole.npz", Reading(), "toy", tmp_path, real, read)
+    kept = bring(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert DistilledSet.load(kept).training == {}  # no file elsewhere is named by a set of others
     with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
-        bring(tmp_path / "damaged.npz", Reading(), "toy", tmp_path, real, read)
+        bring(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert "\n" not in str(error.value)
     assert len(list((tmp_path / "published" / "toy").iterdir())) == 1
 
@@ -783,7 +849,7 @@ def test_the_factor_in_a_path_makes_another_reading(tmp_path: Path) -> None:
         path = tmp_path / f"factor{factor}" / "data.pt"
         path.parent.mkdir()
         torch.save([smooth(4), CLASSES], path)
-        kept = bring(path, Reading(), "toy", tmp_path, lambda size: REAL.resized(size), read)
+        kept = bring(path, Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
         counts.append(len(DistilledSet.load(kept).images))
     assert counts == [4, 16]
 
