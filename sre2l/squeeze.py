@@ -73,10 +73,11 @@ class Squeeze:
     """whether half of the images are mirrored"""
     accumulate: int = 1
     """parts of a process's batch that are computed one after another, for less memory"""
-    statistics: int = 4
+    statistics: int = 0
     """batches from which BatchNorm's running statistics are estimated before the first step of a network that starts
-    from scratch; with 0 they begin as mean 0 and variance 1, for which the penalty in evaluation mode is hundreds of
-    times too small, until the moving averages have caught up"""
+    from scratch. With 0, as in the official codes, they begin as mean 0 and variance 1: GUARD's penalty, which is taken
+    in evaluation mode, is then absent from the first ten to thirty steps. With 4 it is there, and too large at the
+    papers' weight of 100: the loss is NaN after a step (docs/sre2l.md)"""
     sync_batchnorm: bool = False
     """whether BatchNorm's statistics are those of all processes together"""
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from distill.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
 from sre2l.pipeline import RECIPES, Config, distill, protocol
-from sre2l.precision import Compute
+from sre2l.precision import Compute, has_idle_taps
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
@@ -148,7 +151,7 @@ def test_a_teacher_is_trained_once_and_shared(tmp_path: Path) -> None:
 def test_a_killed_squeeze_continues_to_the_same_bits(
     loss: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, config = toy(), replace(SMALL, loss=loss, accumulate=2)
+    real, config = toy(), replace(SMALL, loss=loss, accumulate=2, statistics=2)
     whole, name = squeeze(real, backbone, config, FLOATS, run_in(tmp_path / "a"))
 
     import sre2l.squeeze as module
@@ -213,7 +216,7 @@ def test_a_step_is_that_of_the_textbook() -> None:
 def test_batchnorm_starts_from_the_data_s_statistics(
     start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first step of a fresh network sees the mean of four batches' statistics; weights of a file keep theirs."""
+    """With `statistics` the first step sees the mean of four batches' statistics; weights of a file keep theirs."""
     import sre2l.squeeze as module
 
     real = toy()
@@ -256,12 +259,14 @@ def test_batchnorm_starts_from_the_data_s_statistics(
         assert "running" in key or torch.equal(seen[0][key], tensor)
 
     seen.clear()
+    assert Squeeze().statistics == 0
     squeeze(real, TINY, replace(config, statistics=0), FLOATS, run_in(tmp_path))
     assert (seen[0]["features.1.running_mean"] == 0).all()
 
 
 @pytest.mark.parametrize("spec", ["convnet:width=16,norm=batch", "timm:test_resnet"])
 def test_the_first_step_s_penalty_is_that_of_training_mode(spec: str, tmp_path: Path) -> None:
+    """Without `statistics` it is less than a fiftieth of that, which docs/sre2l.md says."""
     from distill.models import build
     from sre2l.squeeze import _estimate_statistics
 
@@ -276,7 +281,7 @@ def test_the_first_step_s_penalty_is_that_of_training_mode(spec: str, tmp_path: 
     net.eval()
     fresh = penalty()
     net.train()
-    _estimate_statistics(net, real, normalize, replace(SMALL, batch_size=32), FLOATS, run_in(tmp_path))
+    _estimate_statistics(net, real, normalize, replace(SMALL, batch_size=32, statistics=4), FLOATS, run_in(tmp_path))
     assert all(module.training for module in net.modules())
     net.eval()
     warm = penalty()
@@ -307,6 +312,56 @@ def test_lower_precision_is_near(amp: str, tmp_path: Path) -> None:
     assert all(p.dtype == torch.float32 for p in teacher.network.parameters())
     normalized = Normalize(real.mean, real.std)(real.images)
     assert (teacher.network(normalized).argmax(1) == real.labels).double().mean() > 0.9
+
+
+IDLE = """
+import torch
+from torch import nn
+from robust import CurvatureRegularizedLoss
+from sre2l.precision import Compute
+
+for kernel, stride in ((3, 2), (5, 1)):
+    torch.manual_seed(0)
+    last = nn.Conv2d(64, 128, kernel, stride, kernel // 2)
+    net = nn.Sequential(nn.Conv2d(3, 64, 3, 2, 1), nn.Softplus(), last, nn.Softplus(), nn.Flatten(), nn.Linear(128, 2))
+    x, y = torch.randn(8, 3, 2, 2), torch.arange(8) % 2
+    gradients = []
+    for amp in ("bf16", "none"):
+        compute = Compute(amp, channels_last=True)
+        compute.place(net, torch.device("cpu")).zero_grad()
+        with compute.autocast(torch.device("cpu")):
+            loss = CurvatureRegularizedLoss(weight=10.0, h=1.0)(net, x, y)
+        loss.backward()
+        gradients.append(last.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=0.05 * gradients[1].abs().max().item(), rtol=0)
+    middle = kernel // 2
+    gradients[0][:, :, middle, middle] = 0
+    assert (gradients[0] == 0).all()
+"""
+
+
+def test_taps_on_padding_alone_have_no_gradient_in_bfloat16() -> None:
+    """Memory that oneDNN leaves uninitialised is filled with bytes that make huge numbers."""
+    environment = os.environ | {"MALLOC_PERTURB_": "165", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", IDLE], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_idle_taps_are_those_that_no_image_reaches(kernel: int, stride: int) -> None:
+    for size, dilation, padding in ((1, 1, 1), (1, 2, 2), (2, 1, 1), (3, 1, 2), (4, 1, 0), (5, 2, 3), (6, 1, "same")):
+        if padding == "same" and (stride > 1 or kernel == 2):  # torch refuses the first and warns of the second
+            continue
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        weight = torch.zeros(1, 1, kernel, kernel, requires_grad=True)
+        x = torch.ones(1, 1, size, size)
+        try:
+            out = F.conv2d(x, weight, **options)
+        except RuntimeError:  # the kernel is larger than the padded image
+            continue
+        (met,) = torch.autograd.grad(out.sum(), weight)  # how many pixels each tap meets
+        assert has_idle_taps(x, weight, None, **options) == bool((met == 0).any())
 
 
 def test_weights_of_a_file(tmp_path: Path) -> None:
