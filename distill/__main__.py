@@ -285,7 +285,7 @@ def run_list(flags: list[str]) -> int:
     methods, sources = find_methods(), importlib.import_module("baselines.formats").SOURCES
     lines = {
         "methods": ", ".join(methods),
-        "recipes": ", ".join(sorted({name for method, module in methods.items() for name in module.RECIPES[method]})),
+        "recipes": _recipes(methods),
         "data sets": ", ".join(DATASETS),
         "backbones": f"{', '.join(BACKBONES)}, any timm model; options after a colon: convnet:width=64,norm=batch",
         "losses": f"of students (--student.loss): {', '.join(LOSSES)}; "
@@ -303,6 +303,17 @@ def run_list(flags: list[str]) -> int:
         sizes = ", ".join(f"{name} {threat.norm} {threat.eps:.4g}" for name, threat in threats.items())
         print(f"{'':14s}  {group:9s}{sizes}")
     return 0
+
+
+def _recipes(methods: dict[str, ModuleType]) -> str:
+    """Return the names of all recipes; one that not every method has is followed by the methods that have it."""
+    owners: dict[str, list[str]] = {}
+    for method, module in methods.items():
+        for name in module.RECIPES[method]:
+            owners.setdefault(name, []).append(method)
+    return ", ".join(
+        name if len(having) == len(methods) else f"{name} ({', '.join(having)})" for name, having in owners.items()
+    )
 
 
 if __name__ == "__main__":

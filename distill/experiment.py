@@ -86,8 +86,9 @@ class Experiment:
     """the method's own fields"""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
     """students and attacks"""
-    recipe: Literal["paper", "quick"] = "paper"
-    """preset that the other flags start from: the paper's settings, or minutes on two cores"""
+    recipe: str = "paper"
+    """preset that the other flags start from: paper (the paper's settings), quick (minutes on two cores), or another
+    that the method has: `bash run.sh list`"""
     ipc: int = 1
     """distilled images per class"""
     seed: int = 0

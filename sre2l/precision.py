@@ -1,12 +1,15 @@
 """How the arithmetic of the stages runs: number type, memory format, compiler. Results differ by rounding."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["Compute"]
+__all__ = ["Compute", "has_idle_taps"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,20 @@ class Compute:
     compile: bool = False
     """whether networks are compiled by torch.compile (the passes of second derivatives are not)"""
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context of forward passes."""
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """Run forward passes in the number type of `amp`; on the CPU without the convolutions that oneDNN gets wrong.
+
+        Args:
+            device: where the passes run.
+        """
         dtype = torch.float16 if self.amp == "fp16" else torch.bfloat16
-        return torch.autocast(device.type, dtype, enabled=self.amp != "none")
+        with torch.autocast(device.type, dtype, enabled=self.amp != "none"):
+            if self.amp == "none" or device.type != "cpu":
+                yield
+                return
+            with _IdleTapsInFloat32():
+                yield
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Return the loss scaler, which does nothing where the type is not float16."""
@@ -36,3 +49,62 @@ class Compute:
     def faster(self, network: nn.Module) -> nn.Module:
         """Return the network, compiled where that is asked for; it shares the weights."""
         return torch.compile(network) if self.compile else network
+
+
+class _IdleTapsInFloat32(TorchFunctionMode):
+    """While entered, runs a convolution in float32 if a tap of its kernel meets nothing but padding.
+
+    The gradient of such a tap is 0. In bfloat16 oneDNN (torch 2.14.1, AVX512) leaves it as uninitialised memory, such
+    as 1e31 or NaN: 3 x 3 kernels of stride 2 on maps of 1 x 1, to which ResNets come on images of 8 or 16 px.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.conv2d or not has_idle_taps(*args, **(kwargs or {})):
+            return func(*args, **(kwargs or {}))
+        floats = [each.float() if isinstance(each, Tensor) else each for each in args]
+        named = {name: each.float() if isinstance(each, Tensor) else each for name, each in (kwargs or {}).items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*floats, **named)
+
+
+def has_idle_taps(
+    input: Tensor,  # named as torch.conv2d names its arguments, by which they may be given
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> bool:
+    """Return whether a tap of a convolution's kernel lies on padding at every position of the kernel.
+
+    Args:
+        input: (N, C, H, W).
+        weight: (D, C / groups, kernel height, kernel width).
+        bias: unused, as `groups`.
+        stride: of the kernel, pixels.
+        padding: pixels on each side, "valid" for 0, or "same".
+        dilation: pixels between taps.
+        groups: unused.
+
+    >>> kernel = torch.zeros(1, 1, 3, 3)
+    >>> has_idle_taps(torch.zeros(1, 1, 1, 1), kernel, stride=2, padding=1)
+    True
+    >>> has_idle_taps(torch.zeros(1, 1, 2, 2), kernel, stride=1, padding=1)
+    False
+    """
+    for axis in (0, 1):
+        size, taps = input.shape[axis - 2], weight.shape[axis - 2]
+        step, apart = (each if isinstance(each, int) else each[axis % len(each)] for each in (stride, dilation))
+        span = apart * (taps - 1)
+        if isinstance(padding, str):
+            before, both = (span // 2, span) if padding == "same" else (0, 0)
+        else:
+            before = padding if isinstance(padding, int) else padding[axis % len(padding)]
+            both = 2 * before
+        starts = range(-before, size + both - before - span, step)
+        if not all(any(0 <= start + apart * tap < size for start in starts) for tap in range(taps)):
+            return True
+    return False

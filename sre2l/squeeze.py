@@ -13,12 +13,14 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
 from distill.errors import InputError, unknown
@@ -71,6 +73,11 @@ class Squeeze:
     """whether half of the images are mirrored"""
     accumulate: int = 1
     """parts of a process's batch that are computed one after another, for less memory"""
+    statistics: int = 0
+    """batches from which BatchNorm's running statistics are estimated before the first step of a network that starts
+    from scratch. With 0, as in the official codes, they begin as mean 0 and variance 1: GUARD's penalty, which is taken
+    in evaluation mode, is then absent from the first ten to thirty steps. With 4 it is there, and too large at the
+    papers' weight of 100: the loss is NaN after a step (docs/sre2l.md)"""
     sync_batchnorm: bool = False
     """whether BatchNorm's statistics are those of all processes together"""
 
@@ -78,7 +85,7 @@ class Squeeze:
         for name in ("batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("epochs", "warmup_epochs", "momentum", "weight_decay"):
+        for name in ("epochs", "warmup_epochs", "momentum", "weight_decay", "statistics"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
         if not 0 < self.lr < float("inf"):
@@ -182,14 +189,16 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
     )
     scale = compute.scaler(run.device)
     steps = len(real) // config.batch_size
-    done, seconds = 0, 0.0
+    done, seconds, total, counted = 0, 0.0, torch.zeros((), device=run.device), 0
     if (state := run.restore()) is not None:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scale.load_state_dict(state["scaler"])
         done, seconds = state["done"], state["seconds"]
+        total, counted = state["total"].to(run.device), state["counted"]
+    elif config.start == "scratch" and config.statistics:
+        _estimate_statistics(network, real, normalize, config, compute, run)
     begun = time.perf_counter() - seconds
-    mean, counted = torch.zeros((), device=run.device), 0
     with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
         while done < config.epochs * steps:
             epoch, begin = divmod(done, steps)
@@ -198,21 +207,46 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
             for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
-                    mean += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                    total += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:
-                    value = mean.item() / counted
+                    value = total.item() / counted
                     if not math.isfinite(value):
                         raise InputError(f"the teacher's loss is {value} in epoch {epoch}; take a smaller --squeeze.lr")
                     run.log(done - 1, squeeze_loss=value, lr=config.lr_at(epoch))
                     bar.set_postfix(epoch=epoch + 1, loss=f"{value:.4g}", refresh=False)
-                    mean, counted = torch.zeros_like(mean), 0
+                    total, counted = torch.zeros_like(total), 0
                 if run.due() or done == config.epochs * steps:
                     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
                     state |= {"scaler": scale.state_dict(), "done": done, "seconds": time.perf_counter() - begun}
-                    run.save(done, state)
+                    run.save(done, state | {"total": total, "counted": counted})
     return time.perf_counter() - begun
+
+
+def _estimate_statistics(
+    network: nn.Module, real: ImageSet, normalize: Normalize, config: Squeeze, compute: Compute, run: Run
+) -> None:
+    """Give the BatchNorms of a fresh network the mean statistics of the first batches; the weights stay as they are.
+
+    Each process looks at its own part of each batch; those of the first process count, since
+    DistributedDataParallel sends its buffers to the others.
+    """
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = None  # the mean over all batches, not a moving one
+    draws = seeded(run.generator("squeeze", "statistics", rank()), run.device)
+    with draws, torch.no_grad(), compute.autocast(run.device):
+        ahead = batches(real, config.augment, config.flip, config.batch_size, 0, 0, run)
+        for x, _ in islice(ahead, config.statistics):
+            for part in x.chunk(config.accumulate):
+                network(normalize(part))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+        layer.num_batches_tracked.zero_()
 
 
 def step(

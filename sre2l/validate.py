@@ -4,7 +4,8 @@
 
 t are the kept logits of the teacher, s the student's, of the same mixed crop; AdamW with decay of matrices and kernels
 only, learning rate cosine by epoch. All processes together take one batch, in parts of equal size but for one image.
-(The official code of Tiny-ImageNet multiplies by T^2 and uses SGD, which decays all parameters: fields.)
+Fields cover how the official codes differ: CIFAR's (relabel_cifar.py) gives AdamW all parameters to decay, and
+Tiny-ImageNet's (zeyuanyin/tiny-imagenet) multiplies by T^2 and uses SGD, which decays all parameters too.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from sre2l.precision import Compute
 from sre2l.relabel import Labels, leaves_one, view
 from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
 
-__all__ = ["Validate", "divergence", "own_part", "train"]
+__all__ = ["Decay", "Validate", "divergence", "own_part", "train"]
+
+Decay = Literal["kernels", "all"]
+"""parameters with weight decay: kernels and matrices only (FKD, so SRe2L on ImageNet), or biases and norms as well"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Validate:
     lr: float = 1e-3
     """learning rate, cosine to 0 by epoch"""
     weight_decay: float = 0.01
-    """of all parameters by SGD, of kernels and matrices by AdamW, as the official codes have them"""
+    """weight decay of the parameters that `decay` names"""
+    decay: Decay = "kernels"
+    """which parameters decay: kernels (and matrices) only, or all of them"""
     warmup_epochs: int = 0
     """first epochs, in which the learning rate rises from a hundredth linearly"""
     temperature: float = 20.0
@@ -142,12 +148,15 @@ def own_part(count: int) -> tuple[slice, float]:
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
-    large = [p for p in network.parameters() if p.ndim > 1]
-    small = [p for p in network.parameters() if p.ndim <= 1]
-    sgd = config.optimizer == "sgd"
-    decays = (config.weight_decay, config.weight_decay if sgd else 0.0)
-    groups = [{"params": each, "weight_decay": decay} for each, decay in zip((large, small), decays, strict=True)]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=config.lr)
+    """Return the optimizer, whose two groups are the kernels (as FKD finds them) and all other parameters."""
+    named = list(network.named_parameters())
+    kernels = [p for name, p in named if "weight" in name and p.ndim > 1]
+    others = [p for name, p in named if not ("weight" in name and p.ndim > 1)]
+    decays = (config.weight_decay, config.weight_decay if config.decay == "all" else 0.0)
+    groups = [{"params": each, "weight_decay": decay} for each, decay in zip((kernels, others), decays, strict=True)]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def _epoch(

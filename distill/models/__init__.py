@@ -3,6 +3,9 @@
 A builder is called as builder(channels, image_size, num_classes, **options); the options of a spec such as
 "convnet:width=64,norm=batch" are its keyword-only parameters. The folder is the registry. A timm model's option is its
 stem, for the ResNets: "timm:resnet18:stem=stride2".
+
+timm's ResNets (and RegNets) start as torchvision's, with which the official codes train: the scale of the last
+BatchNorm of each residual branch is 1. timm's own default is 0, so that a fresh network has no residual branches.
 """
 
 from collections.abc import Callable
@@ -98,7 +101,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         shared = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
         small = image_size <= 64
         attempts = [{"img_size": image_size, "patch_size": 4}] if small else []
-        for extra in (*attempts, {"img_size": image_size}, {}):
+        for extra in (*attempts, {"img_size": image_size}, {"zero_init_last": False}, {}):
             try:
                 network = timm.create_model(name, **shared, **extra)
                 known = isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1")

@@ -238,3 +238,17 @@ def test_stems_of_timm_resnets(stem: str, stride: int, pooled: bool) -> None:
     assert isinstance(net.maxpool, torch.nn.MaxPool2d) == pooled
     with pytest.raises(InputError, match="Known: auto, imagenet, stride1, stride2"):
         build("timm:resnet18:stem=tiny", **shape)
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet18", "timm:resnet18:stem=imagenet", "timm:resnet50", "regnetx_002"])
+def test_timm_residual_networks_start_as_torchvision_s(spec: str) -> None:
+    """All scales of a fresh network are 1; kernels are He's normal ones by outgoing values, as torchvision has them."""
+    network = made(spec, 3, 64)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) >= 20
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+    if "resnet" in spec:
+        for name, kernel in network.named_parameters():
+            if name.startswith("layer") and kernel.ndim == 4:
+                expected = (2 / (kernel.shape[0] * kernel.shape[2] * kernel.shape[3])) ** 0.5
+                assert 0.97 < kernel.std() / expected < 1.03, name
