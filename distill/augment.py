@@ -2,8 +2,9 @@
 
 DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augmentation" (Zhao & Bilen, ICML 2021), with
 the official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the
-mean colour. DC's: the older augmentation of its authors' students (`distill.augment_dc`). Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
-normalised images are brought to pixels before and back after it.
+mean colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
+normalised images are brought to pixels before and back after it. The older one of DC's authors, for students, is in
+`distill.augment_dc`.
 """
 
 import ast

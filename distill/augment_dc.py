@@ -1,6 +1,6 @@
-"""The augmentation with which DC's authors train students: `dc:crop_scale_rotate` on MNIST, `dc:crop_noise` with BatchNorm.
+"""The augmentation with which DC's authors train students: `dc:crop_scale_rotate` (MNIST), `dc:crop_noise` (BatchNorm).
 
-It is that of the code of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021), older than DSA and with
+It is that of the code of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021), older than DSA, with
 other parameters: `augment` and `get_daparam` in utils.py of VICO-UoE/DatasetCondensation. DC distils without it; it is
 for the students on a distilled set, which that code then trains for 1,000 epochs. One group is drawn for *each image*:
 
@@ -9,9 +9,9 @@ for the students on a distilled set, which that code then trains for 1,000 epoch
     rotate  by a whole number of degrees from -45 to 44, by cubic splines, behind it the mean of the channels' means
     noise   0.001 times a standard normal
 
-in normalised space. Exact in distribution, and for given draws equal to that code up to rounding. Deviations: all images
-of a group are changed at once, where the official code walks over them; the crop's 4 pixels, which are for sides of 28
-and 32, are an eighth of other sides, as DSA's are.
+in normalised space. Exact in distribution, and for given draws equal to that code up to rounding. Deviations: all
+images of a group are changed at once, where the official code walks over them; the crop's 4 pixels, which are for sides
+of 28 and 32, are an eighth of other sides, as DSA's are.
 """
 
 from collections.abc import Callable

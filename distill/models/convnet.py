@@ -21,8 +21,8 @@ Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "swish"]
 Pooling = Literal["avg", "max", "none"]
 Init = Literal["torch", "he"]
-"""torch: weights and biases uniform, of standard deviation 1/sqrt(3 inputs); he: weights normal, sqrt(2/inputs), biases 0
-(He et al., equation 10), in the convolutions and the linear layer"""
+"""torch: weights and biases uniform, of standard deviation 1/sqrt(3 inputs); he: weights normal, of sqrt(2/inputs), and
+biases 0 (He et al., equation 10), in the convolutions and the linear layer"""
 
 NORMS: dict[str, Callable[[int, int], nn.Module | None]] = {
     "instance": lambda width, size: nn.GroupNorm(width, width),

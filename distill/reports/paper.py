@@ -2,9 +2,10 @@
 
 Tables 1 and 2 of GUARD's ICLR 2024 submission, which has the gradient-matching experiments: accuracy in percent, mean
 and standard deviation over 50 students of 1,000 epochs, ConvNet-3 of width 128, whole images. Attacks are PGD of 10
-steps. Clean accuracies, and DiM's row, are of Table 1 (ten images a class; its attack is linf_star); the robust ones are
-of Table 2, which has them for DD with ten images alone. GUARD there is `guard_dc`; its clean accuracy is in no table of
-the text (section 7.3: "almost at the same level as DC"; Appendix D was not read). The later AAAI paper has none of these.
+steps. Clean accuracies, and DiM's row, are of Table 1 (ten images a class; its attack is linf_star); the robust ones
+are of Table 2, which has them for DD with ten images alone. GUARD there is `guard_dc`; its clean accuracy is in no
+table of the text (section 7.3: "almost at the same level as DC"; Appendix D was not read). The later AAAI paper has
+none of these.
 
 The text's "improvement of 1 %, 4.7 % and 1 %" on CIFAR-10 with ten images is 0.9, 4.7 and 1.0 by its Table 2.
 """

@@ -121,6 +121,6 @@ def test_one_draw_serves_all_and_gradients_pass(strategy: str) -> None:
 
 
 def test_an_unknown_group_is_named() -> None:
-    with pytest.raises(InputError, match="'flip'.*Known: crop, scale, rotate, noise"):
+    with pytest.raises(InputError, match=r"'flip'.*Known: crop, scale, rotate, noise"):
         augmentation("dc:crop_flip")
     assert set(DC_GROUPS) == {"crop", "scale", "rotate", "noise"}
