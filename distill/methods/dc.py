@@ -14,6 +14,10 @@ Deviations from the official code: K iterations, not K + 1; the gradients of cla
 one after another and summed (S_c enters no other class's term), which needs one group's memory; the network matches in
 evaluation mode as a whole, where the official code freezes BatchNorm only (the same for every network without dropout);
 seeds are addressed.
+
+Deviations from GUARD's paper: its networks have "He initialization" (section 7.1) and its analysis starts DC from real
+images (section 4, figure 1); the recipes have PyTorch's initialisation and noise, as DC's official code, on which the
+paper builds. The paper's are `--backbone convnet:init=he` and `--init real`.
 """
 
 import time
