@@ -294,8 +294,8 @@ def teacher_of(
 def _nothing_moves(share: float, loss: CurvatureRegularizedLoss) -> str:
     return (
         f"the regulariser (weight {loss.weight:g}, h {loss.h:g}) moves the real gradients of the first iteration by "
-        f"{100 * share:.2g} % of the distance that is minimised: in effect this run has no regulariser (guard_dc is "
-        "dc); take a larger --real-loss.weight"
+        f"{100 * share:.2g} % of the distance that is minimised: in effect this run has no regulariser; take a "
+        "larger --real-loss.weight"
     )
 
 
