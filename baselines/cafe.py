@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from baselines.alignment import Weights, align
 from distill.augment import Augmentation, augmentation
+from distill.augment_dc import augmentation_of_students
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -206,8 +207,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             if run.due() or iteration == config.iterations - 1:
                 run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
 
+    augment = config.augment or augmentation_of_students(real.name, config.backbone)  # CAFE's code has DC's evaluation
     return DistilledSet.of(
-        real, normalize.inverse(images.flatten(0, 1)), labels, augment=config.augment, backbone=config.backbone
+        real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
 
 

@@ -52,7 +52,7 @@ class Raw:
     said: str
     """what it is, for the user"""
     augment: str = ""
-    """of its students; "dsa": DSA's strategy for the data set"""
+    """of its students; "dsa", "dc": what DSA's or DC's code trains students with on the data set"""
     backbone: str = ""
     """of students; "" for a ConvNet of the size"""
     training: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def _dc(path: Path, reading: Reading) -> Raw:
     said = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
     if not named:
         said += " (its name does not say which method)"
-    augment = "dsa" if method in ("dsa", "dsac", "dm") else ""
+    augment = "dsa" if method in ("dsa", "dsac", "dm") else "dc"
     return Raw(images, labels, method, "normalised", said, augment, warnings=_unsorted(labels), dataset=dataset)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from baselines.formats import OURS, SOURCES, STEP, Raw, images_in
 from baselines.spaces import WHITENED, doubts, pixels_of, uncertain
+from distill.augment_dc import augmentation_of_students
 from distill.data import ImageSet
 from distill.data.pictures import NUMBERED, class_of, picture_folders
 from distill.distilled import DistilledSet
@@ -68,6 +69,8 @@ def read(
     augment = raw.augment if reading.augment is None else reading.augment
     if augment == "dsa":
         augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
+    elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name says
+        augment = augmentation_of_students(train.name, "convnet")
     say(f"{raw.said}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
     for warning in (
         *raw.warnings,

@@ -290,7 +290,8 @@ def run_list(flags: list[str]) -> int:
         "backbones": f"{', '.join(BACKBONES)}, any timm model; options after a colon: convnet:width=64,norm=batch",
         "losses": f"of students (--student.loss): {', '.join(LOSSES)}; "
         "fields after a colon, a threat behind @: trades:beta=3@2/255",
-        "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, or kornia:Name(...)+Name(...)",
+        "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, one of DC's as in "
+        "dc:crop_scale_rotate, or kornia:Name(...)+Name(...)",
         "attacks": "linf_star, linf, l2 (the paper's: PGD of 10 steps), "
         f"{', '.join((*ATTACKS, *SPECIAL))}; fields after a colon, a threat behind @: pgd:steps=50,restarts=5@8/255",
         "published": f"sets of other code that evaluate reads (--source): {', '.join(sources)}",

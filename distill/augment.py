@@ -3,7 +3,8 @@
 DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augmentation" (Zhao & Bilen, ICML 2021), with
 the official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the
 mean colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
-normalised images are brought to pixels before and back after it.
+normalised images are brought to pixels before and back after it. The older one of DC's authors, for students, is in
+`distill.augment_dc`.
 """
 
 import ast
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.augment_dc import DCAugmentation
 from distill.errors import InputError, unknown
 from robust import Normalize
 
@@ -46,7 +48,8 @@ def augmentation(policy: str, mean: Sequence[float] = (), std: Sequence[float] =
     """Return the augmentation that a policy names, for normalised images.
 
     Args:
-        policy: "" or "none"; a DSA strategy, groups of STRATEGIES joined by "_"; or
+        policy: "" or "none"; a DSA strategy, groups of STRATEGIES joined by "_"; "dc:crop_scale_rotate", groups of
+            `DC_GROUPS`, which DC's authors train students with; or
             "kornia:RandomAffine(15, p=1.0)+RandomHorizontalFlip()", classes of kornia.augmentation in order.
         mean: per channel, what the images were normalised with; only kornia policies need it.
         std: per channel.
@@ -56,6 +59,8 @@ def augmentation(policy: str, mean: Sequence[float] = (), std: Sequence[float] =
     """
     if policy in ("", "none"):
         return None
+    if policy.startswith("dc:"):
+        return DCAugmentation(policy.removeprefix("dc:"))
     if policy.startswith("kornia:"):
         return Kornia(policy.removeprefix("kornia:"), tuple(mean), tuple(std))
     return DSA(policy)
@@ -167,7 +172,7 @@ class DSA:
     def __post_init__(self) -> None:
         for group in self.strategy.split("_"):
             if group not in GROUPS:
-                raise unknown("augmentation", group, [*GROUPS, "kornia:..."])
+                raise unknown("augmentation", group, [*GROUPS, "dc:...", "kornia:..."])
 
     def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> tuple[str, Draw]:
         """Return the group and its draws, (n,) each or (1,): see `Augmentation`."""

@@ -52,7 +52,7 @@ class Reading:
     fkd: str | None = None
     """sre2l, imagefolder: folder of the set's soft labels, epoch_0/batch_0.tar, ..., for students of --protocol own"""
     augment: str | None = None
-    """augmentation of its students: "" for none, a DSA strategy, kornia:...; None: what the method has by its name"""
+    """augmentation of its students: "" for none, a DSA strategy, dc:..., kornia:...; None: what its code has"""
 
     def __post_init__(self) -> None:
         if self.factor is not None and not 1 <= self.factor <= 8:

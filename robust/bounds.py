@@ -1,24 +1,31 @@
 r"""The bounds of section 5 of the GUARD paper, each term measured.
 
-Xue et al., AAAI 2025, arXiv 2403.10045. For an image x with class c, l its cross-entropy under the model, H the Hessian
-of l in x and lambda_1 the *algebraically* largest eigenvalue of H (it bounds v'Hv from above; the largest in absolute
-value does not). The paper replaces l by its quadratic model around x, l~, and bounds what an L2 attacker of radius rho
-makes of it, (2); for a distilled image x' of class c whose features h(x') lie within sigma of the mean features of the
-real images D_c of the class, it bounds that by the real images, (3):
+Xue et al., "Towards Adversarially Robust Condensed Dataset by Curvature Regularization", submission to ICLR 2024 (the
+first version of arXiv 2403.10045, AAAI 2025), whose equation numbers these are. For an image x of class c, l is its
+cross-entropy under the model, H the Hessian of l in x, lambda_1 "the largest eigenvalue of the Hessian", D_c the
+distribution of the class's real images, h a feature extractor, x' a distilled image of the class. The paper has:
 
-    (2)  l~adv(x)  = max_{|v| <= rho} l(x) + grad'v + v'Hv/2  <=  l(x) + rho |grad l(x)| + rho^2/2 lambda_1(x)
+    (1)  l(x + v) = l(x) + grad'v + v'Hv/2 + o(|v|^2); without the last term it is the quadratic model l~(x + v)
+         l~adv(x) = max_{|v| <= rho} l~(x + v)
+    (2)  E_{D_c} l~adv(x) <= E_{D_c} l(x) + rho E_{D_c} |grad l(x)| + rho^2/2 E_{D_c} lambda_1(x)
+    Proposition 1. If |h(x') - E_{D_c} h(x)| <= sigma, l is convex in x, and l~adv is L-Lipschitz in the feature space:
     (3)  l~adv(x') <= E_{D_c} l(x) + rho E_{D_c} |grad l(x)| + rho^2/2 E_{D_c} lambda_1(x) + L sigma
 
-The paper's, as far as it could be read: (3) without its gradient term (the authors' project page); the quadratic model,
-an assumed convexity, and |h(x') - E h(x)| <= sigma for a feature extractor h (reviews of the ICLR version and the
-authors' replies, which also say that gradient and curvature both enter the bound). The equations in its print, and with
-them their numbers, were not read: (2), and the gradient term in (3), which (2) needs, are our derivation. Ours as well:
-  - Where lambda_1 < 0, (2) fails as written (grad = 0 and any concave l); the term is rho^2/2 max(lambda_1, 0) here. A
-    convex l, as the paper assumes, has no such case.
+(3) is the right side of (2) plus L sigma. The paper's norm |v| is not named; an eigenvalue bounds v'Hv in L2, which is
+what is computed here. Its proof of Proposition 1 is in Appendix A, which was not read. Ours, and deviations:
+
+  - (2) is computed for each image; the mean over a class's images is the paper's.
+  - lambda_1 is the *algebraically* largest eigenvalue, which bounds v'Hv from above; the largest in absolute value does
+    not. Where it is < 0, (2) fails as printed (grad = 0 and any concave l: v = 0 is the worst); the term is
+    rho^2/2 max(lambda_1, 0) here. A convex l, which Proposition 1 assumes and (2) does not, has no such case.
   - (2) bounds the quadratic model. The loss itself may exceed it by a third-order term, M rho^3/6 for a Hessian of
     Lipschitz constant M, which no finite computation gives, and a ReLU network's by its kinks, which H does not see:
     `BoundTerms.holds` says whether it was seen to.
-  - L and the convexity behind (3) cannot be computed; see `TransferTerms`.
+  - sigma is the distance |h(x') - E h(x)| itself, the least that the assumption allows, for each x'.
+  - What (3) needs is that the adversarial loss at the mean feature is at most the mean adversarial loss. That is
+    Jensen's inequality for a function that is convex *in the features*. A convex l makes max_v l(x + v) convex in x,
+    which is this for h(x) = x; for other h, and for l~adv, the stated assumption does not give it. No network was shown
+    to satisfy either. L, a supremum, cannot be computed; see `TransferTerms`.
 
 All lengths are L2 in the units of `images`: pixels in [0, 1] when normalisation is inside the model.
 """
@@ -40,7 +47,7 @@ __all__ = ["BoundTerms", "TransferTerms", "bound_terms", "transfer_terms"]
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """Both sides of bound (2), per example (N,), in nats; means over examples are taken by whoever reads them."""
+    """Both sides of bound (2), per example (N,), in nats; the paper's (2) is the mean over the examples of a class."""
 
     rho: float
     """L2 radius of the attacker, in pixels of [0, 1]"""
@@ -49,7 +56,7 @@ class BoundTerms:
     gradient: Tensor
     """rho |grad l(x)|"""
     curvature: Tensor
-    """rho^2/2 max(lambda_1(x), 0)"""
+    """rho^2/2 max(lambda_1(x), 0); the paper has lambda_1, with which (2) fails where it is negative"""
     lambda_1: Tensor
     """algebraically largest eigenvalue of the input Hessian, nats per pixel^2"""
     adversarial_loss: Tensor
@@ -130,19 +137,19 @@ def bound_terms(
 class TransferTerms:
     """Both sides of bound (3) for each distilled example (M,); the averages are over the real examples of its class.
 
-    Two things cannot be computed. L, the Lipschitz constant of the adversarial loss in the features, is a supremum:
-    `slope` bounds it from below, `least_lipschitz` says what (3) asks of it. And (3) is derived for an adversarial loss
-    that is convex in the features, which nobody has shown of a network.
+    Two of Proposition 1's assumptions cannot be computed. L, the Lipschitz constant of the adversarial loss in the
+    features, is a supremum: `slope` bounds it from below, `least_lipschitz` is the smallest L with which (3) holds. The
+    other is convexity, which no network was shown to have.
     """
 
     loss: Tensor
     """E l(x)"""
     gradient: Tensor
-    """rho E |grad l(x)|; the form of the authors' page is (3) without it"""
+    """rho E |grad l(x)|; the authors' project page prints (3) without this term"""
     curvature: Tensor
     """rho^2/2 E max(lambda_1(x), 0)"""
     distance: Tensor
-    """|h(x') - E h(x)|; sigma is the largest of a class"""
+    """|h(x') - E h(x)|, the smallest sigma of Proposition 1 for this example"""
     slope: Tensor
     """largest |difference of adversarial losses| / |difference of features| of two real examples of the class, <= L"""
     adversarial_loss: Tensor

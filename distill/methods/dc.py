@@ -14,6 +14,10 @@ Deviations from the official code: K iterations, not K + 1; the gradients of cla
 one after another and summed (S_c enters no other class's term), which needs one group's memory; the network matches in
 evaluation mode as a whole, where the official code freezes BatchNorm only (the same for every network without dropout);
 seeds are addressed.
+
+Deviations from GUARD's paper: its networks have "He initialization" (section 7.1) and its analysis starts DC from real
+images (section 4, figure 1); the recipes have PyTorch's initialisation and noise, as DC's official code, on which the
+paper builds. The paper's are `--backbone convnet:init=he` and `--init real`.
 """
 
 import time
@@ -28,6 +32,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
 from distill.augment import Augmentation, augmentation
+from distill.augment_dc import augmentation_of_students
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -36,6 +41,7 @@ from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.models import build
 from distill.models.convnet import convnet_for
+from distill.real_side import real_side, share_moved
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound, train_epochs
 from robust import (
@@ -55,6 +61,9 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 """ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
 
 CHUNK_ON_CPU = 64
+
+NOTHING = 0.01
+"""share of the minimised distance; a regulariser that moves the real gradients by less has no effect on a set"""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,9 @@ class Config:
     """first images: standard normal in normalised space, or random real ones of the class"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+    augment_students: str = "auto"
+    """augmentation of students on the set, named as `augment`. auto: `augment` where there is one, else what DC's code
+    trains students with: dc:crop_scale_rotate on MNIST, dc:crop_noise where the ConvNet has norm=batch, "" elsewhere"""
     distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
     """distance of gradients; layerwise is the paper's"""
     chunk: int | None = None
@@ -108,6 +120,8 @@ class Config:
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None")
         augmentation(self.augment)
+        if self.augment_students != "auto":
+            augmentation(self.augment_students)
         loss = self.real_loss
         if isinstance(loss, CurvatureRegularizedLoss) and (loss.h_warmup or loss.batchnorm != "eval"):
             raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks are matched frozen")
@@ -186,15 +200,18 @@ def distill(
             for step in range(outer_loop):
                 here = (iteration, step)
                 freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
-                gradient, loss = matching(iteration, step)(
-                    network,
-                    images,
-                    config,
-                    real_batch=lambda c, here=here: sample(c, config.batch_real, "real", *here),
-                    siamese=siamese,
-                    compiled=compiled,
-                    generator=lambda c, here=here: run.generator("augment", *here, c),
-                )
+                sides = {
+                    "real_batch": lambda c, here=here: sample(c, config.batch_real, "real", *here),
+                    "siamese": siamese,
+                    "generator": lambda c, here=here: run.generator("augment", *here, c),
+                }
+                if here == (0, outer_loop - 1) and isinstance(config.real_loss, CurvatureRegularizedLoss):
+                    plain = replace(config, real_loss=CrossEntropy())
+                    teachers = (teacher_of(network, each, images.device, None) for each in (config, plain))
+                    share = share_moved(images[0], *teachers, DISTANCES[config.distance], **sides)
+                    if share < NOTHING:
+                        run.say(_nothing_moves(share, config.real_loss))
+                gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity
                 losses += loss
@@ -216,8 +233,11 @@ def distill(
             if run.due() or iteration == config.iterations - 1:
                 run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
 
+    augment = config.augment_students
+    if augment == "auto":
+        augment = config.augment or augmentation_of_students(real.name, config.backbone)
     return DistilledSet.of(
-        real, normalize.inverse(images.flatten(0, 1)), labels, augment=config.augment, backbone=config.backbone
+        real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
 
 
@@ -263,22 +283,6 @@ def match(
     return torch.cat(gradients), losses
 
 
-def real_side(
-    class_: int,
-    synthetic: Tensor,
-    teacher: RobustTeacher,
-    real_batch: Callable[[int], Tensor],
-    siamese: Augmentation | None,
-    generator: Callable[[int], torch.Generator],
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return a class's synthetic images, augmented as its real batch, and that batch's loss and gradients."""
-    batch = real_batch(class_)
-    if siamese is not None:
-        drawn = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
-        batch, synthetic = siamese.apply(batch, drawn), siamese.apply(synthetic, drawn)
-    return synthetic, *teacher.value_and_gradients(batch, _all(class_, batch))
-
-
 def teacher_of(
     network: nn.Module, config: Config, device: torch.device, compiled: CompiledGradients | None
 ) -> RobustTeacher:
@@ -287,8 +291,12 @@ def teacher_of(
     return RobustTeacher(network, config.real_loss, chunk, compiled)
 
 
-def _all(class_: int, images: Tensor) -> Tensor:
-    return torch.full((len(images),), class_, device=images.device)
+def _nothing_moves(share: float, loss: CurvatureRegularizedLoss) -> str:
+    return (
+        f"the regulariser (weight {loss.weight:g}, h {loss.h:g}) moves the real gradients of the first iteration by "
+        f"{100 * share:.2g} % of the distance that is minimised: in effect this run has no regulariser; take a "
+        "larger --real-loss.weight"
+    )
 
 
 def _compiler(device: torch.device) -> CompiledGradients:

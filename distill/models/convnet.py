@@ -1,7 +1,8 @@
 """The ConvNet of the field: `depth` blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 
 The network of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021), section 4, as its code builds it:
-instance norm is a GroupNorm with a group a channel (no running statistics), initialisation is PyTorch's.
+instance norm is a GroupNorm with a group a channel (no running statistics), initialisation is PyTorch's, or, with
+init=he, that of "Delving Deep into Rectifiers" (He et al., ICCV 2015), which GUARD's paper names (section 7.1).
 
 Deviation: the code pads the first convolution of every one-channel network by 3; here only of 28-pixel images, which
 that is made for (28 -> 32). Other grey sizes are padded by 1 as colour ones.
@@ -19,6 +20,9 @@ __all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "SIZES", "ConvNet", 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "swish"]
 Pooling = Literal["avg", "max", "none"]
+Init = Literal["torch", "he"]
+"""torch: weights and biases uniform, of standard deviation 1/sqrt(3 inputs); he: weights normal, of sqrt(2/inputs), and
+biases 0 (He et al., equation 10), in the convolutions and the linear layer"""
 
 NORMS: dict[str, Callable[[int, int], nn.Module | None]] = {
     "instance": lambda width, size: nn.GroupNorm(width, width),
@@ -61,6 +65,7 @@ class ConvNet(nn.Module):
         norm: Norm = "instance",
         activation: Activation = "relu",
         pooling: Pooling = "avg",
+        init: Init = "torch",
     ):
         super().__init__()
         if width < 1 or depth < 1:
@@ -85,6 +90,11 @@ class ConvNet(nn.Module):
                 )
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.classifier = nn.Linear(width * size * size, num_classes)
+        if init == "he":
+            for layer in self.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the features before the classifier, (N, C, H, W) -> (N, D)."""

@@ -393,3 +393,9 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert line in err
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(("dataset", "policy"), [("mnist", "dc:crop_scale_rotate"), ("toy", "")])
+def test_students_are_augmented_as_in_its_code(dataset: str, policy: str, tmp_path: Path) -> None:
+    config = replace(SMALL, iterations=1, max_steps=1)
+    assert distill(replace(toy(), name=dataset), 1, config, Run(tmp_path, None).begin()).augment == policy

@@ -154,6 +154,6 @@ def test_the_paper_is_consistent(dataset: str) -> None:
         assert 0 <= value <= 100
         if name == dataset and clean:
             assert value <= clean[0]
-        if name == dataset and attack == "linf_star":
+        if name == dataset and attack == "linf_star" and method != "dim":  # of DiM the paper has this column alone
             assert value <= PAPER[name, ipc, method, "linf"][0]
     assert PAPER["cifar10", 10, "guard_dc", "linf"] == (23.5, 0.4)

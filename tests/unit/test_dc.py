@@ -1,16 +1,21 @@
 """Gradient matching: loops, resuming, what is refused, what a run leaves."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from baselines import dcc
 from distill.errors import InputError
+from distill.matching import layerwise
+from distill.methods import dc
 from distill.methods.dc import LOOPS, RECIPES, Config, distill, loops, match, work
 from distill.models import build
+from distill.real_side import share_moved
 from distill.run import Run
-from robust import CrossEntropy, CurvatureRegularizedLoss
+from robust import CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from tests.toy import toy
 
 SMALL = Config(CrossEntropy(), backbone="convnet:width=4", iterations=5, outer_loop=2, inner_loop=1, batch_real=6)
@@ -113,3 +118,96 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
     assert bool(paper.config.augment) == method.endswith("dsa") == (paper.config.init == "real")
     if dataset in ("mnist", "digits"):
         assert "flip" not in paper.config.augment
+
+
+WEAK = replace(SMALL, real_loss=CurvatureRegularizedLoss(1e-4, h=1.0))
+
+
+@pytest.mark.parametrize("method", ["dc", "dcc"])
+@pytest.mark.parametrize("weight", [1e-4, 30.0])
+def test_a_regulariser_that_moves_nothing_is_told_once(
+    method: str, weight: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loss = CurvatureRegularizedLoss(weight, h=1.0)
+    if method == "dc":
+        distill(toy(), 2, replace(WEAK, real_loss=loss), Run(tmp_path, None).begin())
+    else:
+        small = {"backbone": "convnet:width=4", "iterations": 5, "outer_loop": 2, "inner_loop": 1, "batch_real": 6}
+        dcc.distill(toy(), 2, dcc.Config(loss, **small, outer_warmup=2), Run(tmp_path, None).begin())
+    told = capsys.readouterr().err
+    assert told.count("in effect this run has no regulariser") == (weight < 1)
+    assert told.count("(weight 0.0001, h 1) moves the real gradients of the first iteration by") == (weight < 1)
+
+
+def test_plain_dc_has_no_regulariser_to_tell_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill(toy(), 2, SMALL, Run(tmp_path, None).begin())
+    assert "regulariser" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("augment", ["", "color_crop_flip"])
+def test_looking_at_the_regulariser_changes_no_bit(
+    augment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(WEAK, augment=augment)
+    looked = distill(toy(), 2, config, Run(tmp_path / "a", None).begin())
+    monkeypatch.setattr(dc, "share_moved", lambda *arguments, **named: 1.0)
+    blind = distill(toy(), 2, config, Run(tmp_path / "b", None).begin())
+    assert torch.equal(looked.images, blind.images)
+
+
+def test_a_resumed_run_does_not_repeat_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Run.log
+
+    def dies(self: Run, step: int, **scalars: float) -> None:
+        if step == 2:
+            raise Killed
+        log(self, step, **scalars)
+
+    monkeypatch.setattr(Run, "log", dies)
+    with pytest.raises(Killed):
+        distill(toy(), 2, WEAK, Run(tmp_path, None, checkpoint_seconds=0.0).begin())
+    assert "no regulariser" in capsys.readouterr().err
+    monkeypatch.setattr(Run, "log", log)
+    distill(toy(), 2, WEAK, Run(tmp_path, None).begin())
+    assert "no regulariser" not in capsys.readouterr().err
+
+
+def test_the_share_is_the_quotient_of_two_distances() -> None:
+    real, generator = toy(), torch.Generator().manual_seed(0)
+    network = build("convnet:width=8,depth=2", channels=3, image_size=8, num_classes=2, generator=generator).eval()
+    synthetic = torch.randn(1, 3, 8, 8, generator=generator)
+    batch = real.images[real.labels == 0]
+    losses = CurvatureRegularizedLoss(5.0, h=1.0), CrossEntropy()
+    zeros = torch.zeros(len(batch), dtype=torch.long)
+    robust, plain = (torch.autograd.grad(loss(network, batch, zeros), list(network.parameters())) for loss in losses)
+    ours = torch.autograd.grad(CrossEntropy()(network, synthetic, zeros[:1]), list(network.parameters()))
+    sides = {"real_batch": lambda c: batch, "siamese": None, "generator": lambda c: torch.Generator()}
+    share = share_moved(synthetic, *(RobustTeacher(network, loss) for loss in losses), layerwise, **sides)
+    assert share == pytest.approx((layerwise(plain, robust) / layerwise(ours, robust)).item(), rel=1e-3)
+    assert share > 0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "backbone", "fields", "policy"),
+    [
+        ("mnist", "convnet:width=4", {}, "dc:crop_scale_rotate"),
+        ("mnist", "convnet:width=4,norm=batch", {}, "dc:crop_noise"),
+        ("toy", "convnet:width=4,norm=batch", {}, "dc:crop_noise"),
+        ("toy", "convnet:width=4", {}, ""),
+        ("mnist", "convnet:width=4", {"augment": "crop_scale"}, "crop_scale"),
+        ("mnist", "convnet:width=4", {"augment_students": ""}, ""),
+        ("toy", "convnet:width=4", {"augment_students": "dc:crop"}, "dc:crop"),
+    ],
+)
+def test_students_are_augmented_as_in_the_official_code(
+    dataset: str, backbone: str, fields: dict[str, str], policy: str, tmp_path: Path
+) -> None:
+    config = replace(SMALL, backbone=backbone, iterations=1, outer_loop=1, **fields)
+    assert distill(replace(toy(), name=dataset), 1, config, Run(tmp_path, None).begin()).augment == policy
+
+
+def test_an_unknown_augmentation_of_students_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown augmentation 'crap'"):
+        replace(SMALL, augment_students="crap")

@@ -21,6 +21,19 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
+def test_he_is_the_papers_initialisation() -> None:
+    network, usual = made("convnet:init=he"), made("convnet")
+    for module, other in zip(network.modules(), usual.modules(), strict=True):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            inputs = module.weight[0].numel()
+            assert module.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.05)
+            assert abs(module.weight.mean().item()) < 0.1 * (2 / inputs) ** 0.5
+            assert not module.bias.any()
+            assert other.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.05)
+    again = made("convnet:init=he")
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("spec", "channels", "size", "parameters"),
     [

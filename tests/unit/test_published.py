@@ -86,6 +86,27 @@ def test_dc(legacy: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("file", "dataset", "policy"),
+    [
+        ("res_DC_MNIST_ConvNet_1ipc.pt", "mnist", "dc:crop_scale_rotate"),
+        ("res_DC_MNIST_ConvNetBN_1ipc.pt", "mnist", "dc:crop_scale_rotate"),  # its code judges it on ConvNet too
+        ("res_CAFE_MNIST_ConvNet_1ipc.pt", "mnist", "dc:crop_scale_rotate"),
+        ("set.pt", "mnist", "dc:crop_scale_rotate"),
+        ("res_DM_MNIST_ConvNet_1ipc.pt", "mnist", "color_crop_cutout_scale_rotate"),
+        ("res_DC_FashionMNIST_ConvNet_1ipc.pt", "fashion_mnist", ""),
+    ],
+)
+def test_students_of_grey_sets_are_augmented_as_in_dcs_code(
+    file: str, dataset: str, policy: str, tmp_path: Path
+) -> None:
+    torch.save({"data": [[drawn(4, 1, 8, 8), CLASSES]]}, tmp_path / file)
+    found, said = taken(tmp_path / file, named(dataset, toy(channels=1)))
+    assert found.augment == policy
+    assert said[0].endswith(f"students: augment {policy or 'none'}")
+    assert taken(tmp_path / file, named(dataset, toy(channels=1)), augment="")[0].augment == ""
+
+
+@pytest.mark.parametrize(
     ("source", "std"),
     [("dc", (0.2023, 0.1994, 0.2010)), ("dd", (0.247, 0.243, 0.261)), ("mtt", (0.2023, 0.1994, 0.2010))],
 )
