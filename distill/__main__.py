@@ -29,7 +29,8 @@ from distill.estimate import estimate, human
 from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
 from distill.judging.columns import SPECIAL
-from distill.judging.evaluate import evaluate, missing
+from distill.judging.evaluate import evaluate
+from distill.judging.results import missing
 from distill.models import BACKBONES
 from distill.protocol import chosen
 from distill.ranks import asked, barrier, first, joined, launched, start

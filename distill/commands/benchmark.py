@@ -27,7 +27,7 @@ from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
 from distill.flags import find_device, flags_of, parse, whole_number
 from distill.judging.columns import columns
-from distill.judging.evaluate import missing
+from distill.judging.results import missing
 from distill.models import build
 from distill.progress import progress
 from distill.reports.comparison import FULL, LAYOUTS

@@ -17,7 +17,9 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
 from distill.flags import find_device, parse, peek
-from distill.judging.evaluate import check, evaluate, missing
+from distill.judging.classes import check
+from distill.judging.evaluate import evaluate
+from distill.judging.results import missing
 from distill.protocol import ProtocolOf, chosen
 from distill.reading import Read, Reading, bring, is_ours
 from distill.reports.outcome import finish, show

@@ -15,109 +15,25 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation
 from distill.files import write_text
+from distill.judging.classes import check, in_order_of
 from distill.judging.columns import Column, columns
-from distill.judging.judge import Sheet, descend, judge, judge_clean, members_of
+from distill.judging.judge import Sheet, descend, judge, judge_clean
+from distill.judging.results import row_of, with_earlier
 from distill.judging.trained import Trained
-from distill.judging.verdicts import verdicts
+from distill.judging.verdicts import next_attack, verdicts
 from distill.protocol import Protocol
 from distill.ranks import first
-from distill.reports.intervals import wilson
 from distill.run import Run
 from distill.students import Training
 
-__all__ = ["check", "evaluate", "in_order_of", "missing"]
-
-
-def check(distilled: DistilledSet, test: ImageSet) -> str:
-    """Refuse a distilled set that is not one of this data set.
-
-    Returns:
-        what a reader of the results must know of the classes; "" where the names say which is which.
-
-    Raises:
-        InputError: shapes, or the names of the classes, differ.
-    """
-    if tuple(distilled.images.shape[1:]) != test.image_shape:
-        ours, theirs = tuple(distilled.images.shape[1:]), test.image_shape
-        raise InputError(f"the distilled images are {ours}, those of {test.name} {theirs}; give the same --image-size")
-    if len(distilled.classes) != test.num_classes:
-        raise InputError(
-            f"the distilled set has {len(distilled.classes)} classes, {test.name} {test.num_classes}; give --dataset"
-        )
-    ours, theirs = distilled.classes, test.classes
-    if ours == theirs or (sorted(ours) == sorted(theirs) and len({*ours}) == len(ours)):
-        return ""
-    if _numbers(ours) or _numbers(theirs):
-        named, numbered = ("the distilled set", test.name) if _numbers(theirs) else (test.name, "the distilled set")
-        return f"classes of {numbered} are numbers: number 0 is taken for the first class of {named}, and so on"
-    odd = [", ".join(sorted(set(a) - set(b))[:5]) for a, b in ((ours, theirs), (theirs, ours))]
-    raise InputError(
-        f"the distilled set has the classes {odd[0] or 'of one name'}, {test.name} has {odd[1] or 'not'}; "
-        "a set is evaluated on the classes that it was made of: give its --dataset or --data-dir"
-    )
-
-
-def _numbers(classes: tuple[str, ...]) -> bool:
-    """Return whether the names are the numbers of the classes, 0 to K - 1, and say nothing."""
-    return list(classes) == [str(number) for number in range(len(classes))]
-
-
-def in_order_of(distilled: DistilledSet, real: ImageSet) -> ImageSet:
-    """Return real images with their labels in the distilled set's order of the classes.
-
-    Args:
-        distilled: the set.
-        real: images that passed `check`.
-    """
-    other_order = real.classes != distilled.classes and sorted(real.classes) == sorted(distilled.classes)
-    return real.ordered_as(distilled.classes) if other_order else real
-
-
-def missing(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[str] | None:
-    """Return the columns that a run does not have yet, by name; None where it has no results at all.
-
-    Args:
-        folder: of the run.
-        evaluation: what is requested.
-        channels: of the images.
-        size: height and width in pixels.
-    """
-    if not (folder / "table.csv").exists():
-        return None
-    there = {(row.get("attack"), row.get("how")) for row in _rows_of(folder)}
-    worst = {name for name, _ in there if isinstance(name, str) and name.startswith("worst@")}
-    found = columns(evaluation, channels, size)
-    absent = [c.name for c in found if (c.name, c.how) not in there and c.name not in worst]
-    return absent if there else None
-
-
-def _rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of results.jsonl; none where it is not there or damaged, and is to be made anew."""
-    try:
-        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError):
-        return []
-    return rows if all(isinstance(row, dict) for row in rows) else []
-
-
-def _with_earlier(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[Column]:
-    """Return the columns that the run has, then the requested ones."""
-    earlier = [
-        name for name in dict.fromkeys(row.get("attack") for row in _rows_of(folder)) if name not in ("clean", None)
-    ]
-    requested = columns(evaluation, channels, size)
-    names = list(dict.fromkeys([*map(str, earlier), *(column.name for column in requested)]))
-    try:
-        return columns(replace(evaluation, attacks=",".join(names), eps=""), channels, size)
-    except InputError:  # of an earlier version, or damaged
-        return requested
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -157,7 +73,7 @@ def evaluate(
     if line := check(distilled, test):
         run.say(line)
     real, test = in_order_of(distilled, real), in_order_of(distilled, test)
-    asked = _with_earlier(run.folder, evaluation, *test.image_shape[:2])
+    asked = with_earlier(run.folder, evaluation, *test.image_shape[:2])
     attacked = [column for column in asked if column.base != "worst"]
     attacked.sort(key=lambda column: column.threat.eps if column.threat else 0.0)
     settings = {column.name: column.how for column in attacked}
@@ -181,10 +97,12 @@ def evaluate(
                 bar.update()
             descend(sheet, asked)
             said = verdicts(sheet.bools, asked, model, test, run.generator("verdict", name))
-            return [
-                _row(column, asked, sheet, said.get(column.name if column else "clean", "ok"), epoch_seconds)
-                for column in (None, *asked)
-            ]
+            heeded = heed(said, evaluation, asked, sheet, model, test, run)
+            rows = []
+            for column in (None, *asked):
+                title = column.name if column else "clean"
+                rows.append(row_of(column, asked, sheet, said.get(title, "ok"), heeded.get(title), epoch_seconds))
+            return rows
 
         rows = []
         for student, model, epoch_seconds in trained.students():
@@ -194,6 +112,48 @@ def evaluate(
             _write(run.folder / "teacher.jsonl", [dict(labels) | row for row in rows_of("teacher", teacher, 0.0)])
     _write(run.folder / "results.jsonl", rows)
     return rows
+
+
+ADVICE = {"square": "square:queries=1000", "autoattack:version=rand": "pgd_ce_margin:eot=20"}
+"""cheaper forms of the attacks that a verdict advises, for the figure beside the one in doubt"""
+
+
+def heed(
+    said: Mapping[str, str],
+    evaluation: Evaluation,
+    asked: list[Column],
+    sheet: Sheet,
+    model: nn.Module,
+    test: ImageSet,
+    run: Run,
+) -> dict[str, tuple[str, Tensor]]:
+    """Run the attacks that verdicts advise.
+
+    Args:
+        said: by column, its verdict.
+        evaluation: gives the threats' family.
+        asked: all columns.
+        sheet: the student's.
+        model: the student, pixels to logits.
+        test: the images.
+        run: its generators.
+
+    Returns:
+        by column in doubt the name of the advised attack, and who withstands both, bools (images,).
+    """
+    found = {}
+    for column in asked:
+        spec = next_attack(said.get(column.name, "ok"))
+        if spec is None or column.threat is None:
+            continue
+        spec = f"{ADVICE.get(spec, spec)}@{column.threat.written}"
+        try:
+            (other,) = columns(replace(evaluation, attacks=spec, eps=""), *test.image_shape[:2])
+        except InputError:  # Square does not take every size of image in l2
+            continue
+        withstanding = judge(other, asked, sheet, model, test, None, run)
+        found[column.name] = other.name, sheet.bools[column.name] & withstanding
+    return found
 
 
 def _changed(training: Training) -> list[str]:
@@ -210,32 +170,3 @@ def _changed(training: Training) -> list[str]:
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     if first():
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _row(
-    column: Column | None, asked: list[Column], sheet: Sheet, verdict: str, epoch_seconds: float
-) -> dict[str, Any]:
-    """Return what is found in one column, None being clean accuracy."""
-    name, base, how = (column.name, column.base, column.how) if column else ("clean", "clean", "")
-    if column and base == "worst":
-        how = f"of {', '.join(sorted(member.name for member in members_of(column, asked)))}"
-    bools = sheet.bools[name]  # of corruptions a row for each kind and severity, hence without an interval
-    share, images = bools.double().mean().item(), bools.shape[-1]
-    low, high = wilson(int(bools.sum()), images) if bools.ndim == 1 else (None, None)
-    return {
-        "attack": name,
-        "threat": f"{column.threat.norm}:{column.threat.written.rpartition(':')[2]}"
-        if column and column.threat
-        else "",
-        "how": how,
-        "accuracy": 100 * share,
-        "low": low,
-        "high": high,
-        "images": images,
-        "median_distance": sheet.median_distance(base),
-        "seconds": sum(sheet.seconds.get(key, 0.0) for key in {name, base}),
-        "epoch_seconds": epoch_seconds,
-        "verdict": verdict,
-        "advised": "",
-        "advised_accuracy": None,
-    }

@@ -1,0 +1,97 @@
+"""results.jsonl of a run: a row for each student and column, and which columns are there already."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.experiment import Evaluation
+from distill.judging.columns import Column, columns
+from distill.judging.judge import Sheet, members_of
+from distill.reports.intervals import wilson
+
+__all__ = ["missing", "row_of", "with_earlier"]
+
+
+def missing(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[str] | None:
+    """Return the columns that a run does not have yet, by name; None where it has no results at all.
+
+    Args:
+        folder: of the run.
+        evaluation: what is requested.
+        channels: of the images.
+        size: height and width in pixels.
+    """
+    if not (folder / "table.csv").exists():
+        return None
+    there = {(row.get("attack"), row.get("how")) for row in _rows_of(folder)}
+    worst = {name for name, _ in there if isinstance(name, str) and name.startswith("worst@")}
+    found = columns(evaluation, channels, size)
+    absent = [c.name for c in found if (c.name, c.how) not in there and c.name not in worst]
+    return absent if there else None
+
+
+def _rows_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of results.jsonl; none where it is not there or damaged, and is to be made anew."""
+    try:
+        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
+
+
+def with_earlier(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[Column]:
+    """Return the columns that the run has, then the requested ones."""
+    earlier = [
+        name for name in dict.fromkeys(row.get("attack") for row in _rows_of(folder)) if name not in ("clean", None)
+    ]
+    requested = columns(evaluation, channels, size)
+    names = list(dict.fromkeys([*map(str, earlier), *(column.name for column in requested)]))
+    try:
+        return columns(replace(evaluation, attacks=",".join(names), eps=""), channels, size)
+    except InputError:  # of an earlier version, or damaged
+        return requested
+
+
+def row_of(
+    column: Column | None,
+    asked: list[Column],
+    sheet: Sheet,
+    verdict: str,
+    advised: tuple[str, Tensor] | None,
+    epoch_seconds: float,
+) -> dict[str, Any]:
+    """Return the row of results.jsonl of one student in one column.
+
+    Args:
+        column: None for clean accuracy.
+        asked: all columns.
+        sheet: the student's.
+        verdict: "ok", or why the figure is in doubt.
+        advised: the name of the attack that follows the advice of the verdict, and who withstands it too, (images,).
+        epoch_seconds: of the student's training.
+    """
+    name, base, how = (column.name, column.base, column.how) if column else ("clean", "clean", "")
+    if column and base == "worst":
+        how = f"of {', '.join(sorted(member.name for member in members_of(column, asked)))}"
+    bools = sheet.bools[name]  # of corruptions a row for each kind and severity, hence without an interval
+    share, images = bools.double().mean().item(), bools.shape[-1]
+    low, high = wilson(int(bools.sum()), images) if bools.ndim == 1 else (None, None)
+    return {
+        "attack": name,
+        "threat": column.threat.named if column and column.threat else "",
+        "how": how,
+        "accuracy": 100 * share,
+        "low": low,
+        "high": high,
+        "images": images,
+        "median_distance": sheet.median_distance(base),
+        "seconds": sum(sheet.seconds.get(key, 0.0) for key in {name, base}),
+        "epoch_seconds": epoch_seconds,
+        "verdict": verdict,
+        "advised": advised[0] if advised else "",
+        "advised_accuracy": 100 * advised[1].double().mean().item() if advised else None,
+    }
