@@ -80,8 +80,9 @@ def run_compare(flags: list[str]) -> int:
             seed, or A and B were judged on other images.
     """
     asked = parse(CompareCommand, CompareCommand(), flags, "bash run.sh compare")
-    sides = [asked.places, asked.against] if asked.against else [asked.places[:1], asked.places[1:]]
-    if not all(sides) or (not asked.against and len(asked.places) != 2):
+    two = any(flag.startswith("--against") for flag in flags)
+    sides = (asked.places, asked.against) if two else (asked.places[:1], asked.places[1:])
+    if not all(sides) or not (two or len(asked.places) == 2):
         raise InputError(USAGE)
     a, b = (_side(name, places) for name, places in zip("AB", sides, strict=True))
     _refuse_other_images(a, b)
@@ -200,9 +201,14 @@ def _runs(place: Path) -> list[Path]:
 
 def _rows(folder: Path) -> list[Row]:
     """Return the rows of a run; where they have no threat, that of the run, for columns to which it applies."""
-    rows, of_run = find_rows([folder]), _experiment(folder).get("evaluation", {}).get("threat")
-    unnamed = [row for row in rows if row.get("threat") is None and "@" not in row["attack"]]
-    return [row | {"--threat": of_run} if row in unnamed and row["attack"] not in FIXED else row for row in rows]
+    find_rows([folder])  # refuses a damaged file
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    of_run = _experiment(folder).get("evaluation", {}).get("threat")
+
+    def at_threat_of_run(row: Row) -> bool:
+        return row.get("threat") is None and "@" not in row["attack"] and row["attack"] not in FIXED
+
+    return [row | {"--threat": of_run} if at_threat_of_run(row) else row for row in rows]
 
 
 def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from distill.files import read_tensors, write_tensors
 from distill.judging.columns import Column
 from distill.run import Run
 from robust import Threat, Transfer, certified, certify, correct, least_distances, withstands
-from robust.corruptions import SEVERITIES, corrupt, corruptions_for
+from robust.corruptions import COMMON, SEVERITIES, corrupt
 from robust.evaluate import radius
 
 __all__ = ["PART", "Sheet", "judge", "judge_clean"]
@@ -91,6 +91,8 @@ def judge(
     """Return who is classified right in spite of a column's attack or damage.
 
     Only who still stands is attacked: who is classified right, and has not fallen to the same attack in a smaller ball.
+    `certified` is the certified accuracy of the smoothed student (Cohen et al. 2019), which may exceed that of the
+    student; `worst` joins attacks alone, since an abstention is no adversarial image.
 
     Args:
         column: what is judged.
@@ -119,12 +121,13 @@ def judge(
             found = certify(
                 model, x[who], sigma=how.sigma, n0=how.n0, n=how.n, alpha=how.alpha, generator=generator(part)
             )
-            return certified(found, y[who], eps) & known["clean"][who].to(x.device)
+            return certified(found, y[who], eps)  # of the smoothed model: the student itself may be wrong there
 
         return sheet.fill(name, n, certify_part)
     smaller = [c for c in others if c.name in known and c is not column and _contains(column.threat, c.threat)]
     if column.base == "worst":
-        whole = torch.stack([known["clean"], *(known[c.name] for c in smaller if known[c.name].ndim == 1)]).all(0)
+        attacks = [known[c.name] for c in smaller if c.kind not in ("corruptions", "certified")]
+        whole = torch.stack([known["clean"], *attacks]).all(0)
         return sheet.fill(name, n, lambda who, _: whole[who])
     before = [known["clean"], *(known[c.name] for c in smaller if c.base == column.base)]
     standing = torch.stack(before).all(0).to(x.device)
@@ -149,6 +152,5 @@ def _contains(large: Threat | None, small: Threat | None) -> bool:
 
 
 def _under_corruptions(model: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    kinds = corruptions_for(images.shape[1])
-    damaged = (corrupt(images, kind, severity, generator) for kind in kinds for severity in SEVERITIES)
+    damaged = (corrupt(images, kind, severity, generator) for kind in COMMON for severity in SEVERITIES)
     return torch.stack([correct(model, x, targets) for x in damaged])

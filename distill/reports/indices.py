@@ -159,7 +159,9 @@ def indices(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             rivals.setdefault(tuple(row.get(name) for name in RIVAL), []).append(row)
     found: list[dict[str, Any]] = []
     for mine in students.values():
-        clean = next(row for row in mine if row["attack"] == "clean")
+        clean = next((row for row in mine if row["attack"] == "clean"), None)
+        if clean is None:
+            continue
         attacked = [row for row in mine if _base(row) not in NO_ATTACK]
         rr = _defined(lambda c=clean, a=attacked: robustness_ratio(c["accuracy"], [row["accuracy"] for row in a]))
         ae = _defined(lambda c=clean, a=attacked: attack_efficiency(c["seconds"], [row["seconds"] for row in a]))
