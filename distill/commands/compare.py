@@ -51,13 +51,10 @@ class Side:
     """as they were given"""
     rows: list[Row]
     """of all runs"""
+    names: list[str]
+    """by distilled set, its digest, or the folder of its run where the rows have none"""
     sets: list[dict[str, Tensor]]
     """by distilled set, by column that all runs have, bools as `bools_of` returns them"""
-
-    @property
-    def digests(self) -> set[str]:
-        """Digests of the distilled sets, where the rows have them."""
-        return {row["set"] for row in self.rows if row.get("set")}
 
     def attack(self, name: str) -> dict[str, set[str]]:
         """Return what is known of a column's attack, by field of ATTACK; more than one value where runs differ."""
@@ -105,7 +102,7 @@ def _table(a: Side, b: Side, names: Sequence[str]) -> list[list[str]]:
         of_a, of_b = ([bools[name] for bools in side.sets] for side in (a, b))
         if any(bools.ndim != 2 for bools in (*of_a, *of_b)):
             continue  # corruptions: the same image many times
-        result = difference(of_b, of_a)
+        result = difference(of_b, of_a, matched=a.names == b.names and len(a.names) > 1)
         means = []
         for side, sets in ((a, of_a), (b, of_b)):
             mean = 100 * torch.stack([bools.double().mean() for bools in sets]).mean().item()
@@ -140,11 +137,12 @@ def _notes(a: Side, b: Side) -> list[str]:
         "two-sided, not corrected for the number of columns"
     ]
     unit = unit_of(*([bools["clean"] for bools in side.sets] for side in (a, b)))
+    same = a.names == b.names
     if unit == "sets":
-        lines.append(f"unit: distilled sets ({sets[0]} and {sets[1]}); the result holds for other seeds of both")
+        counted = f"{sets[0]}, the same on both sides, compared set by set" if same else f"{sets[0]} and {sets[1]}"
+        lines.append(f"unit: distilled sets ({counted}); the result holds for other seeds of both")
         several = sets
     elif unit == "students":
-        same = bool(a.digests) and a.digests == b.digests
         which = "this distilled set, trained in both ways" if same else "these two distilled sets"
         lines.append(f"unit: students; the result holds for other students of {which}, not for other seeds")
         if not same:
@@ -181,12 +179,14 @@ def _side(letter: str, places: tuple[Path, ...]) -> Side:
             raise InputError(
                 f"the runs of {letter} differ in more than their seed: {', '.join(differs)} ({first}, {folder})"
             )
-    sets: dict[Any, list[dict[str, Tensor]]] = {}
+    runs: dict[str, list[dict[str, Tensor]]] = {}
     for folder, rows in rows_of.items():
-        sets.setdefault(rows[0].get("set") or folder, []).append(bools_of(folder, rows))
-    names = [name for name in sets[next(iter(sets))][0] if all(name in run for runs in sets.values() for run in runs)]
-    joined = [{name: torch.cat([run[name] for run in runs]) for name in names} for runs in sets.values()]
-    return Side(places, [row for rows in rows_of.values() for row in rows], joined)
+        runs.setdefault(rows[0].get("set") or str(folder), []).append(bools_of(folder, rows))
+    every = [run for of_set in runs.values() for run in of_set]
+    columns = [column for column in every[0] if all(column in run for run in every)]
+    names = sorted(runs)  # so that the same sets are in the same order on both sides
+    sets = [{column: torch.cat([run[column] for run in runs[name]]) for column in columns} for name in names]
+    return Side(places, [row for rows in rows_of.values() for row in rows], names, sets)
 
 
 def _runs(place: Path) -> list[Path]:

@@ -109,14 +109,16 @@ def accuracy_interval(sets: Sequence[Tensor], confidence: float = 0.95) -> tuple
     return _score_interval(min(1.0, spread.per_image.mean().item()), n, _t_quantile(degrees, confidence))
 
 
-def difference(a: Sequence[Tensor], b: Sequence[Tensor], confidence: float = 0.95) -> Difference:
+def difference(
+    a: Sequence[Tensor], b: Sequence[Tensor], confidence: float = 0.95, *, matched: bool = False
+) -> Difference:
     """Return how much more accurate the students of A are than those of B, on the same test images.
 
     Welch's t test with the images as a third source of variance: t = (mean of A - mean of B) / sqrt(V), where V has
-    the variance of A's units, of B's units, and of the images' differences. Units are not paired: sets or students that
-    A and B share, or that have the same first weights, make the interval a little wide. Where one side has a single
-    unit and the other has several, the single one is taken to vary as much as those of the other. With one student on
-    each side V is the variance of the images alone. Two images are added to it, one that only A and one that only B
+    the variance of A's units, of B's units, and of the images' differences. Students are not paired: where student k of
+    both sides has the same first weights, the interval is a little wide. Where one side has a single unit and the other
+    has several, the single one is taken to vary as much as those of the other. With one student on each side V is the
+    variance of the images alone. Two images are added to it, one that only A and one that only B
     classifies right, as by Bonett & Price 2012 ("Adjusted Wald confidence interval for a difference of binomial
     proportions based on paired data"; deviation: the centre stays where it is), so that V > 0.
 
@@ -124,9 +126,12 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor], confidence: float = 0.9
         a: by distilled set, bools (students, images): classified right?
         b: the same of other sets, on the same images in the same order; another number of sets and students is fine.
         confidence: in (0, 1).
+        matched: whether set k of A and set k of B are the same set, whose students were trained in two ways: the units
+            are then the differences of the sets, several on each side.
 
     Raises:
-        ValueError: confidence is out of its range, a or b are no such tensors, or they differ in images.
+        ValueError: confidence is out of its range, a or b are no such tensors, they differ in images, or matched sides
+            do not have the same number of sets, two or more.
 
     >>> a, b = torch.zeros(2, 1, 100, dtype=torch.bool)
     >>> a[0, :9] = True  # nine images that only A classifies right: McNemar's exact p is 2 / 2**9
@@ -143,7 +148,11 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor], confidence: float = 0.9
     change = spreads[0].per_image - spreads[1].per_image
     value = change.mean().item()
     of_images = ((change - change.mean()).square().sum().item() + 2) / (images + 2) ** 2
-    if all(spread.units == 1 for spread in spreads):
+    if matched:
+        if not len(a) == len(b) > 1:
+            raise ValueError(f"matched sides have {len(a)} and {len(b)} sets; they must have as many, two or more")
+        of_units = [_Spread.of(units[0] - units[1]).of_mean()]
+    elif all(spread.units == 1 for spread in spreads):
         of_units = []
     elif any(spread.units == 1 for spread in spreads):
         alone, several = sorted(spreads, key=lambda spread: spread.units)

@@ -12,6 +12,7 @@ from distill.commands.compare import run_compare
 from distill.errors import InputError
 from distill.files import write_tensors
 from distill.reports.intervals import difference
+from distill.reports.outcome import show
 
 
 def bools(students: int, share: float, seed: int, images: int = 60) -> Tensor:
@@ -85,6 +86,19 @@ def test_a_folder_of_seeds_is_several_sets(tmp_path: Path, capsys: pytest.Captur
     assert twice[1] == named[1]  # a run that is given twice counts once
     single = run(capsys, tmp_path / "dc", "--against", tmp_path / "guard_dc" / "seed1")
     assert single[6] == "B has a single set: its variance is taken to be that between the sets of A"
+
+
+def test_sides_of_the_same_sets_are_compared_set_by_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, tables = ("cc", "aa", "bb"), {}
+    for seed, (name, share) in enumerate(zip(names, (0.3, 0.5, 0.7), strict=True)):
+        for side, more in (("plain", 0.0), ("robust", 0.1)):
+            tables[side, name] = bools(4, share + more, 5 * seed + (more > 0))
+            place = tmp_path / side / f"seed{seed if side == 'plain' else 2 - seed}"
+            write(place, {"clean": tables[side, name]}, seed=seed, set=name, loss=side)
+    lines = run(capsys, tmp_path / "plain", tmp_path / "robust")
+    matched = difference(*([tables[side, name] for name in names] for side in ("robust", "plain")), matched=True)
+    assert f"{matched.low:+.1f} to {matched.high:+.1f}" in lines[1]
+    assert lines[5].startswith("unit: distilled sets (3, the same on both sides, compared set by set); the result")
 
 
 def test_one_network_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,3 +210,15 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     (run_folder / "experiment.json").write_text("[")
     with pytest.raises(InputError, match=r"experiment\.json is damaged"):
         run_compare([str(run_folder), str(run_folder)])
+
+
+@pytest.mark.parametrize("students", [1, 3])
+def test_a_column_of_zeros_has_an_interval_in_a_runs_table(
+    students: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = {"clean": torch.ones(students, 1000, dtype=torch.bool), "pgd": torch.zeros(students, 1000).bool()}
+    assert show(write(tmp_path, tables, images=1000)) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    spread = "" if students == 1 else " ± 0.0"
+    assert lines[2].startswith(f"clean 100.0{spread} 99.6 to 100.0 ")
+    assert lines[3].startswith(f"pgd 0.0{spread} 0.0 to 0.4 ")

@@ -248,6 +248,36 @@ def test_sets_count_alike_whatever_their_number_of_students() -> None:
     assert result.value == pytest.approx(50.0)
 
 
+def test_of_the_same_sets_their_differences_are_the_unit() -> None:
+    """Sets that differ widely, each with 10 points more on one side: SciPy's paired test, and far narrower."""
+    from scipy.stats import ttest_rel
+
+    shares = torch.tensor([[0.22, 0.41, 0.59], [0.1, 0.3, 0.5]], dtype=torch.float64)
+    order = torch.rand(3, 40_000, generator=rng()).argsort(-1)
+    a, b = ([(ranks < 40_000 * share)[None] for ranks, share in zip(order, side, strict=True)] for side in shares)
+    result, expected = difference(a, b, matched=True), ttest_rel(*shares.tolist())
+    assert result.p_value == pytest.approx(expected.pvalue, rel=0.1)
+    unmatched = difference(a, b)
+    assert unmatched.high - unmatched.low > 10 * (result.high - result.low)
+    assert (result.value, result.unit) == (pytest.approx(unmatched.value), "sets")
+    for sides in ((a, b[:2]), (a[:1], b[:1])):
+        with pytest.raises(ValueError, match="matched sides have"):
+            difference(*sides, matched=True)
+
+
+def test_a_true_null_of_matched_sets_is_rejected_as_often_as_p_says() -> None:
+    for sets in (2, 3, 5):
+        generator, found = rng(4), 0
+        for _ in range(300):
+            images = torch.randn(400, generator=generator)
+            both = simulate(sets, 6, images, generator, of_sets=0.3, of_students=0.1)
+            found += (
+                difference(*([table[half] for table in both] for half in (slice(3), slice(3, 6))), matched=True).p_value
+                < 0.05
+            )
+        assert 0.003 <= found / 300 <= 0.07
+
+
 @pytest.mark.parametrize(("share", "more"), [(0.0, 0.5), (0.02, 0.02), (0.2, 0.1), (0.5, 0.05), (0.7, 0.0)])
 @pytest.mark.parametrize("shape", [((1, 1), (1, 1)), ((1, 2), (1, 2)), ((2, 3), (3, 1)), ((1, 4), (3, 2))])
 def test_p_and_the_interval_never_contradict_each_other(

@@ -77,7 +77,7 @@ def test_worst_is_who_withstands_all_at_its_threat_or_a_smaller(tmp_path: Path) 
 
 def test_worst_joins_attacks_alone(tmp_path: Path) -> None:
     """An abstention is no adversarial image, nor is damage; and attacks of another norm are another column's."""
-    cw, smoothed = "cw:search_steps=4,steps=30@l2:2.8", "certified:sigma=2,n=20,n0=5@l2:1"
+    cw, smoothed = "cw:search_steps=4,steps=30@l2:2.72", "certified:sigma=2,n=20,n0=5@l2:1"
     names = f"pgd@l2:0.5,{cw},{smoothed},corruptions,pgd@0.15"
     sheet, _, _ = judged(tmp_path, f"{names},worst@l2:3,worst@l2:1.5,worst@0.2")
     bools = sheet.bools
