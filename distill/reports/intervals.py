@@ -116,9 +116,11 @@ def difference(
 
     Welch's t test with the images as a third source of variance: t = (mean of A - mean of B) / sqrt(V), where V has
     the variance of A's units, of B's units, and of the images' differences. Students are not paired: where student k of
-    both sides has the same first weights, the interval is a little wide. Where one side has a single unit and the other
-    has several, the single one is taken to vary as much as those of the other. With one student on each side V is the
-    variance of the images alone. Two images are added to it, one that only A and one that only B
+    both sides has the same first weights, the interval is a little wide. V is not less, and the degrees of freedom are
+    not more, than those of Student's test, which pools the units of both sides: with 2 against 10 units Welch's test
+    alone rejected a true null hypothesis in 9 % of simulations at 5 %. Where one side has a single unit, Student's test
+    is the only one: that unit is taken to vary as much as those of the other side. With one student on each side V is
+    the variance of the images alone. Two images are added to it, one that only A and one that only B
     classifies right, as by Bonett & Price 2012 ("Adjusted Wald confidence interval for a difference of binomial
     proportions based on paired data"; deviation: the centre stays where it is), so that V > 0.
 
@@ -151,15 +153,14 @@ def difference(
     if matched:
         if not len(a) == len(b) > 1:
             raise ValueError(f"matched sides have {len(a)} and {len(b)} sets; they must have as many, two or more")
-        of_units = [_Spread.of(units[0] - units[1]).of_mean()]
-    elif all(spread.units == 1 for spread in spreads):
-        of_units = []
-    elif any(spread.units == 1 for spread in spreads):
-        alone, several = sorted(spreads, key=lambda spread: spread.units)
-        of_units = [several.of_mean(1 / alone.units + 1 / several.units)]
+        estimates = [[_Spread.of(units[0] - units[1]).of_mean()]]
     else:
-        of_units = [spread.of_mean() for spread in spreads]
-    variance, degrees = _combined(of_images, images, of_units)
+        pooled = _pooled(*spreads)
+        estimates = [[pooled]] if pooled else [[]]
+        if all(spread.units > 1 for spread in spreads):
+            estimates.append([spread.of_mean() for spread in spreads])
+    found = [_combined(of_images, images, of_units) for of_units in estimates]
+    variance, degrees = max(variance for variance, _ in found), min(degrees for _, degrees in found)
     error, reach = math.sqrt(variance), _t_quantile(degrees, confidence)
     low, high = value - reach * error, value + reach * error
     return Difference(100 * value, 100 * low, 100 * high, _two_sided(value / error, degrees), unit, degrees)
@@ -204,10 +205,24 @@ class _Spread:
         left = (table - of_units - per_image + per_image.mean()).square().sum() / (count - 1) / max(1, images - 1)
         return cls(count, per_image, of_units.var().item(), left.item() / images)
 
-    def of_mean(self, share: float | None = None) -> tuple[float, float, int]:
-        """Return V_units, V_residual and degrees of freedom; share is the factor of a unit's variance, 1 / units."""
-        share = 1 / self.units if share is None else share
-        return share * self.between, share * self.residual, self.units - 1
+    def of_mean(self) -> tuple[float, float, int]:
+        """Return V_units, V_residual and degrees of freedom of the mean over these units."""
+        return self.between / self.units, self.residual / self.units, self.units - 1
+
+
+def _pooled(a: _Spread, b: _Spread) -> tuple[float, float, int] | None:
+    """Return V_units, V_residual and degrees of freedom of the difference if units of A and B vary alike.
+
+    None where each side has a single unit.
+    """
+    of_a, of_b = a.units - 1, b.units - 1
+    if of_a + of_b == 0:
+        return None
+    between, residual = (
+        (of_a * x + of_b * y) / (of_a + of_b) for x, y in ((a.between, b.between), (a.residual, b.residual))
+    )
+    share = 1 / a.units + 1 / b.units
+    return share * between, share * residual, of_a + of_b
 
 
 def _combined(of_images: float, images: int, of_units: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
