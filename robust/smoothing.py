@@ -79,7 +79,10 @@ def certify(
 
 
 def certified(certificate: Certificate, targets: Tensor, eps: float) -> Tensor:
-    """Return who is certified right within an L2 ball of eps (pixels in [0, 1]), bools (N,), for classes (N,)."""
+    """Return who is certified right within an L2 ball of eps (pixels in [0, 1]), bools (N,), for classes (N,).
+
+    Their mean is the certified accuracy of the paper: of the smoothed classifier, whatever the model itself answers.
+    """
     return (certificate.prediction == targets) & (certificate.radius >= eps)
 
 

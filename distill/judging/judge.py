@@ -13,7 +13,7 @@ from distill.files import read_tensors, write_tensors
 from distill.judging.columns import Column
 from distill.run import Run
 from robust import Threat, Transfer, certified, certify, correct, least_distances, withstands
-from robust.corruptions import SEVERITIES, corrupt, corruptions_for
+from robust.corruptions import COMMON, SEVERITIES, corrupt
 from robust.evaluate import radius
 
 __all__ = ["PART", "Sheet", "descend", "judge", "judge_clean", "members_of"]
@@ -121,7 +121,10 @@ def descend(sheet: Sheet, asked: Sequence[Column]) -> None:
 
 
 def members_of(worst: Column, asked: Sequence[Column]) -> list[Column]:
-    """Return the columns that `worst` joins: every attack at its threat or a smaller one of that norm."""
+    """Return the columns that `worst` joins: every attack at its threat or a smaller one of that norm.
+
+    Certificates and corruptions are none: an abstention is no adversarial image.
+    """
     attacks = (c for c in asked if c.kind not in NO_ATTACK and c.base != "worst")
     return [c for c in attacks if _contains(worst.threat, c.threat)]
 
@@ -143,6 +146,8 @@ def judge(
     """Return who is classified right in spite of a column's attack or damage.
 
     Only who still stands is attacked: who is classified right, and has not fallen to the same attack in a smaller ball.
+    `certified` is the certified accuracy of the smoothed student (Cohen et al. 2019), which may exceed that of the
+    student.
 
     Args:
         column: what is judged; not `worst`, which `descend` makes of the others.
@@ -171,7 +176,7 @@ def judge(
             found = certify(
                 model, x[who], sigma=how.sigma, n0=how.n0, n=how.n, alpha=how.alpha, generator=generator(part)
             )
-            return certified(found, y[who], eps) & known["clean"][who].to(x.device)
+            return certified(found, y[who], eps)  # of the smoothed model: the student itself may be wrong there
 
         return sheet.fill(name, n, certify_part)
     smaller = [c for c in others if c.name in known and c is not column and _contains(column.threat, c.threat)]
@@ -198,6 +203,5 @@ def _contains(large: Threat | None, small: Threat | None) -> bool:
 
 
 def _under_corruptions(model: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    kinds = corruptions_for(images.shape[1])
-    damaged = (corrupt(images, kind, severity, generator) for kind in kinds for severity in SEVERITIES)
+    damaged = (corrupt(images, kind, severity, generator) for kind in COMMON for severity in SEVERITIES)
     return torch.stack([correct(model, x, targets) for x in damaged])

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from distill.reports.indices import UNBIASED
 from distill.reports.paper import PAPER, Figure
 from distill.reports.tables import Row, Style, figure, headings, summary
 from robust import PAPER_THREATS
@@ -21,7 +22,7 @@ FULL = "full"
 """the method that distils nothing: no competitor"""
 FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
 FIELDS += ("paper", "paper_std", "difference", "verdict", "advised", "advised_mean", "how", "config")
-RANKED = "pgd_ce_margin@"
+RANKED = f"{UNBIASED}@"
 """how the column begins that methods are ranked by"""
 STUDENTS = "n"
 """the column that counts them"""

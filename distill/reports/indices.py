@@ -11,8 +11,14 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-__all__ = ["attack_efficiency", "crei", "improvement_over_random", "indices", "robustness_ratio"]
+__all__ = ["UNBIASED", "attack_efficiency", "crei", "improvement_over_random", "indices", "robustness_ratio"]
 
+UNBIASED = "pgd_ce_margin"
+"""the column whose attack does not depend on the scale of a network's logits: methods are ranked by it"""
+STUDENT = ("method", "dataset", "ipc", "backbone", "loss", "recipe", "config", "seed", "student", "set", "test")
+"""fields that the rows of one student share"""
+RIVAL = ("dataset", "ipc", "backbone", "loss", "recipe", "images", "test", "attack", "threat", "how")
+"""fields that a row and a row of `random` share if they are compared"""
 NO_ATTACK = ("clean", "corruptions", "certified", "worst", "noise")
 
 
@@ -134,31 +140,54 @@ def _check_percent(name: str, value: float) -> None:
 def indices(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return rows with the indices of each student as `accuracy`, their names as `attack`; an undefined one has no row.
 
+    IOR is of the column `pgd_ce_margin` where a student has it: under an attack by cross-entropy alone a network gains
+    by the scale of its logits. Students without it have an IOR for each attack.
+
     Args:
-        rows: of results.jsonl. IOR has one for each attack, against the students of the method `random` on the same
-            data at the same ipc under the same attack, where the rows have such.
+        rows: of results.jsonl. IOR compares with the students of the method `random` on the same test images, with the
+            same ipc, network, loss and recipe, under the same attack at the same threat (RIVAL). It is undefined where
+            there are none, and where those of `random` themselves differ in a setting.
+
+    Returns:
+        rows whose verdict is "ok" or all that is suspicious of the numbers that an index is made of.
     """
     students: dict[tuple, list[dict[str, Any]]] = {}
+    rivals: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
-        key = tuple(
-            row[name] for name in ("method", "dataset", "ipc", "backbone", "recipe", "config", "seed", "student")
-        )
-        students.setdefault(key, []).append(row)
+        students.setdefault(tuple(row.get(name) for name in STUDENT), []).append(row)
+        if row["method"] == "random":
+            rivals.setdefault(tuple(row.get(name) for name in RIVAL), []).append(row)
     found: list[dict[str, Any]] = []
     for mine in students.values():
-        clean = next(row for row in mine if row["attack"] == "clean")
-        attacked = [row for row in mine if row["attack"].partition("@")[0].partition(":")[0] not in NO_ATTACK]
+        clean = next((row for row in mine if row["attack"] == "clean"), None)
+        if clean is None:
+            continue
+        attacked = [row for row in mine if _base(row) not in NO_ATTACK]
         rr = _defined(lambda c=clean, a=attacked: robustness_ratio(c["accuracy"], [row["accuracy"] for row in a]))
         ae = _defined(lambda c=clean, a=attacked: attack_efficiency(c["seconds"], [row["seconds"] for row in a]))
-        values = {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae)}
-        for row in attacked:
-            same = ("dataset", "ipc", "backbone", "attack")
-            random = [r for r in rows if r["method"] == "random" and all(r[name] == row[name] for name in same)]
-            if random and row["method"] != "random":
-                mean = fmean(r["accuracy"] for r in random)
-                values[f"IOR {row['attack']}"] = improvement_over_random(row["accuracy"], mean)
-        found += [clean | {"attack": name, "accuracy": value} for name, value in values.items() if value is not None]
+        mixed = {"threat": "", "how": ""}  # all attacks of the student together
+        for name, value in {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae)}.items():
+            if value is not None:
+                found.append(clean | mixed | _index(name, value, [clean, *attacked]))
+        if clean["method"] != "random":
+            for row in [row for row in attacked if _base(row) == UNBIASED] or attacked:
+                random = rivals.get(tuple(row.get(name) for name in RIVAL), [])
+                if len({each["config"] for each in random}) == 1:
+                    value = improvement_over_random(row["accuracy"], fmean(each["accuracy"] for each in random))
+                    found.append(row | _index(f"IOR {row['attack']}", value, [row, *random]))
     return found
+
+
+def _base(row: dict[str, Any]) -> str:
+    """Return the name of a row's attack without threat and fields."""
+    return row["attack"].partition("@")[0].partition(":")[0]
+
+
+def _index(name: str, value: float, of: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an index's row; its verdict is what is suspicious of any row that it is made of."""
+    doubts = dict.fromkeys(row["verdict"] for row in of if row["verdict"] != "ok")
+    unknown = {"low": None, "high": None, "median_distance": None, "advised": "", "advised_accuracy": None}
+    return unknown | {"attack": name, "accuracy": value, "verdict": "; ".join(doubts) or "ok"}
 
 
 def _defined(index: Callable[[], float]) -> float | None:

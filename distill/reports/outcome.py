@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.files import read_tensors, write_text
-from distill.reports.intervals import bootstrap, wilson
+from distill.reports.intervals import accuracy_interval
 from distill.reports.tables import aligned, find_rows, milliseconds, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
@@ -37,7 +37,7 @@ def show(folder: Path) -> int:
     if teacher.exists():
         judged = [json.loads(line) for line in teacher.read_text(encoding="utf-8").splitlines()]
         print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
-    interval = "bootstrap over students and images" if students > 1 else "Wilson's, over images"
+    interval = "Wilson's, over students and images of this set" if students > 1 else "Wilson's, over images"
     print(
         "accuracy in percent, mean ± standard deviation over the students, each trained in "
         f"{milliseconds(first['epoch_seconds'])} ms an epoch; interval: {interval}; distance: "
@@ -62,7 +62,7 @@ def _lines(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
         name, mine = mean["attack"], [row for row in rows if row["attack"] == mean["attack"]]
         found, interval = bools[name], ""  # corruptions have no interval: the same image many times
         if found.ndim == 2:
-            low, high = wilson(int(found.sum()), found.shape[1]) if len(found) == 1 else bootstrap(found)
+            low, high = accuracy_interval([found])
             interval = f"{low:.1f} to {high:.1f}"
         distances = [row["median_distance"] for row in mine if row["median_distance"] is not None]
         lines.append(

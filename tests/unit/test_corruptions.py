@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robust.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corruptions_for
+from robust.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt, corruptions_for
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -35,7 +35,9 @@ def test_every_corruption_changes_pictures_and_stays_in_the_unit_cube(shape: tup
 
 
 def test_damage_grows_with_severity() -> None:
-    """Elastic and saturation go several ways at once, as in the original, and pixelate depends on how blocks fall."""
+    """Elastic, saturation, glass and frost go several ways at once, as in the original, and pixelate depends on how
+    blocks fall: glass blur's levels blur more, then swap twice; frost's ice grows stronger, and then darkens the image.
+    """
     images = pictures(50, 3, 32)
     for name in CORRUPTIONS:
         far = [(corrupt(images, name, severity, rng()) - images).square().mean().item() for severity in SEVERITIES]
@@ -44,6 +46,10 @@ def test_damage_grows_with_severity() -> None:
             assert far[2] < far[3] < far[4]
         elif name == "pixelate":
             assert far[0] < far[4]
+        elif name == "glass_blur":
+            assert far[0] < far[3]
+        elif name == "frost":
+            assert far[0] < far[1] < far[2]
         elif name != "elastic_transform":
             assert far == sorted(far), (name, far)
 
@@ -81,7 +87,7 @@ def test_blurs_keep_flat_images_and_the_mean_of_a_dot() -> None:
     flat = torch.full((3, 1, 32, 32), 0.4)
     dot = torch.zeros(1, 1, 33, 33)
     dot[..., 16, 16] = 1.0
-    for name in ("defocus_blur", "motion_blur", "zoom_blur", "elastic_transform"):
+    for name in ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform"):
         assert torch.allclose(corrupt(flat, name, 5, rng()), flat, atol=1e-5), name
     for name in ("defocus_blur", "motion_blur"):
         blurred = corrupt(dot, name, 5, rng())
@@ -96,10 +102,74 @@ def test_pixelate_makes_blocks() -> None:
     assert blocks[0, 0].unique(dim=1).shape[1] == 26
 
 
+def test_the_column_is_of_the_fifteen_kinds_of_the_benchmark() -> None:
+    assert len(COMMON) == len(set(COMMON)) == 15
+    assert set(CORRUPTIONS) - set(COMMON) == {"saturate"}
+    assert corruptions_for(1) == tuple(name for name in CORRUPTIONS if name != "saturate")
+    assert set(COMMON) <= set(corruptions_for(1))  # grey and colour images have the same mean
+
+
+def test_other_kinds_have_the_values_that_they_had() -> None:
+    """Means of three kinds as they were before glass, snow and frost: kinds draw from nothing but their own streams."""
+    images = pictures(3, 3, 16)
+    found = [corrupt(images, name, 3, rng()).double().sum().item() for name in ("motion_blur", "fog", "saturate")]
+    assert found == pytest.approx([1133.795963447541, 1141.068720780313, 960.1511448100209], rel=1e-5)
+
+
+def test_glass_moves_each_pixel_to_the_right_and_down_by_one_at_most() -> None:
+    """Severity 1 hardly blurs (sigma 0.05): each pixel is the one at (0 or 1 up, 0 or 1 left), and a border stays."""
+    images = pictures(4, 3, 32)
+    glass = corrupt(images, "glass_blur", 1, rng())
+    near = torch.stack([images.roll((up, left), (2, 3)) for up in (0, 1) for left in (0, 1)])
+    same = (near - glass).abs().amax(2) < 1e-6  # (4 places, N, H, W), all channels together
+    assert same[:, :, 2:, 2:].any(0).all()
+    assert torch.equal(glass[:, :, :2], images[:, :, :2])
+    assert torch.equal(glass[:, :, :, :2], images[:, :, :, :2])
+    assert same[:, :, 2:, 2:].float().mean((1, 2, 3)).tolist() == pytest.approx([0.25] * 4, abs=0.03)
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32) / 31
+    twice = 31 * (ramp - corrupt(ramp, "glass_blur", 4, rng()))[..., 4:-4, 4:-4]
+    assert 0.9 < twice.mean().item() < 1.1  # two passes, half a pixel each
+    assert -0.2 < twice.min() < twice.max() < 2.2
+
+
+def test_snow_whitens_and_falls_twice() -> None:
+    """A black image shows the whitening, 1.5 x grey + 0.5, and flakes that look the same turned by 180 degrees."""
+    black = torch.zeros(40, 3, 32, 32)
+    for severity, share in zip(SEVERITIES, (0.95, 0.9, 0.9, 0.85, 0.8), strict=True):
+        snow = corrupt(black, "snow", severity, rng()) - (1 - share) * 0.5
+        assert snow.min().item() == pytest.approx(0.0, abs=1e-6)
+        assert torch.allclose(snow, snow.flip(2, 3), atol=1e-6)
+        assert torch.equal(snow[:, :1].expand_as(snow), snow)
+        assert 0.003 < snow.mean() < 0.5
+    light = torch.full((1, 3, 16, 16), 0.9)
+    assert (corrupt(light, "snow", 1, rng()) >= 0.9).all()
+    green = torch.zeros(1, 3, 16, 16)
+    green[:, 1] = 0.4
+    least = corrupt(green, "snow", 1, rng()).amin((2, 3))[0]  # where no flake is
+    white = 0.05 * (1.5 * 0.587 * 0.4 + 0.5)
+    assert least.tolist() == pytest.approx([white, 0.95 * 0.4 + 0.05 * (1.5 * 0.587 * 0.4 + 0.5), white], abs=1e-5)
+
+
+def test_frost_is_the_authors_mixture_with_ice_of_ours() -> None:
+    """share x image + ice x texture, with a texture in the range that was measured on the authors' pictures."""
+    weights = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))
+    black, grey = torch.zeros(60, 3, 32, 32), torch.full((60, 3, 32, 32), 0.3)
+    for severity, (share, ice) in zip(SEVERITIES, weights, strict=True):
+        texture = corrupt(black, "frost", severity, rng()) / ice
+        assert torch.allclose(corrupt(grey, "frost", severity, rng()), share * 0.3 + ice * texture, atol=1e-6)
+    level = texture.mean(1)
+    assert 0.45 < level.mean((1, 2)).min() < 0.55 < 0.75 < level.mean((1, 2)).max() < 0.85
+    assert level.flatten(1).std(1).mean().item() == pytest.approx(0.074, abs=0.015)
+    assert (texture[:, 2] > texture[:, 0]).float().mean() > 0.98  # ice is blue
+    smooth = (level[:, 1:] - level[:, :-1]).square().mean() / level.flatten(1).var(1).mean()
+    assert smooth < 0.8  # of white noise 2
+    assert not torch.equal(texture[0], texture[1])
+
+
 def test_what_is_wrong_is_said() -> None:
     images = pictures(1, 1, 8)
     for arguments, line in (
-        ((images, "snow", 1), "unknown corruption 'snow'; choose from gaussian_noise"),
+        ((images, "rain", 1), "unknown corruption 'rain'; choose from gaussian_noise"),
         ((images, "jpeg", 6), "severity is 6; choose from 1, 2, 3, 4, 5"),
         ((images, "saturate", 1), "saturate does nothing to grey images"),
         ((images + 1, "jpeg", 1), "attacks take pixels"),

@@ -1,8 +1,10 @@
 """Composite indices: numbers worked by hand, and the cases in which they would mislead."""
 
+from typing import Any
+
 import pytest
 
-from distill.reports.indices import attack_efficiency, crei, improvement_over_random, robustness_ratio
+from distill.reports.indices import attack_efficiency, crei, improvement_over_random, indices, robustness_ratio
 
 
 def test_by_hand() -> None:
@@ -71,3 +73,79 @@ def test_others_refuse() -> None:
         crei(1.0, float("nan"))
     with pytest.raises(ValueError, match=r"accuracy is 120\.0"):
         improvement_over_random(20.0, 120.0)
+
+
+# --- rows
+
+
+def row(method: str, attack: str, accuracy: float, **other: Any) -> dict[str, Any]:
+    common = {"dataset": "digits", "ipc": 1, "backbone": "mlp", "loss": "cross_entropy", "recipe": "quick", "seed": 0}
+    common |= {"config": f"of {method}", "student": 0, "images": 100, "seconds": 1.0, "verdict": "ok"}
+    threat = "" if attack in ("clean", "worst") else "linf:8/255"
+    return common | {"method": method, "attack": attack, "accuracy": accuracy, "threat": threat, "how": ""} | other
+
+
+def values(rows: list[dict[str, Any]], name: str) -> list[float]:
+    return [found["accuracy"] for found in indices(rows) if found["attack"] == name]
+
+
+def test_ior_is_of_the_attack_without_cross_entropys_bias_where_it_is() -> None:
+    both = {"random": (30.0, 25.0), "dc": (50.0, 26.0)}  # dc's logits are small: cross-entropy finds less of it
+    rows = [
+        row(method, attack, accuracy)
+        for method, pair in both.items()
+        for attack, accuracy in zip(("pgd", "pgd_ce_margin"), pair, strict=True)
+    ]
+    rows += [row(method, "clean", 80.0) for method in both]
+    assert values(rows, "IOR pgd_ce_margin") == [1.0]
+    assert values(rows, "IOR pgd") == []
+    without = [each for each in rows if each["attack"] != "pgd_ce_margin"]
+    assert values(without, "IOR pgd") == [20.0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threat": "linf:2/255"},
+        {"how": "pgd:steps=20"},
+        {"loss": "trades"},
+        {"recipe": "paper"},
+        {"images": 50},
+        {"ipc": 10},
+        {"backbone": "convnet"},
+        {"dataset": "mnist"},
+        {"test": "f00"},
+    ],
+)
+def test_ior_compares_rows_of_one_attack_on_the_same_images(change: dict[str, Any]) -> None:
+    rows = [row("random", "clean", 60.0), row("dc", "clean", 80.0), row("dc", "pgd", 50.0)]
+    assert values([*rows, row("random", "pgd", 30.0)], "IOR pgd") == [20.0]
+    assert values([*rows, row("random", "pgd", 30.0, **change)], "IOR pgd") == []
+    both = [*rows, row("random", "pgd", 30.0, **change), row("random", "pgd", 34.0, student=1)]
+    assert values(both, "IOR pgd") == [16.0]
+
+
+def test_two_settings_of_random_have_no_mean() -> None:
+    rows = [row("random", "clean", 60.0), row("dc", "clean", 80.0), row("dc", "pgd", 50.0)]
+    rows += [row("random", "pgd", 30.0), row("random", "pgd", 40.0, config="other")]
+    assert values(rows, "IOR pgd") == []
+
+
+def test_students_of_two_sets_are_two() -> None:
+    """Same seed and settings, another set (two sets judged by `evaluate`): each has an index of its own."""
+    rows = []
+    for name, least in (("aa", 10.0), ("bb", 30.0)):
+        rows += [
+            row("dc", "clean", 80.0, set=name),
+            row("dc", "pgd", least, set=name),
+            row("dc", "fgsm", 40.0, set=name),
+        ]
+    assert values(rows, "RR") == [robustness_ratio(80.0, [10.0, 40.0]), robustness_ratio(80.0, [30.0, 40.0])]
+
+
+def test_an_index_of_doubtful_numbers_is_doubtful() -> None:
+    doubt = "suspicious: masked"
+    rows = [row("random", "clean", 60.0), row("dc", "clean", 80.0), row("random", "pgd", 30.0)]
+    rows += [row("dc", "pgd", 50.0, verdict=doubt), row("dc", "fgsm", 55.0)]
+    found = {(each["method"], each["attack"]): each["verdict"] for each in indices(rows)}
+    assert found["dc", "IOR pgd"] == found["dc", "RR"] == doubt

@@ -1,14 +1,13 @@
-"""Intervals and p-values against closed forms, enumeration and simulation."""
+"""Intervals and p-values against closed forms, other estimators and simulation."""
 
-import itertools
 import math
-from collections.abc import Callable
+from statistics import NormalDist
 
 import pytest
 import torch
 from torch import Tensor
 
-from distill.reports.intervals import bootstrap, paired, wilson
+from distill.reports.intervals import accuracy_interval, difference, unit_of, wilson
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -67,133 +66,268 @@ def test_wilson_refuses(arguments: tuple[float, ...], words: str) -> None:
         wilson(*arguments)
 
 
-# --- bootstrap
+# --- simulated sets, students and images
 
 
-def test_of_one_student_the_bootstrap_is_the_binomial() -> None:
-    table = torch.arange(400)[None] < 280
-    low, high = bootstrap(table, resamples=20_000)
-    reach = 100 * 1.96 * math.sqrt(0.7 * 0.3 / 400)
-    assert low == pytest.approx(70 - reach, abs=0.3)
-    assert high == pytest.approx(70 + reach, abs=0.3)
+def simulate(
+    sets: int, students: int, images: Tensor, generator: torch.Generator, *, of_sets: float, of_students: float
+) -> list[Tensor]:
+    """Return bools of sets: a probit model with effects of image, set, set x image, student and student x image.
+
+    About 25 percent are right; two students of a set agree as real ones under attack do (correlation about 0.5).
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    logit = -1.2 + 1.2 * images + of_sets * normal(sets, 1, 1) + 0.2 * (of_sets > 0) * normal(sets, 1, len(images))
+    logit = logit + of_students * normal(sets, students, 1)
+    return list((logit + normal(sets, students, len(images)) > 0).unbind())
 
 
-def test_of_students_one_fewer_is_drawn() -> None:
-    """Students that are right always or never, 3 of 4: the interval is the one of the students' mean."""
-    table = torch.tensor([True, True, True, False])[:, None].expand(4, 100)
-    low, high = bootstrap(table, confidence=0.6, resamples=20_000)  # of S - 1 = 3 draws 0, 1, 2 or 3 are right
-    assert (low, high) == (pytest.approx(200 / 3), 100.0)  # P(3) = 0.42, P(<= 1) = 0.16: the 20th percentile is 2
-    constant = bootstrap(bools(1, 200).expand(7, 200), seed=3)  # students that agree tell no more than one
-    assert constant == pytest.approx(bootstrap(bools(1, 200)), abs=1.0)
+def chance(of_sets: float, of_students: float) -> float:
+    """Return the expected accuracy of `simulate` in percent."""
+    variance = 1 + 1.2**2 + of_sets**2 + 0.2**2 * (of_sets > 0) + of_students**2
+    return 100 * NormalDist().cdf(-1.2 / math.sqrt(variance))
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, other = bools(1, 50), bools(1, 50, seed=1)  # one student: one stream of draws, whatever its chunks
-    whole = bootstrap(table), paired(table, other)
-    monkeypatch.setattr("distill.reports.intervals.CELLS", 120)
-    assert (bootstrap(table), paired(table, other)) == whole
+# --- the interval of an accuracy
 
 
-def test_the_seed_repeats_and_tells_apart() -> None:
-    table = bools(4, 300)
-    assert bootstrap(table, seed=1) == bootstrap(table, seed=1) != bootstrap(table, seed=2)
-    state = torch.get_rng_state()
-    paired(table, bools(4, 300, seed=1))
-    assert torch.equal(state, torch.get_rng_state())
+def test_of_one_student_it_is_wilsons() -> None:
+    table = bools(1, 200)
+    assert accuracy_interval([table]) == wilson(int(table.sum()), 200)
+    assert accuracy_interval([table], 0.8) == wilson(int(table.sum()), 200, 0.8)
 
 
-def simulate(students: int, noise: float) -> Callable[[int], Tensor]:
-    """Examples of differing difficulty, students of differing skill; the mean accuracy is 60 percent."""
-
-    def draw(seed: int) -> Tensor:
-        generator = rng(seed)
-        hard = 0.6 * (torch.rand(300, generator=generator) - 0.5)
-        skill = noise * torch.randn(students, 1, generator=generator)
-        return torch.rand(students, 300, generator=generator) < 0.6 + hard + skill
-
-    return draw
+def test_students_that_agree_know_no_more_than_one() -> None:
+    one = bools(1, 400)
+    assert accuracy_interval([one.expand(7, 400)]) == pytest.approx(accuracy_interval([one]), abs=0.1)
 
 
-@pytest.mark.parametrize(("students", "noise", "least", "most"), [(1, 0.0, 0.91, 0.98), (10, 0.03, 0.91, 0.99)])
-def test_the_bootstrap_covers(students: int, noise: float, least: float, most: float) -> None:
-    draw = simulate(students, noise)
-    covered = 0
-    for seed in range(300):
-        low, high = bootstrap(draw(seed), resamples=400, seed=seed)
-        covered += low <= 60 <= high
-    assert least <= covered / 300 <= most
+def test_students_that_are_always_or_never_right_are_the_only_unit() -> None:
+    """3 of 4 students: the images tell nothing, and the variance is that of four numbers, with three degrees."""
+    table = torch.tensor([True, True, True, False])[:, None].expand(4, 10_000)
+    n, t = 0.75 * 0.25 / (0.25 / 4), 3.182446305284263  # p (1 - p) / V = 3; the 97.5 % point of t with 3 degrees
+    share, shrink = 0.75, 1 / (1 + t * t / n)
+    centre = shrink * (share + t * t / (2 * n))
+    reach = shrink * t * math.sqrt(share * (1 - share) / n + t * t / (4 * n * n))
+    assert accuracy_interval([table]) == pytest.approx((100 * (centre - reach), 100 * (centre + reach)), abs=0.1)
 
 
-def test_students_x_examples_bools_are_not_independent() -> None:
+@pytest.mark.parametrize("sets", [1, 3])
+@pytest.mark.parametrize("students", [2, 10])
+def test_nothing_but_zeros_has_an_interval_of_about_wilsons_width(sets: int, students: int) -> None:
+    none = [torch.zeros(students, 1000, dtype=torch.bool)] * sets
+    low, high = accuracy_interval(none)
+    assert low == 0.0
+    assert high == pytest.approx(wilson(0, 1000)[1], rel=0.01)
+    low, high = accuracy_interval([~bools for bools in none])
+    assert (low, high) == (pytest.approx(100 - wilson(0, 1000)[1], rel=1e-3), 100.0)
+    none[0] = none[0].clone()
+    none[0][0, 5] = True  # one image right by one student: hardly anything changes
+    low, higher = accuracy_interval(none)
+    assert 0.0 < low < 100 / (sets * students * 1000) < 0.37 < higher < 0.6
+
+
+def test_students_x_images_bools_are_not_independent() -> None:
     """Fifty students on the same hard and easy images: an interval of S x N draws would be far too narrow."""
-    hits = {"bootstrap": 0, "wilson": 0}
+    hits = {"ours": 0, "wilson": 0}
     for seed in range(100):
-        generator = rng(seed)
-        table = (torch.rand(300, generator=generator) < 0.6).expand(50, 300)
-        low, high = bootstrap(table, resamples=200)
-        hits["bootstrap"] += low <= 60 <= high
+        table = (torch.rand(300, generator=rng(seed)) < 0.6).expand(50, 300)
+        low, high = accuracy_interval([table])
+        hits["ours"] += low <= 60 <= high
         low, high = wilson(int(table.sum()), table.numel())
         hits["wilson"] += low <= 60 <= high
-    assert hits["bootstrap"] > 88
+    assert hits["ours"] > 88
     assert hits["wilson"] < 50
 
 
-# --- paired
+@pytest.mark.parametrize(
+    ("sets", "students", "of_sets", "least"),
+    [(1, 2, 0.0, 0.90), (1, 5, 0.0, 0.92), (2, 3, 0.1, 0.85), (3, 3, 0.1, 0.90), (5, 2, 0.1, 0.90)],
+)
+def test_the_interval_of_an_accuracy_covers(sets: int, students: int, of_sets: float, least: float) -> None:
+    generator, truth, covered = rng(1), chance(of_sets, 0.1), 0
+    for _ in range(200):
+        images = torch.randn(400, generator=generator)
+        low, high = accuracy_interval(simulate(sets, students, images, generator, of_sets=of_sets, of_students=0.1))
+        covered += low <= truth <= high
+    assert least <= covered / 200 <= 0.99
 
 
-def test_identical_sets() -> None:
+@pytest.mark.parametrize("percent", [0.1, 0.3, 1.0])
+def test_the_interval_covers_near_the_edge(percent: float) -> None:
+    """Three students, 1,000 images of differing difficulty, hardly any of them classified right."""
+    variance = 1 + 1.2**2 + 0.1**2
+    threshold, generator, covered = NormalDist().inv_cdf(percent / 100) * math.sqrt(variance), rng(2), 0
+    for _ in range(200):
+        images, students = torch.randn(1000, generator=generator), torch.randn(3, 1, generator=generator)
+        logit = threshold + 1.2 * images + 0.1 * students + torch.randn(3, 1000, generator=generator)
+        low, high = accuracy_interval([logit > 0])
+        covered += low <= percent <= high
+    assert covered / 200 >= 0.94
+
+
+# --- the difference of two sides
+
+
+def test_the_unit_follows_from_what_is_there() -> None:
+    one, several = bools(1, 9), bools(4, 9)
+    assert unit_of([one], [one]) == "images"
+    assert unit_of([one], [several]) == unit_of([several], [several]) == "students"
+    assert unit_of([one, one], [several]) == unit_of([several], [several, one]) == "sets"
+    assert difference([one], [one]).unit == "images"
+
+
+def test_sides_that_do_not_differ() -> None:
     one = bools(1, 80)
-    result = paired(one, one)
-    assert (result.difference, result.low, result.high, result.p_value) == (0.0, 0.0, 0.0, 1.0)
-    many = paired(bools(5, 80), bools(5, 80))
-    assert many.difference == 0.0
-    assert many.p_value == 1.0
-    assert many.low < 0 < many.high  # other students of either set could differ
+    same = difference([one], [one])
+    assert (same.value, same.p_value) == (0.0, 1.0)
+    assert same.low == -same.high < 0  # 80 other images could tell them apart
+    many = difference([bools(5, 80)], [bools(5, 80)])
+    assert (many.value, many.p_value) == (0.0, 1.0)
+    assert many.low < same.low
+    none = torch.zeros(3, 1000, dtype=torch.bool)
+    edge = difference([none], [none])
+    assert edge.value == 0.0
+    assert -0.4 < edge.low < -0.2 < 0.2 < edge.high < 0.4
 
 
-def test_swapping_the_sets_mirrors() -> None:
-    a, b = bools(1, 200), bools(1, 200, 0.5, 1)
-    there, back = paired(a, b), paired(b, a)
-    assert (back.difference, back.p_value) == (-there.difference, there.p_value)
-    assert (back.low, back.high) == pytest.approx((-there.high, -there.low))
-    a, b = bools(4, 200), bools(7, 200, 0.5, 1)
-    there, back = paired(a, b, resamples=20_000), paired(b, a, resamples=20_000)
-    assert (back.difference, back.p_value) == (-there.difference, there.p_value)
-    assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.3)
+@pytest.mark.parametrize("students", [(1, 1), (4, 7), (1, 5)])
+def test_swapping_the_sides_mirrors(students: tuple[int, int]) -> None:
+    a, b = [bools(students[0], 200)], [bools(students[1], 200, 0.5, 1)]
+    there, back = difference(a, b), difference(b, a)
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+    assert back.p_value == pytest.approx(there.p_value)
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (3, 3), (9, 2), (0, 40), (300, 250)])
-def test_mcnemar_is_the_binomial(only_a: int, only_b: int) -> None:
-    a = torch.cat([torch.ones(only_a + 30), torch.zeros(only_b + 20)]).bool()[None]
-    b = torch.cat([torch.zeros(only_a), torch.ones(30 + only_b), torch.zeros(20)]).bool()[None]
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
-    result = paired(a, b)
-    assert result.p_value == expected
-    assert result.difference == pytest.approx(100 * (only_a - only_b) / a.shape[1])
+@pytest.mark.parametrize(("only_a", "only_b"), [(3, 3), (9, 2), (12, 30), (300, 250)])
+def test_of_two_networks_it_is_mcnemars_test_with_two_more_images(only_a: int, only_b: int) -> None:
+    a = torch.cat([torch.ones(only_a + 300), torch.zeros(only_b + 200)]).bool()[None]
+    b = torch.cat([torch.zeros(only_a), torch.ones(300 + only_b), torch.zeros(200)]).bool()[None]
+    result = difference([a], [b])
+    n = a.shape[1]
+    square = (only_a + only_b + 2 - (only_a - only_b) ** 2 / n) / (n + 2) ** 2
+    t = (only_a - only_b) / n / math.sqrt(square)
+    assert result.value == pytest.approx(100 * (only_a - only_b) / n)
+    assert result.p_value == pytest.approx(2 * NormalDist().cdf(-abs(t)), rel=0.05)
+    fewer, discordant = min(only_a, only_b), only_a + only_b
+    exact = min(1.0, 2 * sum(math.comb(discordant, k) for k in range(fewer + 1)) / 2**discordant)
+    assert (result.p_value < 0.05) == (exact < 0.05) or discordant == 11  # 9 to 2: .042 here, .065 exactly
 
 
-def test_sign_flips_agree_with_all_of_them() -> None:
-    a, b = bools(3, 12, 0.8), bools(2, 12, 0.6, 1)
-    differences = a.double().mean(0) - b.double().mean(0)
-    observed = differences.sum().abs() - 1e-9
-    flips = [
-        (differences * torch.tensor(signs)).sum().abs() >= observed for signs in itertools.product((1, -1), repeat=12)
-    ]
-    exact = sum(map(int, flips)) / 2**12
-    assert 0.001 < exact < 0.5
-    assert paired(a, b, resamples=40_000).p_value == pytest.approx(exact, abs=0.01)
+def test_of_many_images_it_is_welchs_test() -> None:
+    """Students that are right on all images or none: the images tell nothing, and SciPy's test is the answer."""
+    from scipy.stats import ttest_ind
+
+    accuracies = torch.tensor([[0.2, 0.3, 0.25, 0.4], [0.5, 0.35, 0.6, 0.7]], dtype=torch.float64)
+    order = torch.rand(2, 4, 40_000, generator=rng()).argsort(-1)  # each student is wrong on other images
+    sides = [[ranks < 40_000 * share[:, None]] for ranks, share in zip(order, accuracies, strict=True)]
+    result, expected = difference(*sides), ttest_ind(*accuracies.tolist(), equal_var=False)
+    assert result.value == pytest.approx(100 * (accuracies[0] - accuracies[1]).mean().item())
+    assert result.p_value == pytest.approx(expected.pvalue, rel=0.01)
+    assert result.degrees == pytest.approx(expected.df, rel=0.01)
+    assert (result.low, result.high) == pytest.approx(
+        tuple(100 * end for end in expected.confidence_interval()), abs=0.1
+    )
 
 
-def test_p_is_uniform_where_the_sets_do_not_differ() -> None:
-    """Rejected at the 10 percent level about that often, of one student and of several."""
-    for students, least in ((1, 0.02), (4, 0.04)):
-        rejected = 0
-        for seed in range(200):
-            easy = torch.rand(100, generator=rng(seed))
-            a, b = (torch.rand(2, students, 100, generator=rng(1000 + seed)) < easy).unbind()
-            rejected += paired(a, b, resamples=200).p_value <= 0.1
-        assert least <= rejected / 200 <= 0.15
+def test_a_single_unit_varies_as_the_others_do() -> None:
+    several = [(torch.arange(10_000) < 10_000 * share).expand(1, -1) for share in (0.2, 0.3, 0.4)]
+    result = difference([several[1]], several)
+    error = (result.high - result.low) / 2 / 4.302652729696142  # the 97.5 % point of t with 2 degrees
+    assert result.value == pytest.approx(0.0)
+    assert result.degrees == pytest.approx(2, abs=0.02)
+    assert error == pytest.approx(10 * math.sqrt(1 + 1 / 3), rel=0.01)
+
+
+def test_sets_count_alike_whatever_their_number_of_students() -> None:
+    always, never = torch.ones(6, 50, dtype=torch.bool), torch.zeros(1, 50, dtype=torch.bool)
+    result = difference([always, never], [never, never])
+    assert result.value == pytest.approx(50.0)
+
+
+def test_of_the_same_sets_their_differences_are_the_unit() -> None:
+    """Sets that differ widely, each with 10 points more on one side: SciPy's paired test, and far narrower."""
+    from scipy.stats import ttest_rel
+
+    shares = torch.tensor([[0.22, 0.41, 0.59], [0.1, 0.3, 0.5]], dtype=torch.float64)
+    order = torch.rand(3, 40_000, generator=rng()).argsort(-1)
+    a, b = ([(ranks < 40_000 * share)[None] for ranks, share in zip(order, side, strict=True)] for side in shares)
+    result, expected = difference(a, b, matched=True), ttest_rel(*shares.tolist())
+    assert result.p_value == pytest.approx(expected.pvalue, rel=0.1)
+    unmatched = difference(a, b)
+    assert unmatched.high - unmatched.low > 10 * (result.high - result.low)
+    assert (result.value, result.unit) == (pytest.approx(unmatched.value), "sets")
+    for sides in ((a, b[:2]), (a[:1], b[:1])):
+        with pytest.raises(ValueError, match="matched sides have"):
+            difference(*sides, matched=True)
+
+
+def test_a_true_null_of_matched_sets_is_rejected_as_often_as_p_says() -> None:
+    for sets in (2, 3, 5):
+        generator, found = rng(4), 0
+        for _ in range(300):
+            images = torch.randn(400, generator=generator)
+            both = simulate(sets, 6, images, generator, of_sets=0.3, of_students=0.1)
+            found += (
+                difference(*([table[half] for table in both] for half in (slice(3), slice(3, 6))), matched=True).p_value
+                < 0.05
+            )
+        assert 0.003 <= found / 300 <= 0.07
+
+
+@pytest.mark.parametrize(("share", "more"), [(0.0, 0.5), (0.02, 0.02), (0.2, 0.1), (0.5, 0.05), (0.7, 0.0)])
+@pytest.mark.parametrize("shape", [((1, 1), (1, 1)), ((1, 2), (1, 2)), ((2, 3), (3, 1)), ((1, 4), (3, 2))])
+def test_p_and_the_interval_never_contradict_each_other(
+    share: float, more: float, shape: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    for seed in range(5):
+        a, b = (
+            [bools(students, 60, chance, 10 * seed + k) for k in range(sets)]
+            for (sets, students), chance in zip(shape, (share, share + more), strict=True)
+        )
+        for confidence in (0.5, 0.95, 0.999):
+            result = difference(a, b, confidence)
+            assert (result.p_value < 1 - confidence) == (not result.low <= 0 <= result.high)
+            assert result.low <= result.value <= result.high
+
+
+def rejected(
+    shape: tuple[int, int], other: tuple[int, int], *, of_sets: float, of_students: float, trials: int = 300
+) -> float:
+    """Return how often p < 0.05 where both sides are draws of one distribution; shapes are (sets, students)."""
+    generator, found = rng(3), 0
+    for _ in range(trials):
+        images = torch.randn(400, generator=generator)
+        a, b = (
+            simulate(sets, students, images, generator, of_sets=of_sets, of_students=of_students)
+            for sets, students in (shape, other)
+        )
+        found += difference(a, b).p_value < 0.05
+    return found / trials
+
+
+@pytest.mark.parametrize("students", [(2, 2), (3, 3), (5, 5), (2, 5), (1, 3)])
+@pytest.mark.parametrize("of_students", [0.03, 0.15])
+def test_students_of_one_set_differ_significantly_as_often_as_p_says(
+    students: tuple[int, int], of_students: float
+) -> None:
+    rate = rejected((1, students[0]), (1, students[1]), of_sets=0.0, of_students=of_students)
+    assert 0.003 <= rate <= 0.07
+
+
+@pytest.mark.parametrize("sets", [(2, 2), (3, 3), (5, 5), (2, 5), (2, 8), (1, 4)])
+def test_sets_of_one_method_differ_significantly_as_often_as_p_says(sets: tuple[int, int]) -> None:
+    rate = rejected((sets[0], 3), (sets[1], 3), of_sets=0.15, of_students=0.1)
+    assert 0.003 <= rate <= 0.07
+
+
+def test_images_alone_would_find_a_difference_too_often() -> None:
+    """The fault that the units mend: students of one set, tested by images, differ in a tenth and more of the cases."""
+    assert rejected((1, 1), (1, 1), of_sets=0.0, of_students=0.0) <= 0.07  # networks of one accuracy do not
+    assert rejected((1, 1), (1, 1), of_sets=0.0, of_students=0.1) > 0.15  # two of different accuracy do: they differ
 
 
 def test_the_interval_of_a_difference_covers_and_pairing_narrows_it() -> None:
@@ -202,31 +336,38 @@ def test_the_interval_of_a_difference_covers_and_pairing_narrows_it() -> None:
         easy = 0.1 + 0.8 * (torch.rand(200, generator=rng(seed)) < 0.5)  # hard or easy for both sets
         draws = torch.rand(2, 6, 200, generator=rng(1000 + seed))
         a, b = draws[0] < easy + 0.05, draws[1] < easy - 0.05
-        result = paired(a, b, resamples=300, seed=seed)
+        result = difference([a], [b])
         covered += result.low <= 10 <= result.high
     assert 0.92 <= covered / 200 <= 1.0
-    (low_a, high_a), (low_b, high_b) = bootstrap(a), bootstrap(b)
+    (low_a, high_a), (low_b, high_b) = accuracy_interval([a]), accuracy_interval([b])
     assert result.high - result.low < 0.8 * math.hypot(high_a - low_a, high_b - low_b)
 
 
 def test_a_real_difference_is_found() -> None:
     for students in (1, 5):
-        result = paired(bools(students, 2000, 0.6), bools(students, 2000, 0.5, 1))
-        assert 5 < result.low < result.difference < result.high < 15
-        assert (result.p_value == 1 / 2001) if students > 1 else (0 < result.p_value < 1e-6)
+        result = difference([bools(students, 2000, 0.6)], [bools(students, 2000, 0.5, 1)])
+        assert 5 < result.low < result.value < result.high < 15
+        assert 0 < result.p_value < 1e-4
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"a": torch.rand(2, 9)}, r"bools are torch\.float32 \(2, 9\)"),
-        ({"a": bools(1, 9)[0]}, r"bools are torch\.bool \(9,\)"),
-        ({"b": bools(0, 9)}, r"\(0, 9\)"),
-        ({"b": bools(2, 8)}, "9 and 8 examples"),
+        ({"a": [torch.rand(2, 9)]}, r"bools are torch\.float32 \(2, 9\)"),
+        ({"a": [bools(1, 9)[0]]}, r"bools are torch\.bool \(9,\)"),
+        ({"b": [bools(0, 9)]}, r"\(0, 9\)"),
+        ({"b": [bools(2, 8)]}, "9 and 8 images"),
+        ({"b": []}, "there are no sets"),
         ({"confidence": 0.0}, r"confidence is 0\.0"),
-        ({"resamples": 99}, "resamples is 99"),
     ],
 )
-def test_paired_refuses(change: dict[str, object], words: str) -> None:
+def test_difference_refuses(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        paired(**{"a": bools(2, 9), "b": bools(2, 9), **change})
+        difference(**{"a": [bools(2, 9)], "b": [bools(2, 9)], **change})
+
+
+def test_accuracy_interval_refuses() -> None:
+    with pytest.raises(ValueError, match=r"confidence is 95"):
+        accuracy_interval([bools(2, 9)], 95)
+    with pytest.raises(ValueError, match="9 and 8 images"):
+        accuracy_interval([bools(2, 9), bools(2, 8)])

@@ -29,15 +29,14 @@ class Bright(nn.Module):
         return 4 * torch.stack([above, below], 1)
 
 
-def judged(tmp_path: Path, attacks: str, **options: str) -> tuple[Sheet, list, Run]:
-    test, run = toy(), Run(tmp_path, None)
+def judged(tmp_path: Path, attacks: str, student: nn.Module | None = None, **options: str) -> tuple[Sheet, list, Run]:
+    test, run, student = toy(), Run(tmp_path, None), student or Bright()
     asked = columns(Evaluation(attacks=attacks, **options), 3, 8)
     sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
-    judge_clean(sheet, Bright(), test)
+    judge_clean(sheet, student, test)
     for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
-        if column.base == "worst":
-            continue
-        judge(column, asked, sheet, Bright(), test, Bright() if column.base.startswith("transfer") else None, run)
+        if column.base != "worst":
+            judge(column, asked, sheet, student, test, student if column.base.startswith("transfer") else None, run)
     descend(sheet, asked)
     return sheet, asked, run
 
@@ -76,6 +75,40 @@ def test_worst_is_who_withstands_all_at_its_threat_or_a_smaller(tmp_path: Path) 
     assert torch.equal(bools["worst@0.2"], bools["pgd@0.2"] & bools["fgsm@0.15"])
     assert torch.equal(bools["worst@0.15"], bools["fgsm@0.15"])
     assert not torch.equal(bools["worst@0.2"], bools["worst@0.2"] & bools["pgd@l2:9"])
+
+
+def test_worst_joins_attacks_alone(tmp_path: Path) -> None:
+    """An abstention is no adversarial image, nor is damage; and attacks of another norm are another column's."""
+    cw, smoothed = "cw:search_steps=4,steps=30@l2:2.72", "certified:sigma=2,n=20,n0=5@l2:1"
+    names = f"pgd@l2:0.5,{cw},{smoothed},corruptions,pgd@0.15"
+    sheet, _, _ = judged(tmp_path, f"{names},worst@l2:3,worst@l2:1.5,worst@0.2")
+    bools = sheet.bools
+    assert not (bools["pgd@l2:0.5"] <= bools[smoothed]).all()  # some abstain that no attack fools
+    assert torch.equal(bools["worst@l2:3"], bools["pgd@l2:0.5"] & bools[cw])
+    assert 0 < bools[cw].double().mean() < 1
+    assert torch.equal(bools["worst@l2:1.5"], bools["pgd@l2:0.5"])
+    assert torch.equal(bools["worst@0.2"], bools["pgd@0.15"])
+
+
+def test_certified_accuracy_is_that_of_the_smoothed_student(tmp_path: Path) -> None:
+    """A student that is wrong on every image of [0, 1], and right on noisy ones: clean 0, certified 100 percent."""
+
+    class WrongInside(Bright):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
+            return super().forward(x) * torch.where(inside, -1.0, 1.0)[:, None]
+
+    sheet, asked, _ = judged(tmp_path, "certified:n=200@l2:0.1,worst@l2:0.5", WrongInside())
+    assert not sheet.bools["clean"].any()
+    assert sheet.bools["certified:n=200@l2:0.1"].all()
+    assert not sheet.bools["worst@l2:0.5"].any()
+    said = verdicts(sheet.bools, asked, WrongInside(), toy(), torch.Generator().manual_seed(0))  # refuses nothing
+    assert "certified:n=200@l2:0.1" not in said
+
+
+def test_corruptions_are_fifteen_kinds_of_grey_and_colour_images(tmp_path: Path) -> None:
+    sheet, _, _ = judged(tmp_path, "corruptions")
+    assert sheet.bools["corruptions"].shape == (15 * 5, 40)
 
 
 def test_minimum_norm_attacks_measure_once_and_are_cut_at_eps(tmp_path: Path) -> None:
