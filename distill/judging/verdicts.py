@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from distill.data import ImageSet
 from distill.judging.columns import Column
 from robust import PGD, Threat
-from robust.checks import Judged, check_report, suspect_model, suspect_results, unbounded, verdict
+from robust.checks import Judged, check_report, suspect_results, verdict
+from robust.suspicion import suspect_model, unbounded
 
 __all__ = ["verdicts"]
 

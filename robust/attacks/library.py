@@ -16,6 +16,8 @@ as success are ours. What is wrong in torchattacks, and what is done about it:
   - APGD takes an (N, D) batch for one image. APGD and FAB see (N, D, 1, 1), and so attack inputs of any shape.
   - FAB discards points outside the ball. Ours are projected first, which can only find more.
   - A gradient that is NaN makes the point NaN, and class 0 of its logits. Such a point is no success.
+  - With `eot`, APGD returns the last point that is misclassified in one draw (so does the official code). Ours is the
+    point of the highest loss, and what counts as success is the expected answer.
   - Square counts an exact tie of logits as success. All successes are classified anew.
   - Left as it is, since the official code has it too: Square's small squares never reach the last row and column, which
     keep their first stripes in linf; all examples of a batch share the place of the squares, so that a result depends
@@ -24,8 +26,9 @@ as success are ours. What is wrong in torchattacks, and what is done about it:
 They run in float32. Random numbers are drawn on the CPU, so a device changes nothing but rounding.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -33,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
+from robust.expectation import Expected
 from robust.modes import Model, evaluating
 from robust.threat import Threat
 
@@ -90,11 +94,13 @@ class APGD:
     """random starts (for each target), each on the examples still standing"""
     targets: int = 9
     """wrong classes of "targeted", those of the highest logits; all where the model has fewer"""
+    eot: int = 1
+    """forward passes that each gradient is averaged over, for models with random answers"""
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss is {self.loss!r}; choose from {', '.join(get_args(Loss))}")
-        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets)
+        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets, eot=self.eot)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
@@ -111,29 +117,35 @@ class APGD:
             ValueError: images outside [0, 1].
             ModuleNotFoundError: torchattacks is not installed.
         """
-        return _attacked(self, self._runs, model, images, targets, generator)
+        if isinstance(model, Expected):
+            averaging = replace(self, eot=max(self.eot, model.passes))
+            return _attacked(averaging, averaging._runs, model.model, images, targets, generator, answer=model)
+        answer = Expected(model, self.eot) if self.eot > 1 else model
+        return _attacked(self, self._runs, model, images, targets, generator, answer=answer)
 
     def _runs(self, library: ModuleType, network: nn.Module, classes: int) -> Iterator[Run]:
         loss = self.loss if classes >= FEWEST else "ce"
+        best = 0 if self.eot > 1 else 3  # of random answers the highest loss, else the last misclassified point
         attack = library.APGD(
             network,
             norm=NORMS[self.threat.norm],
             eps=self.threat.eps,
             steps=self.steps,
             loss="ce" if loss == "ce" else "dlr",
+            eot_iter=self.eot,
         )
 
         def towards(rank: int) -> Run:
             def run(images: Tensor, targets: Tensor) -> Tensor:
                 goals = _ranked(network(images), rank)
                 attack.dlr_loss = lambda logits, y: targeted_difference_of_logits_ratio(logits, y, goals)
-                return attack.attack_single_run(images, targets)[3]
+                return attack.attack_single_run(images, targets)[best]
 
             return run
 
         for rank in range(1, 1 + min(self.targets, classes - 1)) if loss == "targeted" else (0,):
             for _ in range(self.restarts):
-                yield towards(rank) if rank else lambda images, targets: attack.attack_single_run(images, targets)[3]
+                yield towards(rank) if rank else lambda images, targets: attack.attack_single_run(images, targets)[best]
 
 
 @dataclass(frozen=True)
@@ -283,8 +295,13 @@ def _attacked(
     targets: Tensor,
     generator: torch.Generator | None,
     flat: bool = True,
+    answer: Model | None = None,
 ) -> Tensor:
-    """Return a point of the ball in [0, 1] for each image that a run got misclassified, else the image itself."""
+    """Return a point of the ball in [0, 1] for each image that a run got misclassified, else the image itself.
+
+    `answer` tells what is misclassified, where that is not the model whose gradients are taken.
+    """
+    answer = model if answer is None else answer
     check_pixels(images)
     threat: Threat = attack.threat
     images = images.detach()
@@ -296,7 +313,7 @@ def _attacked(
     shape = (images[0].numel(), 1, 1) if flat else images.shape[1:]
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torchattacks draws on the CPU; the fork puts the state back
-        logits = model(images)
+        logits = answer(images)
         who = (logits.argmax(1) == targets).nonzero().flatten()
         for run in plan(library, _Lent(model, images), logits.shape[1]):
             if len(who) == 0:
@@ -306,7 +323,7 @@ def _attacked(
             points = threat.project(points.detach().reshape(clean.shape).to(clean), clean)
             finite = points.flatten(1).isfinite().all(1).view(-1, *[1] * (clean.ndim - 1))
             points = points.where(finite, clean)
-            fooled = model(points).argmax(1) != labels
+            fooled = answer(points).argmax(1) != labels
             found[who[fooled]] = points[fooled]
             who = who[~fooled]
     return found
@@ -353,7 +370,9 @@ def _ranked(logits: Tensor, rank: int) -> Tensor:
 
 def _torchattacks(attack: str) -> ModuleType:
     try:
-        import torchattacks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its `requests` warns of the versions that it finds
+            import torchattacks
     except ModuleNotFoundError as error:
         if error.name != "torchattacks":
             raise
