@@ -1,17 +1,19 @@
 """Distrust of results: rows that cannot be (errors), and rows that look masked (reasons in words).
 
-Models are looked at in `robust.suspicion`. Deviation from AutoAttack, which compares accuracies: attacks are compared
-example by example with a sign test at `LEVEL`.
+Models are looked at in `robust.suspicion`, whose functions are here too. Deviation from AutoAttack, which compares
+accuracies: attacks are compared example by example with a sign test.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, product
+from itertools import pairwise, product
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from robust.sign_test import FEW, LEVEL, sign_test
+from robust.suspicion import suspect_model, unbounded
 from robust.threat import Threat
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "check_adversarial",
     "check_report",
     "sign_test",
+    "suspect_model",
     "suspect_results",
+    "unbounded",
     "verdict",
 ]
 
@@ -28,10 +32,8 @@ Kind = Literal["white", "black", "noise", "single_step", "ensemble"]
 
 TOLERANCE = 1e-5
 """how far outside its ball or [0, 1] rounding may put a pixel or an image"""
-LEVEL = 0.01
-"""of the one-sided sign tests: 7 examples to 0 count, 6 to 0 do not"""
-FEW, MANY = 7, 20
-"""examples: so few may be chance; of so many some must fall when eps doubles"""
+MANY = 20
+"""examples: of so many some must fall when eps doubles"""
 POINTS = 0.1
 """share of the images that several attacks together break more than the strongest of them: a sign of masking"""
 
@@ -216,8 +218,7 @@ def _apart(rows: Sequence[Judged]) -> str:
     more = min(stands) - together
     if more < max(FEW, POINTS * n):
         return ""
-    best = rows[stands.index(min(stands))].name
-    return f"attacks break different images: {together} of {n} withstand all, {min(stands)} the strongest ({best})"
+    return f"attacks break different images: {together} of {n} withstand all of them, {min(stands)} the strongest"
 
 
 def _flat(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
@@ -240,18 +241,6 @@ def _flat(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
 def _breaks(row: Judged, other: Judged) -> int:
     """Return how many examples one attack breaks and the other does not."""
     return int((~row.bools & other.bools).sum())
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the probability of so many wins or more among wins + losses tosses of a fair coin.
-
-    McNemar's exact test, one-sided, of examples that one attack breaks and another does not (and the reverse).
-
-    >>> sign_test(7, 0), sign_test(0, 7), sign_test(0, 0)
-    (0.0078125, 1.0, 1.0)
-    """
-    ways = accumulate(range(losses), lambda way, k: way * (wins + losses - k) // (k + 1), initial=1)
-    return sum(ways) / 2 ** (wins + losses)
 
 
 def verdict(reasons: Sequence[str]) -> str:
