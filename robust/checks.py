@@ -148,7 +148,7 @@ class Judged:
             raise ValueError(f"{self.name}: kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
 
 
-def suspect_results(clean: Tensor, results: Sequence[Judged]) -> dict[str, tuple[str, ...]]:
+def suspect_results(clean: Tensor, results: Sequence[Judged], *, random: bool = False) -> dict[str, tuple[str, ...]]:
     """Return by name of the attack why its figures look too good; empty where nothing is seen.
 
     At one threat and by more than chance: a black box, a single step or a weaker variant breaks more than white-box
@@ -159,6 +159,7 @@ def suspect_results(clean: Tensor, results: Sequence[Judged]) -> dict[str, tuple
     Args:
         clean: bools (N,), who is classified right.
         results: one for each attack and threat.
+        random: the model's answers are; then attacks break different images by chance, and nothing is said of that.
 
     Raises:
         ValueError: results that are not bools (N,), or two of the same name and threat.
@@ -177,7 +178,7 @@ def suspect_results(clean: Tensor, results: Sequence[Judged]) -> dict[str, tuple
     for row, other in product(results, repeat=2):
         if row.threat == other.threat and (found := _beaten(clean, row, other)):
             reasons[row.name].append(found + f" at {_written(row.threat)}" * several)
-    for threat in dict.fromkeys(row.threat for row in results):
+    for threat in () if random else dict.fromkeys(row.threat for row in results):
         rows = [row for row in results if row.threat == threat and row.kind != "noise"]
         if found := _apart(rows):
             for row in rows:

@@ -1,7 +1,7 @@
 """Accuracy, clean and under attack, as one bool per example: averages are taken by whoever reads them.
 
-A model whose answers are random (dropout or noise at evaluation) is judged by its expected answer over 20 passes, and
-attacked by its expectation: see `robust.expectation`.
+A model whose answers are random (dropout or noise at evaluation) is attacked by its expectation over 20 passes (see
+`robust.expectation`), and judged by one answer at the points found, as AutoAttack's version "rand" does.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 
     check_pixels(images)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"targets are {tuple(targets.shape)}; they must be class indices ({len(images)},)")
-    return _right(expected(model, images), images, targets, batch_size)
+    return _right(model, images, targets, batch_size)
 
 
 def _right(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
@@ -95,15 +95,14 @@ def withstands(
         robust.checks.ImpossibleResult: an attack that leaves [0, 1] or its ball.
     """
     check_pixels(images)
-    model = _answering(model, images, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     if getattr(attack, "minimum_norm", False):
         options = {"standing": standing, "generator": generator, "batch_size": batch_size}
         return least_distances(model, images, targets, attack, **options) > radius(attack)
-    result = torch.zeros_like(standing)
+    result, attacked = torch.zeros_like(standing), _as_attacked(model, images, attack)
     with evaluating(model):
         for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(model, images[who], targets[who], generator=generator)
+            adversarial = attack(attacked, images[who], targets[who], generator=generator)
             threat = getattr(attack, "threat", None)
             check_adversarial(f"{attack}", images[who], adversarial, threat if isinstance(threat, Threat) else None)
             result[who] = _right(model, adversarial, targets[who], batch_size)
@@ -135,13 +134,13 @@ def least_distances(
         0 for who does not stand, infinity where no misclassified point was found.
     """
     check_pixels(images)
-    model = _answering(model, images, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     result = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     measure = getattr(attack, "distance", None) or attack.threat.distance  # pyright: ignore[reportFunctionMemberAccess]
+    attacked = _as_attacked(model, images, attack)
     with evaluating(model):
         for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(model, images[who], targets[who], generator=generator)
+            adversarial = attack(attacked, images[who], targets[who], generator=generator)
             check_pixels(adversarial)
             fooled = ~_right(model, adversarial, targets[who], batch_size)
             result[who] = torch.where(fooled, measure(adversarial, images[who]).to(result), torch.inf)
@@ -169,7 +168,6 @@ def evaluate(
         batch_size: images attacked together.
         checks: look for masked gradients, on at most 200 images, and give each figure a verdict.
     """
-    seen, model = model, expected(model, images)
     clean = correct(model, images, targets, batch_size=batch_size)
     options = {"standing": clean, "generator": generator, "batch_size": batch_size}
     bools = {name: withstands(model, images, targets, attack, **options) for name, attack in attacks.items()}
@@ -177,7 +175,7 @@ def evaluate(
         return Report(clean, bools)
     results = {name: (attacks[name], found) for name, found in bools.items()}
     fixed, at_most = torch.Generator().manual_seed(0), min(EXAMINED, batch_size)
-    return Report(clean, bools, verdicts_of(seen, images, targets, clean, results, generator=fixed, at_most=at_most))
+    return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
 def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> float:
@@ -214,7 +212,7 @@ def robust_accuracy(
     return 100.0 * bools.double().mean().item()
 
 
-def _answering(model: Model, images: Tensor, attack: Attack) -> Model:
+def _as_attacked(model: Model, images: Tensor, attack: Attack) -> Model:
     """Return the model, or its expected answer where its answers are random or the attack averages over passes."""
     passes = getattr(attack, "eot", 1)
     if passes > 1 and not isinstance(model, Expected):

@@ -1,7 +1,7 @@
 """Models with random answers (dropout or noise at evaluation), seen through their expected answer.
 
 Expectation over transformation: Athalye et al. 2018 (arXiv 1707.07397, 1802.00420). On one random answer an attack with
-more steps can look weaker: it stops at the first lucky answer, and the next answer at the same point is another.
+more steps can look weaker: it stops at the first unlucky answer, and the next answer at the same point is another.
 """
 
 from typing import Any

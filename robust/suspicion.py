@@ -20,7 +20,7 @@ from robust.attacks.gradient import SuspiciousModelWarning
 from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import check_pixels, pgd
-from robust.expectation import Expected
+from robust.expectation import Expected, is_random
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import margin
 from robust.modes import Model, evaluating, keeping_buffers
@@ -213,7 +213,7 @@ def _suspect_answers(model: Model, images: Tensor, logits: Tensor, moved: Tensor
         if ((alone - logits).abs() > max(coarse, 0.01) * scale).any():
             reasons.append("logits depend on the other images of the batch")
     if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= coarse).all():
-        reasons.append("outputs are probabilities: give logits")
+        reasons.append(f"outputs are probabilities: give logits, or use {MARGIN}")
     elif all((each >= 0).all() and (each <= 1).all() for each in (logits, moved)) and (logits != logits[0, 0]).any():
         reasons.append(f"outputs lie in [0, 1]: give logits, or use {MARGIN}")
     return random
@@ -254,7 +254,8 @@ def unbounded(
     """Return a reason where an attack that may choose any image still fails: then gradients are masked.
 
     100 steps of PGD of length 0.1 on cross-entropy at linf 1.0, which every network with useful gradients loses on
-    every image (Athalye et al. 2018, section 3.1).
+    every image (Athalye et al. 2018, section 3.1). Who stands is attacked on the margin too, to tell which loss is at
+    fault. Nothing is said of a model with random answers: a single one of them means nothing.
 
     Args:
         model: as in `suspect_model`.
@@ -265,6 +266,8 @@ def unbounded(
     Raises:
         ValueError: images outside [0, 1].
     """
+    if is_random(model, images):
+        return ()
 
     def attacked(x: Tensor, y: Tensor, **objective: Any) -> Tensor:
         found = pgd(

@@ -16,6 +16,7 @@ from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
 from robust.attacks.transfer import Transfer
 from robust.checks import Judged, Kind, suspect_results, verdict
+from robust.expectation import is_random
 from robust.modes import Model
 from robust.sign_test import FEW
 from robust.suspicion import EXAMINED, not_finite, suspect_model, unbounded
@@ -112,7 +113,7 @@ def verdicts_of(
     largest = max(balls.values(), key=lambda threat: threat.eps, default=USUAL)
     of_model = examine(model, images, targets, largest, generator=generator, at_most=at_most) if results else ()
     rows = [judged(name, results[name][1], results[name][0], ball) for name, ball in balls.items() if ball.eps > 0]
-    of_results = suspect_results(clean, rows)
+    of_results = suspect_results(clean, rows, random=is_random(model, images))
     found = {"clean": verdict(not_finite(model, images[:: -(-len(images) // at_most)]))}
     for name, (attack, _) in results.items():
         nothing = name in balls and balls[name].eps == 0

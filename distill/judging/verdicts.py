@@ -10,6 +10,7 @@ from distill.judging.columns import Column
 from robust import PGD, Threat, Transfer
 from robust.advice import MARGIN, advised, remedy
 from robust.checks import Judged, check_report, suspect_model, suspect_results, unbounded, verdict
+from robust.expectation import is_random
 from robust.suspicion import not_finite
 from robust.verdicts import doubts_of
 
@@ -68,7 +69,10 @@ def verdicts(
     single = [(column, threat) for column, threat in with_ball if column.base != "worst"]
     once = {(column.base, threat): (column, threat) for column, threat in single}
     results = [_judged(column, threat, bools[column.name]) for column, threat in once.values()]
-    of_results = suspect_results(bools["clean"], results)  # by base: a curve with a fault is in doubt as a whole
+    random = is_random(model, images)
+    of_results = suspect_results(
+        bools["clean"], results, random=random
+    )  # by base: a curve with a fault is in doubt as a whole
     reasons = {column.name: (*of_results[column.base], *_doubts(column, model, of_model)) for column, _ in single}
     for column, threat in with_ball:
         if column.base == "worst":

@@ -80,7 +80,8 @@ class AutoAttack:
             ModuleNotFoundError: torchattacks is not installed.
         """
         check_pixels(images)
-        found = images.detach().clone()
+        images = images.detach()
+        found = images.clone()
         members = self.members()
         for member in members:
             if isinstance(member, Square):
@@ -93,5 +94,5 @@ class AutoAttack:
                 who = (answer(found).argmax(1) == targets).nonzero().flatten()
             if len(who) == 0:
                 break
-            found[who] = member(model, found[who], targets[who], generator=generator)
+            found[who] = member(model, images[who], targets[who], generator=generator)
         return found

@@ -16,8 +16,9 @@ as success are ours. What is wrong in torchattacks, and what is done about it:
   - APGD takes an (N, D) batch for one image. APGD and FAB see (N, D, 1, 1), and so attack inputs of any shape.
   - FAB discards points outside the ball. Ours are projected first, which can only find more.
   - A gradient that is NaN makes the point NaN, and class 0 of its logits. Such a point is no success.
-  - With `eot`, APGD returns the last point that is misclassified in one draw (so does the official code). Ours is the
-    point of the highest loss, and what counts as success is the expected answer.
+  - Its `eot_iter` averages gradients, but compares losses of single passes, and counts one unlucky pass as success (so
+    does the official code). Ours ascends the loss of the expected answer over `eot` passes, compares these, and returns
+    the point of the highest.
   - Square counts an exact tie of logits as success. All successes are classified anew.
   - Left as it is, since the official code has it too: Square's small squares never reach the last row and column, which
     keep their first stripes in linf; all examples of a batch share the place of the squares, so that a result depends
@@ -28,7 +29,8 @@ They run in float32. Random numbers are drawn on the CPU, so a device changes no
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -117,22 +119,20 @@ class APGD:
             ValueError: images outside [0, 1].
             ModuleNotFoundError: torchattacks is not installed.
         """
-        if isinstance(model, Expected):
-            averaging = replace(self, eot=max(self.eot, model.passes))
-            return _attacked(averaging, averaging._runs, model.model, images, targets, generator, answer=model)
-        answer = Expected(model, self.eot) if self.eot > 1 else model
-        return _attacked(self, self._runs, model, images, targets, generator, answer=answer)
+        if self.eot > 1 and not isinstance(model, Expected):
+            model = Expected(model, self.eot)
+        # Of random answers the point of the highest loss, else the last misclassified one.
+        plan = partial(self._runs, best=0 if isinstance(model, Expected) else 3)
+        return _attacked(self, plan, model, images, targets, generator)
 
-    def _runs(self, library: ModuleType, network: nn.Module, classes: int) -> Iterator[Run]:
+    def _runs(self, library: ModuleType, network: nn.Module, classes: int, best: int) -> Iterator[Run]:
         loss = self.loss if classes >= FEWEST else "ce"
-        best = 0 if self.eot > 1 else 3  # of random answers the highest loss, else the last misclassified point
         attack = library.APGD(
             network,
             norm=NORMS[self.threat.norm],
             eps=self.threat.eps,
             steps=self.steps,
             loss="ce" if loss == "ce" else "dlr",
-            eot_iter=self.eot,
         )
 
         def towards(rank: int) -> Run:
@@ -295,13 +295,8 @@ def _attacked(
     targets: Tensor,
     generator: torch.Generator | None,
     flat: bool = True,
-    answer: Model | None = None,
 ) -> Tensor:
-    """Return a point of the ball in [0, 1] for each image that a run got misclassified, else the image itself.
-
-    `answer` tells what is misclassified, where that is not the model whose gradients are taken.
-    """
-    answer = model if answer is None else answer
+    """Return a point of the ball in [0, 1] for each image that a run got misclassified, else the image itself."""
     check_pixels(images)
     threat: Threat = attack.threat
     images = images.detach()
@@ -313,7 +308,7 @@ def _attacked(
     shape = (images[0].numel(), 1, 1) if flat else images.shape[1:]
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torchattacks draws on the CPU; the fork puts the state back
-        logits = answer(images)
+        logits = model(images)
         who = (logits.argmax(1) == targets).nonzero().flatten()
         for run in plan(library, _Lent(model, images), logits.shape[1]):
             if len(who) == 0:
@@ -323,8 +318,9 @@ def _attacked(
             points = threat.project(points.detach().reshape(clean.shape).to(clean), clean)
             finite = points.flatten(1).isfinite().all(1).view(-1, *[1] * (clean.ndim - 1))
             points = points.where(finite, clean)
-            fooled = answer(points).argmax(1) != labels
-            found[who[fooled]] = points[fooled]
+            fooled = model(points).argmax(1) != labels
+            settled = torch.ones_like(fooled) if isinstance(model, Expected) else fooled  # another draw may be fooled
+            found[who[settled]] = points[settled]
             who = who[~fooled]
     return found
 

@@ -384,7 +384,7 @@ def test_an_answer_that_depends_on_the_batch(net, test_set):
 
 def test_probabilities(net, test_set):
     found = suspect_model(lambda x: net(x).softmax(1), *test_set, threat=BOX, generator=rng())
-    assert found == ("outputs are probabilities: give logits",)
+    assert found == ("outputs are probabilities: give logits, or use pgd_ce_margin",)
 
 
 def test_logits_that_are_not_finite(net, test_set):
@@ -609,13 +609,14 @@ def test_attacks_that_break_different_images():
     reason = "attacks break different images: 45 of 100 withstand all of them, 60 the strongest"
     rows = [judged("pgd", pgd_), judged("square", square, "black"), judged("noise", broken(slice(70, 80)), "noise")]
     assert suspected(*rows) == {"pgd": (reason,), "square": (reason,)}
-    assert suspected(*rows, judged("pgd", broken(), threat=Threat("l2", 1.0))) == {
-        name: (f"{reason} at linf 0.1",) for name in ("pgd", "square")
-    }
+    assert suspected(*rows, judged("pgd", broken(), threat=Threat("l2", 1.0))) == dict.fromkeys(
+        ("pgd", "square"), (f"{reason} at linf 0.1",)
+    )
     nine = broken(slice(0, 25), slice(40, 49))
     assert suspected(judged("pgd", pgd_), judged("square", nine, "black")) == {}
     assert suspected(judged("fgsm", pgd_, "single_step"), judged("transfer", square, "black")) == {}  # both are weak
     assert suspected(judged("pgd", pgd_), judged("noise", broken(slice(40, 60)), "noise")) == {}  # noise is no attack
+    assert suspect_results(standing(100), rows[:2], random=True) == {"pgd": (), "square": ()}  # by chance
     few = [judged("pgd", broken(slice(0, 8), n=20)), judged("square", broken(slice(6, 12), n=20), "black")]
     assert suspected(*few, clean=standing(20, 20)) == {}  # six images more: a fifth of them, and may be chance
 

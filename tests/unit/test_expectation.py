@@ -104,20 +104,22 @@ def test_an_expectation_is_in_the_modes_of_its_model(digits):
     assert [p.shape for p in model.parameters()] == [p.shape for p in dropout.parameters()]
 
 
+def _mean_accuracy(model, attack, images, targets):
+    """Return the accuracy in percent over many answers, of which `withstands` takes one."""
+    adversarial = attack(expected(model, images), images, targets, generator=rng())
+    return 5 * sum(correct(model, adversarial, targets).double().mean().item() for _ in range(20))
+
+
 @pytest.mark.parametrize("random", [AlwaysDropping, lambda net: lambda x: net(x + 0.3 * torch.randn_like(x))])
 def test_more_steps_do_not_look_weaker_on_a_random_model(digits, random):
     net, images, targets = digits
     model = random(net)
-    clean = correct(model, images, targets)
-    few, many = (
-        int(withstands(model, images, targets, PGD(BOX, steps=steps), standing=clean, generator=rng()).sum())
-        for steps in (5, 30)
-    )
-    assert many <= few + 4
-    fallen = int(clean.sum()) - many
+    few, many = (withstands(model, images, targets, PGD(BOX, steps=steps), generator=rng()) for steps in (5, 30))
+    assert many.sum() <= few.sum() + 16
+    truth = _mean_accuracy(model, PGD(BOX, steps=30), images, targets)
+    assert 50 * many.double().mean().item() * 2 == pytest.approx(truth, abs=8)  # one answer: the deviation is 3 points
     one_by_one = PGD(BOX, steps=30)(model, images, targets, generator=rng())  # stops at the first unlucky answer
-    lucky = int(clean.sum()) - int((correct(model, one_by_one, targets) & clean).sum())
-    assert fallen > lucky + 20
+    assert 100 * correct(model, one_by_one, targets).double().mean() > truth + 10
 
 
 def test_an_average_over_passes_changes_nothing_on_a_model_that_is_not_random(digits):
@@ -148,10 +150,9 @@ def test_gradients_are_averaged_over_that_many_passes(digits):
 def test_apgd_averages(digits, make):
     net, images, targets = digits
     model = AlwaysDropping(net)
-    by_pgd = int(withstands(model, images, targets, PGD(BOX, steps=20), generator=rng()).sum())
-    averaged = int(withstands(model, images, targets, make(eot=10), generator=rng()).sum())
-    by_itself = int(withstands(model, images, targets, make(), generator=rng()).sum())  # random: averaged all the same
-    assert max(averaged, by_itself) < by_pgd + 10
+    by_pgd = _mean_accuracy(model, PGD(BOX, steps=20, eot=10), images, targets)
+    for attack in (make(eot=10), make(eot=1)):  # of a random model the second is averaged too
+        assert _mean_accuracy(model, attack, images, targets) < by_pgd + 8
     plain, averaging = (withstands(net, images, targets, make(eot=eot), generator=rng()) for eot in (1, 2))
     assert (plain != averaging).sum() <= 10
     with pytest.raises(ValueError, match="eot is 0"):
@@ -168,10 +169,9 @@ def test_autoattack_for_random_models(digits):
     with pytest.raises(ValueError, match="version is 'plus'; choose from standard, rand"):
         AutoAttack(BOX, version="plus")
     net, images, targets = digits
-    few = (images[:20].flatten(1), targets[:20])  # no Square in it, so any shape is taken
-    found = withstands(AlwaysDropping(net), *few, AutoAttack(BOX, version="rand"), generator=rng())
-    by_pgd = withstands(AlwaysDropping(net), *few, PGD(BOX), generator=rng())
-    assert int(found.sum()) <= int(by_pgd.sum()) + 1
+    few = (images[:40].flatten(1), targets[:40])  # no Square in it, so any shape is taken
+    model = AlwaysDropping(net, 0.2)
+    assert _mean_accuracy(model, attack, *few) < _mean_accuracy(model, PGD(BOX), *few) + 5
 
 
 def test_black_boxes_see_the_expected_answer(digits):
@@ -194,9 +194,9 @@ def test_a_report_of_a_random_model(digits):
     report = evaluate(
         AlwaysDropping(net), images, targets, {"pgd": PGD(BOX), "pgd, averaged": PGD(BOX, eot=20)}, generator=rng()
     )
-    assert (report.clean != correct(net, images, targets)).sum() <= 6  # the mean over 20 passes is near the network's
+    assert (report.attacks["pgd"] <= report.clean).all()
     assert report.verdicts["pgd"].startswith(
         "suspicious: random: two passes differ: average attacks over the randomness"
     )
     assert report.verdicts["clean"] == report.verdicts["pgd, averaged"] == "ok"
-    assert (report.attacks["pgd"] != report.attacks["pgd, averaged"]).sum() <= 12
+    assert abs(int(report.attacks["pgd"].sum()) - int(report.attacks["pgd, averaged"].sum())) <= 20  # both are

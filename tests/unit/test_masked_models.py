@@ -97,7 +97,7 @@ MASKED = {
     "x 0.1": (lambda net: lambda x: 0.1 * net(x), WEAK, "pgd_ce_margin"),
     "x 1e-5": (lambda net: lambda x: 1e-5 * net(x), WEAK, "pgd_ce_margin"),
     "8 levels": (lambda net: lambda x: net((x * 7).round() / 7), ZERO, "square"),
-    "softmax": (lambda net: lambda x: net(x).softmax(1), "outputs are probabilities: give logits", None),
+    "softmax": (lambda net: lambda x: net(x).softmax(1), "outputs are probabilities: give logits", "pgd_ce_margin"),
     "sigmoid": (lambda net: lambda x: net(x).sigmoid(), "outputs lie in [0, 1]: give logits", "pgd_ce_margin"),
     "tanh": (lambda net: lambda x: net(x).tanh(), WEAK, "pgd_ce_margin"),
     "binary input": (lambda net: lambda x: net((x > 0.5).float()), ZERO, "square"),
