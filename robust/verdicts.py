@@ -3,6 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -121,8 +122,17 @@ def verdicts_of(
     return found
 
 
-_EXAMINED: "weakref.WeakKeyDictionary[Any, dict[Any, Any]]" = weakref.WeakKeyDictionary()
-"""by model: by threat and state of its tensors, the reasons; and the reasons that were warned of"""
+@dataclass
+class _Examined:
+    """What was found of one model."""
+
+    reasons: dict[Threat, tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
+    """by threat, the state of the model's tensors, and the reasons"""
+    warned: set[tuple[str, ...]] = field(default_factory=set)
+    """the reasons that were warned of"""
+
+
+_EXAMINED: weakref.WeakKeyDictionary[Any, _Examined] = weakref.WeakKeyDictionary()
 
 
 def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
@@ -142,24 +152,24 @@ def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_mo
     if len(images) < FEW or threat.eps == 0:
         return
     try:
-        known = _EXAMINED.setdefault(model, {"warned": set()})
+        known = _EXAMINED.setdefault(model, _Examined())
     except TypeError:  # a model without a weak reference or a hash is examined each time
-        known = {"warned": set()}
+        known = _Examined()
     state = _state(model)
-    if known.get(threat, (None,))[0] != state:
+    if threat not in known.reasons or known.reasons[threat][0] != state:
         generator = torch.Generator().manual_seed(0)
-        known[threat] = (state, examine(model, images, targets, threat, generator=generator, at_most=at_most))
-    reasons = doubts_of(attack, known[threat][1])
-    if reasons and reasons not in known["warned"]:
-        known["warned"].add(reasons)
+        reasons = examine(model, images, targets, threat, generator=generator, at_most=at_most)
+        known.reasons[threat] = state, reasons
+    reasons = doubts_of(attack, known.reasons[threat][1])
+    if reasons and reasons not in known.warned:
+        known.warned.add(reasons)
         warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=3)
 
 
 def _state(model: Model) -> tuple[Any, ...]:
     """Return what changes when a model's tensors are written to or replaced."""
-    if not isinstance(model, nn.Module):
-        return ()
+    tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
     try:
-        return tuple((id(tensor), tensor._version) for tensor in model.state_dict(keep_vars=True).values())
-    except (RuntimeError, AttributeError):  # tensors made in inference mode have no version
+        return tuple((id(tensor), tensor._version) for tensor in tensors)
+    except RuntimeError:  # tensors made in inference mode have no version
         return ()

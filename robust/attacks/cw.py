@@ -16,7 +16,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.gradient import input_gradient
 from robust.attacks.pgd import check_pixels
 from robust.losses.margin import margin
 from robust.modes import Model, evaluating
@@ -106,7 +105,7 @@ def _walk(
         nearer = (success.detach() > 0) & (success.detach() >= confidence) & (distance < least)
         found[nearer], least[nearer] = points.detach()[nearer], distance[nearer]
         if step < steps:
-            w.grad = input_gradient(objective.sum(), w)
+            (w.grad,) = torch.autograd.grad(objective.sum(), w)
             adam.step()
     return found, least
 

@@ -18,7 +18,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.gradient import input_gradient
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
@@ -85,7 +84,7 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
         own = logits.gather(1, targets[:, None])
         gaps = own - logits.gather(1, rivals)
     for gap in gaps.unbind(1) if gaps.requires_grad else ():
-        gradients = input_gradient(-gap.sum(), points, keep=True)
+        (gradients,) = torch.autograd.grad(-gap.sum(), points, retain_graph=True)
         distance = gap.detach().abs().to(nearest) / norms(gradients).to(nearest)
         better = distance < nearest
         way = (distance + FLOOR).to(shift).view(-1, *[1] * (shift.ndim - 1)) * unit(gradients)

@@ -19,7 +19,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.gradient import input_gradient
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model, evaluating
 
@@ -149,8 +148,8 @@ def _forward_derivatives(model: Model, points: Tensor, aims: Tensor) -> tuple[Te
         others = logits.sum() - aimed
     if not logits.requires_grad:
         return torch.zeros_like(points).flatten(1), torch.zeros_like(points).flatten(1)
-    rise = input_gradient(aimed, points, keep=True)
-    fall = input_gradient(-others, points)
+    (rise,) = torch.autograd.grad(aimed, points, retain_graph=True)
+    (fall,) = torch.autograd.grad(-others, points)
     return rise.flatten(1).nan_to_num(), fall.flatten(1).nan_to_num()
 
 
