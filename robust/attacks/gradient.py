@@ -17,13 +17,12 @@ class SuspiciousModelWarning(UserWarning):
     """A figure of robustness is not to be trusted, since attacks by gradients may fail on this model."""
 
 
-def input_gradient(total: Tensor, points: Tensor, *, keep: bool = False) -> Tensor:
+def input_gradient(total: Tensor, points: Tensor) -> Tensor:
     """Return the gradient of a sum over examples, zero (with a warning) where nothing leads back to the points.
 
     Args:
         total: a scalar.
         points: (N, ...), what is differentiated by.
-        keep: hold the graph for another gradient.
 
     >>> points = torch.ones(2, requires_grad=True)
     >>> input_gradient((points**2).sum(), points)
@@ -31,7 +30,7 @@ def input_gradient(total: Tensor, points: Tensor, *, keep: bool = False) -> Tens
     """
     found = None
     if total.requires_grad:
-        (found,) = torch.autograd.grad(total, points, retain_graph=keep or None, allow_unused=True)
+        (found,) = torch.autograd.grad(total, points, allow_unused=True)
     if found is None:
         warnings.warn(NO_PATH, SuspiciousModelWarning, stacklevel=3)
         return torch.zeros_like(points)
