@@ -42,11 +42,11 @@ PREDICTS = 0.5
 """the least rank correlation of prediction and change: ordinary networks have 0.8 to 1, masked ones 0 to 0.2"""
 PAIRS = 30
 """of predictions and changes that a correlation is taken of, at least"""
-POINTS = 0.1
-"""share of the images that the margin must break more where cross-entropy has probabilities to go by"""
+POINTS, POINTS_IF_UNSURE = 0.1, 0.05
+"""shares of the images that the margin must break more than cross-entropy: in general, and where logits are small"""
 UNSURE = 0.5
-"""median probability of the predicted class below which there are none: then logits are small, and cross-entropy's
-gradient points away from the mean of all classes; there the sign test alone decides"""
+"""median probability of the predicted class below which logits are small: cross-entropy's gradient then points away
+from the mean of all classes"""
 QUERIES, ATTACKED = 100, 50
 """of the short Square attack: queries, and images (that withstand PGD) at most"""
 
@@ -61,9 +61,9 @@ def suspect_model(
     zero, far below what noise does, or of no use to predict what small noise does; cross-entropy's gradient vanished
     (saturated softmax) where the margin's is not.
 
-    Where nothing of this is seen, short attacks are compared. Ten steps of PGD on the margin must not break a tenth
-    more than on cross-entropy (any more, if the logits are of small scale); 100 queries of Square (on images
-    (N, C, H, W), where torchattacks is installed) or ten draws of noise not a tenth of what withstands both.
+    Where nothing of this is seen, short attacks are compared. Ten steps of PGD on the margin must not break a tenth of
+    the images more than on cross-entropy (a twentieth, if the logits are of small scale); 100 queries of Square (on
+    images (N, C, H, W), where torchattacks is installed) or ten draws of noise not a tenth of what withstands both.
 
     Args:
         model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
@@ -140,7 +140,7 @@ def suspect_model(
         reasons += _suspect_direction(model, *where, margin(logits, targets)[who], _resolution(logits)[who], seeds[0])
     if right.any() and threat.eps > 0 and not reasons:
         with evaluating(model), keeping_buffers(model):
-            reasons += _compare_attacks(model, images[right], targets[right], threat, seeds[-1])
+            reasons += _compare_attacks(model, images[right], targets[right], threat, len(images), seeds[-1])
     return tuple(reasons)
 
 
@@ -169,8 +169,11 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
     return torch.corrcoef(ranks)[0, 1].item()
 
 
-def _compare_attacks(model: Model, images: Tensor, targets: Tensor, threat: Threat, seed: int) -> list[str]:
-    """Return a reason where a short attack of another kind breaks what PGD on cross-entropy does not."""
+def _compare_attacks(model: Model, images: Tensor, targets: Tensor, threat: Threat, total: int, seed: int) -> list[str]:
+    """Return a reason where a short attack of another kind breaks what PGD on cross-entropy does not.
+
+    All images are classified right; `total` counts those that are not, too.
+    """
 
     def breaks(found: Tensor, who: Tensor | slice = slice(None)) -> Tensor:
         with torch.no_grad():
@@ -184,7 +187,7 @@ def _compare_attacks(model: Model, images: Tensor, targets: Tensor, threat: Thre
     wins, losses = int((by_margin & ~by_loss).sum()), int((by_loss & ~by_margin).sum())
     with torch.no_grad():
         unsure = model(images).softmax(1).amax(1).median() < UNSURE
-    if sign_test(wins, losses) < LEVEL and (unsure or wins - losses >= POINTS * len(images)):
+    if sign_test(wins, losses) < LEVEL and wins - losses >= (POINTS_IF_UNSURE if unsure else POINTS) * total:
         weak = f"cross-entropy PGD is weak here: the margin loss breaks more, {wins} to {losses}"
         return [f"{weak}: attack the margin or DLR, use {MARGIN}"]
     stand = (~by_loss & ~by_margin).nonzero().flatten()
