@@ -27,7 +27,7 @@ class Evaluation:
 
     students: int = 5
     """networks trained on the distilled set, each from its own initialisation"""
-    attacks: str = field(default="linf_star,linf,l2", metadata=COLUMNS)
+    attacks: str = field(default="linf_star,linf,l2,pgd_ce_margin@linf", metadata=COLUMNS)
     """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always there"""
     threat: str = field(default="linf_star", metadata=COLUMNS)
     """of attacks that name none: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""

@@ -10,6 +10,7 @@ from robust.adapters import LogitsOf, logits_of
 from robust.attacks import (
     APGD,
     ATTACKS,
+    BPDA,
     CW,
     FAB,
     JSMA,
@@ -18,13 +19,16 @@ from robust.attacks import (
     DeepFool,
     Noise,
     Square,
+    SuspiciousModelWarning,
     Transfer,
     attack_named,
+    bpda,
     paper_attacks,
     pgd,
 )
 from robust.compiled import CompiledGradients
 from robust.evaluate import Report, accuracy, correct, evaluate, least_distances, robust_accuracy, withstands
+from robust.expectation import Expected, expected
 from robust.losses import (
     LOSSES,
     TRADES,
@@ -46,6 +50,7 @@ from robust.threat import PAPER_THREATS, THREATS, Threat, threat_named
 __all__ = [
     "APGD",
     "ATTACKS",
+    "BPDA",
     "CW",
     "FAB",
     "JSMA",
@@ -60,6 +65,7 @@ __all__ = [
     "CrossEntropy",
     "CurvatureRegularizedLoss",
     "DeepFool",
+    "Expected",
     "GaussianNoise",
     "GradientNorm",
     "LogitsOf",
@@ -68,16 +74,19 @@ __all__ = [
     "Report",
     "RobustTeacher",
     "Square",
+    "SuspiciousModelWarning",
     "Threat",
     "Transfer",
     "accuracy",
     "attack_named",
+    "bpda",
     "certified",
     "certify",
     "correct",
     "cross_entropy",
     "curvature_penalty",
     "evaluate",
+    "expected",
     "least_distances",
     "logits_of",
     "loss_named",

@@ -1,26 +1,19 @@
-"""Distrust of robustness figures: rows that cannot be (errors), models and rows that look masked (reasons in words).
+"""Distrust of results: rows that cannot be (errors), and rows that look masked (reasons in words).
 
-The signs of masked gradients are from Athalye et al. 2018 (arXiv 1802.00420, section 3.1) and Carlini et al. 2019
-(arXiv 1902.06705), those of models that standard attacks do not fit from RobustBench (arXiv 2010.09670) and AutoAttack.
-
-Deviations: attacks are compared example by example with a sign test at `LEVEL` (AutoAttack compares accuracies), and a
-gradient is zero where it says nothing of the logits in their own precision, on a share of the images (AutoAttack warns
-of one image and of exact zeros): an undefended network has a few such images, and a loss of exactly 0 on many.
+Models are looked at in `robust.suspicion`, whose functions are here too. Deviation from AutoAttack, which compares
+accuracies: attacks are compared example by example with a sign test.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, product
-from typing import Any, Literal, get_args
+from itertools import pairwise, product
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from robust.attacks.pgd import check_pixels, pgd
-from robust.losses.cross_entropy import cross_entropy
-from robust.losses.margin import margin
-from robust.modes import Model, evaluating, keeping_buffers
+from robust.sign_test import FEW, LEVEL, sign_test
+from robust.suspicion import suspect_model, unbounded
 from robust.threat import Threat
 
 __all__ = [
@@ -39,12 +32,10 @@ Kind = Literal["white", "black", "noise", "single_step", "ensemble"]
 
 TOLERANCE = 1e-5
 """how far outside its ball or [0, 1] rounding may put a pixel or an image"""
-LEVEL = 0.01
-"""of the one-sided sign tests: 7 examples to 0 count, 6 to 0 do not"""
-FEW, MANY = 7, 20
-"""examples: so few may be chance; of so many some must fall when eps doubles"""
-ANY_IMAGE = Threat("linf", 1.0)
-"""the ball that holds every image"""
+MANY = 20
+"""examples: of so many some must fall when eps doubles"""
+POINTS = 0.1
+"""share of the images that several attacks together break more than the strongest of them: a sign of masking"""
 
 
 class ImpossibleResult(ValueError):
@@ -131,149 +122,6 @@ def _check_bools(name: str, bools: Tensor, clean: Tensor) -> None:
         raise ValueError(f"{name}: {bools.dtype} {tuple(bools.shape)}; results are torch.bool ({len(clean)},)")
 
 
-def suspect_model(
-    model: Model, images: Tensor, targets: Tensor, *, threat: Threat, generator: torch.Generator | None = None
-) -> tuple[str, ...]:
-    """Return why attacks by gradients may fail on a model although it is not robust; empty where nothing is seen.
-
-    Looked for: logits or gradients that are not finite, probabilities for logits, logits that differ from pass to pass,
-    with the other images of the batch, or not at all; gradients taken inside the forward pass; input gradients that are
-    zero or far below what noise does; and cross-entropy's vanished (saturated softmax) where the margin's are not.
-
-    Args:
-        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
-        images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread, in one batch with gradients.
-        targets: (N,) class indices.
-        threat: whose ball the noise is drawn from, and whose norm is that of a step.
-        generator: CPU generator of the noise; None takes torch's default.
-
-    Raises:
-        ValueError: images outside [0, 1], none, not as many as targets, fewer than two logits, or a class without one.
-
-    A step function has no gradient to follow, and is not robust for that:
-
-    >>> g = torch.Generator().manual_seed(0)
-    >>> images = torch.rand(20, 6, generator=g)
-    >>> coarse = lambda x: (x * 8).round() @ torch.eye(6)[:, :3]
-    >>> suspect_model(coarse, images, coarse(images).argmax(1), threat=Threat("linf", 0.1), generator=g)
-    ('input gradient is zero on 20 of 20 images, though noise moves the logits of 8: use BPDA or a black box',)
-    """
-    check_pixels(images)
-    if len(images) != len(targets) or len(images) == 0:
-        raise ValueError(f"{len(images)} images and {len(targets)} targets; give as many of each, at least one")
-    every = -(-len(images) // 200)
-    images, targets = images[::every].detach().clone(), targets[::every]
-    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
-    noisy = threat.random_start(images, [torch.Generator().manual_seed(seed) for seed in seeds])
-    with torch.enable_grad(), evaluating(model), keeping_buffers(model):
-        with _Watch() as watch:
-            logits = model(images).detach()
-        _check_classes(logits, targets)
-        reasons = ["takes gradients inside its forward pass: needs an attack of its own"] * watch.differentiates
-        moved = model(noisy).detach()
-        finite = logits.isfinite().all(1) & moved.isfinite().all(1)
-        if not finite.all():
-            return (*reasons, f"logits are not finite on {_share(~finite)} images")
-        random = _suspect_answers(model, images, logits, reasons)
-        anything = torch.rand(images.shape, generator=torch.Generator().manual_seed(seeds[0])).to(images)
-        spread = torch.cat([logits, model(anything).detach()]) - logits[0]
-        if (spread.abs() <= _resolution(logits).amax()).all():
-            return (*reasons, "logits do not depend on the image: no attack can act")
-        totals = [f(_attached(model)(images.requires_grad_()), targets).sum() for f in (margin, cross_entropy)]
-        of_margin, of_loss = (torch.autograd.grad(total, images)[0].double() for total in totals)
-    finite = (of_margin.isfinite() & of_loss.isfinite()).flatten(1).all(1)
-    if not finite.all():
-        return (*reasons, f"input gradients are not finite on {_share(~finite)} images")
-    right = logits.argmax(1) == targets
-    change = (margin(moved, targets) - margin(logits, targets)).abs()
-    moves = (change > _resolution(logits)) & (not random)
-    slope = of_margin.abs().flatten(1).sum(1)  # change of the margin when every pixel moves by 1 as it likes
-    flat = slope < _resolution(logits)
-    expected = (of_margin * (noisy - images.detach())).abs().flatten(1).sum(1)
-    blind = flat | (moves & (change > 100 * expected))
-    zero, n = blind & right, int(right.sum())
-    if zero.any() and zero.sum() >= max(3, 0.05 * n):
-        moving = int((zero & moves).sum())
-        acts = f", though noise moves the logits of {moving}: use BPDA or a black box" if moving else ""
-        size = "far too small" if (zero & ~flat).any() else "zero"
-        reasons.append(f"input gradient is {size} on {int(zero.sum())} of {n} images{acts}")
-    # the ratio is about 1 - p of the target: below the precision the loss is 0, and its gradient may lead nowhere
-    vanished = of_loss.abs().flatten(1).sum(1) < torch.finfo(logits.dtype).eps * slope
-    taken, best = ((of_margin * threat.ascent(g)).flatten(1).sum(1) for g in (of_loss, of_margin))
-    lost = right & ~blind & vanished & (taken < best / 2)
-    if lost.sum() >= max(3, 0.1 * n):
-        saturated = f"cross-entropy gradient vanishes on {int(lost.sum())} of {n} images (saturated softmax)"
-        reasons.append(f"{saturated}, the margin's does not: attack the margin or DLR")
-    return tuple(reasons)
-
-
-def _suspect_answers(model: Model, images: Tensor, logits: Tensor, reasons: list[str]) -> bool:
-    """Add what is wrong with a model's answers; return whether they are random."""
-    coarse, scale = torch.finfo(logits.dtype).eps ** 0.5, logits.abs().amax()
-    random = any(((model(images).detach() - logits).abs() > coarse * scale).any() for _ in range(4))
-    if random:
-        reasons.append("random: two passes differ; average attacks over the randomness")
-    elif len(images) > 1:
-        alone = torch.cat([model(part).detach() for part in images.tensor_split(2)])
-        if ((alone - logits).abs() > max(coarse, 0.01) * scale).any():
-            reasons.append("logits depend on the other images of the batch")
-    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= coarse).all():
-        reasons.append("outputs are probabilities: give logits")
-    return random
-
-
-def _resolution(logits: Tensor) -> Tensor:
-    """Return the least difference of logits that is not rounding, (N,)."""
-    return 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
-
-
-class _Watch(TorchFunctionMode):
-    """Tells whether gradients were taken inside the block."""
-
-    differentiates = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
-            self.differentiates = True
-        return func(*args, **(kwargs or {}))
-
-
-def _attached(model: Model) -> Model:
-    """Return the model with a gradient of zero where it has none at all."""
-    return lambda x: model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
-
-
-def _check_classes(logits: Tensor, targets: Tensor) -> None:
-    if logits.shape[:-1] != targets.shape or logits.shape[-1] < 2 or not logits.is_floating_point():
-        raise ValueError(f"the model gives {logits.dtype} {tuple(logits.shape)}; logits are floats (N, classes >= 2)")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise ValueError(f"targets range over {low}..{high}; the model has classes 0..{logits.shape[1] - 1}")
-
-
-def unbounded(
-    model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
-) -> tuple[str, ...]:
-    """Return a reason where an attack that may choose any image still fails: then gradients are masked.
-
-    100 steps of PGD of length 0.1 on cross-entropy at linf 1.0, which every network with useful gradients loses on
-    every image (Athalye et al. 2018, section 3.1).
-
-    Args:
-        model: as in `suspect_model`.
-        images: (N, ...) pixels in [0, 1], all attacked in one batch.
-        targets: (N,) class indices.
-        generator: CPU generator of the random starts.
-
-    Raises:
-        ValueError: images outside [0, 1].
-    """
-    with evaluating(model), torch.no_grad():
-        found = pgd(_attached(model), images, targets, threat=ANY_IMAGE, steps=100, step_size=0.1, generator=generator)
-        fooled = (model(found).argmax(1) != targets) & found.isfinite().flatten(1).all(1)
-    return (f"{_share(~fooled)} images stand at {_written(ANY_IMAGE)}: masked gradients",) * bool((~fooled).any())
-
-
 @dataclass(frozen=True, eq=False)
 class Judged:
     """What one attack left standing, and what kind of attack it is.
@@ -300,16 +148,18 @@ class Judged:
             raise ValueError(f"{self.name}: kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
 
 
-def suspect_results(clean: Tensor, results: Sequence[Judged]) -> dict[str, tuple[str, ...]]:
+def suspect_results(clean: Tensor, results: Sequence[Judged], *, random: bool = False) -> dict[str, tuple[str, ...]]:
     """Return by name of the attack why its figures look too good; empty where nothing is seen.
 
     At one threat and by more than chance: a black box, a single step or a weaker variant breaks more than white-box
     attack, a single attack more than an ensemble; noise breaks as many. Over the threats of one norm: a larger ball
-    breaks no more although a smaller breaks many, or leaves most where every image can be made grey (linf 0.5).
+    breaks no more although a smaller breaks many, or leaves most where every image can be made grey (linf 0.5). Attacks
+    of one threat break different images: together a tenth of all images more than the strongest one.
 
     Args:
         clean: bools (N,), who is classified right.
         results: one for each attack and threat.
+        random: the model's answers are; then attacks break different images by chance, and nothing is said of that.
 
     Raises:
         ValueError: results that are not bools (N,), or two of the same name and threat.
@@ -328,6 +178,11 @@ def suspect_results(clean: Tensor, results: Sequence[Judged]) -> dict[str, tuple
     for row, other in product(results, repeat=2):
         if row.threat == other.threat and (found := _beaten(clean, row, other)):
             reasons[row.name].append(found + f" at {_written(row.threat)}" * several)
+    for threat in () if random else dict.fromkeys(row.threat for row in results):
+        rows = [row for row in results if row.threat == threat and row.kind != "noise"]
+        if found := _apart(rows):
+            for row in rows:
+                reasons[row.name].append(found + f" at {_written(threat)}" * several)
     for name, norm in dict.fromkeys((r.name, r.threat.norm) for r in results if r.kind in ("white", "ensemble")):
         rows = [row for row in results if (row.name, row.threat.norm) == (name, norm)]
         reasons[name] += _flat(clean, sorted(rows, key=lambda row: row.threat.eps))
@@ -352,6 +207,21 @@ def _beaten(clean: Tensor, row: Judged, other: Judged) -> str:
     return f"{who} beats it, {wins} to {losses}" if sign_test(wins, losses) < LEVEL else ""
 
 
+def _apart(rows: Sequence[Judged]) -> str:
+    """Return why attacks at one threat that break different images discredit each other, or nothing.
+
+    Weak attacks may differ; so one of many steps must be among them.
+    """
+    if len(rows) < 2 or not any(row.kind in ("white", "ensemble") for row in rows):
+        return ""
+    stands = [int(row.bools.sum()) for row in rows]
+    together, n = int(torch.stack([row.bools for row in rows]).all(0).sum()), len(rows[0].bools)
+    more = min(stands) - together
+    if more < max(FEW, POINTS * n):
+        return ""
+    return f"attacks break different images: {together} of {n} withstand all of them, {min(stands)} the strongest"
+
+
 def _flat(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
     """Return what is wrong with one attack's results, sorted by eps, in one norm."""
     reasons = []
@@ -372,18 +242,6 @@ def _flat(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
 def _breaks(row: Judged, other: Judged) -> int:
     """Return how many examples one attack breaks and the other does not."""
     return int((~row.bools & other.bools).sum())
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Return the probability of so many wins or more among wins + losses tosses of a fair coin.
-
-    McNemar's exact test, one-sided, of examples that one attack breaks and another does not (and the reverse).
-
-    >>> sign_test(7, 0), sign_test(0, 7), sign_test(0, 0)
-    (0.0078125, 1.0, 1.0)
-    """
-    ways = accumulate(range(losses), lambda way, k: way * (wins + losses - k) // (k + 1), initial=1)
-    return sum(ways) / 2 ** (wins + losses)
 
 
 def verdict(reasons: Sequence[str]) -> str:

@@ -1,15 +1,22 @@
-"""Accuracy, clean and under attack, as one bool per example: averages are taken by whoever reads them."""
+"""Accuracy, clean and under attack, as one bool per example: averages are taken by whoever reads them.
+
+A model whose answers are random (dropout or noise at evaluation) is attacked by its expectation over 20 passes (see
+`robust.expectation`), and judged by one answer at the points found, as AutoAttack's version "rand" does.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
 from robust.checks import check_adversarial
+from robust.expectation import Expected, expected
 from robust.modes import Model, evaluating
+from robust.suspicion import EXAMINED
 from robust.threat import Threat
+from robust.verdicts import verdicts_of, warn_of
 
 __all__ = ["Report", "accuracy", "correct", "evaluate", "least_distances", "radius", "robust_accuracy", "withstands"]
 
@@ -22,6 +29,8 @@ class Report:
 
     clean: Tensor
     attacks: dict[str, Tensor]
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """by "clean" and attack: "ok", or "suspicious:" and the reasons; empty where the checks are off"""
 
     def accuracy(self, attack: str = "clean") -> float:
         """Return the accuracy in percent, clean or under one attack."""
@@ -48,7 +57,11 @@ def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 
     check_pixels(images)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"targets are {tuple(targets.shape)}; they must be class indices ({len(images)},)")
-    with evaluating(model):
+    return _right(model, images, targets, batch_size)
+
+
+def _right(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+    with evaluating(model), torch.no_grad():
         batches = zip(images.split(batch_size), targets.split(batch_size), strict=True)
         return torch.cat([model(x).argmax(1) == y for x, y in batches])
 
@@ -81,17 +94,18 @@ def withstands(
         ValueError: images outside [0, 1].
         robust.checks.ImpossibleResult: an attack that leaves [0, 1] or its ball.
     """
+    check_pixels(images)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     if getattr(attack, "minimum_norm", False):
         options = {"standing": standing, "generator": generator, "batch_size": batch_size}
         return least_distances(model, images, targets, attack, **options) > radius(attack)
-    result = torch.zeros_like(standing)
+    result, attacked = torch.zeros_like(standing), _as_attacked(model, images, attack)
     with evaluating(model):
         for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(model, images[who], targets[who], generator=generator)
+            adversarial = attack(attacked, images[who], targets[who], generator=generator)
             threat = getattr(attack, "threat", None)
             check_adversarial(f"{attack}", images[who], adversarial, threat if isinstance(threat, Threat) else None)
-            result[who] = correct(model, adversarial, targets[who], batch_size=batch_size)
+            result[who] = _right(model, adversarial, targets[who], batch_size)
     return result
 
 
@@ -119,14 +133,16 @@ def least_distances(
     Returns:
         0 for who does not stand, infinity where no misclassified point was found.
     """
+    check_pixels(images)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     result = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     measure = getattr(attack, "distance", None) or attack.threat.distance  # pyright: ignore[reportFunctionMemberAccess]
+    attacked = _as_attacked(model, images, attack)
     with evaluating(model):
         for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(model, images[who], targets[who], generator=generator)
+            adversarial = attack(attacked, images[who], targets[who], generator=generator)
             check_pixels(adversarial)
-            fooled = ~correct(model, adversarial, targets[who], batch_size=batch_size)
+            fooled = ~_right(model, adversarial, targets[who], batch_size)
             result[who] = torch.where(fooled, measure(adversarial, images[who]).to(result), torch.inf)
     return result
 
@@ -139,13 +155,27 @@ def evaluate(
     *,
     generator: torch.Generator | None = None,
     batch_size: int = 500,
+    checks: bool = True,
 ) -> Report:
-    """Return the report of a model under several attacks, each on all examples that are classified right clean."""
+    """Return the report of a model under several attacks, each on all examples that are classified right clean.
+
+    Args:
+        model: as in `withstands`.
+        images: (N, ...) pixels in [0, 1].
+        targets: (N,) class indices.
+        attacks: by name.
+        generator: CPU generator of the attacks' randomness.
+        batch_size: images attacked together.
+        checks: look for masked gradients, on at most 200 images, and give each figure a verdict.
+    """
     clean = correct(model, images, targets, batch_size=batch_size)
     options = {"standing": clean, "generator": generator, "batch_size": batch_size}
-    return Report(
-        clean, {name: withstands(model, images, targets, attack, **options) for name, attack in attacks.items()}
-    )
+    bools = {name: withstands(model, images, targets, attack, **options) for name, attack in attacks.items()}
+    if not checks:
+        return Report(clean, bools)
+    results = {name: (attacks[name], found) for name, found in bools.items()}
+    fixed, at_most = torch.Generator().manual_seed(0), min(EXAMINED, batch_size)
+    return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
 def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> float:
@@ -161,10 +191,33 @@ def robust_accuracy(
     *,
     generator: torch.Generator | None = None,
     batch_size: int = 500,
+    checks: bool = True,
 ) -> float:
-    """Return the accuracy under an attack in percent: see `withstands`."""
+    """Return the accuracy under an attack in percent: see `withstands`.
+
+    Args:
+        model: as in `withstands`.
+        images: (N, ...) pixels in [0, 1].
+        targets: (N,) class indices.
+        attack: as in `withstands`.
+        generator: CPU generator of the attack's randomness.
+        batch_size: images attacked together.
+        checks: look for masked gradients, on at most 200 images, and warn once (`SuspiciousModelWarning`) where the
+            figure is not to be trusted. A model is looked at once for each threat until its parameters change.
+    """
+    if checks:
+        check_pixels(images)
+        warn_of(model, images, targets, attack, at_most=min(EXAMINED, batch_size))
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
+
+
+def _as_attacked(model: Model, images: Tensor, attack: Attack) -> Model:
+    """Return the model, or its expected answer where its answers are random or the attack averages over passes."""
+    passes = getattr(attack, "eot", 1)
+    if passes > 1 and not isinstance(model, Expected):
+        return Expected(model, passes)
+    return expected(model, images)
 
 
 def radius(attack: Attack) -> float:

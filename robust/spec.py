@@ -37,7 +37,7 @@ def configured(made: T, options: dict[str, str], what: str, fixed: tuple[str, ..
         made: the dataclass with its defaults.
         options: field -> value as written: whole numbers, numbers, fractions, true or false, names.
         what: what it is, for errors.
-        fixed: fields that are no options.
+        fixed: fields that are no options, beside those whose metadata has written=False.
 
     Raises:
         ValueError: an unknown field, or a value of another kind; and what the dataclass says of its range.
@@ -47,7 +47,8 @@ def configured(made: T, options: dict[str, str], what: str, fixed: tuple[str, ..
     >>> configured(PGD(Threat("linf", 0.1)), {"step_size": "1/4", "random_start": "false"}, "attack pgd").step_size
     0.25
     """
-    known = [field.name for field in fields(made) if field.name not in fixed]  # pyright: ignore[reportArgumentType]
+    all_fields = fields(made)  # pyright: ignore[reportArgumentType]
+    known = [field.name for field in all_fields if field.name not in fixed and field.metadata.get("written", True)]
     for name in options:
         if name not in known:
             raise ValueError(f"{what} has no field {name!r}; choose from {', '.join(known) or 'none'}")

@@ -62,7 +62,7 @@ class BenchmarkCommand:
     """network of all students of the standard protocol; None for the one in which this recipe of `full` trains on the
     whole set; recipe: that of each method's recipe, so that rows also differ by it"""
     attacks: str | None = None
-    """columns; None for the paper's three: linf_star,linf,l2"""
+    """columns; None for the paper's three and pgd_ce_margin at the threat linf, by which methods are ranked"""
     students: int | None = None
     """of each run; None for the recipe's"""
     test_images: int | None = None

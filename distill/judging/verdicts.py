@@ -1,4 +1,4 @@
-"""Which numbers of a student to doubt; those that cannot be are refused: `robust.checks` over the table's columns."""
+"""Which numbers of a student to doubt; those that cannot be are refused: `robust.verdicts` over the table's columns."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,10 +7,14 @@ from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.judging.columns import Column
-from robust import PGD, Threat
+from robust import PGD, Threat, Transfer
+from robust.advice import MARGIN, advised, remedy
 from robust.checks import Judged, check_report, suspect_model, suspect_results, unbounded, verdict
+from robust.expectation import is_random
+from robust.suspicion import not_finite
+from robust.verdicts import doubts_of
 
-__all__ = ["verdicts"]
+__all__ = ["next_attack", "verdicts"]
 
 ATTACKED = ("white", "single_step", "black", "noise", "ensemble")
 EXAMINED = 200
@@ -19,15 +23,28 @@ UNBOUNDED = 100
 """test images on which an attack without bounds must succeed"""
 
 
+def next_attack(said: str) -> str | None:
+    """Return the column that follows the advice of a verdict, without its threat; None for "ok" and where none helps.
+
+    >>> next_attack("suspicious: input gradient is zero on 20 of 20 images: use BPDA (robust.bpda) or square")
+    'square'
+    """
+    return advised(said)
+
+
 def verdicts(
     bools: Mapping[str, Tensor], asked: Sequence[Column], model: nn.Module, test: ImageSet, generator: torch.Generator
 ) -> dict[str, str]:
-    """Return by column "ok" or "suspicious: reasons"; columns that nobody attacked are not in it.
+    """Return by column "ok" or "suspicious: reasons", and by "clean"; those without a figure to doubt are not in it.
+
+    A column is not in doubt for what its attack does not use, or does as the reason advises (`robust.advice.concerns`).
+    `worst` is in doubt for what any of its members is, except for a weak cross-entropy if another member ascends the
+    margin at the same threat.
 
     Args:
         bools: by column, who is classified right (images,).
         asked: the columns.
-        model: the student, pixels to logits.
+        model: the student, pixels to logits; as it is, also where its answers are random.
         test: the images.
         generator: CPU generator of the checks' randomness.
 
@@ -36,19 +53,47 @@ def verdicts(
     """
     attacked = [column for column in asked if column.kind in ATTACKED]
     _refuse_impossible(bools, attacked)
-    with_ball = [(column, column.threat) for column in attacked if column.threat is not None and column.threat.eps > 0]
-    if not with_ball:
-        return {}
-    largest = max((threat for _, threat in with_ball), key=lambda threat: threat.eps)
-    few = slice(0, UNBOUNDED)
     # Images in files are decoded for what is looked at: as many, and the same, as suspect_model takes of all.
     taken = slice(None, None, 1 if isinstance(test.images, Tensor) else -(-len(test) // EXAMINED))
-    of_model = suspect_model(model, test.images[taken], test.labels[taken], threat=largest, generator=generator)
+    images, labels = test.images[taken], test.labels[taken]
+    undefined = not_finite(model, images)
+    if undefined:
+        return {name: verdict(undefined) for name in ("clean", *(column.name for column in asked))}
+    with_ball = [(column, column.threat) for column in attacked if column.threat is not None and column.threat.eps > 0]
+    if not with_ball:
+        return {"clean": "ok"}
+    largest = max((threat for _, threat in with_ball), key=lambda threat: threat.eps)
+    few = slice(0, UNBOUNDED)
+    of_model = suspect_model(model, images, labels, threat=largest, generator=generator)
     of_model += unbounded(model, test.images[few], test.labels[few], generator=generator)
-    once = {(column.base, threat): (column, threat) for column, threat in with_ball}
+    single = [(column, threat) for column, threat in with_ball if column.base != "worst"]
+    once = {(column.base, threat): (column, threat) for column, threat in single}
     results = [_judged(column, threat, bools[column.name]) for column, threat in once.values()]
-    of_results = suspect_results(bools["clean"], results)  # by base: a curve with a fault is in doubt as a whole
-    return {column.name: verdict((*of_results[column.base], *of_model)) for column, _ in with_ball}
+    random = is_random(model, images)
+    of_results = suspect_results(
+        bools["clean"], results, random=random
+    )  # by base: a curve with a fault is in doubt as a whole
+    reasons = {column.name: (*of_results[column.base], *_doubts(column, model, of_model)) for column, _ in single}
+    for column, threat in with_ball:
+        if column.base == "worst":
+            reasons[column.name] = _of_worst(threat, single, reasons)
+    return {"clean": "ok"} | {column.name: verdict(reasons[column.name]) for column, _ in with_ball}
+
+
+def _doubts(column: Column, model: nn.Module, of_model: Sequence[str]) -> tuple[str, ...]:
+    is_transfer = column.base.startswith("transfer")  # its attack never sees the model's gradient
+    return doubts_of(Transfer(model, column.attack) if is_transfer else column.attack, of_model)
+
+
+def _of_worst(
+    threat: Threat, single: Sequence[tuple[Column, Threat]], reasons: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Return the reasons of the members: the attacks at this threat and smaller ones of its norm."""
+    members = [(column, ball) for column, ball in single if ball.norm == threat.norm and ball.eps <= threat.eps]
+    found = dict.fromkeys(reason for column, _ in members for reason in reasons[column.name])
+    strong = [column for column, ball in members if ball == threat and column.kind in ("white", "ensemble")]
+    heeded = any(all(remedy(reason) != MARGIN for reason in reasons[column.name]) for column in strong)
+    return tuple(reason for reason in found if not (heeded and remedy(reason) == MARGIN))
 
 
 def _judged(column: Column, threat: Threat, bools: Tensor) -> Judged:

@@ -1,8 +1,10 @@
 """Attacks: `attack(model, images, targets, *, generator) -> adversarial images`, all in [0, 1]."""
 
 from robust.attacks.autoattack import AutoAttack
+from robust.attacks.bpda import BPDA, bpda
 from robust.attacks.cw import CW
 from robust.attacks.deepfool import DeepFool
+from robust.attacks.gradient import SuspiciousModelWarning
 from robust.attacks.jsma import JSMA
 from robust.attacks.library import APGD, FAB, Square
 from robust.attacks.named import ATTACKS, attack_named
@@ -13,6 +15,7 @@ from robust.attacks.transfer import Transfer
 __all__ = [
     "APGD",
     "ATTACKS",
+    "BPDA",
     "CW",
     "FAB",
     "JSMA",
@@ -21,8 +24,10 @@ __all__ = [
     "DeepFool",
     "Noise",
     "Square",
+    "SuspiciousModelWarning",
     "Transfer",
     "attack_named",
+    "bpda",
     "paper_attacks",
     "pgd",
 ]

@@ -1,35 +1,58 @@
-"""AutoAttack, the standard version (Croce & Hein 2020, arXiv 2003.01690): four attacks, each on who still stands.
+"""AutoAttack (Croce & Hein 2020, arXiv 2003.01690), a cascade: each attack on the examples that still stand.
 
-APGD on cross-entropy, 100 steps; targeted APGD, 100 steps for each of 9 classes; targeted FAB, 100 steps for each of 9;
-Square, 5000 queries. It has no other settings: an attack with fewer steps is not AutoAttack, and torchattacks' class of
-that name, with its 10 steps, is not either. See `library` for what else is put right.
+The standard version is APGD on cross-entropy, 100 steps; targeted APGD, 100 steps for each of 9 classes; targeted FAB,
+100 steps for each of 9; Square, 5000 queries. The version "rand", for models with random answers, is APGD on
+cross-entropy, then on the difference of logits ratio, 100 steps each, gradients averaged over 20 forward passes.
+Nothing else can be set: an attack with fewer steps is not AutoAttack, and torchattacks' class of that name, with its 10
+steps, is not either. See `library` for what else is put right.
 
 Below four classes the targeted ratio of logits is not defined, and the second attack is APGD on cross-entropy from
 another start. With K < 10 classes, both targeted attacks try all K - 1 wrong ones.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from robust.attacks.library import APGD, FAB, Square
 from robust.attacks.pgd import check_pixels
+from robust.expectation import PASSES, Expected
 from robust.modes import Model, evaluating
 from robust.threat import Threat
 
 __all__ = ["AutoAttack"]
 
+Version = Literal["standard", "rand"]
+
 
 @dataclass(frozen=True)
 class AutoAttack:
-    """AutoAttack as an `Attack`. It takes images (N, C, H, W), as Square does."""
+    """AutoAttack as an `Attack`. The standard version takes images (N, C, H, W), as Square does.
+
+    Raises:
+        ValueError: an unknown version.
+    """
 
     threat: Threat
     """the ball"""
+    version: Version = "standard"
+    """"standard", or "rand" for models with random answers"""
 
-    def members(self) -> tuple[APGD, APGD, FAB, Square]:
+    def __post_init__(self) -> None:
+        if self.version not in get_args(Version):
+            raise ValueError(f"version is {self.version!r}; choose from {', '.join(get_args(Version))}")
+
+    @property
+    def eot(self) -> int:
+        """Forward passes that gradients and answers are averaged over."""
+        return PASSES if self.version == "rand" else 1
+
+    def members(self) -> tuple[APGD | FAB | Square, ...]:
         """Return its attacks in their order."""
+        if self.version == "rand":
+            return tuple(APGD(self.threat, loss=loss, steps=100, restarts=1, eot=PASSES) for loss in ("ce", "dlr"))
         return (
             APGD(self.threat, loss="ce", steps=100, restarts=1),
             APGD(self.threat, loss="targeted", steps=100, restarts=1, targets=9),
@@ -57,15 +80,19 @@ class AutoAttack:
             ModuleNotFoundError: torchattacks is not installed.
         """
         check_pixels(images)
-        found = images.detach().clone()
+        images = images.detach()
+        found = images.clone()
         members = self.members()
-        members[-1].check_shape(found)
+        for member in members:
+            if isinstance(member, Square):
+                member.check_shape(found)
         if self.threat.eps == 0 or len(found) == 0:
             return found
+        answer = Expected(model, self.eot) if self.eot > 1 and not isinstance(model, Expected) else model
         for member in members:
             with evaluating(model), torch.no_grad():
-                who = (model(found).argmax(1) == targets).nonzero().flatten()
+                who = (answer(found).argmax(1) == targets).nonzero().flatten()
             if len(who) == 0:
                 break
-            found[who] = member(model, found[who], targets[who], generator=generator)
+            found[who] = member(model, images[who], targets[who], generator=generator)
         return found

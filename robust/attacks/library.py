@@ -16,6 +16,9 @@ as success are ours. What is wrong in torchattacks, and what is done about it:
   - APGD takes an (N, D) batch for one image. APGD and FAB see (N, D, 1, 1), and so attack inputs of any shape.
   - FAB discards points outside the ball. Ours are projected first, which can only find more.
   - A gradient that is NaN makes the point NaN, and class 0 of its logits. Such a point is no success.
+  - Its `eot_iter` averages gradients, but compares losses of single passes, and counts one unlucky pass as success (so
+    does the official code). Ours ascends the loss of the expected answer over `eot` passes, compares these, and returns
+    the point of the highest.
   - Square counts an exact tie of logits as success. All successes are classified anew.
   - Left as it is, since the official code has it too: Square's small squares never reach the last row and column, which
     keep their first stripes in linf; all examples of a batch share the place of the squares, so that a result depends
@@ -24,8 +27,10 @@ as success are ours. What is wrong in torchattacks, and what is done about it:
 They run in float32. Random numbers are drawn on the CPU, so a device changes nothing but rounding.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -33,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
+from robust.expectation import Expected
 from robust.modes import Model, evaluating
 from robust.threat import Threat
 
@@ -90,11 +96,13 @@ class APGD:
     """random starts (for each target), each on the examples still standing"""
     targets: int = 9
     """wrong classes of "targeted", those of the highest logits; all where the model has fewer"""
+    eot: int = 1
+    """forward passes that each gradient is averaged over, for models with random answers"""
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss is {self.loss!r}; choose from {', '.join(get_args(Loss))}")
-        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets)
+        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets, eot=self.eot)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
@@ -111,9 +119,13 @@ class APGD:
             ValueError: images outside [0, 1].
             ModuleNotFoundError: torchattacks is not installed.
         """
-        return _attacked(self, self._runs, model, images, targets, generator)
+        if self.eot > 1 and not isinstance(model, Expected):
+            model = Expected(model, self.eot)
+        # Of random answers the point of the highest loss, else the last misclassified one.
+        plan = partial(self._runs, best=0 if isinstance(model, Expected) else 3)
+        return _attacked(self, plan, model, images, targets, generator)
 
-    def _runs(self, library: ModuleType, network: nn.Module, classes: int) -> Iterator[Run]:
+    def _runs(self, library: ModuleType, network: nn.Module, classes: int, best: int) -> Iterator[Run]:
         loss = self.loss if classes >= FEWEST else "ce"
         attack = library.APGD(
             network,
@@ -127,13 +139,13 @@ class APGD:
             def run(images: Tensor, targets: Tensor) -> Tensor:
                 goals = _ranked(network(images), rank)
                 attack.dlr_loss = lambda logits, y: targeted_difference_of_logits_ratio(logits, y, goals)
-                return attack.attack_single_run(images, targets)[3]
+                return attack.attack_single_run(images, targets)[best]
 
             return run
 
         for rank in range(1, 1 + min(self.targets, classes - 1)) if loss == "targeted" else (0,):
             for _ in range(self.restarts):
-                yield towards(rank) if rank else lambda images, targets: attack.attack_single_run(images, targets)[3]
+                yield towards(rank) if rank else lambda images, targets: attack.attack_single_run(images, targets)[best]
 
 
 @dataclass(frozen=True)
@@ -307,7 +319,8 @@ def _attacked(
             finite = points.flatten(1).isfinite().all(1).view(-1, *[1] * (clean.ndim - 1))
             points = points.where(finite, clean)
             fooled = model(points).argmax(1) != labels
-            found[who[fooled]] = points[fooled]
+            settled = torch.ones_like(fooled) if isinstance(model, Expected) else fooled  # another draw may be fooled
+            found[who[settled]] = points[settled]
             who = who[~fooled]
     return found
 
@@ -353,7 +366,9 @@ def _ranked(logits: Tensor, rank: int) -> Tensor:
 
 def _torchattacks(attack: str) -> ModuleType:
     try:
-        import torchattacks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its `requests` warns of the versions that it finds
+            import torchattacks
     except ModuleNotFoundError as error:
         if error.name != "torchattacks":
             raise

@@ -30,6 +30,7 @@ ATTACKS: dict[str, Callable[[Threat], Any]] = {
     "bim": lambda threat: PGD(threat, steps=10, step_size=threat.eps / 4 or None, random_start=False),
     "pgd": PGD,
     "pgd100": lambda threat: PGD(threat, steps=100),
+    "pgd_ce_margin": lambda threat: PGD(threat, steps=20, objective="ce+margin"),
     "mim": lambda threat: PGD(threat, steps=20, step_size=threat.eps / 8 or None, random_start=False, momentum=1.0),
     "apgd_ce": APGD,
     "apgd_dlr": lambda threat: APGD(threat, loss="dlr"),

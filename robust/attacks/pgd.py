@@ -2,15 +2,21 @@
 
 Differences from the usual implementations: each example has its own random stream and its own record, so the result
 does not depend on the batch it is in; an example once fooled leaves the batch; restarts attack only who still stands.
+
+A model with random answers is attacked by its expectation (`eot`): gradients are averaged over several passes, and no
+example leaves the batch, since a point that is misclassified in one draw may be classified right in the next.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from robust.attacks.bpda import BPDA
+from robust.attacks.gradient import input_gradient
+from robust.expectation import Expected
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.modes import Model
@@ -19,8 +25,15 @@ from robust.threat import PAPER_THREATS, Threat
 __all__ = ["PGD", "paper_attacks", "pgd"]
 
 Iterate = Literal["worst", "last"]
-Objective = Literal["ce", "margin", "dlr"]
-OBJECTIVES = {"ce": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
+Objective = Literal["ce", "margin", "dlr", "ce+margin"]
+Ascended = Callable[[Tensor, Tensor], Tensor]
+OBJECTIVES: dict[str, tuple[Ascended, ...]] = {
+    "ce": (cross_entropy,),
+    "margin": (margin,),
+    "dlr": (difference_of_logits_ratio,),
+    "ce+margin": (cross_entropy, margin),
+}
+"""name -> what is ascended in each restart, one after another from the same start, each on the examples that stand"""
 
 
 def pgd(
@@ -36,13 +49,16 @@ def pgd(
     iterate: Iterate = "worst",
     objective: Objective = "ce",
     momentum: float = 0.0,
+    eot: int = 1,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return adversarial images: ascend the objective, project, repeat.
 
     Args:
-        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; called in the mode it is in.
+        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; called in the mode it is in. One
+            whose output has no gradient path to the pixels is attacked by its random starts alone, with a
+            `SuspiciousModelWarning`.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
         threat: the ball.
@@ -53,8 +69,11 @@ def pgd(
         iterate: "worst" returns for each example the first point that is misclassified, else the point of highest loss
             (the clean image counts as a point, so no example is better off attacked); "last" returns the last iterate
             of the first restart whose last iterate is misclassified, else of the last restart (the textbook attack).
-        objective: what is ascended: "ce" cross-entropy, "margin" of the logits, "dlr" the margin over their scale.
+        objective: what is ascended: "ce" cross-entropy, "margin" of the logits, "dlr" the margin over their scale;
+            "ce+margin" cross-entropy, then the margin on the examples that stand, which breaks all that either breaks.
         momentum: share of the last direction kept in the next, gradients at unit mean size (MIM, arXiv 1710.06081).
+        eot: forward passes that gradients and answers are averaged over, for models with random answers; above 1 the
+            point of the highest loss of the expected answer is returned, and no example stops early.
         start: (N, ...) to begin at instead, after projection on the ball.
         generator: CPU generator of the random starts; None takes torch's default.
 
@@ -74,60 +93,80 @@ def pgd(
     0
     1
     """
-    _check_options(steps, restarts, step_size if threat.eps else None, iterate, objective, momentum)
+    _check_options(steps, restarts, step_size if threat.eps else None, iterate, objective, momentum, eot)
     check_pixels(images)
+    if isinstance(model, Expected):
+        model, eot = model.model, max(eot, model.passes)
     images = images.detach()
     if threat.eps == 0:
         return images.clone()
     seeds = torch.randint(2**62, (len(images),), generator=generator).tolist() if random_start else []
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     ascended = OBJECTIVES[objective]
-    record = _Record(images, targets, ascended)
+    record = _Record(images, targets, ascended[-1], final=eot == 1)
+    answer = model if eot == 1 else Expected(model, eot)
     if iterate == "worst":
         with torch.no_grad():
-            record.update(images, model(images))
+            record.update(images, answer(images))
     for _ in range(restarts):
         who = record.standing()
         if len(who) == 0:
             break
-        clean, labels = images[who], targets[who]
         if start is not None:
-            points = threat.project(start[who], clean)
-        elif random_start:
-            points = threat.random_start(clean, [streams[i] for i in who.tolist()])
+            begin = threat.project(start, images)
         else:
-            points = clean
-        velocity = torch.zeros_like(clean)
-        for _ in range(steps):
-            with torch.enable_grad():
-                points = points.detach().requires_grad_()
-                logits = model(points)
-                (gradients,) = torch.autograd.grad(ascended(logits, labels).sum(), points)
-            gradients = gradients.nan_to_num(0.0, 0.0, 0.0)  # what has no direction stays where it is
-            if momentum:
-                size = gradients.abs().mean(tuple(range(1, gradients.ndim)), keepdim=True)
-                gradients = velocity = momentum * velocity + gradients / size.clamp_min(torch.finfo(size.dtype).tiny)
-            moved = threat.project(points.detach() + step_size * threat.ascent(gradients), clean)
-            if iterate == "worst":
-                stands = record.update(points, logits, who)
-                who, clean, labels = who[stands], clean[stands], labels[stands]
-                moved, velocity = moved[stands], velocity[stands]
+            begin = images.clone()
+            if random_start:
+                begin[who] = threat.random_start(images[who], [streams[i] for i in who.tolist()])
+        for objective_ in ascended:
+            who = record.standing()
+            if len(who) == 0:
+                break
+            clean, labels, points = images[who], targets[who], begin[who]
+            velocity = torch.zeros_like(clean)
+            for _ in range(steps):
+                gradients, logits = _gradients(model, points, labels, objective_, eot)
+                if momentum:
+                    dims = tuple(range(1, gradients.ndim))
+                    size = gradients.abs().mean(dims, keepdim=True).clamp_min(torch.finfo(gradients.dtype).tiny)
+                    gradients = velocity = momentum * velocity + gradients / size
+                moved = threat.project(points + step_size * threat.ascent(gradients), clean)
+                if iterate == "worst":
+                    stands = record.update(points, logits, who)
+                    who, clean, labels = who[stands], clean[stands], labels[stands]
+                    moved, velocity = moved[stands], velocity[stands]
+                points = moved
                 if len(who) == 0:
                     break
-            points = moved
-        else:
-            with torch.no_grad():
-                record.update(points, model(points), who, replace=iterate == "last")
+            else:
+                with torch.no_grad():
+                    record.update(points, answer(points), who, replace=iterate == "last")
     return record.images
+
+
+def _gradients(model: Model, points: Tensor, labels: Tensor, ascended: Ascended, eot: int) -> tuple[Tensor, Tensor]:
+    """Return the mean gradient of the objective over the passes, zero where not finite, and the answer, (N, K)."""
+    total, answers = torch.zeros_like(points), []
+    for _ in range(eot):
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            logits = model(points)
+            gradients = input_gradient(ascended(logits, labels).sum(), points)
+        total = total + gradients.nan_to_num(0.0, 0.0, 0.0)  # what has no direction stays where it is
+        answers.append(logits.detach())
+    if eot == 1:
+        return total, answers[0]
+    return total / eot, torch.stack([each.log_softmax(1) for each in answers]).logsumexp(0)
 
 
 class _Record:
     """The best adversarial found so far for each example."""
 
-    def __init__(self, images: Tensor, targets: Tensor, objective: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, images: Tensor, targets: Tensor, objective: Ascended, final: bool = True):
         self.images = images.clone()
         self.targets = targets
         self.objective = objective
+        self.final = final  # a point that is misclassified stays so
         self.loss = torch.full((len(images),), -torch.inf, device=images.device)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
@@ -139,7 +178,8 @@ class _Record:
         """Take the points that are misclassified or of higher loss (all, with `replace`); return who of them stands."""
         who = torch.arange(len(points), device=points.device) if who is None else who
         targets, logits = self.targets[who], logits.detach()
-        loss, fooled = self.objective(logits, targets).to(self.loss.dtype), logits.argmax(1) != targets
+        loss = self.objective(logits, targets).to(self.loss.dtype)
+        fooled = (logits.argmax(1) != targets) & self.final
         better = fooled | (loss > self.loss[who]) | replace
         self.images[who[better]] = points.detach()[better]
         self.loss[who[better]] = loss[better]
@@ -148,8 +188,10 @@ class _Record:
 
 
 def _check_options(
-    steps: int, restarts: int, step_size: float | None, iterate: str, objective: str, momentum: float
+    steps: int, restarts: int, step_size: float | None, iterate: str, objective: str, momentum: float, eot: int
 ) -> None:
+    if eot < 1:
+        raise ValueError(f"eot is {eot}; it must be >= 1")
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps is {steps} and restarts is {restarts}; both must be >= 1")
     if step_size is not None and not step_size > 0:
@@ -197,19 +239,24 @@ class PGD:
     iterate: Iterate = "worst"
     """the point returned: the "worst" met or the "last" (see `pgd`)"""
     objective: Objective = "ce"
-    """what is ascended: "ce", "margin" or "dlr" (the margin below four classes)"""
+    """what is ascended: "ce", "margin", "dlr" (the margin below four classes), or "ce+margin", one after the other"""
     momentum: float = 0.0
     """of the direction; 1 is MIM's"""
+    eot: int = 1
+    """forward passes that gradients and answers are averaged over, for models with random answers"""
+    bpda: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, metadata={"written": False})
+    """a model whose gradients are taken instead of the attacked one's, which has none (see `robust.bpda`)"""
 
     def __post_init__(self) -> None:
-        _check_options(self.steps, self.restarts, self.step_size, self.iterate, self.objective, self.momentum)
+        options = (self.steps, self.restarts, self.step_size, self.iterate, self.objective, self.momentum, self.eot)
+        _check_options(*options)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return adversarial images (N, ...) in [0, 1] for pixels (N, ...) in [0, 1] and classes (N,)."""
         return pgd(
-            model,
+            model if self.bpda is None else BPDA(model, self.bpda),
             images,
             targets,
             threat=self.threat,
@@ -220,6 +267,7 @@ class PGD:
             iterate=self.iterate,
             objective=self.objective,
             momentum=self.momentum,
+            eot=self.eot,
             generator=generator,
         )
 

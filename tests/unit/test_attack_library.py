@@ -292,7 +292,8 @@ def test_autoattack_is_the_standard_version():
         FAB(threat, 100, 1, True, 9),
         Square(threat, 5000, 1),
     )
-    assert [field.name for field in fields(AutoAttack)] == ["threat"]
+    assert [field.name for field in fields(AutoAttack)] == ["threat", "version"]
+    assert AutoAttack(threat).version == "standard"
 
 
 class Counting(nn.Module):

@@ -21,7 +21,7 @@ from robust.checks import (
 )
 
 BOX = Threat("linf", 0.1)
-RANDOM = "random: two passes differ; average attacks over the randomness"
+RANDOM = "random: two passes differ: average attacks over the randomness, use autoattack:version=rand"
 DYNAMIC = "takes gradients inside its forward pass: needs an attack of its own"
 CONSTANT = "logits do not depend on the image: no attack can act"
 
@@ -309,7 +309,7 @@ def test_a_saturated_softmax_names_its_remedy(net, test_set, scale, norm):
     threat = Threat(norm, 0.1 if norm == "linf" else 0.6)
     (reason,) = suspect_model(model, images, targets, threat=threat, generator=rng())
     assert reason.startswith("cross-entropy gradient vanishes on 1")
-    assert reason.endswith("(saturated softmax), the margin's does not: attack the margin or DLR")
+    assert reason.endswith("(saturated softmax), the margin's does not: attack the margin or DLR, use pgd_ce_margin")
     fallen = {}
     for objective in ("ce", "margin", "dlr"):
         attack = PGD(threat, objective=objective)
@@ -384,7 +384,7 @@ def test_an_answer_that_depends_on_the_batch(net, test_set):
 
 def test_probabilities(net, test_set):
     found = suspect_model(lambda x: net(x).softmax(1), *test_set, threat=BOX, generator=rng())
-    assert found == ("outputs are probabilities: give logits",)
+    assert found == ("outputs are probabilities: give logits, or use pgd_ce_margin",)
 
 
 def test_logits_that_are_not_finite(net, test_set):
@@ -593,11 +593,41 @@ def test_the_other_way_round_is_as_it_should_be():
     assert suspected(judged("aa", 60, "ensemble"), judged("aa with fab", 20, "ensemble")) == {}
 
 
+APART = "attacks break different images: 0 of 100 withstand all of them, 25 the strongest"
+
+
+def broken(*parts, n=100):
+    """All but these slices withstand."""
+    found = torch.ones(n, dtype=torch.bool)
+    for part in parts:
+        found[part] = False
+    return found
+
+
+def test_attacks_that_break_different_images():
+    pgd_, square = broken(slice(0, 40)), broken(slice(0, 25), slice(40, 55))
+    reason = "attacks break different images: 45 of 100 withstand all of them, 60 the strongest"
+    rows = [judged("pgd", pgd_), judged("square", square, "black"), judged("noise", broken(slice(70, 80)), "noise")]
+    assert suspected(*rows) == {"pgd": (reason,), "square": (reason,)}
+    assert suspected(*rows, judged("pgd", broken(), threat=Threat("l2", 1.0))) == dict.fromkeys(
+        ("pgd", "square"), (f"{reason} at linf 0.1",)
+    )
+    nine = broken(slice(0, 25), slice(40, 49))
+    assert suspected(judged("pgd", pgd_), judged("square", nine, "black")) == {}
+    assert suspected(judged("fgsm", pgd_, "single_step"), judged("transfer", square, "black")) == {}  # both are weak
+    assert suspected(judged("pgd", pgd_), judged("noise", broken(slice(40, 60)), "noise")) == {}  # noise is no attack
+    assert suspect_results(standing(100), rows[:2], random=True) == {"pgd": (), "square": ()}  # by chance
+    few = [judged("pgd", broken(slice(0, 8), n=20)), judged("square", broken(slice(6, 12), n=20), "black")]
+    assert suspected(*few, clean=standing(20, 20)) == {}  # six images more: a fifth of them, and may be chance
+
+
 @pytest.mark.parametrize(
     ("kind", "other"), [("white", "black"), ("white", "single_step"), ("ensemble", "white"), ("white", "noise")]
 )
 def test_a_few_lucky_examples_are_chance(kind, other):
-    """One or two, up to six to none; thirty to twenty-five; and nothing that noise does to a handful."""
+    """One or two, up to six to none; thirty to twenty-five (which are apart, but not one above the other); and nothing
+    that noise does to a handful.
+    """
     for luck in range(1, 7):
         assert suspected(judged("a", 100, kind), judged("b", 100 - luck, other)) == {}
     balanced = torch.zeros(100, dtype=torch.bool)
@@ -605,10 +635,11 @@ def test_a_few_lucky_examples_are_chance(kind, other):
     flipped = torch.zeros(100, dtype=torch.bool)
     flipped[:25] = True
     if other != "noise":
-        assert suspected(judged("a", balanced, kind), judged("b", flipped, other)) == {}
+        assert suspected(judged("a", balanced, kind), judged("b", flipped, other)) == dict.fromkeys("ab", (APART,))
         clearly = balanced.clone()
         clearly[55:80] = True
-        assert list(suspected(judged("a", clearly, kind), judged("b", flipped, other))) == ["a"]
+        found = suspected(judged("a", clearly, kind), judged("b", flipped, other))
+        assert [name for name, reasons in found.items() if set(reasons) - {APART}] == ["a"]
 
 
 def test_equally_strong_attacks_are_seldom_told_apart():
@@ -617,7 +648,8 @@ def test_equally_strong_attacks_are_seldom_told_apart():
         lucky = torch.rand(2, 200, generator=g) < 0.5  # of 80 examples near the border each is broken by half of them
         lucky[:, :60], lucky[:, 140:] = False, True
         white, black = (judged(n, b, k) for n, b, k in (("w", lucky[0], "white"), ("b", lucky[1], "black")))
-        flagged += bool(suspected(white, black, clean=standing(200, 200)))
+        reasons = suspect_results(standing(200, 200), [white, black])
+        flagged += any("beats it" in reason for found in reasons.values() for reason in found)
     assert 0 < flagged <= 15
 
 

@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robust import PGD, Normalize, Threat, accuracy, cross_entropy, pgd, robust_accuracy, withstands
+from robust import (
+    PGD,
+    Normalize,
+    SuspiciousModelWarning,
+    Threat,
+    accuracy,
+    cross_entropy,
+    pgd,
+    robust_accuracy,
+    withstands,
+)
 from robust.losses import difference_of_logits_ratio as dlr
 from robust.losses import margin
 
@@ -342,6 +352,8 @@ def test_randomness_is_the_generators(net):
         ({"step_size": 0.0}, "step_size is 0.0"),
         ({"step_size": -1.0}, "step_size is -1.0"),
         ({"iterate": "best"}, "iterate is 'best'; choose from worst, last"),
+        ({"objective": "both"}, r"objective is 'both'; choose from ce, margin, dlr, ce\+margin"),
+        ({"eot": 0}, "eot is 0"),
     ],
 )
 def test_a_field_out_of_range_is_refused_by_name(net, fields, message):
@@ -369,6 +381,39 @@ def test_the_margin_and_its_ratio_are_what_they_say():
         assert d.item() == pytest.approx((others[-1] - row[target].item()) / (ranked[-1] - ranked[-3]))
     assert torch.equal(margin(logits, targets) > 0, logits.argmax(1) != targets)
     assert torch.equal(dlr(logits[:, :3], targets % 3), margin(logits[:, :3], targets % 3))
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("scale", [0.05, 1.0, 50.0])
+def test_cross_entropy_then_the_margin_breaks_all_that_either_breaks(digits, restarts, scale):
+    """On logits of small, of usual and of saturated scale."""
+    net, images, targets = digits
+    model, options = (lambda x: scale * net(x)), {"steps": 5, "restarts": restarts}
+    stand = {
+        objective: withstands(
+            model, images, targets, PGD(Threat("linf", 0.1), objective=objective, **options), generator=rng()
+        )
+        for objective in ("ce", "margin", "ce+margin")
+    }
+    assert (stand["ce+margin"] <= stand["ce"] & stand["margin"]).all()
+    if restarts == 1:
+        assert torch.equal(stand["ce+margin"], stand["ce"] & stand["margin"])
+    assert stand["ce+margin"].any()
+    if scale != 1.0:
+        assert stand["ce+margin"].sum() < stand["ce"].sum() - 20
+
+
+@pytest.mark.parametrize("iterate", ["worst", "last"])
+@pytest.mark.parametrize("options", [{}, {"objective": "ce+margin"}, {"eot": 2}])
+def test_a_model_without_a_gradient_path_is_attacked_by_its_start_and_says_so(net, iterate, options):
+    images, targets = batch()
+    attack = PGD(Threat("linf", 0.1), steps=3, iterate=iterate, **options)
+    for model in (lambda x: net(x).detach(), torch.no_grad()(lambda x: net(x))):
+        with pytest.warns(SuspiciousModelWarning, match=r"no gradient path to its input.* robust\.bpda"):
+            found = attack(model, images, targets, generator=rng())
+        moved = (found - images).flatten(1).abs().amax(1)
+        assert moved.max() <= 0.1 + 1e-12
+        assert moved.max() > 0.05
 
 
 @pytest.mark.parametrize("objective", ["margin", "dlr"])

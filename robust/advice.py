@@ -1,0 +1,84 @@
+"""What to do about a suspicious figure: the attack that a reason advises, and the attacks that follow the advice."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from robust.attacks.autoattack import AutoAttack
+from robust.attacks.library import APGD, Square
+from robust.attacks.noise import Noise
+from robust.attacks.pgd import PGD
+from robust.attacks.transfer import Transfer
+
+__all__ = ["ANY_STEP", "AVERAGED", "BLACK_BOX", "MARGIN", "advised", "concerns", "remedy"]
+
+MARGIN = "pgd_ce_margin"
+"""for models on which cross-entropy is a weak objective"""
+BLACK_BOX = "square"
+"""for models whose gradients lead nowhere"""
+AVERAGED = "autoattack:version=rand"
+"""for models with random answers"""
+ANY_STEP = f"use BPDA (robust.bpda) or {BLACK_BOX}"
+
+_USE = re.compile(r"use (?:BPDA \(robust\.bpda\) or )?([\w:=]+)$")
+_WITHOUT_USE = ("input gradient", "takes gradients inside", "noise breaks", "black-box", "single-step", "weaker")
+_MASKED = ("masked gradients", "can be made grey", "breaks no more", "breaks fewer", "break different images")
+
+
+def remedy(reason: str) -> str | None:
+    """Return the attack that a reason advises, a name or spec of `robust.ATTACKS`; None where no attack helps.
+
+    >>> remedy("input gradient is zero on 20 of 20 images: use BPDA (robust.bpda) or square")
+    'square'
+    """
+    found = _USE.search(reason)
+    if found:
+        return found[1]
+    led_astray = reason.startswith(_WITHOUT_USE) or any(words in reason for words in _MASKED)
+    return BLACK_BOX if led_astray else None
+
+
+def advised(doubts: str | Sequence[str]) -> str | None:
+    """Return the one attack to run next: its figure is what a suspicious figure is to be compared with.
+
+    Args:
+        doubts: the reasons, or the verdict that was made of them ("suspicious: a; b").
+
+    Returns:
+        a spec for `attack_named`, without a threat; None for "ok", and where no attack helps (logits that are not
+        finite, or that do not depend on the image).
+
+    >>> advised("suspicious: cross-entropy PGD is weak here, the margin breaks more, 33 to 0: use pgd_ce_margin")
+    'pgd_ce_margin'
+    >>> advised("ok")
+    """
+    reasons = doubts.removeprefix("suspicious: ").split("; ") if isinstance(doubts, str) else doubts
+    explicit = {found[1] for reason in reasons if (found := _USE.search(reason))}
+    found = explicit or {remedy(reason) for reason in reasons}
+    return next((spec for spec in (AVERAGED, BLACK_BOX, MARGIN) if spec in found), None)
+
+
+def concerns(reason: str, attack: Any) -> bool:
+    """Tell whether a reason to doubt a model is one to doubt this attack's figure: not if the attack heeds the advice.
+
+    Args:
+        reason: of `suspect_model` or `unbounded`.
+        attack: of this library; any other, or None, is taken for an attack by the gradient of cross-entropy.
+
+    Returns:
+        False where the attack does what the reason advises, or does not use what the reason is about.
+
+    >>> from robust.threat import Threat
+    >>> reason = "cross-entropy PGD is weak here, the margin breaks more, 33 to 0: use pgd_ce_margin"
+    >>> [concerns(reason, PGD(Threat("linf", 0.1), objective=objective)) for objective in ("ce", "margin")]
+    [True, False]
+    """
+    spec = remedy(reason)
+    if spec == MARGIN:
+        other = (isinstance(attack, PGD) and attack.objective == "ce") or getattr(attack, "loss", None) == "ce"
+        return other or not type(attack).__module__.startswith("robust.attacks")
+    if spec == BLACK_BOX and not reason.startswith("takes gradients inside"):
+        return not isinstance(attack, (Square, Transfer, Noise))
+    if spec == AVERAGED:
+        return not (isinstance(attack, (PGD, APGD, AutoAttack)) and attack.eot > 1)
+    return True

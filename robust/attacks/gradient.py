@@ -1,0 +1,37 @@
+"""The input gradient that attacks follow, of models without one too."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+__all__ = ["NO_PATH", "SuspiciousModelWarning", "input_gradient"]
+
+NO_PATH = (
+    "the model's output has no gradient path to its input, so attacks by gradients go nowhere: "
+    "put the step without a derivative in robust.bpda, or attack with a black box (Square)"
+)
+
+
+class SuspiciousModelWarning(UserWarning):
+    """A figure of robustness is not to be trusted, since attacks by gradients may fail on this model."""
+
+
+def input_gradient(total: Tensor, points: Tensor) -> Tensor:
+    """Return the gradient of a sum over examples, zero (with a warning) where nothing leads back to the points.
+
+    Args:
+        total: a scalar.
+        points: (N, ...), what is differentiated by.
+
+    >>> points = torch.ones(2, requires_grad=True)
+    >>> input_gradient((points**2).sum(), points)
+    tensor([2., 2.])
+    """
+    found = None
+    if total.requires_grad:
+        (found,) = torch.autograd.grad(total, points, allow_unused=True)
+    if found is None:
+        warnings.warn(NO_PATH, SuspiciousModelWarning, stacklevel=3)
+        return torch.zeros_like(points)
+    return found
