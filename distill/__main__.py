@@ -52,7 +52,7 @@ Robust dataset distillation: make a few images per class on which networks train
                                         what other code published (with --dataset; docs/published.md)
   bash run.sh export PATH --to FORMAT   a distilled set for other code: {exports}
   bash run.sh benchmark [--flags]       the paper's tables: what of them is missing is run, beside the paper's numbers
-  bash run.sh compare RUN RUN           two runs on the same test images: differences, intervals, p-values
+  bash run.sh compare A... --against B...   two sides of runs (seeds) on the same test images: differences, p-values
   bash run.sh curvature RUN             how curved the loss of its students is, the paper's bound, and plots of it
   bash run.sh table [RUNS ...]          all finished runs as one table: --format {formats}
   bash run.sh list                      methods, data sets, backbones, attacks, losses, recipes

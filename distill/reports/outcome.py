@@ -10,9 +10,12 @@ from torch import Tensor
 
 from distill.files import read_tensors, write_text
 from distill.reports.intervals import accuracy_interval
-from distill.reports.tables import aligned, find_rows, milliseconds, render, summary
+from distill.reports.tables import WHAT, aligned, find_rows, headings, milliseconds, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
+
+HEADER = ("", "accuracy", "95 % interval", "advised", "distance", "seconds", "verdict")
+"""of what is printed of a run"""
 
 
 def finish(rows: list[dict[str, Any]], folder: Path) -> int:
@@ -32,17 +35,21 @@ def show(folder: Path) -> int:
         f"recipe {first['recipe']}, "
         f"seed {first['seed']}: {students} student{'s' * (students > 1)}, {first['images']} test images"
     )
-    print(aligned([["", "accuracy", "95 % interval", "distance", "seconds", "verdict"], *_lines(rows, folder)]), end="")
+    columns = _columns(rows, folder)
+    print(aligned([list(line) for line in zip(*columns, strict=True)]), end="")
     teacher = folder / "teacher.jsonl"
     if teacher.exists():
         judged = [json.loads(line) for line in teacher.read_text(encoding="utf-8").splitlines()]
         print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
-    interval = "Wilson's, over students and images of this set" if students > 1 else "Wilson's, over images"
-    print(
-        "accuracy in percent, mean ± standard deviation over the students, each trained in "
-        f"{milliseconds(first['epoch_seconds'])} ms an epoch; interval: {interval}; distance: "
-        "median of a minimum-norm attack; columns: `bash run.sh list`"
+    spread = f"mean ± standard deviation over {students} students; " if students > 1 else ""
+    over = "students of this set and images" if students > 1 else "images"
+    print(f"accuracy in percent, {spread}95 % interval: Wilson's, over {over}")
+    notes = [f"a student was trained in {milliseconds(first['epoch_seconds'])} ms an epoch"]
+    notes += ["distance: median of a minimum-norm attack"] * any(column[0] == "distance" for column in columns)
+    notes += ["advised: the figure in doubt, under the attack that its verdict advises too"] * any(
+        column[0] == "advised" for column in columns
     )
+    print("; ".join(notes))
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
     return 0
 
@@ -55,27 +62,30 @@ def bools_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {name: torch.stack([sheet[name] for sheet in sheets]) for name in names}
 
 
-def _lines(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
-    bools = bools_of(folder, rows)
-    lines = []
-    for mean in summary(rows):
-        name, mine = mean["attack"], [row for row in rows if row["attack"] == mean["attack"]]
-        found, interval = bools[name], ""  # corruptions have no interval: the same image many times
+def _columns(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
+    """Return the columns of what is printed, each with its heading; those that say nothing are left out."""
+    bools, means = bools_of(folder, rows), summary(rows)
+    names = headings(tuple(mean[field] for field in WHAT) for mean in means)
+    table: dict[str, list[str]] = {name: [] for name in HEADER}
+    for mean in means:
+        mine = [row for row in rows if row["attack"] == mean["attack"]]
+        found, interval = bools[mean["attack"]], ""  # corruptions have no interval: the same image many times
         if found.ndim == 2:
             low, high = accuracy_interval([found])
             interval = f"{low:.1f} to {high:.1f}"
         distances = [row["median_distance"] for row in mine if row["median_distance"] is not None]
-        lines.append(
-            [
-                name,
-                f"{mean['mean']:.1f}" + ("" if mean["std"] is None else f" ± {mean['std']:.1f}"),
-                interval,
-                f"{sum(distances) / len(distances):.3g}" if distances else "",
-                f"{sum(row['seconds'] for row in mine):.1f}",
-                verdict_of([row["verdict"] for row in mine]),
-            ]
-        )
-    return lines
+        line = [
+            names[tuple(mean[field] for field in WHAT)],
+            f"{mean['mean']:.1f}" + ("" if mean["std"] is None else f" ± {mean['std']:.1f}"),
+            interval,
+            "" if mean["advised_mean"] is None else f"{mean['advised_mean']:.1f} by {mean['advised']}",
+            f"{sum(distances) / len(distances):.3g}" if distances else "",
+            f"{sum(row['seconds'] for row in mine):.1f}",
+            verdict_of([row["verdict"] for row in mine]),
+        ]
+        for name, cell in zip(HEADER, line, strict=True):
+            table[name].append(cell)
+    return [[name, *cells] for name, cells in table.items() if any(cells)]
 
 
 def verdict_of(verdicts: list[str]) -> str:
