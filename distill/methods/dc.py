@@ -17,7 +17,7 @@ seeds are addressed.
 
 Deviations from GUARD's paper: its networks have "He initialization" (section 7.1) and its analysis starts DC from real
 images (section 4, figure 1); the recipes have PyTorch's initialisation and noise, as DC's official code, on which the
-paper builds. The paper's are `--backbone convnet:init=he` and `--init real`.
+paper builds. The paper's are `--backbone convnet:init=he` and `--init real`; what they change is on docs/methods/dc.md.
 """
 
 import time
