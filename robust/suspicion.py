@@ -36,7 +36,7 @@ ANY_IMAGE = Threat("linf", 1.0)
 SMALL = (1e-3, 1e-2)
 """noise under which the gradient must predict the change of the margin, in pixels of [0, 1]: below 1e-3 the rounding of
 inputs to 16 bits counts, above 1e-2 the curvature of ordinary networks; the mean of both correlations decides"""
-DRAWS = 3
+DRAWS = 2
 """of that noise, of each size"""
 PREDICTS = 0.5
 """the least rank correlation of prediction and change: ordinary networks have 0.8 to 1, masked ones 0 to 0.2"""

@@ -239,14 +239,17 @@ def test_logits_that_are_not_finite(net, data):
 def test_who_heeds_the_advice_is_not_in_doubt():
     weak = f"{WEAK}33 to 0: attack the margin or DLR, use pgd_ce_margin"
     zero = f"{ZERO}20 of 20 images, though noise moves the logits of 20: use BPDA (robust.bpda) or square"
+    astray = f"{UNPREDICTED} (correlation 0.13): use BPDA (robust.bpda) or square"
     random = "random: two passes differ: average attacks over the randomness, use autoattack:version=rand"
     heed = {
         weak: "pgd:objective=margin pgd_ce_margin apgd_dlr apgd_t fab square autoattack noise",
         zero: "square noise",
+        astray: "noise",
         random: "pgd:eot=20 apgd_ce:eot=5 autoattack:version=rand",
     }
     doubted = {
         weak: "pgd pgd100 mim fgsm apgd_ce",
+        astray: "pgd pgd_ce_margin square autoattack",  # Square may be the weakest of them
         zero: "pgd pgd_ce_margin apgd_t fab autoattack fgsm",
         random: "pgd square autoattack noise",
     }
