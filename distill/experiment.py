@@ -38,7 +38,7 @@ class Evaluation:
     transfer_backbone: str = "alexnet"
     """the other student's network for `transfer_student`"""
     test_images: int | None = None
-    """class-balanced, fixed part of the test set; None for all"""
+    """class-balanced part of the test set, drawn once for all runs; None for all"""
     protocol: Literal["standard", "own"] = "standard"
     """how students are trained: as --student.* says, the same for all methods, or as the method's authors do"""
     student: Training = field(default_factory=Training)

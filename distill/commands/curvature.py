@@ -122,7 +122,7 @@ class _Run:
                 f"{place} was run on other data than {asked.data_dir} has ({difference(content.get('data'), found)}): "
                 "give its --data-dir"
             )
-        test = test.first(asked.images).to(device)
+        test = test.subset(asked.images).to(device)
         self.test = replace(test, images=test.images[:])  # few enough to be in memory
         spare_threads(self.test, device)
         self.label = f"{rows[0]['method']} {rows[0]['dataset']} ipc {rows[0]['ipc']} seed {rows[0]['seed']}"

@@ -68,7 +68,7 @@ def evaluate(
     Raises:
         InputError: the set is not one of this data set, or a column is unknown.
     """
-    distilled, test = distilled.to(test.images.device), test.first(evaluation.test_images)
+    distilled, test = distilled.to(test.images.device), test.subset(evaluation.test_images)
     labels = dict(labels) | {"test": test.digest[:16]}
     if line := check(distilled, test):
         run.say(line)

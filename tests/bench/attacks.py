@@ -54,7 +54,7 @@ def real_data() -> tuple[ImageSet, ImageSet]:
         train, test = load("cifar10", Path(os.environ.get("DATA_DIR", "data")), None)
     except InputError:
         train, test = load("digits", Path("data"), None)
-    return train, test.first(1000)
+    return train, test.subset(1000)
 
 
 def sample(train: ImageSet, class_: int) -> tuple[Tensor, Tensor]:

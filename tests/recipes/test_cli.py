@@ -48,7 +48,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     assert set(experiment["made_by"]) == {"versions", "device", "commit", "command"}
 
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
-    assert [row["attack"] for row in rows] == ["clean", "linf_star", "linf", "l2"]
+    assert [row["attack"] for row in rows] == ["clean", "linf_star", "linf", "l2", "pgd_ce_margin@2/255"]
     accuracy = {row["attack"]: float(row["mean"]) for row in rows}
     assert {row["n"] for row in rows} == {"2"}
     assert accuracy["clean"] >= accuracy["linf"] >= accuracy["linf_star"]
@@ -103,6 +103,7 @@ def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Pat
         "linf_star",
         "linf",
         "l2",
+        "pgd_ce_margin@2/255",
     ]
 
 

@@ -400,7 +400,7 @@ def test_an_image_set_of_files_is_one_of_tensors(several: ImageFiles) -> None:
     assert (len(lazy), lazy.num_classes, lazy.image_shape) == (7, 2, (3, 8, 8))
     assert torch.equal(lazy.sample(0, 3, draw()), memory.sample(0, 3, draw()))
     for ours, theirs in (
-        (lazy.first(5), memory.first(5)),
+        (lazy.subset(5), memory.subset(5)),
         *zip(lazy.split(0.4, draw()), memory.split(0.4, draw()), strict=True),
         (lazy.to("cpu"), memory),
     ):
@@ -418,7 +418,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(several: ImageFiles, monkeypa
     decoded = []
     decode = image_files._decode
     monkeypatch.setattr(image_files, "_decode", lambda path: decoded.append(path) or decode(path))
-    made = lazy.first(5).split(0.4, torch.Generator())[0].resized(6).to("cpu")
+    made = lazy.subset(5).split(0.4, torch.Generator())[0].resized(6).to("cpu")
     assert decoded == []
     made.images[1]
     assert len(decoded) == 1
