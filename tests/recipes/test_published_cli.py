@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.__main__ import main
-from distill.data import load
+from distill.data import label, load
 from distill.distilled import DistilledSet
 from distill.files import read_tensors
 from robust import Normalize
@@ -76,7 +76,7 @@ def test_a_set_of_dc_style_code_is_judged_end_to_end(
     words = ["evaluate", published, "--dataset", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL]
     assert run(*words) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("dc on folder, ipc 2, convnet:width=4,depth=2")
+    assert out.startswith(f"dc on {label('folder', data)}, ipc 2, convnet:width=4,depth=2")
     assert "dc in the format of DC's code, experiment 0 of 2; normalised with our constants of folder" in err
     assert "warning" not in err
     assert clean(tmp_path)[0] > 85
@@ -128,7 +128,7 @@ def test_own_ways_of_training(data: Path, tmp_path: Path, capsys: pytest.Capture
     steps = [((x - mean) / std, y, torch.tensor([0.1])) for _ in range(20)]
     torch.save(steps, tmp_path / "results.pth")
     assert run("evaluate", tmp_path / "results.pth", *words) == 0
-    assert "dd on folder, ipc 2, convnet:width=4,depth=2, own" in capsys.readouterr().out
+    assert f"dd on {label('folder', data)}, ipc 2, convnet:width=4,depth=2, own" in capsys.readouterr().out
 
     (tmp_path / "mtt").mkdir()
     from kornia.enhance import ZCAWhitening
@@ -141,7 +141,7 @@ def test_own_ways_of_training(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert "the set lacks the learned learning rate of mtt's students; give --lr" in capsys.readouterr().err
     words += ["--runs", tmp_path / "second"]
     assert run("evaluate", tmp_path / "mtt", *words, "--space", "whitened", "--lr", "0.05", "--students", "1") == 0
-    assert "mtt on folder, ipc 2, convnet:width=4,depth=2, own" in capsys.readouterr().out
+    assert f"mtt on {label('folder', data)}, ipc 2, convnet:width=4,depth=2, own" in capsys.readouterr().out
     (place,) = [path.parent for path in (tmp_path / "second" / "published").rglob("whitening.safetensors")]
     found = DistilledSet.load(place)
     assert (found.images - x).abs().max() < 1e-3
@@ -238,7 +238,7 @@ def test_export_says_where(published: Path, data: Path, tmp_path: Path, capsys: 
     out, err = capsys.readouterr()
     assert out.strip() == str(folder / "export" / "imagefolder")
     assert "lossy" in err
-    assert sorted(path.name for path in (folder / "export" / "imagefolder").iterdir()) == ["above", "below"]
+    assert sorted(path.name for path in (folder / "export" / "imagefolder").glob("[!.]*")) == ["above", "below"]
 
 
 def write_fkd(folder: Path, order_seed: int = 42) -> Path:
@@ -271,7 +271,7 @@ def test_soft_labels_of_fkd(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     words += ["--runs", tmp_path / "runs"]
     assert run(*words, "--fkd", tmp_path / "FKD", "--protocol", "own") == 0
     out, err = capsys.readouterr()
-    assert "sre2l on folder, ipc 2, convnet:width=4,depth=2, own" in out
+    assert f"sre2l on {label('folder', data)}, ipc 2, convnet:width=4,depth=2, own" in out
     assert "teacher" not in out
     assert "10 epochs in batches of 3, mixed by cutmix" in err
     assert "100.0% of 40 labels, 50.0% by chance" in err
