@@ -627,7 +627,7 @@ def test_the_command_line(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "convnet:width=4,depth=2, own, recipe" in capsys.readouterr().out
     folder = tmp_path / "dim" / label("folder", data) / "ipc2" / "seed0"
     assert DistilledSet.load(folder).method == "dim"
-    assert list(rows(folder)) == ["clean", "fgsm"]
+    assert list(rows(folder)) == ["clean", "fgsm@8/255"]
     assert (folder / "grid.png").exists()
     assert run("dim", *words, "--ipc", "1") == 0
     assert len(list((tmp_path / "stages").iterdir())) == 2  # the same generator

@@ -10,7 +10,7 @@ from torch import nn
 from distill.data import ImageSet
 from distill.experiment import Evaluation
 from distill.judging.columns import columns
-from distill.judging.judge import Sheet, judge, judge_clean
+from distill.judging.judge import Sheet, descend, judge, judge_clean
 from distill.judging.verdicts import next_attack, verdicts
 from distill.run import Run
 from robust import (
@@ -58,10 +58,12 @@ def said(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = N
     """Return the verdicts on a student, judged as a run does."""
     test, run = test or toy(), Run(folder, None)
     asked = columns(Evaluation(attacks=attacks), 3, 8)
-    sheet = Sheet(folder / "students", 0)
+    sheet = Sheet(folder / "students", 0, {column.name: column.how for column in asked})
     judge_clean(sheet, model, test)
-    for column in sorted(asked, key=lambda c: (c.base == "worst", c.threat.eps if c.threat else 0)):
-        judge(column, asked, sheet, model, test, Bright() if column.base.startswith("transfer") else None, run)
+    for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
+        if column.base != "worst":
+            judge(column, asked, sheet, model, test, Bright() if column.base.startswith("transfer") else None, run)
+    descend(sheet, asked)
     return verdicts(sheet.bools, asked, model, test, rng())
 
 
