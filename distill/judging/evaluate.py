@@ -114,7 +114,7 @@ def evaluate(
     return rows
 
 
-ADVICE = {"square": "square:queries=1000", "autoattack:version=rand": "pgd_ce_margin:eot=20"}
+ADVICE = {"square": "square:queries=500", "autoattack:version=rand": "pgd_ce_margin:eot=20"}
 """cheaper forms of the attacks that a verdict advises, for the figure beside the one in doubt"""
 
 

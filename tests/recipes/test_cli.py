@@ -135,10 +135,11 @@ def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytes
 
 
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["dc", "folder", "--data-dir", data, *SMALL]
-    assert run(*words, "--runs", tmp_path / "whole") == 0
     from distill.judging import evaluate
 
+    monkeypatch.setattr(evaluate, "heed", lambda *_: {})  # which also judges, where a verdict advises it
+    words = ["dc", "folder", "--data-dir", data, *SMALL, "--attacks", "linf_star,linf,l2"]
+    assert run(*words, "--runs", tmp_path / "whole") == 0
     judge, calls = evaluate.judge, []
 
     def dies(*arguments):
@@ -184,7 +185,7 @@ def test_evaluate_judges_a_file_and_a_folder(data: Path, tmp_path: Path, capsys:
     assert run("evaluate", folder, *options, "--student.lr", "0.1") == 2  # another config in that folder
     assert "evaluation.student.lr is 0.01 there, 0.1 now" in capsys.readouterr().err
     assert run("table", tmp_path / "a", tmp_path / "b", "--format", "csv") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 4
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 * 5
 
 
 def test_other_networks_on_the_same_set(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,19 +226,7 @@ def test_results_of_other_settings_of_an_attack_are_not_served(tmp_path: Path) -
 def test_a_benchmark_counts_the_students_of_all_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where sets are evaluated in another network than their own, the table had the last seed alone."""
     data = own_data(tmp_path / "data")
-    words = [
-        "benchmark",
-        "--datasets",
-        "folder",
-        "--methods",
-        "random",
-        "--ipc",
-        "1",
-        "--seeds",
-        "3",
-        "--students",
-        "2",
-    ]
+    words = ["benchmark", "--datasets", "folder", "--methods", "random", "--ipc", "1", "--seeds", "2", "--jobs", "2"]
     words += ["--data-dir", data, "--runs", tmp_path / "runs", "--students", "2", "--attacks", "linf", "--flags"]
     words += ["random: --student.epochs 10 --backbone convnet:width=4,depth=2"]
     assert run(*words, "--backbone", "convnet:width=3,depth=2") == 0
