@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from distill.judging import evaluate
 from tests.toy import write_toy
+
+
+@pytest.fixture(autouse=True)
+def no_advised_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the attacks that verdicts advise (tests/unit/test_verdicts.py has them).
+
+    Students of twenty epochs are in doubt as a rule, and Square's queries for each would take minutes of the suite.
+    """
+    monkeypatch.setattr(evaluate, "heed", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

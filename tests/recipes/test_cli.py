@@ -137,7 +137,6 @@ def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytes
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.judging import evaluate
 
-    monkeypatch.setattr(evaluate, "heed", lambda *_: {})  # which also judges, where a verdict advises it
     words = ["dc", "folder", "--data-dir", data, *SMALL, "--attacks", "linf_star,linf,l2"]
     assert run(*words, "--runs", tmp_path / "whole") == 0
     judge, calls = evaluate.judge, []

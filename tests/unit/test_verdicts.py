@@ -10,7 +10,9 @@ from torch import nn
 from distill.data import ImageSet
 from distill.experiment import Evaluation
 from distill.judging.columns import columns
+from distill.judging.evaluate import heed
 from distill.judging.judge import Sheet, descend, judge, judge_clean
+from distill.judging.results import row_of
 from distill.judging.verdicts import next_attack, verdicts
 from distill.run import Run
 from robust import (
@@ -198,3 +200,30 @@ def test_a_model_without_a_gradient_path_is_in_doubt_under_every_attack(attack) 
     report = evaluate(model, test.images[:10], test.labels[:10], {"it": attack}, generator=rng())
     assert report.verdicts["it"].startswith("suspicious: input gradient is zero on 10 of 10 images")
     assert report.verdicts["it"].endswith("masked gradients")
+
+
+def test_the_advised_attack_is_run_and_its_figure_stands_beside_the_one_in_doubt(tmp_path: Path) -> None:
+    """Pixels in five steps hide the gradient: PGD breaks nothing, Square does, and the table shows both figures."""
+    test, run = toy(), Run(tmp_path, None)
+    evaluation = Evaluation(attacks="pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4")
+    asked = columns(evaluation, 3, 8)
+    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
+    model = Bright(coarse)
+    judge_clean(sheet, model, test)
+    for column in asked:
+        if column.base != "worst":
+            judge(column, asked, sheet, model, test, None, run)
+    descend(sheet, asked)
+    found = verdicts(sheet.bools, asked, model, test, rng())
+    assert found["pgd@0.4"] != "ok"
+    heeded = heed(found, evaluation, asked, sheet, model, test, run)
+    name, standing = heeded["pgd@0.4"]
+    assert name == "square:queries=500@0.4"
+    assert torch.equal(standing, sheet.bools["pgd@0.4"] & sheet.bools[name])
+    assert standing.sum() < sheet.bools["pgd@0.4"].sum()
+    assert heeded.keys() == {column.name for column in asked if found[column.name] != "ok"}
+    rows = {c.name: row_of(c, asked, sheet, found[c.name], heeded.get(c.name), 0.0) for c in asked}
+    assert rows["pgd@0.4"]["advised"] == name
+    assert rows["pgd@0.4"]["advised_accuracy"] == 100 * standing.double().mean().item()
+    assert (rows["noise@0.4"]["advised"], rows["noise@0.4"]["advised_accuracy"]) == ("", None)
+    assert rows["worst@0.4"]["how"] == "of noise@0.4, pgd@0.4, square:queries=50@0.4"
