@@ -5,6 +5,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -252,8 +253,10 @@ def announce(
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if chosen_here:
-        paper = hours(module.RECIPES[experiment.method]["paper"](experiment.dataset, experiment.ipc))
-        text = f"No GPU here: {text} (about {this}); --recipe paper would take about {paper}"
+        text = f"No GPU here: {text} (about {this})"
+        with suppress(InputError):  # its network does not take images of this size
+            paper = hours(module.RECIPES[experiment.method]["paper"](experiment.dataset, experiment.ipc))
+            text = f"{text}; --recipe paper would take about {paper}"
     else:
         text = f"{text}: about {this} on this CPU"
     print(text, file=sys.stderr)

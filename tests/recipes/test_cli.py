@@ -134,6 +134,16 @@ def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytes
     assert "--recipe paper would take about" in first
 
 
+def test_a_size_that_the_papers_network_does_not_take_is_no_reason_to_refuse(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["random", "imagenette", "--data-dir", data, "--runs", tmp_path, "--image-size", "8", "--device", "cpu"]
+    assert run(*words, *SMALL_STUDENTS) == 0
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("No GPU here: random on imagenette-8px, ipc 1, recipe quick (about ")
+    assert "recipe paper" not in first
+
+
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.judging import evaluate
 
