@@ -359,8 +359,8 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 # On CIFAR-10 with ten images, where trained networks are matched, the weight trades clean for robust accuracy. With one
 # image only fresh networks are matched: weight 1 moves the real gradients by 0.1 % of the distance that is minimised,
 # weight 10 by 5 %, 100 by 60 %, 1000 by 91 % (MNIST at 16 px: 0.06, 1.5, 39, 72), so that at weight 1 guard_dc is dc
-# and says so; at 100 it was no more robust. At the large threats of MNIST no weight gained with ten images; MNIST's
-# students were then trained without augmentation.
+# and says so. Larger ones lose, clean and under attack (16 px, weights to 1000, h 1 to 10: docs/methods/guard.md). At
+# the large threats of MNIST no weight gained with ten images; MNIST's students were then trained without augmentation.
 GUARD_WEIGHT = {("cifar10", True): 3.0}  # (data set, ipc > 1)
 GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one image; not searched on other sets
 # From real images (--init real) none gained on CIFAR-10 with ten images, 3 students: DC 34.2, 0.1, 10.7, 8.1, weight 3
