@@ -21,9 +21,9 @@ from distill.commands.compare import run_compare
 from distill.commands.curvature import run_curvature
 from distill.commands.evaluate import digest_of, run_evaluate
 from distill.commands.export import EXPORTS, run_export
-from distill.commands.start import Place, foresee, identity_of, spare_threads
+from distill.commands.start import Place, foresee, identity_of, real_data, spare_threads
 from distill.commands.table import run_table
-from distill.data import DATASETS, ImageSet, load
+from distill.data import DATASETS, ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.estimate import estimate, human
@@ -176,7 +176,8 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     with joined(device):
-        train, test = real_data(experiment, place, device)
+        where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
+        train, test = real_data(*where)
         data = experiment.data_name(place.data_dir)
         options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
         options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
@@ -186,6 +187,7 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         if absent == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             return show(run.folder)
+        train, test = train.to(device), test.to(device)
         spare_threads(train, device)
         smallest = int(train.labels.bincount(minlength=train.num_classes).min())
         if experiment.ipc > smallest and not hasattr(module, "ANY_IPC"):
@@ -217,15 +219,6 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
             return finish(rows, run.folder) if first() else 0
-
-
-def real_data(experiment: Experiment, place: Place, device: torch.device) -> tuple[ImageSet, ImageSet]:
-    """Return what is distilled and what is judged on, on the device."""
-    train, test = load(experiment.dataset, place.data_dir, experiment.image_size, place.damaged)
-    if experiment.split == "validation":
-        # One split for all seeds, so that what is chosen on it is chosen on the same images.
-        train, test = train.split(0.1, torch.Generator().manual_seed(0))
-    return train.to(device), test.to(device)
 
 
 def announce(

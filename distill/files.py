@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 
-__all__ = ["Checkpoint", "read_tensors", "write_atomic", "write_tensors", "write_text"]
+__all__ = ["Checkpoint", "hash_of", "read_tensors", "write_atomic", "write_tensors", "write_text"]
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -49,6 +50,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write tensors as safetensors, atomically; the same content gives the same bytes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def hash_of(path: Path | str | bytes) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path, only: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

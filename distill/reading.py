@@ -22,7 +22,7 @@ from distill.augment import augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.files import write_text
+from distill.files import hash_of, write_text
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
@@ -156,8 +156,7 @@ def _digest(path: Path, reading: Reading, data: str) -> str:
     for file in files:
         digest.update(file.name.encode() + b"\0")
         try:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(hash_of(file)))
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from None
     return digest.hexdigest()

@@ -20,8 +20,8 @@ import torch
 
 from distill.commands.cells import SET, Cell, run_cells
 from distill.commands.evaluate import digest_of, folder_of
-from distill.commands.start import Place, identity_of
-from distill.data import DATASETS, label, load
+from distill.commands.start import Place, identity_of, real_data
+from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation, Experiment
 from distill.files import write_text
@@ -267,11 +267,9 @@ def _facts(
     None where the data are not there: then a finished run is shown without being compared with them.
     """
     try:
-        train, test = load(dataset, data_dir, image_size)
+        train, test = real_data(dataset, data_dir, image_size, split)
     except InputError:
         return None
-    if split == "validation":
-        train, test = train.split(0.1, torch.Generator().manual_seed(0))
     return identity_of(train, test), test.image_shape[:2]
 
 

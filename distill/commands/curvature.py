@@ -12,8 +12,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.commands.start import Place, identity_of, spare_threads
-from distill.data import load
+from distill.commands.start import Place, identity_of, real_data, spare_threads
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.features import embedding
@@ -113,9 +112,8 @@ class _Run:
         if not (place / "distilled.safetensors").exists():
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
         self.distilled = DistilledSet.load(place).to(device)
-        train, test = load(experiment["dataset"], asked.data_dir, experiment["image_size"], asked.damaged)
-        if experiment["split"] == "validation":
-            train, test = train.split(0.1, torch.Generator().manual_seed(0))
+        where = (experiment["dataset"], asked.data_dir, experiment["image_size"], experiment["split"], asked.damaged)
+        train, test = real_data(*where)
         found = identity_of(train, test)
         if content.get("data") != found:
             raise InputError(

@@ -16,6 +16,7 @@ from distill.data.shards import Shards
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
+from distill.files import hash_of
 from distill.flags import find_device, parse, peek
 from distill.judging.classes import check
 from distill.judging.evaluate import evaluate
@@ -137,10 +138,7 @@ def digest_of(file: Path) -> str:
     """Return what a distilled set is known by: the sha256 of its file, with those of the files that hold its images."""
     images = DistilledSet.load(file).images
     shards = images.paths if isinstance(images, Shards) else []
-    digests = []
-    for path in (file, *shards):
-        with open(path, "rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    digests = [hash_of(path) for path in (file, *shards)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

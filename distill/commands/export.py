@@ -1,6 +1,5 @@
 """`bash run.sh export RUN --to FORMAT`: a distilled set as files of other code."""
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import tyro
 from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
-from distill.files import write_text
+from distill.files import hash_of, write_text
 from distill.flags import parse
 from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
@@ -100,7 +99,7 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
         new = _hashes(temporary)
         ours = _manifest(out)
         present = {
-            path: _hash(out / path) for path in {*new, *ours, *_pictures_in(out, form)} if (out / path).is_file()
+            path: hash_of(out / path) for path in {*new, *ours, *_pictures_in(out, form)} if (out / path).is_file()
         }
         differ = sorted(path for path in new if path in present and present[path] != new[path])
         stale = sorted(path for path in present if path not in new)
@@ -134,12 +133,7 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
 def _hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file in a folder, by its path there."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in files}
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {path.relative_to(folder).as_posix(): hash_of(path) for path in files}
 
 
 def _manifest(out: Path) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from distill.data import ImageSet
+from distill.data import ImageSet, load
 from distill.data.image_files import cores
 from distill.errors import InputError
 from distill.experiment import Evaluation
@@ -16,7 +16,7 @@ from distill.judging.columns import columns, family
 from distill.models import build
 from robust import loss_named
 
-__all__ = ["Place", "foresee", "identity_of", "spare_threads"]
+__all__ = ["Place", "foresee", "identity_of", "real_data", "spare_threads"]
 
 MOST_WORKERS = 8
 """beyond it a GPU is rarely faster fed, and each takes memory"""
@@ -48,6 +48,28 @@ class Place:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be >= 0")
+
+
+def real_data(
+    dataset: str, data_dir: Path, image_size: int | None, split: str, damaged: str = "refuse"
+) -> tuple[ImageSet, ImageSet]:
+    """Return what is distilled and what is evaluated on, on the CPU.
+
+    Args:
+        dataset: its name.
+        data_dir: folder of the real data sets.
+        image_size: side in pixels; None for the set's own.
+        split: "test", or "validation" for a tenth of the training set held out of it.
+        damaged: what to do with image files that cannot be read.
+
+    Raises:
+        InputError: as `distill.data.load`.
+    """
+    train, test = load(dataset, data_dir, image_size, damaged)
+    if split == "validation":
+        # One split for all seeds, so that what is chosen on it is chosen on the same images.
+        train, test = train.split(0.1, torch.Generator().manual_seed(0))
+    return train, test
 
 
 def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:

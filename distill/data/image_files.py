@@ -27,6 +27,7 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from distill.errors import InputError
+from distill.files import hash_of
 from distill.progress import progress
 
 __all__ = ["ENDINGS", "LIMIT", "ImageFiles", "View", "cores", "find_damaged", "read_all", "refusal"]
@@ -207,8 +208,7 @@ class ImageFiles:
 def _hash_of(path: bytes | str) -> bytes:
     """Return the sha256 of a file's bytes; nothing for an unreadable file, which is named when it is decoded."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(hash_of(path))
     except OSError:
         return b""
 

@@ -27,11 +27,12 @@ from distill.judging.columns import Column, columns
 from distill.judging.judge import Sheet, descend, judge, judge_clean
 from distill.judging.results import row_of, with_earlier
 from distill.judging.trained import Trained
-from distill.judging.verdicts import next_attack, verdicts
+from distill.judging.verdicts import verdicts
 from distill.protocol import Protocol
 from distill.ranks import first
 from distill.run import Run
 from distill.students import Training
+from robust.advice import advised
 
 __all__ = ["evaluate"]
 
@@ -143,7 +144,7 @@ def heed(
     """
     found = {}
     for column in asked:
-        spec = next_attack(said.get(column.name, "ok"))
+        spec = advised(said.get(column.name, "ok"))
         if spec is None or column.threat is None:
             continue
         spec = f"{ADVICE.get(spec, spec)}@{column.threat.written}"

@@ -1,6 +1,5 @@
 """results.jsonl of a run: a row for each student and column, and which columns are there already."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from distill.experiment import Evaluation
 from distill.judging.columns import Column, columns
 from distill.judging.judge import Sheet, members_of
 from distill.reports.intervals import wilson
+from distill.reports.tables import find_rows
 
 __all__ = ["missing", "row_of", "with_earlier"]
 
@@ -27,8 +27,8 @@ def missing(folder: Path, evaluation: Evaluation, channels: int, size: int) -> l
     """
     if not (folder / "table.csv").exists():
         return None
-    there = {(row.get("attack"), row.get("how")) for row in _rows_of(folder)}
-    worst = {name for name, _ in there if isinstance(name, str) and name.startswith("worst@")}
+    there = {(row["attack"], row["how"]) for row in _rows_of(folder)}
+    worst = {name for name, _ in there if name.startswith("worst@")}
     found = columns(evaluation, channels, size)
     absent = [c.name for c in found if (c.name, c.how) not in there and c.name not in worst]
     return absent if there else None
@@ -37,19 +37,16 @@ def missing(folder: Path, evaluation: Evaluation, channels: int, size: int) -> l
 def _rows_of(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of results.jsonl; none where it is not there or damaged, and is to be made anew."""
     try:
-        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError):
+        return find_rows([folder])
+    except InputError:
         return []
-    return rows if all(isinstance(row, dict) for row in rows) else []
 
 
 def with_earlier(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     """Return the columns that the run has, then the requested ones."""
-    earlier = [
-        name for name in dict.fromkeys(row.get("attack") for row in _rows_of(folder)) if name not in ("clean", None)
-    ]
+    earlier = [row["attack"] for row in _rows_of(folder) if row["attack"] != "clean"]
     requested = columns(evaluation, channels, size)
-    names = list(dict.fromkeys([*map(str, earlier), *(column.name for column in requested)]))
+    names = list(dict.fromkeys([*earlier, *(column.name for column in requested)]))
     try:
         return columns(replace(evaluation, attacks=",".join(names), eps=""), channels, size)
     except InputError:  # of an earlier version, or damaged

@@ -7,29 +7,17 @@ from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.judging.columns import Column
+from distill.judging.judge import members_of
 from robust import PGD, Threat, Transfer
-from robust.advice import MARGIN, advised, remedy
-from robust.checks import Judged, check_report, suspect_model, suspect_results, unbounded, verdict
+from robust.advice import MARGIN, remedy
+from robust.checks import Judged, check_report, suspect_results, verdict
 from robust.expectation import is_random
-from robust.suspicion import not_finite
-from robust.verdicts import doubts_of
+from robust.suspicion import EXAMINED, not_finite
+from robust.verdicts import doubts_of, examine
 
-__all__ = ["next_attack", "verdicts"]
+__all__ = ["verdicts"]
 
 ATTACKED = ("white", "single_step", "black", "noise", "ensemble")
-EXAMINED = 200
-"""test images, at most, that `robust.checks.suspect_model` takes, evenly spread"""
-UNBOUNDED = 100
-"""test images on which an attack without bounds must succeed"""
-
-
-def next_attack(said: str) -> str | None:
-    """Return the column that follows the advice of a verdict, without its threat; None for "ok" and where none helps.
-
-    >>> next_attack("suspicious: input gradient is zero on 20 of 20 images: use BPDA (robust.bpda) or square")
-    'square'
-    """
-    return advised(said)
 
 
 def verdicts(
@@ -53,9 +41,7 @@ def verdicts(
     """
     attacked = [column for column in asked if column.kind in ATTACKED]
     _refuse_impossible(bools, attacked)
-    # Images in files are decoded for what is looked at: as many, and the same, as suspect_model takes of all.
-    taken = slice(None, None, 1 if isinstance(test.images, Tensor) else -(-len(test) // EXAMINED))
-    images, labels = test.images[taken], test.labels[taken]
+    images = test.images[:: -(-len(test) // EXAMINED)]  # those that `examine` takes; of files no others are decoded
     undefined = not_finite(model, images)
     if undefined:
         return {name: verdict(undefined) for name in ("clean", *(column.name for column in asked))}
@@ -63,20 +49,17 @@ def verdicts(
     if not with_ball:
         return {"clean": "ok"}
     largest = max((threat for _, threat in with_ball), key=lambda threat: threat.eps)
-    few = slice(0, UNBOUNDED)
-    of_model = suspect_model(model, images, labels, threat=largest, generator=generator)
-    of_model += unbounded(model, test.images[few], test.labels[few], generator=generator)
+    of_model = examine(model, test.images, test.labels, largest, generator=generator)
     single = [(column, threat) for column, threat in with_ball if column.base != "worst"]
     once = {(column.base, threat): (column, threat) for column, threat in single}
     results = [_judged(column, threat, bools[column.name]) for column, threat in once.values()]
     random = is_random(model, images)
-    of_results = suspect_results(
-        bools["clean"], results, random=random
-    )  # by base: a curve with a fault is in doubt as a whole
+    # by base: a curve with a fault is in doubt as a whole
+    of_results = suspect_results(bools["clean"], results, random=random)
     reasons = {column.name: (*of_results[column.base], *_doubts(column, model, of_model)) for column, _ in single}
     for column, threat in with_ball:
         if column.base == "worst":
-            reasons[column.name] = _of_worst(threat, single, reasons)
+            reasons[column.name] = _of_worst(column, threat, [member for member, _ in single], reasons)
     return {"clean": "ok"} | {column.name: verdict(reasons[column.name]) for column, _ in with_ball}
 
 
@@ -86,12 +69,12 @@ def _doubts(column: Column, model: nn.Module, of_model: Sequence[str]) -> tuple[
 
 
 def _of_worst(
-    threat: Threat, single: Sequence[tuple[Column, Threat]], reasons: Mapping[str, Sequence[str]]
+    worst: Column, threat: Threat, single: Sequence[Column], reasons: Mapping[str, Sequence[str]]
 ) -> tuple[str, ...]:
     """Return the reasons of the members: the attacks at this threat and smaller ones of its norm."""
-    members = [(column, ball) for column, ball in single if ball.norm == threat.norm and ball.eps <= threat.eps]
-    found = dict.fromkeys(reason for column, _ in members for reason in reasons[column.name])
-    strong = [column for column, ball in members if ball == threat and column.kind in ("white", "ensemble")]
+    members = members_of(worst, single)
+    found = dict.fromkeys(reason for column in members for reason in reasons[column.name])
+    strong = [column for column in members if column.threat == threat and column.kind in ("white", "ensemble")]
     heeded = any(all(remedy(reason) != MARGIN for reason in reasons[column.name]) for column in strong)
     return tuple(reason for reason in found if not (heeded and remedy(reason) == MARGIN))
 

@@ -13,7 +13,7 @@ from distill.judging.columns import columns
 from distill.judging.evaluate import heed
 from distill.judging.judge import Sheet, descend, judge, judge_clean
 from distill.judging.results import row_of
-from distill.judging.verdicts import next_attack, verdicts
+from distill.judging.verdicts import verdicts
 from distill.run import Run
 from robust import (
     APGD,
@@ -30,6 +30,7 @@ from robust import (
     robust_accuracy,
     withstands,
 )
+from robust.advice import advised
 from tests.toy import toy
 
 BOX = Threat("linf", 0.1)
@@ -79,11 +80,11 @@ def test_worst_takes_the_verdicts_of_its_members(tmp_path: Path) -> None:
     assert found["pgd@0.1"].startswith("suspicious: input gradient is zero on ")
     assert found["worst@0.1"] == found["pgd@0.1"]
     assert found["worst@0.05"] == found["worst@l2:0.5"] == found["noise@0.1"] == "ok"  # pgd at 0.1 is no member
-    assert next_attack(found["worst@0.1"]) == "square"
+    assert advised(found["worst@0.1"]) == "square"
 
 
 def test_worst_is_in_doubt_where_only_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "distill.judging.verdicts"
+    module = "robust.verdicts"
     monkeypatch.setattr(f"{module}.suspect_model", lambda *arguments, **options: ())
     monkeypatch.setattr(f"{module}.unbounded", lambda *arguments, **options: ())
     found = said(tmp_path, Bright(coarse), "pgd@0.2,transfer@0.2,worst@0.2")
@@ -97,12 +98,12 @@ def test_a_weak_cross_entropy_is_the_doubt_of_those_who_ascend_it(
 ) -> None:
     weak = "cross-entropy PGD is weak here: the margin loss breaks more, 33 to 0: attack the margin or DLR, "
     weak += "use pgd_ce_margin"
-    monkeypatch.setattr("distill.judging.verdicts.suspect_model", lambda *arguments, **options: (weak,))
+    monkeypatch.setattr("robust.verdicts.suspect_model", lambda *arguments, **options: (weak,))
     found = said(tmp_path / "a", Bright(), "pgd@0.1,pgd_ce_margin@0.1,transfer@0.1,worst@0.1,pgd@0.05,worst@0.05")
     doubted = {name for name, verdict in found.items() if verdict == f"suspicious: {weak}"}
     assert doubted == {"pgd@0.1", "pgd@0.05", "worst@0.05"}  # at 0.1 the worst has the margin among its members
     assert {verdict for name, verdict in found.items() if name not in doubted} == {"ok"}
-    assert next_attack(found["pgd@0.1"]) == "pgd_ce_margin"
+    assert advised(found["pgd@0.1"]) == "pgd_ce_margin"
 
 
 def test_logits_that_are_not_finite_leave_no_figure(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_logits_that_are_not_finite_leave_no_figure(tmp_path: Path) -> None:
     found = said(tmp_path / "a", model, "pgd@0.1,noise@0.1,corruptions,worst@0.1")
     assert found == dict.fromkeys(found, f"suspicious: logits are not finite on {share} of 40 images")
     assert list(found) == ["clean", "pgd@0.1", "noise@0.1", "corruptions", "worst@0.1"]
-    assert next_attack(found["clean"]) is None
+    assert advised(found["clean"]) is None
     assert said(tmp_path / "b", model, "corruptions")["clean"] == found["clean"]
     assert said(tmp_path / "c", Bright(), "corruptions") == {"clean": "ok"}
 
