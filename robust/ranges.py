@@ -1,0 +1,196 @@
+"""Ranges of numbers, written where a field is declared and checked where the object is made.
+
+    @dataclass(frozen=True)
+    class Noise:
+        sigma: Positive = 0.25
+        draws: Count | None = None
+
+        def __post_init__(self) -> None:
+            check_ranges(self)
+
+Every whole number and every float of the dataclass is checked, with a range or without one: floats are finite and no
+larger than float32 holds, whole numbers are within 2^31 (a range with `most` or `least` may say more). `None` is
+allowed where the type allows it; tuples and lists are checked entry by entry; dataclasses inside check themselves.
+"""
+
+import math
+import operator
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "Count",
+    "Fraction",
+    "Inside01",
+    "NonNegative",
+    "Positive",
+    "Range",
+    "UpToOne",
+    "Whole",
+    "check_number",
+    "check_ranges",
+    "shown",
+]
+
+FLOAT = 3.4028234e38
+"""the largest float32"""
+INT = 2**31
+"""the largest whole number where a range does not say another"""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The bounds of a number, as metadata of `Annotated`; None is no bound.
+
+    >>> from typing import Annotated
+    >>> Share = Annotated[float, Range(above=0, most=1)]
+    """
+
+    above: float | None = None
+    """the number is larger"""
+    least: float | None = None
+    """the number is at least this"""
+    below: float | None = None
+    """the number is smaller"""
+    most: float | None = None
+    """the number is at most this"""
+    hint: str = ""
+    """what else to say to who is outside, such as the unit"""
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether a number is inside; NaN never is."""
+        return (
+            (self.above is None or value > self.above)
+            and (self.least is None or value >= self.least)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def __str__(self) -> str:
+        """The bounds in signs: "> 0 and <= 1", or nothing."""
+        pairs = ((">", self.above), (">=", self.least), ("<", self.below), ("<=", self.most))
+        return " and ".join(f"{sign} {shown(bound)}" for sign, bound in pairs if bound is not None)
+
+
+Positive = Annotated[float, Range(above=0)]
+NonNegative = Annotated[float, Range(least=0)]
+Fraction = Annotated[float, Range(least=0, most=1)]
+Inside01 = Annotated[float, Range(above=0, below=1)]
+UpToOne = Annotated[float, Range(least=0, below=1)]
+Count = Annotated[int, Range(least=1)]
+Whole = Annotated[int, Range(least=0)]
+
+
+def check_ranges(made: Any) -> None:
+    """Check every number among the fields of a dataclass; to be called in its `__post_init__`.
+
+    Raises:
+        ValueError: "FIELD is VALUE; it must be ...", for the first field that is no number of its kind and range.
+
+    >>> @dataclass(frozen=True)
+    ... class Smoothing:
+    ...     sigma: Positive
+    ...     def __post_init__(self) -> None:
+    ...         check_ranges(self)
+    >>> Smoothing(float("nan"))
+    Traceback (most recent call last):
+    ValueError: sigma is nan; it must be a finite number > 0
+    """
+    hints = _hints(type(made))
+    for field in fields(made):
+        check_number(field.name, getattr(made, field.name), hints[field.name])
+
+
+def check_number(name: str, value: Any, hint: Any) -> None:
+    """Check one value by its type, such as `Count` or `Positive | None`; what is not of numbers is not looked at.
+
+    Raises:
+        ValueError: "NAME is VALUE; it must be ...".
+
+    >>> check_number("steps", 10, Count)
+    >>> check_number("steps", 0, Count)
+    Traceback (most recent call last):
+    ValueError: steps is 0; it must be a whole number >= 1
+    """
+    choices = _choices(hint)
+    numbers = [(kind, limits) for kind, limits in choices if kind in (int, float)]
+    others = [kind for kind, _ in choices if kind not in (int, float)]
+    fitting = [kind for kind in others if _is_of(value, kind)]
+    if numbers and not fitting:
+        wrong = [_fault(value, kind, limits) for kind, limits in numbers]
+        if None not in wrong:
+            none = ", or None" if types.NoneType in others else ""
+            raise ValueError(f"{name} is {shown(value)}; it must be {wrong[-1]}{none}")
+    for kind in fitting:
+        origin, inside = get_origin(kind), get_args(kind)
+        if inside and isinstance(value, (tuple, list)):
+            same = origin is not tuple or inside[1:] == (...,)
+            each = [inside[0]] * len(value) if same else inside
+            for number, (entry, of) in enumerate(zip(value, each, strict=False)):
+                check_number(f"{name}[{number}]", entry, of)
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, short whatever it is: numbers of many digits by their size.
+
+    >>> shown(0.5), shown(10**5000), shown("x" * 1000)[-8:]
+    ('0.5', 'about 10^5000', 'xxxxx...')
+    """
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"{'-' if value < 0 else ''}about 10^{int(math.log10(abs(value)))}"
+    try:
+        text = repr(value)
+    except ValueError:  # such a number inside
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _choices(hint: Any, limits: tuple[Range, ...] = ()) -> list[tuple[Any, tuple[Range, ...]]]:
+    """Return the types that a hint allows, each with its ranges."""
+    if get_origin(hint) is Annotated:
+        inner, *metadata = get_args(hint)
+        return _choices(inner, (*limits, *(m for m in metadata if isinstance(m, Range))))
+    if get_origin(hint) in (Union, types.UnionType):
+        return [choice for part in get_args(hint) for choice in _choices(part, limits)]
+    return [(hint, limits)]
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value is of a type that is no number, as far as that can be asked."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kind = get_origin(kind) or kind
+    try:
+        return kind is Any or (kind in (list, Sequence) and isinstance(value, (tuple, list))) or isinstance(value, kind)
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+def _fault(value: Any, kind: type, limits: tuple[Range, ...]) -> str | None:
+    """Return what the value must be, or None where it is."""
+    word = "a whole number" if kind is int else "a finite number"
+    bounds = " and ".join(filter(None, map(str, limits)))
+    hint = "".join(f", {limit.hint}" for limit in limits if limit.hint)
+    wanted = f"{word}{bounds and ' '}{bounds}{hint}"
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            return wanted
+        number = operator.index(value) if kind is int else float(value)
+    except OverflowError:
+        return f"a finite number of at most {FLOAT:.2g} in size"
+    except (TypeError, ValueError, RuntimeError):
+        return wanted
+    if kind is float and math.isfinite(number) and abs(number) > FLOAT:
+        return f"{wanted}, at most {FLOAT:.2g} in size"
+    if kind is int and abs(number) > max([INT, *(abs(b) for r in limits for b in (r.least, r.most) if b is not None)]):
+        return f"{wanted}, at most {INT} in size"
+    finite = kind is int or math.isfinite(number)
+    return None if finite and all(number in limit for limit in limits) else wanted
