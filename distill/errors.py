@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["InputError", "unknown"]
+__all__ = ["LONGEST", "InputError", "one_line", "unknown"]
+
+LONGEST = 400
+"""characters of a line for the terminal"""
 
 
 class InputError(ValueError):
@@ -28,3 +31,24 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     close = get_close_matches(value, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
     return InputError(f"unknown {kind} '{value}'{hint} Known: {', '.join(names)}")
+
+
+def one_line(text: object, most: int = LONGEST) -> str:
+    r"""Return a text as one line for a terminal: control characters as escapes, a long text without its middle.
+
+    Names and messages may come from files of others, which can have anything in them.
+
+    >>> print(one_line("no class 'a" + chr(27) + "[2J'" + chr(10) + " in x.pt"))
+    no class 'a\x1b[2J' in x.pt
+    >>> len(one_line("x" * 1_000_000))
+    400
+    """
+    whole = str(text)
+    words = " ".join(whole[: 100 * most].split())
+    if len(whole) > 100 * most:
+        words += " " + " ".join(whole[-most:].split())
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+    if len(line) <= most:
+        return line
+    end = most // 3  # a message ends with what to do
+    return f"{line[: most - end - 5]} ... {line[-end:]}"

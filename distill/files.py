@@ -1,18 +1,40 @@
 """Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
 
+import errno
 import hashlib
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import InputError, one_line
 
-__all__ = ["Checkpoint", "hash_of", "read_tensors", "write_atomic", "write_tensors", "write_text"]
+__all__ = [
+    "UNFINISHED",
+    "Checkpoint",
+    "cannot_write",
+    "hash_of",
+    "read_json",
+    "read_tensors",
+    "write_atomic",
+    "write_tensors",
+    "write_text",
+]
+
+UNFINISHED = ".unfinished"
+"""how the temporary name of a file ends; one that a killed process left is removed by the next that has the folder"""
+FACTS = "guard-facts-1"
+"""the key of safetensors' metadata under which files of a run have theirs, as JSON: several keys have no order"""
+SEAL = "sha256"
+"""of a file's tensors and facts, among its facts: safetensors itself has no checksum"""
+PROBE = 2**20
+"""bytes that are written to learn why a write failed"""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -23,22 +45,44 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the file whose path it gets.
 
     Raises:
-        InputError: the file cannot be written there.
+        InputError: the file cannot be written there: no space, no permission, a folder of that name.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
         try:
-            write(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            _written(temporary, write)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder (--runs DIR)"
-        ) from None
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the line for a file that cannot be written."""
+    reason = error.strerror or str(error)
+    advice = "make space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder (--runs DIR)"
+    return InputError(f"cannot write {path}: {reason}; {advice}, and the same command continues")
+
+
+def _written(file: Path, write: Callable[[Path], object]) -> None:
+    """Let a file be written, and flush it to the disk.
+
+    Raises:
+        OSError: it cannot be, also where the library that writes has an error of its own for it (torch, safetensors).
+    """
+    try:
+        write(file)
+    except OSError:
+        raise
+    except Exception:
+        with open(file, "ab") as probe:  # a full disk says so here again, and any other fault is a fault of ours
+            probe.write(bytes(PROBE))
+            os.fsync(probe.fileno())
+        raise
+    with open(file, "rb+") as written:
+        os.fsync(written.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,10 +90,30 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically; the same content gives the same bytes."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None, key: str = FACTS
+) -> None:
+    """Write tensors as safetensors, atomically; the same content gives the same bytes.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        facts: of JSON's types, kept beside them; a hash of the content is added, by which damage is seen.
+        key: of safetensors' metadata, where they are kept.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = dict(facts or {})
+    metadata = {key: json.dumps(facts | {SEAL: _seal(contiguous, facts)})}
     write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Return the sha256 of contiguous tensors on the CPU and of what is said of them."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def hash_of(path: Path | str | bytes) -> str:
@@ -62,26 +126,53 @@ def hash_of(path: Path | str | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_tensors(path: Path, only: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file, on the CPU.
+def read_tensors(path: Path, only: str | None = None, key: str = FACTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a safetensors file, on the CPU.
 
     Args:
         path: of the file.
-        only: name of the one tensor to read; None for all.
+        only: name of the one tensor to read; None for all, which are then compared with the file's hash.
+        key: of the metadata, where the facts are.
+
+    Returns:
+        tensors by name; the facts, or the plain metadata of a file without that key.
 
     Raises:
         InputError: there is no such file, or it is damaged or of another format.
     """
+    advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys()) if only is None else [only]
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
-        line = str(error).splitlines()[0]
-        advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
-        raise InputError(f"{path} is not a whole safetensors file ({line}){advice}") from None
+        raise InputError(f"{path} is not a whole safetensors file ({one_line(error, 100)}){advice}") from None
+    if key not in metadata:
+        return tensors, dict(metadata)
+    try:
+        facts = dict(json.loads(metadata[key]))
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(f"{path} has damaged metadata {key}{advice}") from None
+    seal = facts.pop(SEAL, None)
+    if only is None and seal not in (None, _seal(tensors, facts)):
+        raise InputError(f"{path} is damaged: its content is not what was written{advice}")
+    return tensors, facts
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        InputError: it cannot be read, or is no JSON; the line has no advice.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is damaged: it is no JSON") from None
 
 
 def read_state(path: Path) -> dict:
@@ -93,9 +184,8 @@ def read_state(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
-        line = (str(error).splitlines() or [""])[0][:120]
         raise InputError(
-            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {line}); "
+            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {one_line(error, 100)}); "
             "delete it to start this run anew, or choose another folder (--runs DIR)"
         ) from None
 

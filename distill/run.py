@@ -12,7 +12,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from distill.errors import InputError
-from distill.files import Checkpoint, write_text
+from distill.errors import InputError, one_line
+from distill.files import UNFINISHED, Checkpoint, cannot_write, read_json, read_tensors, write_tensors, write_text
 from distill.progress import progress
 from distill.ranks import first
 
@@ -141,6 +141,38 @@ class Run:
             experiment = {name: value for name, value in experiment.items() if name != "seed"} | instead
         return _digest([experiment, self.data])[:8]
 
+    # --- its files -----------------------------------------------------------------------------------------------
+
+    def fingerprint(self, **instead: Any) -> str:
+        """Return the hash by which the run's files are told from those of another: of its experiment and its data.
+
+        Args:
+            instead: fields of the experiment with the value to take instead.
+        """
+        experiment = self.experiment | instead if isinstance(self.experiment, dict) else self.experiment
+        return _digest([experiment, self.data])
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+        """Write tensors to a file of the run, which then says whose it is; the arguments are those of `kept`."""
+        write_tensors(self.folder / name, tensors, dict(facts or {}) | {"run": self.fingerprint()})
+
+    def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors and the facts of a file of the run, None where it is not there.
+
+        Args:
+            name: of the file, below the run's folder.
+
+        Raises:
+            InputError: it is damaged, or of another run.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return None
+        tensors, facts = read_tensors(path)
+        if facts.pop("run", self.fingerprint()) != self.fingerprint():  # files of earlier versions do not say
+            raise InputError(f"{path} belongs to another run; delete it to have it made anew")
+        return tensors, facts
+
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def restore(self) -> dict[str, Any] | None:
@@ -153,7 +185,7 @@ class Run:
         if state is None:
             self._forget(0)
             return None
-        if not isinstance(state, dict) or state.get("fingerprint") != self._fingerprint():
+        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint():
             path = self._checkpoint.path
             raise InputError(f"checkpoint {path} belongs to another experiment; delete it to start this run anew")
         self._forget(state["step"])
@@ -169,50 +201,70 @@ class Run:
         Args:
             step: steps done; scalars of this step and later are logged again after a restore.
             state: tensors and numbers.
+
+        Raises:
+            InputError: it has a tensor that is not finite, from which no run can continue, or cannot be written.
         """
-        self._checkpoint.save({"fingerprint": self._fingerprint(), "step": step, "state": state})
+        if not _is_finite(state):
+            raise InputError(f"diverged by step {step}: the state is not finite; take a smaller learning rate")
+        self._checkpoint.save({"fingerprint": self.fingerprint(), "step": step, "state": state})
 
     def finish(self) -> None:
         """Remove the checkpoint: what it led to is written."""
         if self._scalars is not None:
-            self._scalars.close()
+            with self._writing("tensorboard"):
+                self._scalars.close()
         self._checkpoint.remove()
 
     # --- scalars and progress ------------------------------------------------------------------------------------
 
     def log(self, step: int, **scalars: float | Tensor) -> None:
-        """Append the scalars of a step to metrics.jsonl and to the TensorBoard events."""
+        """Append the scalars of a step to metrics.jsonl and to the TensorBoard events.
+
+        Raises:
+            InputError: they cannot be written.
+        """
         if not first():
             return
         numbers = {name: float(value) for name, value in scalars.items()}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with self._writing("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step} | numbers) + "\n")
-        if self._scalars is None:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
+        with self._writing("tensorboard"):
+            if self._scalars is None:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
 
-            self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
-        for name, value in numbers.items():
-            self._scalars.add_scalar(name, value, step)
+                self._scalars = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            for name, value in numbers.items():
+                self._scalars.add_scalar(name, value, step)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(self.folder / name, error) from None
 
     def say(self, line: str) -> None:
         """Tell the user something that no error is, on standard error."""
         if first():
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(one_line(line), file=sys.stderr)
 
     def progress(self, description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
         """Return a progress bar for a `with` block."""
         return progress(description, total, done, unit)
 
     def _forget(self, step: int) -> None:
+        """Take the scalars of a step and later out of metrics.jsonl, and lines that are none: one was cut short."""
         path = self.folder / "metrics.jsonl"
-        if first() and path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            write_text(path, "".join(line for line in lines if json.loads(line)["step"] < step))
+        if not first() or not path.exists():
+            return
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); delete it: it has scalars alone") from None
+        write_text(path, "".join(line for line in lines if line.endswith("\n") and -1 < _step_of(line) < step))
 
     # --- whose folder this is ------------------------------------------------------------------------------------
-
-    def _fingerprint(self) -> str:
-        return _digest([self.experiment, self.data])
 
     def _check(self) -> None:
         if not (self.folder / "experiment.json").exists():
@@ -235,13 +287,14 @@ class Run:
     def _read(self) -> dict[str, Any]:
         """Return what experiment.json says: whose the folder is."""
         path = self.folder / "experiment.json"
+        advice = f"move {self.folder} away or choose another folder (--runs DIR)"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return {"experiment": content["experiment"], "data": content.get("data")} | content
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path} is damaged; move {self.folder} away or choose another folder (--runs DIR)"
-            ) from None
+            content = read_json(path)
+        except InputError as error:
+            raise InputError(f"{error}; {advice}") from None
+        if not isinstance(content, dict) or "experiment" not in content:
+            raise InputError(f"{path} is damaged: it names no experiment; {advice}")
+        return {"data": None} | content
 
     def _is_empty(self) -> bool:
         """Tell whether the run that has the folder ended before it had computed anything: refused, as a rule."""
@@ -252,6 +305,23 @@ class Run:
                 return True
         except InputError:  # it is just beginning
             return False
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of metrics.jsonl; -1 where it is none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return -1
+
+
+def _is_finite(state: Any) -> bool:
+    """Return whether every tensor of a state, in dicts and lists, is finite."""
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    if isinstance(state, (dict, list, tuple)):
+        return all(map(_is_finite, state.values() if isinstance(state, dict) else state))
+    return True
 
 
 def _digest(description: Any) -> str:
@@ -272,7 +342,7 @@ def difference(found: Any, asked: Any, path: str = "") -> str:
             if found.get(name) != asked.get(name)
         )
         return "; ".join(parts)
-    return f"{path} is {found} there, {asked} now"
+    return f"{path or 'it'} is {found} there, {asked} now"
 
 
 @contextmanager
@@ -289,7 +359,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     if not first():  # the first of a run's processes has it for all
         yield
         return
-    with open(folder / ".lock", "ab") as file:
+    try:
+        file = open(folder / ".lock", "ab")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise cannot_write(folder / ".lock", error) from None
+    with file:
         try:
             import fcntl  # not on Windows, where two processes in one folder are not noticed
 
@@ -301,6 +375,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                     raise InputError(line) from None
                 print(f"another process works in {folder}, which this run needs too: waiting for it", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
+            for left in (*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")):
+                left.unlink(missing_ok=True)  # of a process that was killed in a write: no other has the folder
         except ImportError:
             pass
         yield
