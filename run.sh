@@ -73,6 +73,7 @@ environment() {  # sets $python
     fi
 }
 
+[ -d "$PWD" ] || fail "the current folder was deleted; change to another"
 environment "$@"
 # glibc gives large blocks back to the system at once, and every new one costs page faults: on a CPU a third of the time
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-34359738368}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-34359738368}"

@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import train_epochs
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "weights", "work"]
 
@@ -70,37 +71,37 @@ class Config:
     """loss with which the centres of S classify real images; its units are those of normalised images"""
     backbone: str = "convnet"
     """network of the features, and of students: a name of `bash run.sh list`, options after a colon"""
-    iterations: int = 2000
+    iterations: Count = 2000
     """K: networks, one after another"""
-    max_steps: int = 100
+    max_steps: Count = 100
     """steps of the images with one network, at most; the official code has no end"""
-    max_epochs: int = 100
+    max_epochs: Count = 100
     """epochs of the network on S between two of them, at most; the official code has no end"""
-    lambda_1: float = 0.04
+    lambda_1: Fraction = 0.04
     """a network is given up when its last `window` accuracies between steps of the images span less than this"""
-    lambda_2: float = 0.03
+    lambda_2: Fraction = 0.03
     """its training on S ends when the last `window` accuracies between epochs span more than this"""
-    window: int = 10
+    window: Annotated[int, Range(least=2)] = 10
     """accuracies that are compared"""
-    batch_watch: int = 128
+    batch_watch: Count = 128
     """real images of a class that an accuracy is measured on, drawn anew for each"""
-    batch_real: int = 256
+    batch_real: Count = 256
     """real images of a class in a step of the images"""
-    batch_train: int = 256
+    batch_train: Count = 256
     """synthetic images of a step of the network"""
-    lr_img: float = 0.1
+    lr_img: Positive = 0.1
     """learning rate of the images (SGD, momentum 0.5), normalised units; halved at MILESTONES"""
-    lr_net: float = 0.01
+    lr_net: Positive = 0.01
     """learning rate of the network (SGD, no momentum)"""
-    first_weight: float = 1.0
+    first_weight: NonNegative = 1.0
     """of what the last pooling gives: besides the 1 of its flattened form, so that both are 1 + this"""
-    second_weight: float = 1.0
+    second_weight: NonNegative = 1.0
     """of the last activation"""
-    third_weight: float = 0.1
+    third_weight: NonNegative = 0.1
     """of the activation before it"""
-    fourth_weight: float = 0.1
+    fourth_weight: NonNegative = 0.1
     """of the one before that, and of all earlier ones"""
-    inner_weight: float = 0.01
+    inner_weight: NonNegative = 0.01
     """of the centres' loss, summed over real images"""
     init: Literal["noise", "real"] = "noise"
     """first images: standard normal in normalised space, or random real ones of the class"""
@@ -108,20 +109,7 @@ class Config:
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "max_steps", "max_epochs", "batch_watch", "batch_real", "batch_train"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        if self.window < 2:
-            raise ValueError(f"window is {self.window}; a span is of >= 2 accuracies")
-        for name in ("lambda_1", "lambda_2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; accuracies span from 0 to 1")
-        for name in ("lr_img", "lr_net"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        for name in ("first_weight", "second_weight", "third_weight", "fourth_weight", "inner_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number >= 0")
+        check_ranges(self)
         augmentation(self.augment)
         loss = self.real_loss
         if isinstance(loss, CurvatureRegularizedLoss):

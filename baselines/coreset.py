@@ -29,6 +29,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run, locked
 from distill.students import train_epochs
 from robust import Normalize
+from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "herding", "k_center", "work"]
 
@@ -47,24 +48,19 @@ class Config:
     """random, herding or kcenter"""
     backbone: str = "convnet"
     """network whose features are compared, and that students have"""
-    extractor_epochs: int = 20
+    extractor_epochs: Count = 20
     """epochs of that network on the real data; `random` trains none"""
-    batch_train: int = 256
+    batch_train: Count = 256
     """real images of a step"""
-    lr_net: float = 0.01
+    lr_net: Positive = 0.01
     """learning rate (SGD, momentum 0.9)"""
     augment: str = ""
     """augmentation of the students' training: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.choice not in get_args(Choice):
             raise ValueError(f"choice is {self.choice!r}; choose from {', '.join(get_args(Choice))}")
-        if self.extractor_epochs < 1 or self.batch_train < 1:
-            raise ValueError(
-                f"extractor_epochs is {self.extractor_epochs} and batch_train {self.batch_train}; both must be >= 1"
-            )
-        if not 0 < self.lr_net < float("inf"):
-            raise ValueError(f"lr_net is {self.lr_net}; it must be a finite number > 0")
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:

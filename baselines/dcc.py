@@ -35,6 +35,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, cross_entropy
+from robust.ranges import Whole, check_ranges
 
 __all__ = ["LOOPS", "RECIPES", "Config", "distill", "match", "settled", "work"]
 
@@ -52,16 +53,14 @@ class Config(dc.Config):
 
     init: Literal["noise", "real"] = "real"
     """first images: standard normal in normalised space, or random real ones of the class"""
-    outer_warmup: int = 250
+    outer_warmup: Whole = 250
     """iterations before all classes are matched together in every step"""
-    inner_warmup: int = 10
+    inner_warmup: Whole = 10
     """steps of an iteration before they are, while those last"""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         super().__post_init__()
-        for name in ("outer_warmup", "inner_warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
         if self.outer_warmup > self.iterations:
             raise ValueError(f"outer_warmup is {self.outer_warmup}; it must be <= iterations, {self.iterations}")
 

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,7 @@ from distill.models import build
 from distill.protocol import Protocol
 from distill.run import Run
 from robust import Normalize
+from robust.ranges import Count, Positive, Range, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
 
@@ -70,45 +71,37 @@ class Config:
 
     backbone: str = "lenet"
     """network that is trained, and that students have: a name of `bash run.sh list`, options after a colon"""
-    distill_steps: int | None = None
+    distill_steps: Count | None = None
     """T: steps with images of their own, a divisor of ipc; None: its largest up to 10"""
-    distill_epochs: int = 3
+    distill_epochs: Count = 3
     """E: how often these steps are taken, each time with other learning rates"""
-    distill_lr: float = 0.02
+    distill_lr: Positive = 0.02
     """first value of all learning rates of these steps"""
     labels: Literal["hard", "learned"] = "hard"
     """classes, or a vector for each image that is learned like the image, from the one-hot one on (SLDD)"""
     train_nets_type: Literal["unknown_init", "known_init"] = "unknown_init"
     """networks are drawn anew in each iteration, or once; students of known ones start from the same weights"""
-    n_nets: int = 1
+    n_nets: Count = 1
     """networks of an iteration, whose gradients are averaged; known ones are as many in all"""
     weights: Literal["xavier", "backbone"] = "xavier"
     """first weights: normal of Xavier's variance with biases 0, or as the backbone draws them"""
-    epochs: int = 400
+    epochs: Count = 400
     """epochs of the images' training"""
-    epoch_iterations: int | None = None
+    epoch_iterations: Count | None = None
     """iterations of such an epoch; None: of a pass over the real data"""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """real images of an iteration"""
-    lr: float = 0.01
+    lr: Positive = 0.01
     """learning rate of Adam (betas 0.5 and 0.999) for images, raw learning rates and labels, normalised units"""
-    decay_epochs: int = 40
+    decay_epochs: Count = 40
     """epochs after which that learning rate is multiplied by decay_factor, again and again"""
-    decay_factor: float = 0.5
+    decay_factor: Annotated[float, Range(above=0, most=1)] = 0.5
     """in (0, 1]"""
     crop_flip: bool = False
     """whether real images are shifted by up to 4 pixels (the border reflected) and mirrored, as there on CIFAR-10"""
 
     def __post_init__(self) -> None:
-        counts = ("distill_epochs", "n_nets", "epochs", "batch_size", "decay_epochs")
-        for name in (*counts, "distill_steps", "epoch_iterations"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("distill_lr", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        if not 0 < self.decay_factor <= 1:
-            raise ValueError(f"decay_factor is {self.decay_factor}; it must be in (0, 1]")
+        check_ranges(self)
 
 
 def steps(config: Config, ipc: int) -> int:

@@ -41,6 +41,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run, describe, locked
 from distill.students import train_epochs
 from robust import Normalize
+from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 
 __all__ = ["ANY_IPC", "RECIPES", "Config", "distill", "logit_distance", "protocol", "student_work", "work"]
 
@@ -66,57 +67,45 @@ class Config:
 
     backbone: str = "convnet"
     """network of the students: a name of `bash run.sh list`, options after a colon"""
-    width: int = 196
+    width: Count = 196
     """channels of generator and critic"""
-    dim_noise: int | None = None
+    dim_noise: Count | None = None
     """entries of the generator's input, of which the first are the class; None: 90 beside it, and at least 100"""
-    gan_epochs: int = 150
+    gan_epochs: Count = 150
     """epochs of the first part"""
-    gan_epoch_steps: int | None = None
+    gan_epoch_steps: Count | None = None
     """steps of such an epoch; None: of a pass over the real data"""
-    gan_batch: int = 128
+    gan_batch: Count = 128
     """real images of such a step"""
-    gan_lr: float = 1e-4
+    gan_lr: Positive = 1e-4
     """learning rate of generator and critic in it (Adam, betas 0 and 0.9)"""
-    gan_seed: int = 0
+    gan_seed: Whole = 0
     """root of its randomness: runs of all seeds share it"""
-    penalty: float = 10.0
+    penalty: NonNegative = 10.0
     """weight of the critic's gradient penalty, in both parts"""
-    match_epochs: int = 100
+    match_epochs: Whole = 100
     """epochs of the second part, each with a network of its own"""
-    match_epoch_steps: int | None = None
+    match_epoch_steps: Count | None = None
     """steps of such an epoch; None: of a pass over the real data"""
-    match_batch: int = 64
+    match_batch: Count = 64
     """real images of such a step, and of one of the network"""
-    match_lr: float = 5e-6
+    match_lr: Positive = 5e-6
     """learning rate of generator and critic in it"""
-    match_weight: float = 0.01
+    match_weight: NonNegative = 0.01
     """weight of the distance of logits"""
     pool: tuple[str, ...] = OFFICIAL_POOL
     """networks that are drawn from"""
-    net_steps: int = 16
+    net_steps: Whole = 16
     """mini-batches that the network is trained on before each step"""
-    lr_net: float = 0.01
+    lr_net: Positive = 0.01
     """learning rate of the network and of students in the authors' way (SGD, momentum 0.9, weight decay 5e-4)"""
     augment: str = "color_crop_cutout"
     """groups of DSA: flip, color and cutout always, of the others one; the networks' own training is without cutout"""
-    student_epochs: int = 1000
+    student_epochs: Count = 1000
     """epochs of students in the authors' way, each on new images"""
 
     def __post_init__(self) -> None:
-        counts = ("width", "gan_epochs", "gan_batch", "match_batch", "student_epochs")
-        for name in (*counts, "dim_noise", "gan_epoch_steps", "match_epoch_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("gan_seed", "match_epochs", "net_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
-        for name in ("gan_lr", "match_lr", "lr_net"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        for name in ("penalty", "match_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number >= 0")
+        check_ranges(self)
         if not self.pool:
             raise ValueError("pool is empty; it takes at least one network")
         Groups(self.augment)

@@ -39,6 +39,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.students import TOGETHER, overhead_bound
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust.ranges import Count, Positive, Whole, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "match", "work"]
 
@@ -53,19 +54,19 @@ class Config:
 
     real_loss: CrossEntropy | CurvatureRegularizedLoss
     """loss with which an extractor is trained on the real data; its units are those of normalised images"""
-    extractor_epochs: int = 0
+    extractor_epochs: Whole = 0
     """epochs of that training; 0 is DM: nothing is trained, each iteration has a new random network"""
     backbone: str = "convnet"
     """network that is matched, and that students have: a name of `bash run.sh list`, options after a colon"""
-    iterations: int = 20_000
+    iterations: Count = 20_000
     """K: steps of the images"""
-    batch_real: int = 256
+    batch_real: Count = 256
     """real images of a class in a step"""
-    batch_train: int = 256
+    batch_train: Count = 256
     """real images of a step of the extractor"""
-    lr_img: float = 1.0
+    lr_img: Positive = 1.0
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
-    lr_net: float = 0.01
+    lr_net: Positive = 0.01
     """learning rate of the extractor (SGD, momentum 0.9)"""
     init: Literal["noise", "real"] = "real"
     """first images: standard normal in normalised space, or random real ones of the class"""
@@ -73,14 +74,7 @@ class Config:
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_real", "batch_train"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("lr_img", "lr_net"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        if self.extractor_epochs < 0:
-            raise ValueError(f"extractor_epochs is {self.extractor_epochs}; it must be >= 0")
+        check_ranges(self)
         if self.extractor_epochs == 0 and isinstance(self.real_loss, CurvatureRegularizedLoss):
             raise ValueError("extractor_epochs is 0, so no network is trained with the curvature loss; it must be >= 1")
         augmentation(self.augment)

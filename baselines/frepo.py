@@ -49,6 +49,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.whiten import Whiten
 from robust import Normalize
+from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
 
@@ -67,23 +68,23 @@ class Config:
     """network of students, and but for its norm of the pool: a name of `bash run.sh list`, options after a colon"""
     pool_norm: Literal["batch", "instance", "layer", "group", "none", "same"] = "batch"
     """norm of the pool's networks; same: as the students' (the only one for a backbone without that option)"""
-    iterations: int = 500_000
+    iterations: Count = 500_000
     """steps of the images (num_train_steps)"""
-    batch_real: int = 1024
+    batch_real: Count = 1024
     """real images of a step"""
-    lr_img: float = 3e-4
+    lr_img: Positive = 3e-4
     """first learning rate of images and labels (LAMB), which falls to a tenth as a cosine"""
-    lr_net: float = 3e-4
+    lr_net: Positive = 3e-4
     """learning rate of the pool's networks (Adam)"""
-    num_nn_state: int = 10
+    num_nn_state: Count = 10
     """networks of the pool"""
-    max_online_updates: int = 100
+    max_online_updates: Count = 100
     """a network that has taken more steps is replaced"""
     learn_label: bool = True
     """whether labels are learned, or stay as they begin"""
     use_flip: bool = False
     """whether the kernel has mirrored images too"""
-    ridge: float = 1e-6
+    ridge: Positive = 1e-6
     """regulariser of the regression, in units of the mean of the kernel's diagonal"""
     zca: bool = False
     """whether networks take images normalised and then whitened over whole images (ZCA), or normalised only"""
@@ -91,20 +92,13 @@ class Config:
     """augmentation of students of the standard protocol: "" for none, a DSA strategy, or kornia:..."""
     student_augment: str = "color_crop_rotate_translate_cutout"
     """that of students of --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
-    student_steps: int | None = None
+    student_steps: Count | None = None
     """steps of a student of --protocol own; None for the official number for so many images"""
-    student_lr: float = 3e-4
+    student_lr: Positive = 3e-4
     """highest learning rate of such a student (Adam)"""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_real", "num_nn_state", "max_online_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("lr_img", "lr_net", "ridge", "student_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        if self.student_steps is not None and self.student_steps < 1:
-            raise ValueError(f"student_steps is {self.student_steps}; it must be >= 1, or None for the official number")
+        check_ranges(self)
         if self.zca and self.augment.startswith("kornia:"):
             raise ValueError("augment is of kornia, which takes no whitened images; with zca take a DSA strategy")
         augmentation(self.augment)

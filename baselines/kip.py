@@ -43,6 +43,7 @@ from distill.models.convnet import convnet_for
 from distill.run import Run
 from distill.whiten import Whiten
 from robust import Normalize
+from robust.ranges import Count, NonNegative, Positive, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "objective", "protocol", "student_work", "work"]
 
@@ -66,21 +67,21 @@ class Config:
     """network that students have: a name of `bash run.sh list`, options after a colon. The kernel is not its"""
     kernel: Literal["convnet", "fc"] = "convnet"
     """infinitely wide network: convolutions, relu and 2x2 mean pooling, or fully connected layers with relu"""
-    depth: int | None = None
+    depth: Count | None = None
     """blocks of the one, hidden layers of the other; None: 3 of the one, 1 of the other"""
     prepend: bool = True
     """whether the ConvNet has a convolution and a relu before its blocks, as "ConvNet" of the paper, not "ConvNet3"."""
-    w_std: float = 2**0.5
+    w_std: Positive = 2**0.5
     """of the weights, over the root of their fan in; of students in the authors' way too"""
-    b_std: float = 0.1
+    b_std: NonNegative = 0.1
     """of the biases, likewise"""
-    iterations: int = 1000
+    iterations: Count = 1000
     """steps of the images"""
-    target_batch: int = 5000
+    target_batch: Count = 5000
     """real images of a step, as many of each class; all of a class where it has no more"""
-    lr: float = 0.04
+    lr: Positive = 0.04
     """learning rate of Adam for images (normalised or whitened units) and labels"""
-    ridge: float = 1e-6
+    ridge: NonNegative = 1e-6
     """of the regression, in units of the mean of the kernel's diagonal"""
     labels: Literal["hard", "learned"] = "hard"
     """centred one-hot, or learned from them on"""
@@ -90,21 +91,13 @@ class Config:
     """whether kernel and students of --protocol own take whitened images instead of normalised ones"""
     precision: Literal["float64", "float32"] = "float64"
     """of kernel, regression and images; ridges of 1e-6 need the first"""
-    chunk: int | None = None
+    chunk: Count | None = None
     """pairs of images whose kernel is taken at once; None: as many as need about 1 GiB"""
-    student_steps: int = 5000
+    student_steps: Count = 5000
     """steps of students in the authors' way"""
 
     def __post_init__(self) -> None:
-        for name in ("depth", "iterations", "target_batch", "chunk", "student_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("w_std", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        for name in ("b_std", "ridge"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number >= 0")
+        check_ranges(self)
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ from distill.run import Run
 from distill.students import Training, train_student
 from distill.whiten import Whiten, preprocessing
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "protocol", "student_work", "work"]
 
@@ -61,33 +62,33 @@ class Config:
     """loss with which experts are trained on the real data; its units are those of the images that they take"""
     backbone: str = "convnet"
     """network of experts and of students: a name of `bash run.sh list`, options after a colon"""
-    num_experts: int = 100
+    num_experts: Annotated[int, Range(least=1, most=100_000)] = 100
     """expert trajectories"""
-    expert_seed: int = 0
+    expert_seed: Whole = 0
     """root of their randomness: runs of all seeds share experts, as in the paper"""
-    train_epochs: int = 50
+    train_epochs: Count = 50
     """epochs of an expert"""
-    expert_images: int | None = None
+    expert_images: Count | None = None
     """real images of an expert's epoch, drawn anew for each; None for all"""
-    lr_expert: float = 0.01
+    lr_expert: Positive = 0.01
     """learning rate of an expert (SGD, no momentum)"""
-    batch_train: int = 256
+    batch_train: Count = 256
     """real images of a step of an expert"""
-    iterations: int = 5000
+    iterations: Count = 5000
     """K: steps of the images"""
-    syn_steps: int = 20
+    syn_steps: Annotated[int, Range(least=1, most=100_000)] = 20
     """N: steps on the images in an iteration"""
-    expert_epochs: int = 3
+    expert_epochs: Count = 3
     """M: epochs of an expert that they shall be worth"""
-    max_start_epoch: int = 25
+    max_start_epoch: Count = 25
     """the expert's epoch from which they start is drawn below this"""
-    batch_syn: int | None = None
+    batch_syn: Count | None = None
     """images of such a step; None for all"""
-    lr_img: float = 1000.0
+    lr_img: Positive = 1000.0
     """learning rate of the images (SGD, momentum 0.5), in normalised or whitened units"""
-    lr_lr: float = 1e-5
+    lr_lr: NonNegative = 1e-5
     """learning rate of the students' learning rate (SGD, momentum 0.5)"""
-    lr_init: float = 0.01
+    lr_init: Positive = 0.01
     """first value of the students' learning rate"""
     init: Literal["noise", "real"] = "real"
     """first images: standard normal in the networks' units, or random real ones of the class"""
@@ -99,22 +100,11 @@ class Config:
     """replayed, or unrolled: the same with the graphs of all steps in memory (see baselines/trajectories.py); tesla"""
     labels: Literal["hard", "expert"] = "hard"
     """classes, or what the expert's network at theta*_(t+M) says of the images, anew in each iteration (TESLA)"""
-    student_epochs: int = 1000
+    student_epochs: Count = 1000
     """E of students in the authors' way, see --student.epochs"""
 
     def __post_init__(self) -> None:
-        counts = ("num_experts", "train_epochs", "batch_train", "iterations", "syn_steps", "expert_epochs")
-        for name in (*counts, "max_start_epoch", "student_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("expert_images", "batch_syn"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1, or None for all")
-        for name in ("lr_expert", "lr_img", "lr_init"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        if not 0 <= self.lr_lr < float("inf"):
-            raise ValueError(f"lr_lr is {self.lr_lr}; it must be a finite number, or 0 to keep lr_init")
+        check_ranges(self)
         last = self.max_start_epoch - 1 + self.expert_epochs
         if last > self.train_epochs:
             raise ValueError(

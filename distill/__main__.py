@@ -25,7 +25,7 @@ from distill.commands.start import Place, foresee, identity_of, real_data, spare
 from distill.commands.table import run_table
 from distill.data import DATASETS, ImageSet
 from distill.distilled import DistilledSet
-from distill.errors import InputError, unknown
+from distill.errors import InputError, one_line, unknown
 from distill.estimate import estimate, human
 from distill.experiment import Experiment, Recipe
 from distill.flags import find_device, parse, peek, whole_number
@@ -81,16 +81,32 @@ def main(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _refuse_unreadable(arguments)
         return command(arguments)
     except InputError as error:
-        print(f"run.sh: {error}", file=sys.stderr)
+        print(one_line(f"run.sh: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a table went away
         sys.stdout = None
         return 0
+    except OSError as error:  # of a file or a folder, as a rule: what it is, and why it is of no use
+        place = f"{error.filename}: " if error.filename else ""
+        print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nrun.sh: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _refuse_unreadable(arguments: list[str]) -> None:
+    """Refuse what no file or flag can have in its name, and a place that has gone."""
+    for text in arguments:
+        if "\0" in text or text != text.encode(errors="replace").decode():
+            raise InputError(f"{text!r} is no valid text: it has a NUL or bytes that are no UTF-8")
+    try:
+        Path.cwd()
+    except OSError:
+        raise InputError("the current folder was deleted; change to another") from None
 
 
 def command(arguments: list[str]) -> int:

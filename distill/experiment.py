@@ -9,10 +9,13 @@ import tyro
 
 from distill.data import label
 from distill.students import Training
+from robust.ranges import Count, Range, check_ranges
 
-__all__ = ["Evaluation", "Experiment", "Recipe"]
+__all__ = ["Evaluation", "Experiment", "Recipe", "Seed"]
 
 
+Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
+"""root of all randomness; two seeds share nothing"""
 COLUMNS = {"identity": False}
 """of fields that name columns of a table only: other values add columns to the students of the same run"""
 
@@ -25,7 +28,7 @@ class Evaluation:
         ValueError: a field is out of its range.
     """
 
-    students: int = 5
+    students: Annotated[int, Range(least=1, most=10_000)] = 5
     """networks trained on the distilled set, each from its own initialisation"""
     attacks: str = field(default="linf_star,linf,l2,pgd_ce_margin@linf", metadata=COLUMNS)
     """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always there"""
@@ -33,11 +36,11 @@ class Evaluation:
     """of attacks that name none: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""
     eps: str = field(default="", metadata=COLUMNS)
     """a curve: 0,1/255,2/255,4/255,8/255 runs attacks that name no threat at each, in the norm of --threat"""
-    surrogate_epochs: int = 10
+    surrogate_epochs: Count = 10
     """epochs on the real data of the network that `transfer` attacks"""
     transfer_backbone: str = "alexnet"
     """the other student's network for `transfer_student`"""
-    test_images: int | None = None
+    test_images: Count | None = None
     """class-balanced part of the test set, drawn once for all runs; None for all"""
     protocol: Literal["standard", "own"] = "standard"
     """how students are trained: as --student.* says, the same for all methods, or as the method's authors do"""
@@ -50,12 +53,7 @@ class Evaluation:
         return "own" if self.protocol == "own" else self.student.loss
 
     def __post_init__(self) -> None:
-        if self.students < 1:
-            raise ValueError(f"students is {self.students}; it must be >= 1")
-        if self.test_images is not None and self.test_images < 1:
-            raise ValueError(f"test_images is {self.test_images}; it must be >= 1, or None for all")
-        if self.surrogate_epochs < 1:
-            raise ValueError(f"surrogate_epochs is {self.surrogate_epochs}; it must be >= 1")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -89,22 +87,17 @@ class Experiment:
     recipe: str = "paper"
     """preset that the other flags start from: paper (the paper's settings), quick (minutes on two cores), or another
     that the method has: `bash run.sh list`"""
-    ipc: int = 1
+    ipc: Count = 1
     """distilled images per class"""
-    seed: int = 0
+    seed: Seed = 0
     """root of all randomness: initial images, networks, batches, students, attacks"""
-    image_size: int | None = None
+    image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
     """side in pixels to which images are resized first (area); None keeps the data set's own"""
     split: Literal["test", "validation"] = "test"
     """judge on the test set, or, to choose hyper-parameters, on a tenth of the training set held out of it"""
 
     def __post_init__(self) -> None:
-        if self.ipc < 1:
-            raise ValueError(f"ipc is {self.ipc}; it must be >= 1 image per class")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be >= 0")
-        if self.image_size is not None and not 4 <= self.image_size <= 1024:
-            raise ValueError(f"image-size is {self.image_size}; it must be from 4 to 1024 pixels")
+        check_ranges(self)
 
     def data_name(self, data_dir: Path) -> str:
         """Return the data as folders and tables name it: cifar10, cifar10-16px, folder-pets-1f3a9c-16px-validation.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from distill.errors import InputError
+from distill.errors import InputError, one_line
 from distill.ranks import launched, local
 
 __all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
@@ -33,8 +33,8 @@ def whole_number(flag: str, text: str, least: int) -> int:
     Raises:
         InputError: it is no whole number, or too small.
     """
-    if not re.fullmatch(r"-?\d+", text) or int(text) < least:
-        raise InputError(f"{flag} is {text}; it takes a whole number >= {least}")
+    if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
+        raise InputError(f"{flag} is {one_line(text, 40)}; it takes a whole number >= {least}")
     return int(text)
 
 
@@ -87,10 +87,27 @@ def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
             return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
     except ValueError as error:  # a field refuses its value
         raise InputError(str(error)) from None
+    except OverflowError:
+        raise InputError(f"a number is too large. See {program} --help") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         text = said.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
         lines = [line.strip("│ ") for line in text.splitlines()[1:] if line.strip("│─- ")]
-        lines = [" ".join(line.split()) for line in lines]
-        raise InputError(f"{' '.join(lines).rstrip('.')}. See {program} --help") from None
+        raise InputError(f"{_in_short(' '.join(' '.join(lines).split()))}; see {program} --help") from None
+
+
+def _in_short(text: str) -> str:
+    """Return what tyro says of wrong flags, without the paths of fields and the help of the flags that it proposes.
+
+    >>> _in_short("Unrecognized options: --lr Perhaps you meant: --lr-img FLOAT of images --lr-net FLOAT of nets")
+    'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
+    >>> _in_short("Error parsing experiment.evaluation.student: lr is 0; it must be > 0")
+    '--student: lr is 0; it must be > 0'
+    """
+    text = re.sub(r"^Error parsing (?:[a-z]+\.)*([a-z_]+): ", lambda found: f"--{found[1].replace('_', '-')}: ", text)
+    text, proposed, options = text.rstrip(".").partition(" Perhaps you meant: ")
+    if not proposed:
+        return text
+    names = dict.fromkeys(re.findall(r"(?:^| )(--[a-z.-]+) [A-Z{]", options))
+    return f"{text}; did you mean {', '.join(list(names)[:5])}" if names else text

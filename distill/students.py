@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from distill.augment import Augmentation
 from robust import loss_named
+from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges
 
 __all__ = [
     "TOGETHER",
@@ -41,24 +42,21 @@ class Training:
         ValueError: a field is out of its range.
     """
 
-    epochs: int = 1000
+    epochs: Count = 1000
     """E; as in the official code E + 1 epochs are run, the learning rate falling to a tenth after epoch E/2 + 1"""
-    lr: float = 0.01
+    lr: Positive = 0.01
     """learning rate of SGD"""
-    momentum: float = 0.9
+    momentum: UpToOne = 0.9
     """of SGD"""
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty of SGD"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """images a step"""
     loss: str = "cross_entropy"
     """NAME[:field=value,...][@THREAT], on pixels in [0, 1]; `bash run.sh list` has the names"""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs is {self.epochs} and batch_size is {self.batch_size}; both must be >= 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be > 0")
+        check_ranges(self)
         loss_named(self.loss)
 
 

@@ -22,7 +22,7 @@ images are written as floats, where it rounds them down to bytes and saves lossy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from distill.files import Checkpoint, read_tensors, write_tensors
 from distill.ranks import barrier, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
+from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 from sre2l.crops import cut_alike, draw_boxes, draw_flips
 from sre2l.precision import Compute
 
@@ -54,46 +55,35 @@ class Recover:
         ValueError: a field is out of its range.
     """
 
-    iterations: int = 4000
+    iterations: Count = 4000
     """steps of the images of a unit"""
-    lr: float = 0.25
+    lr: Positive = 0.25
     """learning rate of Adam, normalised units"""
-    r_bn: float = 0.01
+    r_bn: NonNegative = 0.01
     """weight of the BatchNorm statistics"""
-    first_bn: float = 10.0
+    first_bn: NonNegative = 10.0
     """weight of the first layer's among them"""
     jitter: tuple[int, int] = (0, 32)
     """least and largest shift in pixels, rolled around the edge, down and to the right"""
     crop: bool = True
     """whether a random part of the images is looked at, enlarged; else the whole"""
-    crop_min: float = 0.08
+    crop_min: Annotated[float, Range(above=0, most=1)] = 0.08
     """least share of the area of a crop, in (0, 1]"""
     flip: bool = True
     """whether the images are mirrored in half of the steps"""
-    milestone: float = 0.0
+    milestone: Fraction = 0.0
     """CDA's curriculum: share of the steps in which the least share falls from 1 to crop_min; 0 is SRe2L"""
     curriculum: Literal["cosine", "linear", "step"] = "cosine"
     """how it falls; step: at the milestone"""
-    batch_size: int = 100
+    batch_size: Count = 100
     """images of a unit"""
     images: str = ""
     """a folder of pictures to take instead, ours or a published one (see sre2l/folders.py)"""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        check_ranges(self)
         if self.jitter[0] > self.jitter[1]:
             raise ValueError(f"jitter is {self.jitter}; the first number must not be larger than the second")
-        for name in ("r_bn", "first_bn"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number >= 0")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
-        if not 0 < self.crop_min <= 1:
-            raise ValueError(f"crop_min is {self.crop_min}; it must be in (0, 1]")
-        if not 0 <= self.milestone <= 1:
-            raise ValueError(f"milestone is {self.milestone}; it must be in [0, 1]")
 
 
 def least_area(config: Recover, step: int) -> float:

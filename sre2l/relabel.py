@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from distill.files import read_tensors, write_tensors, write_text
 from distill.ranks import barrier, first, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
+from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
@@ -47,29 +48,23 @@ class Relabel:
         ValueError: a field is out of its range.
     """
 
-    epochs: int = 300
+    epochs: Count = 300
     """labels of each image: epochs that a student trains"""
-    batch_size: int = 100
+    batch_size: Count = 100
     """images of a step of a student, which are mixed with one another"""
     mix: Literal["cutmix", "mixup", "none"] = "cutmix"
     """how each image of a batch is mixed with another"""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """of the mixture's Beta(alpha, alpha)"""
     augment: Literal["resized_crop", "padded_crop"] = "resized_crop"
     """crop of a random area, enlarged; or of the image padded by an eighth of its side (CIFAR)"""
     flip: bool = True
     """whether half of the images are mirrored"""
-    crop_min: float = 0.08
+    crop_min: Annotated[float, Range(above=0, most=1)] = 0.08
     """least share of the area of a resized crop, in (0, 1]"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be > 0")
-        if not 0 < self.crop_min <= 1:
-            raise ValueError(f"crop_min is {self.crop_min}; it must be in (0, 1]")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

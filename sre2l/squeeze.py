@@ -31,6 +31,7 @@ from distill.ranks import barrier, first, rank, world
 from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
+from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
@@ -55,25 +56,25 @@ class Squeeze:
     start: str = "scratch"
     """weights before training: scratch, pretrained (timm's, downloaded) or pretrained:TAG (tv_in1k is torchvision's
     IMAGENET1K_V1), or a file of weights (.safetensors, .pt, .pth) of this backbone"""
-    epochs: int = 50
+    epochs: Whole = 50
     """passes over the real data; 0 takes the weights of `start` as they are"""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """learning rate of SGD, cosine to 0 by epoch"""
-    momentum: float = 0.9
+    momentum: UpToOne = 0.9
     """of SGD"""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegative = 1e-4
     """L2 penalty of SGD"""
-    batch_size: int = 256
+    batch_size: Count = 256
     """images of a step, of all processes together"""
-    warmup_epochs: int = 0
+    warmup_epochs: Whole = 0
     """first epochs, in which the learning rate rises from a tenth linearly"""
     augment: Augment = "resized_crop"
     """resized_crop (of 8 to 100 % of the area, enlarged), padded_crop (by an eighth of the side: CIFAR), or none"""
     flip: bool = True
     """whether half of the images are mirrored"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """parts of a process's batch that are computed one after another, for less memory"""
-    statistics: int = 0
+    statistics: Whole = 0
     """batches from which BatchNorm's running statistics are estimated before the first step of a network that starts
     from scratch. With 0, as in the official codes, they begin as mean 0 and variance 1: GUARD's penalty, which is taken
     in evaluation mode, is then absent from the first ten to thirty steps. With 4 it is there, and too large at the
@@ -82,14 +83,7 @@ class Squeeze:
     """whether BatchNorm's statistics are those of all processes together"""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("epochs", "warmup_epochs", "momentum", "weight_decay", "statistics"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
+        check_ranges(self)
         if self.epochs == 0 and self.start == "scratch":
             raise ValueError("epochs is 0 and start is scratch: that teacher knows nothing; give --squeeze.start FILE")
         loss_named(self.loss)

@@ -19,6 +19,7 @@ from distill.files import Checkpoint
 from distill.ranks import barrier, first, rank, world
 from distill.run import Run
 from robust import Normalize
+from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 from sre2l.precision import Compute
 from sre2l.relabel import Labels, leaves_one, view
 from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
@@ -39,30 +40,23 @@ class Validate:
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw, or SGD with momentum 0.9"""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """learning rate, cosine to 0 by epoch"""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """weight decay of the parameters that `decay` names"""
     decay: Decay = "kernels"
     """which parameters decay: kernels (and matrices) only, or all of them"""
-    warmup_epochs: int = 0
+    warmup_epochs: Whole = 0
     """first epochs, in which the learning rate rises from a hundredth linearly"""
-    temperature: float = 20.0
+    temperature: Positive = 20.0
     """T"""
     squared: bool = False
     """whether the loss is multiplied by T^2"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """parts of a process's batch that are computed one after another, for less memory"""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        for name in ("weight_decay", "warmup_epochs"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 0")
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate is {self.accumulate}; it must be >= 1")
+        check_ranges(self)
 
     def lr_at(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of an epoch, 0 for the first."""

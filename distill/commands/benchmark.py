@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -33,6 +33,7 @@ from distill.progress import progress
 from distill.reports.comparison import FULL, LAYOUTS
 from distill.reports.tables import find_rows
 from distill.run import Run
+from robust.ranges import Count, Range, check_ranges
 
 __all__ = ["run_benchmark"]
 
@@ -52,7 +53,7 @@ class BenchmarkCommand:
     """methods; empty for all but those of sre2l, which are for larger images"""
     ipc: str = "1,10"
     """images per class"""
-    seeds: int = 2
+    seeds: Annotated[int, Range(least=1, most=10_000)] = 2
     """seeds 0, 1, ... of each"""
     recipe: Literal["quick", "paper"] | None = None
     """preset of each method; None: paper on a GPU, else quick"""
@@ -63,15 +64,15 @@ class BenchmarkCommand:
     whole set; recipe: that of each method's recipe, so that rows also differ by it"""
     attacks: str | None = None
     """columns; None for the paper's three and pgd_ce_margin at the threat linf, by which methods are ranked"""
-    students: int | None = None
+    students: Annotated[int, Range(least=1, most=10_000)] | None = None
     """of each run; None for the recipe's"""
-    test_images: int | None = None
+    test_images: Count | None = None
     """class-balanced part of the test set; None for the recipe's"""
-    image_size: int | None = None
+    image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
     """side in pixels; None for the data set's own"""
     flags: tuple[str, ...] = ()
     """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --iterations 500 --real-loss.weight 3\""""
-    jobs: int = 1
+    jobs: Annotated[int, Range(least=1, most=1024)] = 1
     """cells at the same time; several GPUs are dealt out in turn"""
     cell: str = ""
     """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
@@ -83,6 +84,9 @@ class BenchmarkCommand:
     """folder of all runs; the tables are in its benchmark/"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:

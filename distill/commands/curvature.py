@@ -26,6 +26,7 @@ from distill.reports.tables import aligned, find_rows
 from distill.run import difference
 from robust import PGD, threat_named, withstands
 from robust.bounds import BoundTerms, bound_terms, transfer_terms
+from robust.ranges import Count, Positive, check_ranges
 from robust.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
 
 __all__ = ["run_curvature"]
@@ -37,13 +38,13 @@ class CurvatureCommand:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of runs of a method; several are drawn together, and saved with the first"""
-    images: int = 200
+    images: Count = 200
     """test images, as many of each class"""
-    students: int = 3
+    students: Count = 3
     """at most"""
-    rho: float | None = None
+    rho: Positive | None = None
     """L2 radius of the bounds, pixels in [0, 1]; the default is the paper's l2 threat"""
-    h: float = 0.75
+    h: Positive = 0.75
     """L2 step of the finite difference, pixels in [0, 1]; 3 in CIFAR-10's normalised units"""
     eps: str = ""
     """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
@@ -53,6 +54,9 @@ class CurvatureCommand:
     """image files that cannot be read: end when one is met, or look for them first and leave them out"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def run_curvature(flags: list[str]) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -15,6 +15,7 @@ from distill.experiment import Evaluation
 from distill.judging.columns import columns, family
 from distill.models import build
 from robust import loss_named
+from robust.ranges import NonNegative, Range, check_ranges
 
 __all__ = ["Place", "foresee", "identity_of", "real_data", "spare_threads"]
 
@@ -38,16 +39,15 @@ class Place:
     """folder of all runs"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: NonNegative = 30.0
     """how often the state of a distillation is saved: what a killed run loses at most, or a longer iteration"""
     damaged: Literal["refuse", "skip"] = "refuse"
     """image files that cannot be read: end when one is met, or look for them first and leave them out"""
-    workers: int = min(MOST_WORKERS, cores())
+    workers: Annotated[int, Range(least=0, most=1024)] = min(MOST_WORKERS, cores())
     """processes that decode image files ahead, where a set is too large for memory; 0 decodes when asked"""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be >= 0")
+        check_ranges(self)
 
 
 def real_data(

@@ -51,6 +51,7 @@ from robust import (
     Normalize,
     RobustTeacher,
 )
+from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
 
@@ -78,19 +79,19 @@ class Config:
     """loss of the real batch; its units are those of normalised images"""
     backbone: str = "convnet"
     """network that is matched, and that students have: a name of `bash run.sh list`, options after a colon"""
-    iterations: int = 1000
+    iterations: Count = 1000
     """K: networks matched one after another"""
-    outer_loop: int | None = None
+    outer_loop: Count | None = None
     """matching steps of an iteration; None is the official table by ipc, interpolated"""
-    inner_loop: int | None = None
+    inner_loop: Count | None = None
     """epochs of the network on S between two matching steps; None as above"""
-    batch_real: int = 256
+    batch_real: Count = 256
     """real images of a class in a matching step"""
-    batch_train: int = 256
+    batch_train: Count = 256
     """synthetic images of a step of the network"""
-    lr_img: float = 0.1
+    lr_img: Positive = 0.1
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
-    lr_net: float = 0.01
+    lr_net: Positive = 0.01
     """learning rate of the network (SGD, no momentum)"""
     init: Literal["noise", "real"] = "noise"
     """first images: standard normal in normalised space, or random real ones of the class"""
@@ -101,24 +102,14 @@ class Config:
     trains students with: dc:crop_scale_rotate on MNIST, dc:crop_noise where the ConvNet has norm=batch, "" elsewhere"""
     distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
     """distance of gradients; layerwise is the paper's"""
-    chunk: int | None = None
+    chunk: Count | None = None
     """real images of a class whose graph is in memory at once; None: 64 on a CPU, where that is also faster, and
     the whole batch on a GPU. The sum is the same"""
     compile: bool = False
     """compile the gradients of the real batches: a minute at the start, then a quarter less time a step with GUARD"""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_real", "batch_train"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        for name in ("outer_loop", "inner_loop"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1, or None for the table by ipc")
-        for name in ("lr_img", "lr_net"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number > 0")
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None")
+        check_ranges(self)
         augmentation(self.augment)
         if self.augment_students != "auto":
             augmentation(self.augment_students)
