@@ -41,7 +41,7 @@ from distill.augment import Augmentation, augmentation
 from distill.augment_dc import augmentation_of_students
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.errors import InputError
+from distill.divergence import check_finite
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.matching import freeze_batchnorm
@@ -55,6 +55,8 @@ from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_r
 
 __all__ = ["RECIPES", "Config", "distill", "weights", "work"]
 
+REMEDY = "--lr-img or --lr-net"
+"""flags that an alignment diverges by"""
 MILESTONES = (0.6, 0.8, 0.9)
 """of the iterations: where the learning rate of the images is halved (1200, 1600 and 1800 of 2000)"""
 
@@ -185,15 +187,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     augment=siamese,
                 )
             alignment, discrimination = (losses / steps).tolist()
-            if not alignment + discrimination < float("inf"):
-                raise InputError(f"the alignment diverged in iteration {iteration}; take a smaller --lr-img")
+            check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, REMEDY)
             scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": seen[-1]}
             bar.set_postfix(loss=f"{alignment + discrimination:.4g}", steps=steps, epochs=epochs, refresh=False)
             bar.update()
             seconds = time.perf_counter() - start
             run.log(iteration, loss=alignment + discrimination, steps=steps, epochs=epochs, seconds=seconds, **scalars)
             if run.due() or iteration == config.iterations - 1:
-                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
+                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, REMEDY)
 
     augment = config.augment or augmentation_of_students(real.name, config.backbone)  # CAFE's code has DC's evaluation
     return DistilledSet.of(

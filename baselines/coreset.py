@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import check_finite
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
-from distill.files import read_tensors, write_tensors
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.run import Run, locked
@@ -135,13 +135,14 @@ def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     network = build(config.backbone, **shape, generator=stage.generator("network")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
-    path = stage.folder / "extractor.safetensors"
+    name = "extractor.safetensors"
     with locked(stage.folder, wait=True):
-        if not path.exists():
+        if (kept := stage.kept(name)) is None:
             _train(network, images, real.labels, config, stage)
-            write_tensors(path, network.state_dict(), {"backbone": config.backbone})
+            stage.keep(name, network.state_dict(), {"backbone": config.backbone})
             stage.finish()
-        network.load_state_dict(read_tensors(path)[0])
+        else:
+            network.load_state_dict(kept[0])
     network.eval()
     with torch.no_grad():
         return torch.cat([embedding(network, part) for part in images.split(500)])
@@ -159,6 +160,7 @@ def _train(network: nn.Module, images: Tensor, labels: Tensor, config: Config, s
         for epoch in range(done, config.extractor_epochs):
             options = {"epochs": 1, "batch_size": config.batch_train, "generator": stage.generator("order", epoch)}
             train_epochs(network, images, labels, optimizer, **options)
+            check_finite("the extractor", epoch, {"weights": network.state_dict()}, "--lr-net", "epoch")
             bar.update()
             if stage.due():
                 state = {"epoch": epoch + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict()}

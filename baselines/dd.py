@@ -47,6 +47,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from baselines.ridge import probabilities
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import check_finite
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
@@ -57,6 +58,9 @@ from robust import Normalize
 from robust.ranges import Count, Positive, Range, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
+
+REMEDY = "--distill-lr or --lr"
+"""flags that a distillation diverges by"""
 
 Parameters = dict[str, Tensor]
 
@@ -165,9 +169,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             nets = fixed or [network(number, iteration) for number in range(config.n_nets)]
             each = [hypergradient(net, images, labels, lrs.detach(), x, y) for net in nets]
             loss, by_images, by_lrs, *by_labels = (torch.stack(same).mean(0) for same in zip(*each, strict=True))
-            if not torch.stack([loss, by_images.sum(), by_lrs.sum()]).isfinite().all():
-                line = f"loss {loss:g} or its gradient is not finite in iteration {iteration}"
-                raise InputError(f"{line}; take a smaller --distill-lr or --lr")
+            found = {"loss": loss, "gradient of the images": by_images, "of the learning rates": by_lrs}
+            check_finite("the distillation", iteration, found, REMEDY)
             by_raw = torch.autograd.grad(lrs, raw_lrs, by_lrs)
             for parameter, gradient in zip(learned, (by_images, *by_raw, *by_labels), strict=True):
                 parameter.grad = gradient
@@ -179,7 +182,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             run.log(iteration, loss=loss, lr=lrs.detach().mean(), seconds=time.perf_counter() - start)
             if run.due() or iteration == total - 1:
                 state = {"iteration": iteration + 1, "images": images, "raw_lrs": raw_lrs.detach(), "labels": labels}
-                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()})
+                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, REMEDY)
 
     seeds = [run.generator("network", number).initial_seed() for number in range(len(fixed))]
     by_class = classes.flatten().argsort(stable=True)

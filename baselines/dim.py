@@ -45,6 +45,9 @@ from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 
 __all__ = ["ANY_IPC", "RECIPES", "Config", "distill", "logit_distance", "protocol", "student_work", "work"]
 
+REMEDY = "--match-lr, --match-weight or --lr-net"
+"""flags that the matching of logits diverges by"""
+
 ANY_IPC = True
 """a generator makes as many as one asks for"""
 OFFICIAL_POOL = (
@@ -203,14 +206,14 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
 
                 losses = gan.step(2 * x - 1, y, lambda name, here=step: stage.generator(name, here), distance)
                 losses["match"] = losses.pop("more")
-                values = checked(losses, step, "--match-lr, --match-weight or --lr-net")
+                values = checked(losses, step, REMEDY)
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
                 bar.update()
                 stage.log(step, **values, seconds=time.perf_counter() - start)
                 if stage.due() and step < total - 1:
                     nets = {"network": network.state_dict(), "of_network": optimizer.state_dict()}
-                    stage.save(step + 1, {"step": step + 1} | gan.state() | nets)
-        stage.save(total, {"step": total, "generator": gan.generator.state_dict()})
+                    stage.save(step + 1, {"step": step + 1} | gan.state() | nets, REMEDY)
+        stage.save(total, {"step": total, "generator": gan.generator.state_dict()}, REMEDY)
     return gan.generator
 
 

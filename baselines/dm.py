@@ -31,6 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import check_finite
 from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.features import embedding
@@ -134,12 +135,13 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             velocity = 0.5 * velocity + gradient
             images = images - config.lr_img * velocity
             loss = distance.item() / real.num_classes
+            check_finite("the matching", iteration, {"loss": loss}, "--lr-img")
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             bar.update()
             run.log(before + iteration, loss=loss, seconds=time.perf_counter() - start)
             if run.due() or iteration == config.iterations - 1:
                 state |= {"iteration": iteration + 1, "images": images, "velocity": velocity}
-                run.save(before + iteration + 1, state)
+                run.save(before + iteration + 1, state, "--lr-img")
 
     return DistilledSet.of(
         real, normalize.inverse(images.flatten(0, 1)), labels, augment=config.augment, backbone=config.backbone
@@ -258,6 +260,7 @@ def _train(
     """Train the extractor on the real data from where `state` has it, and leave it there; return it frozen."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     done, total = state.get("trained", 0), _steps(config, real)
+    remedy = "--lr-net" if isinstance(config.real_loss, CrossEntropy) else "--lr-net or --real-loss.weight"
     if done:
         network.load_state_dict(state["network"])
         if done < total:
@@ -278,6 +281,7 @@ def _train(
             optimizer.zero_grad(set_to_none=True)
             value = loss(network, x, y)
             value.backward()
+            check_finite("the extractor", step, {"loss": value}, remedy, "step")
             optimizer.step()
             bar.set_postfix(loss=f"{value.item():.4g}", refresh=False)
             bar.update()
@@ -286,7 +290,7 @@ def _train(
                 state |= {"trained": step + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
                 if step == total - 1:
                     del state["optimizer"]
-                run.save(step + 1, state)
+                run.save(step + 1, state, remedy)
     return network.eval().requires_grad_(False)
 
 

@@ -39,7 +39,7 @@ from baselines.ridge import centred, probabilities, regressed
 from distill.augment import augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.errors import InputError
+from distill.divergence import check_finite, diverged
 from distill.estimate import PROBE, Work, training_steps
 from distill.estimate import STEPS as TIMED
 from distill.experiment import Evaluation, Recipe, RecipeOf
@@ -52,6 +52,9 @@ from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
+
+REMEDY = "--lr-img or --lr-net, or a larger --ridge"
+"""flags that a regression diverges by"""
 
 ONLINE_BATCH = 1000  # distilled images of a step of a network, at most
 
@@ -179,10 +182,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 label_loss = -margin(labels)
                 gradients = torch.autograd.grad(loss + label_loss, learned)
             except torch.linalg.LinAlgError:  # also where features are not finite
-                raise _diverged(iteration, "no positive definite kernel") from None
+                raise diverged("the regression", iteration, "no positive definite kernel", REMEDY) from None
             value = loss.item()
-            if not math.isfinite(value):
-                raise _diverged(iteration, f"loss {value:.3g}")
+            check_finite("the regression", iteration, {"loss": value}, REMEDY)
             for leaf, gradient in zip(learned, gradients, strict=True):
                 leaf.grad = gradient
             optimizer.param_groups[0]["lr"] = _rate(iteration, config)
@@ -202,11 +204,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     {"network": o.network.state_dict(), "optimizer": o.optimizer.state_dict(), "age": o.age}
                     for o in pool
                 ]
-                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()})
+                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, REMEDY)
 
     images, labels = images.detach(), labels.detach()
-    if not (images.isfinite().all() and labels.isfinite().all()):
-        raise _diverged(config.iterations, "images that are not finite")
     training: dict[str, Any] = {"steps": config.student_steps, "lr": config.student_lr}
     training["augment"] = config.student_augment
     if whitening is not None:
@@ -220,11 +220,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         training=training,
         own={"labels": labels},
     )
-
-
-def _diverged(iteration: int, what: str) -> InputError:
-    instead = "take a smaller --lr-img or --lr-net, or a larger --ridge"
-    return InputError(f"the regression diverged in iteration {iteration} ({what}); {instead}")
 
 
 # --- what is minimised ------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.data import ImageSet
+from distill.divergence import check_finite
 from distill.errors import InputError
 from distill.run import Run, describe, locked
 from robust.second_order import SecondOrder
@@ -297,9 +298,7 @@ def checked(losses: dict[str, Tensor], step: int, remedy: str) -> dict[str, floa
         InputError: one is not finite.
     """
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    if not all(abs(value) < float("inf") for value in values.values()):
-        told = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
-        raise InputError(f"the adversarial training diverged in step {step} (losses: {told}); take a smaller {remedy}")
+    check_finite("the adversarial training", step, values, remedy, "step")
     return values
 
 
@@ -338,5 +337,5 @@ def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any
                 bar.update()
                 stage.log(step, **values, seconds=time.perf_counter() - start)
                 if stage.due() or step == total - 1:
-                    stage.save(step + 1, {"step": step + 1} | gan.state())
+                    stage.save(step + 1, {"step": step + 1} | gan.state(), "--gan-lr")
     return gan.state()

@@ -36,6 +36,7 @@ from baselines.least_squares import BATCH, protocol
 from baselines.ridge import centred, probabilities, regressed
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import check_finite
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
@@ -137,8 +138,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             targets = space(torch.cat(drawn)).to(dtype)
             truth = classes.repeat_interleave(torch.tensor([len(each) for each in drawn], device=device))
             loss, right = objective(kernel, images, labels, targets, truth, config.ridge, chunk)
-            if not loss.isfinite():
-                raise InputError(f"loss is {loss.item():g} in iteration {iteration}; take a smaller --lr")
+            check_finite("the regression", iteration, {"loss": loss}, "--lr")
             gradients = torch.autograd.grad(loss, learned)
             for leaf, gradient in zip(learned, gradients, strict=True):
                 leaf.grad = gradient
@@ -149,7 +149,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             run.log(iteration, loss=value, accuracy=share, seconds=time.perf_counter() - start)
             if run.due() or iteration == config.iterations - 1:
                 state = {"iteration": iteration + 1, "images": images.detach(), "labels": labels.detach()}
-                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()})
+                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, "--lr")
 
     hard, labels = classes.repeat_interleave(ipc), labels.detach().float()
     training: dict[str, Any] = {"steps": config.student_steps, "w_std": config.w_std, "b_std": config.b_std}

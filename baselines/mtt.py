@@ -35,6 +35,7 @@ from baselines.trajectories import Expert, Gradient, Trajectories, experts, logi
 from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import diverged
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
@@ -48,6 +49,9 @@ from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["RECIPES", "Config", "distill", "protocol", "student_work", "work"]
+
+REMEDY = "--lr-img, --lr-lr or --max-start-epoch"
+"""flags that a matching diverges by"""
 
 
 @dataclass(frozen=True)
@@ -158,16 +162,13 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             images, lr = images - config.lr_img * velocity, lr - config.lr_lr * lr_velocity
             value, rate = loss.item(), lr.item()
             if not (value < float("inf") and rate > 0):
-                raise InputError(
-                    f"the matching diverged in iteration {iteration} (loss {value:.3g}, learned learning rate "
-                    f"{rate:.3g}); take a smaller --lr-img, --lr-lr or --max-start-epoch"
-                )
+                raise diverged("the matching", iteration, f"loss {value:.3g}, learned learning rate {rate:.3g}", REMEDY)
             bar.set_postfix(loss=f"{value:.4g}", lr=f"{rate:.3g}", refresh=False)
             bar.update()
             run.log(iteration, loss=value, lr=rate, seconds=time.perf_counter() - begun)
             if run.due() or iteration == config.iterations - 1:
                 state = {"iteration": iteration + 1, "images": images, "velocity": velocity, "labels": labels}
-                run.save(iteration + 1, state | {"lr": lr, "lr_velocity": lr_velocity})
+                run.save(iteration + 1, state | {"lr": lr, "lr_velocity": lr_velocity}, REMEDY)
 
     training: dict[str, Any] = {"lr": lr.item(), "epochs": config.student_epochs}
     if whitening is not None:

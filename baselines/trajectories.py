@@ -28,7 +28,6 @@ tesla      that of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): the same, bu
            for N = 1 only; it saves the pass backward through theta_i.
 """
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -46,8 +45,8 @@ from torch.nn.utils import parameters_to_vector
 
 from distill.augment import Augmentation, augmentation
 from distill.data import ImageSet
+from distill.divergence import check_finite
 from distill.errors import InputError
-from distill.files import write_tensors
 from distill.models import build
 from distill.run import Run, describe, locked
 from distill.students import train_epochs
@@ -135,7 +134,7 @@ def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: R
     stage = run.stage("experts", {"data": real.identity(), "expert": describe(expert)}, expert.seed)
     paths = [stage.folder / f"{number:03d}.safetensors" for number in range(count)]
     with locked(stage.folder, wait=True):
-        missing = [number for number, path in enumerate(paths) if not path.exists()]
+        missing = [number for number, path in enumerate(paths) if not stage.has(path.name)]
         if missing:
             _train(missing, paths, real, space, expert, stage)
     return Trajectories(paths)
@@ -143,6 +142,7 @@ def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: R
 
 def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Module, expert: Expert, stage: Run) -> None:
     """Train the experts of these numbers, from where the checkpoint is."""
+    remedy = "--lr-expert" if isinstance(expert.loss, CrossEntropy) else "--lr-expert or --expert-loss.weight"
     images, siamese = space(real.images), augmentation(expert.augment, real.mean, real.std)
     state = stage.restore() or {}
     unfinished = len(state["snapshots"]) - 1 if state.get("number") in missing else 0
@@ -160,16 +160,15 @@ def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Modu
                 _epoch(network, images, real.labels, siamese, expert, stage, number, epoch)
                 snapshots.append(_flat(network))
                 loss, accuracy = _judge(network, images, real.labels)
-                if not math.isfinite(loss):
-                    raise InputError(f"expert {number} diverged in epoch {epoch}; take a smaller learning rate")
+                check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
                 bar.set_postfix(expert=number, loss=f"{loss:.3g}", accuracy=f"{accuracy:.1f}%", refresh=False)
                 bar.update()
                 step = number * expert.epochs + epoch
                 stage.log(step, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start)
                 if stage.due():
                     kept = {"number": number, "network": network.state_dict(), "snapshots": torch.stack(snapshots)}
-                    stage.save(step + 1, kept)
-            write_tensors(paths[number], {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone})
+                    stage.save(step + 1, kept, remedy)
+            stage.keep(paths[number].name, {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone})
             stage.save((number + 1) * expert.epochs, {})
 
 

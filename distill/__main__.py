@@ -199,7 +199,10 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
         run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
         channels, size, _ = test.image_shape
-        absent = missing(run.folder, experiment.evaluation, channels, size)
+        labels = {"method": method, "dataset": data, "ipc": experiment.ipc, "seed": experiment.seed}
+        labels |= {"backbone": experiment.config.backbone, "loss": experiment.evaluation.how}
+        labels |= {"recipe": experiment.recipe, "config": run.config_hash()}
+        absent = missing(run.folder, experiment.evaluation, channels, size, labels)
         if absent == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             return show(run.folder)
@@ -223,15 +226,16 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             if not path.exists():
                 distilled = module.distill(train, experiment.ipc, experiment.config, run)
                 if first():
-                    replace(distilled, method=method, config=run.config_hash(evaluation=None)).save(path)
+                    made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
+                    replace(distilled, method=method, **made).save(path)
             barrier()
             distilled = DistilledSet.load(path).to(device)
+            if distilled.run not in ("", run.fingerprint(evaluation=None)):
+                raise InputError(f"{path} belongs to another run; move it away, and the same command makes this run's")
             run.finish()
             if first():
                 save_grid(distilled, run.folder / "grid.png")
-            labels = {"method": method, "dataset": data, "ipc": experiment.ipc, "seed": experiment.seed}
-            labels |= {"backbone": backbone, "loss": experiment.evaluation.how, "recipe": experiment.recipe}
-            labels |= {"config": run.config_hash(), "set": digest_of(path)[:16]}
+            labels["set"] = digest_of(path)[:16]
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
             return finish(rows, run.folder) if first() else 0

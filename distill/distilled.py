@@ -14,14 +14,12 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
     backbone          network that the images were made with, and a student's by default
     training          what the method's own way of training students needs (`distill.protocol`)
     config            hash of the settings that made it, which sets of other seeds share
+    run               hash of the run that made it
     shards            names of the files with the images, where they are not in this one
 """
 
-import json
 import re
 from dataclasses import dataclass, field
-from math import isfinite
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,9 @@ from torch import Tensor
 from distill.data.image_files import ImageFiles
 from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
-from distill.errors import InputError
+from distill.errors import InputError, one_line
 from distill.files import read_tensors, write_tensors
+from robust.ranges import Positive, check_number
 
 __all__ = ["DistilledSet", "is_probability"]
 
@@ -41,7 +40,7 @@ SHARD = 2**30
 """bytes of images in one file, about"""
 OWN = "own."
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
-LATER = ("config", "training")
+LATER = ("config", "training", "run")
 """fields that files of earlier versions may lack"""
 
 
@@ -78,6 +77,8 @@ class DistilledSet:
     """name of the method that made the set"""
     config: str = ""
     """hash of all settings that made the set but the seed, "" where they are unknown: sets of one are one method's"""
+    run: str = ""
+    """hash of the run that made the set, its seed and data included, "" where it is unknown"""
     training: dict[str, Any] = field(default_factory=dict)
     """of JSON's types: what the method's own way of training students needs, {} where it has none"""
     own: dict[str, Tensor] = field(default_factory=dict)
@@ -88,12 +89,13 @@ class DistilledSet:
             name = getattr(self, what)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
-        if not all(isinstance(each, str) for each in (self.augment, self.backbone, self.config, *self.classes)):
-            raise ValueError("augment, backbone, config and the classes are texts, and one of them is none")
+        texts = (self.augment, self.backbone, self.config, self.run, *self.classes)
+        if not all(isinstance(each, str) for each in texts):
+            raise ValueError("augment, backbone, config, run and the classes are texts, and one of them is none")
         if not isinstance(self.training, dict):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
-        if not all(isinstance(each, Real) and isfinite(each) for each in (*self.mean, *self.std)) or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} must be finite numbers, std > 0")
+        check_number("mean", self.mean, tuple[float, ...])
+        check_number("std", self.std, tuple[Positive, ...])
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
         hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
         soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k
@@ -140,7 +142,7 @@ class DistilledSet:
             values["shards"] = [f"{path.stem}-{n:05d}-of-{count:05d}{path.suffix}" for n in range(1, count + 1)]
             for name, part in zip(values["shards"], self.images.split(rows), strict=True):
                 write_tensors(path.with_name(name), {"images": part.float()})
-        write_tensors(path, tensors, {FORMAT: json.dumps(values)})
+        write_tensors(path, tensors, values, FORMAT)
 
     @classmethod
     def load(cls, path: Path) -> "DistilledSet":
@@ -153,20 +155,19 @@ class DistilledSet:
             InputError: no such file, a damaged one, another format, or tensors of wrong shape.
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
-        tensors, metadata = read_tensors(path)
+        tensors, values = read_tensors(path, key=FORMAT)
         own = {name.removeprefix(OWN): tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
-        if FORMAT not in metadata or not {"labels"} <= set(tensors) <= {"images", "labels"}:
-            found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(metadata)) or 'none'}"
+        if not {*FIELDS} <= set(values) or not {"labels"} <= set(tensors) <= {"images", "labels"}:
+            found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(values)) or 'none'}"
             raise InputError(f"{path} is no distilled set: it has {found}; expected images, labels and {FORMAT}")
         try:
-            values = json.loads(metadata[FORMAT])
             if "images" not in tensors:
                 tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
             fields = {name: values[name] for name in FIELDS} | {name: values[name] for name in LATER if name in values}
             return cls(**tensors, **fields | lists, own=own)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no distilled set: {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InputError(f"{path} is no distilled set: {one_line(error, 200)}") from None
 
     def to(self, device: torch.device | str) -> "DistilledSet":
         """Return the set with its tensors on a device."""

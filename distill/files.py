@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,14 @@ def hash_of(path: Path | str | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_tensors(path: Path, only: str | None = None, key: str = FACTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: Path, only: Iterable[str] | None = None, key: str = FACTS
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the facts of a safetensors file, on the CPU.
 
     Args:
         path: of the file.
-        only: name of the one tensor to read; None for all, which are then compared with the file's hash.
+        only: names of the tensors to read; None for all, which are then compared with the file's hash.
         key: of the metadata, where the facts are.
 
     Returns:
@@ -143,7 +145,7 @@ def read_tensors(path: Path, only: str | None = None, key: str = FACTS) -> tuple
     advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys()) if only is None else [only]
+            names = list(file.keys()) if only is None else only
             tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None

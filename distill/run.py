@@ -9,13 +9,10 @@ A run folder holds
 
 import hashlib
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distill.divergence import diverged, is_finite
 from distill.errors import InputError, one_line
-from distill.files import UNFINISHED, Checkpoint, cannot_write, read_json, read_tensors, write_tensors, write_text
+from distill.files import UNFINISHED, Checkpoint, cannot_write, read_json, write_tensors, write_text
+from distill.own_files import digest, read_own
 from distill.progress import progress
+from distill.provenance import provenance
 from distill.ranks import first
 
 __all__ = ["Run", "describe", "locked"]
@@ -126,7 +126,7 @@ class Run:
         """
         seed = self.seed if seed is None else seed
         config = {"stage": name, "seed": seed, "config": describe(config)}
-        folder = self.stages / f"{name}-{_digest(config)[:12]}"
+        folder = self.stages / f"{name}-{digest(config)[:12]}"
         options = {"seed": seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
         return Run(folder, config, **options, stages=self.stages, workers=self.workers).begin()
 
@@ -139,7 +139,7 @@ class Run:
         experiment = self.experiment
         if isinstance(experiment, dict):
             experiment = {name: value for name, value in experiment.items() if name != "seed"} | instead
-        return _digest([experiment, self.data])[:8]
+        return digest([experiment, self.data])[:8]
 
     # --- its files -----------------------------------------------------------------------------------------------
 
@@ -150,28 +150,32 @@ class Run:
             instead: fields of the experiment with the value to take instead.
         """
         experiment = self.experiment | instead if isinstance(self.experiment, dict) else self.experiment
-        return _digest([experiment, self.data])
+        return digest([experiment, self.data])
 
     def keep(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
         """Write tensors to a file of the run, which then says whose it is; the arguments are those of `kept`."""
         write_tensors(self.folder / name, tensors, dict(facts or {}) | {"run": self.fingerprint()})
 
-    def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def kept(self, name: str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and the facts of a file of the run, None where it is not there.
 
         Args:
             name: of the file, below the run's folder.
+            tensors: whether to read them; without, only its head is looked at.
 
         Raises:
             InputError: it is damaged, or of another run.
         """
         path = self.folder / name
-        if not path.exists():
-            return None
-        tensors, facts = read_tensors(path)
-        if facts.pop("run", self.fingerprint()) != self.fingerprint():  # files of earlier versions do not say
-            raise InputError(f"{path} belongs to another run; delete it to have it made anew")
-        return tensors, facts
+        return read_own(path, self.fingerprint(), tensors=tensors) if path.exists() else None
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of tensors of the run is there; it is not read.
+
+        Raises:
+            InputError: it is damaged, or of another run.
+        """
+        return self.kept(name, tensors=False) is not None
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -195,18 +199,19 @@ class Run:
         """Tell whether the last checkpoint is old enough for another."""
         return self._checkpoint.due()
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], remedy: str = "learning rate") -> None:
         """Write a checkpoint atomically.
 
         Args:
             step: steps done; scalars of this step and later are logged again after a restore.
             state: tensors and numbers.
+            remedy: the flags to make smaller where the state is not finite.
 
         Raises:
-            InputError: it has a tensor that is not finite, from which no run can continue, or cannot be written.
+            InputError: it has a number that is not finite, from which no run can continue, or cannot be written.
         """
-        if not _is_finite(state):
-            raise InputError(f"diverged by step {step}: the state is not finite; take a smaller learning rate")
+        if not is_finite(state):
+            raise diverged("the work", step - 1, "its state is not finite", remedy, "step")
         self._checkpoint.save({"fingerprint": self.fingerprint(), "step": step, "state": state})
 
     def finish(self) -> None:
@@ -315,19 +320,6 @@ def _step_of(line: str) -> float:
         return -1
 
 
-def _is_finite(state: Any) -> bool:
-    """Return whether every tensor of a state, in dicts and lists, is finite."""
-    if isinstance(state, Tensor):
-        return not state.is_floating_point() or bool(state.isfinite().all())
-    if isinstance(state, (dict, list, tuple)):
-        return all(map(_is_finite, state.values() if isinstance(state, dict) else state))
-    return True
-
-
-def _digest(description: Any) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
 def difference(found: Any, asked: Any, path: str = "") -> str:
     """Return where two descriptions differ, as "field is A there, B now; ...".
 
@@ -380,26 +372,3 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         except ImportError:
             pass
         yield
-
-
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return what a number needs beside its config: versions, device, commit and command."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    sources = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
-    try:
-        commit, changed = (
-            subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (git, sources)
-        )
-        commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in ("torch", "torchvision", "numpy", "kornia", "timm")},
-        "device": f"{device} ({name})",
-        "commit": commit,
-        "command": sys.argv,
-    }

@@ -266,6 +266,6 @@ def _recover_unit(
 def read_units(folder: Path) -> Tensor | Shards:
     """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many."""
     paths = sorted(folder.glob("unit-*.safetensors"))
-    places = torch.cat([read_tensors(path, only="places")[0]["places"] for path in paths]).argsort()
+    places = torch.cat([read_tensors(path, only=["places"])[0]["places"] for path in paths]).argsort()
     images = Shards(paths, places)
     return images if 4 * images.numel() > LIMIT else images[:]

@@ -113,22 +113,28 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         other = "" if each.backbone == distilled.backbone else each.backbone
         place_of = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
         runs.append(Run(place_of, each, data=identity, seed=each.seed, device=device))
-    absent = [missing(run.folder, each.evaluation, *shape) for each, run in zip(judgements, runs, strict=True)]
+    rows_have = [
+        {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed, "backbone": each.backbone}
+        | {"loss": each.evaluation.how, "recipe": each.recipe, "set": digest[:16]}
+        | {"config": run.config_hash(distilled=distilled.config or digest)}
+        for each, run in zip(judgements, runs, strict=True)
+    ]
+    absent = [
+        missing(run.folder, each.evaluation, *shape, labels)
+        for each, run, labels in zip(judgements, runs, rows_have, strict=True)
+    ]
     for each in judgements:
         foresee(each.backbone, each.evaluation, test)
     if any(each != [] for each in absent):
         spare_threads(test, device)
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-    for each, run, columns in zip(judgements, runs, absent, strict=True):
+    for each, run, labels, columns in zip(judgements, runs, rows_have, absent, strict=True):
         if columns == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             show(run.folder)
             continue
         if columns:
             run.say(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
-        labels = {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed}
-        labels |= {"backbone": each.backbone, "loss": each.evaluation.how, "recipe": each.recipe}
-        labels |= {"config": run.config_hash(distilled=distilled.config or digest), "set": digest[:16]}
         protocol = own and own(distilled, file.parent, run)
         with locked(run.begin(attacks=each.evaluation.attacks).folder):
             rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)

@@ -70,7 +70,8 @@ def evaluate(
         InputError: the set is not one of this data set, or a column is unknown.
     """
     distilled, test = distilled.to(test.images.device), test.subset(evaluation.test_images)
-    labels = dict(labels) | {"test": test.digest[:16]}
+    chance = 100 * int(test.labels.bincount().max()) / len(test)
+    labels = dict(labels) | {"test": test.digest[:16], "chance": chance}
     if line := check(distilled, test):
         run.say(line)
     real, test = in_order_of(distilled, real), in_order_of(distilled, test)
@@ -89,7 +90,7 @@ def evaluate(
             surrogates = {column.name: trained.surrogate(column.base.partition(":")[0]) for column in attacked}
             if not first():  # it trained with the others, which is all that they share
                 return []
-            sheet = Sheet(run.folder / "students", name, settings)
+            sheet = Sheet(run, name, settings, len(test))
             judge_clean(sheet, model, test)
             bar.update()
             for column in attacked:

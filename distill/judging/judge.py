@@ -3,13 +3,13 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from distill.data import ImageSet
-from distill.files import read_tensors, write_tensors
+from distill.errors import InputError
 from distill.judging.columns import Column
 from distill.run import Run
 from robust import Threat, Transfer, certified, certify, correct, least_distances, withstands
@@ -28,19 +28,27 @@ class Sheet:
     """What is known of one student, two files of its run's folder.
 
     Args:
-        folder: students/ of the run.
+        run: whose folder has them.
         student: its number, or "teacher".
         settings: by column, how its attack is set; what was found with other settings is forgotten.
+        images: of the test set.
+
+    Raises:
+        InputError: a file is damaged, or of another run or test set.
     """
 
-    def __init__(self, folder: Path, student: int | str, settings: Mapping[str, str]):
-        self.student, self._settings = student, dict(settings)
-        self._paths = {kind: folder / f"{student}-{kind}.safetensors" for kind in ("correct", "distances")}
-        read = {kind: read_tensors(path) if path.exists() else ({}, {}) for kind, path in self._paths.items()}
+    def __init__(self, run: Run, student: int | str, settings: Mapping[str, str], images: int):
+        self.student, self._run, self._settings = student, run, dict(settings)
+        self._files = {kind: f"students/{student}-{kind}.safetensors" for kind in ("correct", "distances")}
+        read = {kind: run.kept(file) or ({}, {}) for kind, file in self._files.items()}
         self._tensors = {kind: tensors for kind, (tensors, _) in read.items()}
-        self.seconds: dict[str, float] = json.loads(read["correct"][1].get("seconds", "{}"))
+        for kind, tensors in self._tensors.items():
+            if any("~" not in name and each.shape[-1:] != (images,) for name, each in tensors.items()):
+                file = run.folder / self._files[kind]
+                raise InputError(f"{file} is not of {images} test images; delete it to have it made anew")
+        self.seconds: dict[str, float] = _facts(read["correct"][1], "seconds")
         """by column, of the images judged"""
-        earlier: dict[str, str] = json.loads(read["correct"][1].get("settings", "{}"))
+        earlier: dict[str, str] = _facts(read["correct"][1], "settings")
         for name, how in earlier.items():
             if self._settings.setdefault(name, how) != how:
                 self._forget(name)
@@ -95,8 +103,14 @@ class Sheet:
         self.seconds.pop(name, None)
 
     def _save(self, kind: str) -> None:
-        metadata = {"seconds": json.dumps(self.seconds), "settings": json.dumps(self._settings)}
-        write_tensors(self._paths[kind], self._tensors[kind], metadata if kind == "correct" else None)
+        facts = {"seconds": self.seconds, "settings": self._settings} if kind == "correct" else None
+        self._run.keep(self._files[kind], self._tensors[kind], facts)
+
+
+def _facts(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a dict among the facts of a file; earlier versions have it as JSON."""
+    found = facts.get(name, {})
+    return dict(json.loads(found) if isinstance(found, str) else found)
 
 
 def descend(sheet: Sheet, asked: Sequence[Column]) -> None:

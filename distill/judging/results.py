@@ -1,5 +1,6 @@
 """results.jsonl of a run: a row for each student and column, and which columns are there already."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,47 @@ from distill.experiment import Evaluation
 from distill.judging.columns import Column, columns
 from distill.judging.judge import Sheet, members_of
 from distill.reports.intervals import wilson
-from distill.reports.tables import find_rows
+from distill.reports.tables import find_rows, read_rows, render
 
 __all__ = ["missing", "row_of", "with_earlier"]
 
 
-def missing(folder: Path, evaluation: Evaluation, channels: int, size: int) -> list[str] | None:
-    """Return the columns that a run does not have yet, by name; None where it has no results at all.
+def missing(
+    folder: Path, evaluation: Evaluation, channels: int, size: int, whose: Mapping[str, Any] | None = None
+) -> list[str] | None:
+    """Return the columns that a run does not have yet, by name; None where its results are to be made.
+
+    They are made anew, from the students, where a file of them is damaged, of another run, or not what the others say.
 
     Args:
         folder: of the run.
         evaluation: what is requested.
         channels: of the images.
         size: height and width in pixels.
+        whose: what every row of the run has, such as its seed.
     """
-    if not (folder / "table.csv").exists():
+    rows = _rows_of(folder)
+    if not rows or not _whole(folder, rows, evaluation.students, whose or {}):
         return None
-    there = {(row["attack"], row["how"]) for row in _rows_of(folder)}
+    there = {(row["attack"], row["how"]) for row in rows}
     worst = {name for name, _ in there if name.startswith("worst@")}
     found = columns(evaluation, channels, size)
     absent = [c.name for c in found if (c.name, c.how) not in there and c.name not in worst]
-    return absent if there else None
+    return absent
+
+
+def _whole(folder: Path, rows: list[dict[str, Any]], students: int, whose: Mapping[str, Any]) -> bool:
+    """Return whether the results of a run have every student once in every column, and its tables say the same."""
+    try:
+        if (folder / "teacher.jsonl").exists():
+            read_rows(folder / "teacher.jsonl")
+        if (folder / "table.csv").read_text(encoding="utf-8") != render(rows, "csv"):
+            return False
+    except (OSError, ValueError):  # a student is there twice; no text
+        return False
+    found = {(row["student"], row["attack"]) for row in rows}
+    complete = {(student, row["attack"]) for student in range(students) for row in rows}
+    return complete <= found and all(row.get(name) == value for row in rows for name, value in whose.items())
 
 
 def _rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Each is trained once and kept in the run's folder, students/NAME.safetensors; tr
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from distill.augment import augmentation
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.errors import InputError
 from distill.experiment import Evaluation
-from distill.files import read_tensors, write_tensors
+from distill.files import read_tensors
 from distill.judging.columns import family
 from distill.models import build
 from distill.protocol import Protocol
@@ -113,21 +114,21 @@ class Trained:
         self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
     ) -> list[tuple[nn.Module, float]]:
         """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
-        paths = [self.run.folder / "students" / f"{name}.safetensors" for name in names]
+        files = [f"students/{name}.safetensors" for name in names]
         barrier()  # all processes find the same files
-        if not all(path.exists() for path in paths):
+        if not all(self.run.has(file) for file in files):
             start = time.perf_counter()
             train(networks)
             seconds = (time.perf_counter() - start) / len(networks)
-            for network, path in zip(networks, paths, strict=True):
-                if first() and not path.exists():
-                    write_tensors(path, network.state_dict(), {"seconds": str(seconds)})
+            for network, file in zip(networks, files, strict=True):
+                if first() and not self.run.has(file):
+                    self.run.keep(file, network.state_dict(), {"seconds": seconds})
             barrier()
         kept = []
-        for network, path in zip(networks, paths, strict=True):
-            state, metadata = read_tensors(path)
-            network.load_state_dict(state)
-            kept.append((nn.Sequential(self.normalize, network).eval(), float(metadata.get("seconds", 0.0))))
+        for network, file in zip(networks, files, strict=True):
+            state, facts = self.run.kept(file) or ({}, {})
+            fill(network, state, self.run.folder / file)
+            kept.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
         return kept
 
     def _train_on_distilled(
@@ -162,6 +163,18 @@ class Trained:
         )
 
 
+def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load the weights of a file into the network that it should be of.
+
+    Raises:
+        InputError: they are of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise InputError(f"{path} has the weights of another network; delete it to have it made anew") from None
+
+
 def students_of(
     folder: Path, distilled: DistilledSet, backbone: str, count: int, *, own: bool = False
 ) -> list[nn.Module]:
@@ -180,6 +193,7 @@ def students_of(
     models = []
     for number in range(count):
         network = build(backbone, **shape, generator=torch.Generator())
-        network.load_state_dict(read_tensors(folder / "students" / f"{number}.safetensors")[0])
+        path = folder / "students" / f"{number}.safetensors"
+        fill(network, read_tensors(path)[0], path)
         models.append(nn.Sequential(first_layer, network).to(distilled.images.device).eval())
     return models

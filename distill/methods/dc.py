@@ -35,6 +35,7 @@ from distill.augment import Augmentation, augmentation
 from distill.augment_dc import augmentation_of_students
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.divergence import check_finite
 from distill.errors import InputError
 from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
@@ -63,6 +64,8 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 
 CHUNK_ON_CPU = 64
 
+REMEDY = "--lr-img, --lr-net or --real-loss.weight"
+"""flags that a matching with a regulariser diverges by"""
 NOTHING = 0.01
 """share of the minimised distance; a regulariser that moves the real gradients by less has no effect on a set"""
 
@@ -174,6 +177,7 @@ def distill(
         else:
             images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
         state = {"iteration": 0, "images": images, "velocity": torch.zeros_like(images)}
+    remedy = "--lr-img or --lr-net" if isinstance(config.real_loss, CrossEntropy) else REMEDY
     compiled = _compiler(real.images.device) if config.compile else None
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
 
@@ -218,11 +222,12 @@ def distill(
                         augmentation=siamese,
                     )
             distance, real_loss = (losses / (outer_loop * real.num_classes)).tolist()
+            check_finite("the matching", iteration, {"distance": distance, "real loss": real_loss}, remedy)
             bar.set_postfix(loss=f"{distance:.4g}", refresh=False)
             bar.update()
             run.log(iteration, loss=distance, real_loss=real_loss, seconds=time.perf_counter() - start)
             if run.due() or iteration == config.iterations - 1:
-                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity})
+                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, remedy)
 
     augment = config.augment_students
     if augment == "auto":

@@ -1,6 +1,6 @@
 """The outcome of one run: its tables, written once, and what is printed of it, a line a column of the table."""
 
-import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.files import read_tensors, write_text
-from distill.reports.intervals import accuracy_interval
-from distill.reports.tables import WHAT, aligned, find_rows, headings, milliseconds, render, summary
+from distill.errors import InputError
+from distill.files import write_text
+from distill.own_files import fingerprint_in, read_own
+from distill.reports.intervals import accuracy_interval, wilson
+from distill.reports.tables import WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
 
@@ -36,10 +38,12 @@ def show(folder: Path) -> int:
         f"seed {first['seed']}: {students} student{'s' * (students > 1)}, {first['images']} test images"
     )
     columns = _columns(rows, folder)
+    if line := _no_better_than_chance(rows):
+        print(f"warning: {line}", file=sys.stderr)
     print(aligned([list(line) for line in zip(*columns, strict=True)]), end="")
     teacher = folder / "teacher.jsonl"
     if teacher.exists():
-        judged = [json.loads(line) for line in teacher.read_text(encoding="utf-8").splitlines()]
+        judged = read_rows(teacher)
         print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
     spread = f"mean ± standard deviation over {students} students; " if students > 1 else ""
     over = "students of this set and images" if students > 1 else "images"
@@ -54,11 +58,30 @@ def show(folder: Path) -> int:
     return 0
 
 
+def _no_better_than_chance(rows: list[dict[str, Any]]) -> str:
+    """Return what to say where students of a set are right no more often than its largest class is; "" elsewhere."""
+    clean = [row for row in rows if row["attack"] == "clean"]
+    chance = clean[0].get("chance") if clean else None
+    right = sum(round(row["accuracy"] * row["images"] / 100) for row in clean)
+    if chance is None or wilson(right, sum(row["images"] for row in clean))[0] > chance:
+        return ""
+    mean = sum(row["accuracy"] for row in clean) / len(clean)
+    return (
+        f"students are right on {mean:.1f} % of the images without an attack, and chance is {chance:.1f} %: the set "
+        "taught them nothing. If it looks like noise (grid.png), the distillation diverged: take smaller learning rates"
+    )
+
+
 def bools_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Return by column of a run who is classified right, (students, images), corruptions (students, kinds, images)."""
-    students = sorted({row["student"] for row in rows})
-    sheets = [read_tensors(folder / "students" / f"{student}-correct.safetensors")[0] for student in students]
-    names = dict.fromkeys(row["attack"] for row in rows)
+    students, whose = sorted({row["student"] for row in rows}), fingerprint_in(folder)
+    names, images = dict.fromkeys(row["attack"] for row in rows), rows[0]["images"]
+    sheets = []
+    for student in students:
+        path = folder / "students" / f"{student}-correct.safetensors"
+        sheets.append(read_own(path, whose)[0])
+        if not all(name in sheets[-1] and sheets[-1][name].shape[-1] == images for name in names):
+            raise InputError(f"{path} does not have the columns of results.jsonl, of {images} images each; delete both")
     return {name: torch.stack([sheet[name] for sheet in sheets]) for name in names}
 
 

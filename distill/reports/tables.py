@@ -28,6 +28,7 @@ __all__ = [
     "find_rows",
     "headings",
     "milliseconds",
+    "read_rows",
     "render",
     "save_grid",
     "summary",
@@ -46,6 +47,8 @@ WHO = ("seed", "set", "student")
 ROW = (*KEY, *WHO, *WHAT, "accuracy", "low", "high", "images", "test")
 ROW += ("median_distance", "seconds", "epoch_seconds", "verdict", "advised", "advised_accuracy")
 """fields of a row of results.jsonl; `test` is a hash of the test images"""
+LATER = ("chance",)
+"""fields that rows of earlier versions lack: the share of the largest class among the test images, percent"""
 
 
 def summary(rows: Iterable[Row], by_seed: bool = True) -> list[Row]:
@@ -102,23 +105,37 @@ def find_rows(places: Sequence[Path]) -> list[Row]:
             if path.resolve() in read:
                 continue
             read.add(path.resolve())
-            try:
-                found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                if found and "accuracy" in found[0] and "threat" not in found[0]:
-                    raise InputError(
-                        f"{path} is of an earlier version, whose rows do not name their threat: move its folder away, "
-                        "or name other folders"
-                    )
-                rows += [{name: row[name] for name in ROW} for row in found]
-            except InputError:
-                raise
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = read_rows(path)
+            if found and "threat" not in found[0]:
                 raise InputError(
-                    f"{path} is damaged: run its command again, which makes it anew from the students"
-                ) from None
+                    f"{path} is of an earlier version, whose rows do not name their threat: move its folder away, "
+                    "or name other folders"
+                )
+            if not all({*ROW} <= {*row} for row in found):
+                raise _damaged(path)
+            rows += [{name: row[name] for name in (*ROW, *LATER) if name in row} for row in found]
     if not rows:
         raise InputError(f"no finished run below {', '.join(map(str, places))}; `bash run.sh METHOD DATASET` makes one")
     return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a file of JSON lines, as `evaluate` writes them.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError):
+        raise _damaged(path) from None
+    if not all(isinstance(row, dict) and {"attack", "accuracy"} <= {*row} for row in found):
+        raise _damaged(path)
+    return found
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is damaged: run its command again, which makes it anew from the students")
 
 
 def to_csv(rows: Sequence[Row]) -> str:

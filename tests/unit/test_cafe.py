@@ -257,7 +257,7 @@ def test_the_learning_rate_is_halved_at_fractions(tmp_path: Path, monkeypatch: p
     """With gradients of one, each iteration of one step moves every pixel by its learning rate times the velocity."""
     monkeypatch.setattr(cafe, "align", lambda network, images, *_, **__: (torch.ones_like(images), torch.zeros(2)))
     saved = []
-    monkeypatch.setattr(Run, "save", lambda self, step, state: saved.append(state))
+    monkeypatch.setattr(Run, "save", lambda self, step, state, remedy: saved.append(state))
     config = replace(SMALL, iterations=20, max_steps=1, lr_img=1.0)
     distill(toy(), 1, config, Run(tmp_path, None, checkpoint_seconds=0.0).begin())
     moved = [(a["images"] - b["images"]).mean() / b["velocity"].mean() for a, b in pairwise(saved)]
@@ -266,7 +266,7 @@ def test_the_learning_rate_is_halved_at_fractions(tmp_path: Path, monkeypatch: p
 
 
 def test_a_learning_rate_too_large_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="diverged in iteration 0; take a smaller --lr-img"):
+    with pytest.raises(InputError, match=r"diverged in iteration 0 .*; take a smaller --lr-img or --lr-net"):
         distill(toy(), 1, replace(SMALL, lr_img=1e30), Run(tmp_path, None).begin())
 
 
@@ -329,10 +329,10 @@ def test_losses_are_what_they_were(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"max_steps": 0}, "max_steps is 0; it must be >= 1"),
-        ({"max_epochs": -3}, "max_epochs is -3; it must be >= 1"),
+        ({"max_steps": 0}, "max_steps is 0; it must be a whole number >= 1"),
+        ({"max_epochs": -3}, "max_epochs is -3; it must be a whole number >= 1"),
         ({"window": 1}, "window is 1"),
-        ({"lambda_1": 4.0}, r"lambda_1 is 4\.0; accuracies span from 0 to 1"),
+        ({"lambda_1": 4.0}, r"lambda_1 is 4\.0; it must be a finite number >= 0 and <= 1"),
         ({"lr_img": 0.0}, r"lr_img is 0\.0"),
         ({"second_weight": -1.0}, r"second_weight is -1\.0"),
         ({"inner_weight": 0.0, "real_loss": GUARD}, "inner_weight is 0, so the curvature loss"),
@@ -381,8 +381,8 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert (folder / "table.csv").exists()
     capsys.readouterr()
     for flags, line in (
-        (["--max-steps", "0"], "max_steps is 0; it must be >= 1"),
-        (["--lambda-2", "3"], "lambda_2 is 3.0; accuracies span from 0 to 1"),
+        (["--max-steps", "0"], "max_steps is 0; it must be a whole number >= 1"),
+        (["--lambda-2", "3"], "lambda_2 is 3.0; it must be a finite number >= 0 and <= 1"),
         (["--max-epoch", "3"], "--max-epoch"),
         (["--augment", "colour"], "colour"),
         (["--backbone", "resnet"], "resnet"),

@@ -170,7 +170,8 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         ("s", {"dataset": "digits"}, "A 60 of toy; B 60 of digits"),
         ("d", {"test": "bbbb"}, "judged on other images"),
     ):
-        other = write(tmp_path / name, {"clean": bools(2, 0.5, 0)}, **({"test": "aaaa"} | change))
+        images = {"images": 60} | change
+        other = write(tmp_path / name, {"clean": bools(2, 0.5, 0, images["images"])}, **({"test": "aaaa"} | change))
         with pytest.raises(InputError, match=words):
             run_compare([str(first), str(other)])
 

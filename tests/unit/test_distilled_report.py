@@ -89,15 +89,15 @@ def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
         "mean": [0.5],
         "std": [1],
     }
-    whole, part = ({"guard-distilled-1": json.dumps(value)} for value in (fields, {"dataset": "toy"}))
+    key = "guard-distilled-1"
     write_tensors(tmp_path / "other", {"weights": torch.ones(2)})
-    write_tensors(tmp_path / "shape", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, whole)
-    write_tensors(tmp_path / "keys", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, part)
+    write_tensors(tmp_path / "shape", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, fields, key)
+    write_tensors(tmp_path / "keys", {"images": torch.ones(2, 3), "labels": torch.zeros(2)}, {"dataset": "toy"}, key)
     (tmp_path / "cut").write_bytes((tmp_path / "whole").read_bytes()[:300])
     for name, words in {
-        "other": "no distilled set: it has tensors weights, metadata none",
+        "other": "no distilled set: it has tensors weights, metadata guard-facts-1",
         "shape": "no distilled set: images are",
-        "keys": "no distilled set: 'classes'",
+        "keys": "no distilled set: it has tensors images, labels, metadata dataset; expected",
         "cut": "not a whole safetensors file",
         "absent": "there is no file",
     }.items():

@@ -594,14 +594,17 @@ def test_one_operation_a_batch_and_draws_an_image() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        *(({name: 0}, f"{name} is 0; it must be >= 1") for name in ("iterations", "batch_real", "num_nn_state")),
-        ({"max_online_updates": 0}, "max_online_updates is 0; it must be >= 1"),
+        *(
+            ({name: 0}, f"{name} is 0; it must be a whole number >= 1")
+            for name in ("iterations", "batch_real", "num_nn_state")
+        ),
+        ({"max_online_updates": 0}, "max_online_updates is 0; it must be a whole number >= 1"),
         *(
             ({name: -1.0}, rf"{name} is -1\.0; it must be a finite")
             for name in ("lr_img", "lr_net", "ridge", "student_lr")
         ),
         ({"lr_img": float("nan")}, "lr_img is nan"),
-        ({"student_steps": 0}, "student_steps is 0; it must be >= 1, or None"),
+        ({"student_steps": 0}, "student_steps is 0; it must be a whole number >= 1, or None"),
         ({"augment": "colour"}, "unknown augmentation 'colour'"),
         ({"student_augment": "flip_scale"}, "unknown operation of student_augment 'scale'.*flip, color"),
         ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "takes no whitened images"),
@@ -620,7 +623,7 @@ def test_fields_are_checked(fields: dict[str, Any], words: str) -> None:
 def test_a_regression_that_diverges_is_told(fields: dict[str, Any], tmp_path: Path) -> None:
     config = replace(SMALL, **fields)
     with pytest.raises(
-        InputError, match=r"diverged in iteration \d+ .*smaller --lr-img or --lr-net, or a larger --rid"
+        InputError, match=r"diverged in (iteration|step) \d+ .*smaller --lr-img or --lr-net, or a larger --rid"
     ):
         distill(toy(), 1, config, run_in(tmp_path, config))
 

@@ -32,7 +32,7 @@ class Bright(nn.Module):
 def judged(tmp_path: Path, attacks: str, student: nn.Module | None = None, **options: str) -> tuple[Sheet, list, Run]:
     test, run, student = toy(), Run(tmp_path, None), student or Bright()
     asked = columns(Evaluation(attacks=attacks, **options), 3, 8)
-    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
+    sheet = Sheet(run, 0, {column.name: column.how for column in asked}, len(test))
     judge_clean(sheet, student, test)
     for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
         if column.base != "worst":
@@ -161,7 +161,7 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
 
     test = toy()
     asked = columns(Evaluation(attacks="pgd@0.1"), 3, 8)
-    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
+    sheet = Sheet(Run(tmp_path, None), 0, {column.name: column.how for column in asked}, len(test))
     judge_clean(sheet, Rounded(), test)
     judge(asked[0], asked, sheet, Rounded(), test, None, Run(tmp_path, None))
     said = verdicts(sheet.bools, asked, Rounded(), test, torch.Generator().manual_seed(0))
@@ -184,7 +184,7 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
     for model in (Bright(), Rounded()):
         said = []
         for name, test in (("files", files), ("memory", memory)):
-            sheet = Sheet(tmp_path / name / type(model).__name__, 0, {})
+            sheet = Sheet(Run(tmp_path / name / type(model).__name__, None), 0, {}, len(test))
             judge_clean(sheet, model, test)
             for column in asked:
                 judge(column, asked, sheet, model, test, None, Run(tmp_path, None))

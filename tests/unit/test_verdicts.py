@@ -61,7 +61,7 @@ def said(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = N
     """Return the verdicts on a student, judged as a run does."""
     test, run = test or toy(), Run(folder, None)
     asked = columns(Evaluation(attacks=attacks), 3, 8)
-    sheet = Sheet(folder / "students", 0, {column.name: column.how for column in asked})
+    sheet = Sheet(run, 0, {column.name: column.how for column in asked}, len(test))
     judge_clean(sheet, model, test)
     for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
         if column.base != "worst":
@@ -208,7 +208,7 @@ def test_the_advised_attack_is_run_and_its_figure_stands_beside_the_one_in_doubt
     test, run = toy(), Run(tmp_path, None)
     evaluation = Evaluation(attacks="pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4")
     asked = columns(evaluation, 3, 8)
-    sheet = Sheet(tmp_path / "students", 0, {column.name: column.how for column in asked})
+    sheet = Sheet(run, 0, {column.name: column.how for column in asked}, len(test))
     model = Bright(coarse)
     judge_clean(sheet, model, test)
     for column in asked:

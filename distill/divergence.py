@@ -1,0 +1,59 @@
+"""Optimisation that diverged: found in the iteration that shows it, said in one line, never continued from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from distill.errors import InputError
+
+__all__ = ["check_finite", "diverged", "is_finite"]
+
+
+def diverged(what: str, step: int, found: str, remedy: str, unit: str = "iteration") -> InputError:
+    """Return the line for an optimisation that diverged.
+
+    Args:
+        what: is optimised, as "the matching".
+        step: at which that was seen, from 0.
+        found: what is wrong there.
+        remedy: the flags to make smaller, "--lr-img or --lr-net".
+        unit: of the steps.
+
+    >>> print(diverged("the matching", 3, "loss nan", "--lr-img"))
+    the matching diverged in iteration 3 (loss nan); take a smaller --lr-img
+    """
+    return InputError(f"{what} diverged in {unit} {step} ({found}); take a smaller {remedy}")
+
+
+def check_finite(what: str, step: int, values: Mapping[str, Any], remedy: str, unit: str = "iteration") -> None:
+    """Refuse an optimisation with a value that is not finite.
+
+    Args:
+        what: is optimised.
+        step: at which it has them.
+        values: numbers, tensors, or these in dicts and lists, by name; single numbers are shown in the line.
+        remedy: the flags to make smaller.
+        unit: of the steps.
+
+    Raises:
+        InputError: one is not finite.
+    """
+    if all(map(is_finite, values.values())):
+        return
+    shown = [f"{name} {float(value):.3g}" for name, value in values.items() if _is_number(value)]
+    shown += [f"{name} not finite" for name, value in values.items() if not (_is_number(value) or is_finite(value))]
+    raise diverged(what, step, ", ".join(shown), remedy, unit)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a number, or every tensor in dicts and lists, is finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, (dict, list, tuple)):
+        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or abs(value) < float("inf")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)

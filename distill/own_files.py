@@ -1,0 +1,51 @@
+"""Files of tensors that a run wrote say which run that was, so that those of another are not taken for its own."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.files import read_json, read_tensors
+
+__all__ = ["digest", "fingerprint_in", "read_own"]
+
+
+def digest(description: Any) -> str:
+    """Return the sha256 of what JSON can say."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_in(folder: Path) -> str | None:
+    """Return the fingerprint of the run that has a folder, None where no run has.
+
+    Raises:
+        InputError: its experiment.json is damaged.
+    """
+    path = folder / "experiment.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or "experiment" not in content:
+        raise InputError(f"{path} is damaged: it names no experiment")
+    return digest([content["experiment"], content.get("data")])
+
+
+def read_own(path: Path, fingerprint: str | None, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a file that `Run.keep` wrote.
+
+    Args:
+        path: of the file.
+        fingerprint: of the run that should have written it; None where that is not known.
+        tensors: whether to read them; without, only the file's head is looked at.
+
+    Raises:
+        InputError: it is damaged, or of another run.
+    """
+    found, facts = read_tensors(path, None if tensors else ())
+    whose = facts.pop("run", None)  # files of earlier versions do not say
+    if None not in (whose, fingerprint) and whose != fingerprint:
+        raise InputError(f"{path} belongs to another run; delete it to have it made anew")
+    return found, facts
