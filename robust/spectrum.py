@@ -15,7 +15,7 @@ indefinite and of full rank.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
+from robust.ranges import Count, Positive, Range, check_number
 from robust.second_order import SecondOrder
 
 __all__ = [
@@ -120,8 +121,9 @@ def top_eigenvalue(
     """
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; choose from {', '.join(get_args(Method))}")
-    if iterations < 1 or batch_size < 1 or not tolerance > 0:
-        raise ValueError(f"iterations {iterations}, batch_size {batch_size} and tolerance {tolerance} must be > 0")
+    check_number("iterations", iterations, Count)
+    check_number("batch_size", batch_size, Count)
+    check_number("tolerance", tolerance, Positive)
     features = images[0].numel() if len(images) else 0
     if method == "full" and features > FULL_LIMIT:
         raise ValueError(f"method 'full' takes at most {FULL_LIMIT} features, not {features}; choose power or lanczos")
@@ -245,8 +247,8 @@ def loss_surface(
     Raises:
         ValueError: extent or points out of range, or a gradient of zero, which has no direction.
     """
-    if not extent > 0 or points < 2:
-        raise ValueError(f"extent is {extent}, it must be > 0; points is {points}, it must be >= 2")
+    check_number("extent", extent, Positive)
+    check_number("points", points, Annotated[int, Range(least=2)])
     _, gradients = losses_and_gradients(model, image[None], target[None], criterion, 1)
     first = unit(gradients)
     if not first.any():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robust.compiled import CompiledGradients
 from robust.losses import CurvatureRegularizedLoss
 from robust.modes import evaluating, is_training
+from robust.ranges import Count, Positive, check_number, check_ranges
 
 __all__ = ["RobustTeacher"]
 
@@ -20,7 +21,7 @@ class RobustTeacher:
     """A network as seen through a loss: GUARD puts the curvature-regularised one here, and changes nothing else.
 
     Raises:
-        ValueError: a chunk below 1.
+        ValueError: a chunk that is no whole number >= 1.
 
     >>> network = nn.Linear(4, 3)
     >>> teacher = RobustTeacher(network, CurvatureRegularizedLoss(weight=10.0))
@@ -30,14 +31,13 @@ class RobustTeacher:
 
     network: nn.Module
     loss: Loss = field(default_factory=CurvatureRegularizedLoss)
-    chunk: int | None = None
+    chunk: Count | None = None
     """examples whose graph is in memory at once; None for all. Sums of chunks are the whole batch's gradient"""
     compiled: CompiledGradients | None = None
     """the compiled programs to use, shared by teachers of one architecture; None to run eagerly"""
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None for the whole batch")
+        check_ranges(self)
 
     def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
@@ -85,8 +85,7 @@ class RobustTeacher:
         Raises:
             ValueError: a temperature that is not > 0.
         """
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be > 0")
+        check_number("temperature", temperature, Positive)
         with evaluating(self.network):
             return (self.network(inputs) / temperature).softmax(1)
 

@@ -13,7 +13,7 @@ where two logits have one gradient; ours skips such a rival.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,12 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
+from robust.ranges import Count, NonNegative, Range, check_number, check_ranges
 from robust.threat import Threat
 
 __all__ = ["DeepFool", "deepfool"]
+
+Classes = Annotated[int, Range(least=2)]
 
 FLOOR = 1e-4
 """added to the length of every move, as in the authors' code"""
@@ -93,10 +96,9 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
 
 
 def _check_options(steps: int, overshoot: float, classes: int) -> None:
-    if steps < 1 or classes < 2:
-        raise ValueError(f"steps is {steps} and classes is {classes}; steps must be >= 1, classes >= 2")
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"overshoot is {overshoot}; it must be a finite number >= 0")
+    check_number("steps", steps, Count)
+    check_number("overshoot", overshoot, NonNegative)
+    check_number("classes", classes, Classes)
 
 
 @dataclass(frozen=True)
@@ -112,17 +114,17 @@ class DeepFool:
 
     threat: Threat
     """the ball in l2; says what counts as fallen, not where the attack goes"""
-    steps: int = 50
+    steps: Count = 50
     """moves at most"""
-    overshoot: float = 0.02
+    overshoot: NonNegative = 0.02
     """share by which a move is longer than the way to the boundary"""
-    classes: int = 10
+    classes: Classes = 10
     """how many classes are looked at, the true one included (10 in the authors' code; torchattacks: all)"""
 
     def __post_init__(self) -> None:
         if self.threat.norm != "l2":
             raise ValueError(f"norm is {self.threat.norm!r}; DeepFool goes the shortest way in l2")
-        _check_options(self.steps, self.overshoot, self.classes)
+        check_ranges(self)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None

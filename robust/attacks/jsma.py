@@ -14,15 +14,18 @@ class. As in the paper's experiments the derivatives are those of the logits.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model, evaluating
+from robust.ranges import Count, Fraction, Range, check_number
 
 __all__ = ["JSMA", "best_pairs", "jsma"]
+
+Step = Annotated[float, Range(least=-1, most=1)]
 
 ROWS = 512
 """images times goals of a forward pass, at most; changes no result"""
@@ -154,12 +157,11 @@ def _forward_derivatives(model: Model, points: Tensor, aims: Tensor) -> tuple[Te
 
 
 def _check_options(theta: float, gamma: float, goals: int) -> None:
-    if not (-1 <= theta <= 1 and theta != 0):
-        raise ValueError(f"theta is {theta}; it must be in [-1, 1] and not 0")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is {gamma}; it must be a share in [0, 1]")
-    if goals < 1:
-        raise ValueError(f"goals is {goals}; it must be >= 1")
+    check_number("theta", theta, Step)
+    check_number("gamma", gamma, Fraction)
+    check_number("goals", goals, Count)
+    if theta == 0:
+        raise ValueError("theta is 0; it must be in [-1, 1] and not 0")
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,11 @@ class JSMA:
     minimum_norm: ClassVar[bool] = True
     """an example has fallen if its point is misclassified and no further than `eps`"""
 
-    theta: float = 1.0
+    theta: Step = 1.0
     """added to the two values of a pair at each step; negative takes away"""
-    gamma: float = 0.1
+    gamma: Fraction = 0.1
     """share of an image's values that may change"""
-    goals: int = 9
+    goals: Count = 9
     """wrong classes tried, those of the highest logits"""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model
 from robust.per_example import unit
+from robust.ranges import Count, check_ranges
 from robust.threat import Threat
 
 __all__ = ["Noise"]
@@ -23,12 +24,11 @@ class Noise:
 
     threat: Threat
     """the ball"""
-    draws: int = 1
+    draws: Count = 1
     """points tried; the first that is misclassified counts, else the last"""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; it must be >= 1")
+        check_ranges(self)
 
     @torch.no_grad()
     def __call__(

@@ -18,8 +18,8 @@ Where the paper and the released code are silent or disagree:
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, is_training, keeping_buffers
 from robust.per_example import norms, unit
+from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
 from robust.second_order import SecondOrder
 
 __all__ = ["CurvatureRegularizedLoss", "curvature_penalty"]
@@ -87,7 +88,7 @@ def curvature_penalty(
     if isinstance(direction, str):
         _choice("direction", direction, get_args(Direction))
     _choice("penalty", penalty, get_args(Penalty))
-    _positive("h", h)
+    check_number("h", h, Positive)
     second_order = penalty != "loss_difference"
     losses, gradients = _losses_and_gradients(_losses_of(model, targets, criterion), inputs, second_order)
     if isinstance(direction, Tensor):
@@ -160,11 +161,6 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return values.mean() if weights is None else (weights * values).mean()
 
 
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value}; it must be a finite number > 0")
-
-
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
@@ -189,9 +185,9 @@ class CurvatureRegularizedLoss:
     True
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     """lambda of the paper, >= 0; for "squared" in loss / (gradient norm)^2 of `inputs`."""
-    h: float = 3.0
+    h: Positive = 3.0
     """L2 length of the step, > 0, in the units of `inputs` (normalised images in every recipe)."""
     direction: Direction = "grad"
     """z: "grad" is the unit gradient (GUARD), "sign" the unit sign of the gradient (CURE)."""
@@ -200,19 +196,14 @@ class CurvatureRegularizedLoss:
     batchnorm: BatchNorm = "eval"
     """Mode of the penalty's passes for a model in training: "eval" runs them with running statistics and without
     dropout, so that examples stay independent (CURE's code); "train" leaves the model's mode (CURE's later fix)."""
-    fraction: float = 1.0
+    fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     """share of a batch whose penalty is computed, in (0, 1]: its first examples, so that of a shuffled batch the value
     is right on average; a training step takes about 1 + 4 fraction times a plain one's time"""
-    h_warmup: tuple[float, ...] = ()
+    h_warmup: tuple[Positive, ...] = field(default=(), metadata={"written": False})
     """h of the first epochs, for a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is {self.weight}; it must be a finite number >= 0")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
-        for h in (self.h, *self.h_warmup):
-            _positive("h", h)
+        check_ranges(self)
         _choice("direction", self.direction, get_args(Direction))
         _choice("penalty", self.penalty, get_args(Penalty))
         _choice("batchnorm", self.batchnorm, get_args(BatchNorm))
