@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import pgd
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating
 from robust.per_example import norms
@@ -80,6 +81,7 @@ class BoundTerms:
         return self.adversarial_loss <= self.bound + 1e-5 * (1 + self.bound.abs())
 
 
+@outside_inference
 def bound_terms(
     model: Model,
     images: Tensor,

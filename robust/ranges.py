@@ -18,7 +18,6 @@ import operator
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
@@ -160,9 +159,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-@cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    if kind not in _HINTS:  # not functools.cache, of which torch.compile warns
+        _HINTS[kind] = get_type_hints(kind, include_extras=True)
+    return _HINTS[kind]
 
 
 def _choices(hint: Any, limits: tuple[Range, ...] = ()) -> list[tuple[Any, tuple[Range, ...]]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
 from robust.modes import Model, evaluating
@@ -44,6 +45,7 @@ CHECK = 20
 """power steps between looks at whether the negative end of a spectrum is in the way"""
 
 
+@outside_inference
 def hessian_vector_product(
     model: Model,
     images: Tensor,
@@ -76,6 +78,7 @@ def hessian_vector_product(
         return torch.cat([_Hessian(*chunk)(v) for chunk, v in zip(hessians, vectors.split(batch_size), strict=True)])
 
 
+@outside_inference
 def top_eigenvalue(
     model: Model,
     images: Tensor,
@@ -153,6 +156,7 @@ def top_eigenvalue(
     return values, vectors
 
 
+@outside_inference
 def gradient_cosine(
     model: Model,
     images: Tensor,
@@ -176,6 +180,7 @@ def gradient_cosine(
     return (unit(gradients) * unit(vectors)).flatten(1).sum(1).abs()
 
 
+@outside_inference
 def finite_difference_curvature(
     model: Model,
     images: Tensor,
@@ -217,6 +222,7 @@ def finite_difference_curvature(
     return torch.cat(differences) / h
 
 
+@outside_inference
 def loss_surface(
     model: Model,
     image: Tensor,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.compiled import CompiledGradients
+from robust.inference import outside_inference
 from robust.losses import CurvatureRegularizedLoss
 from robust.modes import evaluating, is_training
 from robust.ranges import Count, Positive, check_number, check_ranges
@@ -39,6 +40,7 @@ class RobustTeacher:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @outside_inference
     def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
 
@@ -70,6 +72,7 @@ class RobustTeacher:
         """Return the gradients of `value_and_gradients`."""
         return self.value_and_gradients(inputs, targets)[1]
 
+    @outside_inference
     def training_loss(self, inputs: Tensor, targets: Tensor, epoch: int = 0) -> Tensor:
         """Return the loss to call `.backward()` on in a training epoch (0 for the first), a scalar.
 
@@ -94,5 +97,6 @@ def _value_and_gradients(
     loss: Loss, network: nn.Module, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Sequence[Tensor]]:
     parameters = [p for p in network.parameters() if p.requires_grad]
-    value = loss(network, inputs, targets)
+    with torch.enable_grad():
+        value = loss(network, inputs, targets)
     return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)

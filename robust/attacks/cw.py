@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.losses.margin import margin
 from robust.modes import Model, evaluating
 from robust.per_example import norms
@@ -29,6 +30,7 @@ INSIDE = 1e-4
 """how far w's start stays from the ends of tanh"""
 
 
+@outside_inference
 def cw(
     model: Model,
     images: Tensor,
@@ -101,12 +103,12 @@ def _walk(
             points = (w.tanh() + 1) / 2
             success = margin(model(points), labels)
             squares = (points - clean).square().flatten(1).sum(1)
-            objective = squares + constant * (confidence - success).clamp_min(0)
+            objective = (squares + constant * (confidence - success).clamp_min(0)).sum()
         distance = norms(points.detach() - clean).to(least)
         nearer = (success.detach() > 0) & (success.detach() >= confidence) & (distance < least)
         found[nearer], least[nearer] = points.detach()[nearer], distance[nearer]
         if step < steps:
-            (w.grad,) = torch.autograd.grad(objective.sum(), w)
+            (w.grad,) = torch.autograd.grad(objective, w)
             adam.step()
     return found, least
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
 from robust.ranges import Count, NonNegative, Range, check_number, check_ranges
@@ -32,6 +33,7 @@ FLOOR = 1e-4
 """added to the length of every move, as in the authors' code"""
 
 
+@outside_inference
 def deepfool(
     model: Model, images: Tensor, targets: Tensor, *, steps: int = 50, overshoot: float = 0.02, classes: int = 10
 ) -> Tensor:
@@ -86,9 +88,10 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
         logits = model(points)
         own = logits.gather(1, targets[:, None])
         gaps = own - logits.gather(1, rivals)
-    for gap in gaps.unbind(1) if gaps.requires_grad else ():
-        (gradients,) = torch.autograd.grad(-gap.sum(), points, retain_graph=True)
-        distance = gap.detach().abs().to(nearest) / norms(gradients).to(nearest)
+        totals = (-gaps.sum(0)).unbind()
+    for gap, total in zip(gaps.detach().unbind(1), totals, strict=True) if gaps.requires_grad else ():
+        (gradients,) = torch.autograd.grad(total, points, retain_graph=True)
+        distance = gap.abs().to(nearest) / norms(gradients).to(nearest)
         better = distance < nearest
         way = (distance + FLOOR).to(shift).view(-1, *[1] * (shift.ndim - 1)) * unit(gradients)
         shift[better], nearest[better] = way[better], distance[better]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.ranges import Count, Fraction, Range, check_number
 
@@ -73,6 +74,7 @@ def best_pairs(rise: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     return candidates.gather(1, torch.cat(pairs)), torch.cat(found)
 
 
+@outside_inference
 def jsma(
     model: Model, images: Tensor, targets: Tensor, *, theta: float = 1.0, gamma: float = 0.1, goals: int = 9
 ) -> Tensor:
@@ -148,11 +150,11 @@ def _forward_derivatives(model: Model, points: Tensor, aims: Tensor) -> tuple[Te
         points = points.detach().requires_grad_()
         logits = model(points)
         aimed = logits.gather(1, aims[:, None]).sum()
-        others = logits.sum() - aimed
+        less = aimed - logits.sum()
     if not logits.requires_grad:
         return torch.zeros_like(points).flatten(1), torch.zeros_like(points).flatten(1)
     (rise,) = torch.autograd.grad(aimed, points, retain_graph=True)
-    (fall,) = torch.autograd.grad(-others, points)
+    (fall,) = torch.autograd.grad(less, points)
     return rise.flatten(1).nan_to_num(), fall.flatten(1).nan_to_num()
 
 
@@ -161,7 +163,7 @@ def _check_options(theta: float, gamma: float, goals: int) -> None:
     check_number("gamma", gamma, Fraction)
     check_number("goals", goals, Count)
     if theta == 0:
-        raise ValueError("theta is 0; it must be in [-1, 1] and not 0")
+        raise ValueError(f"theta is {theta}; it must be in [-1, 1] and not 0")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
 from robust.expectation import Expected
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.ranges import Count, check_ranges
 from robust.threat import Threat
@@ -288,6 +289,7 @@ class Square:
             yield run
 
 
+@outside_inference
 def _attacked(
     attack: Any,
     plan: Plan,

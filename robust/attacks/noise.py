@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model
 from robust.per_example import unit
 from robust.ranges import Count, check_ranges
@@ -31,6 +32,7 @@ class Noise:
         check_ranges(self)
 
     @torch.no_grad()
+    @outside_inference
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from robust.attacks.bpda import BPDA
 from robust.attacks.gradient import input_gradient
 from robust.expectation import Expected
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.modes import Model
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, tuple[Ascended, ...]] = {
 """name -> what is ascended in each restart, one after another from the same start, each on the examples that stand"""
 
 
+@outside_inference
 def pgd(
     model: Model,
     images: Tensor,

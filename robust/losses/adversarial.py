@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, keeping_buffers
 from robust.ranges import Count, StepSize, check_ranges
@@ -107,6 +108,7 @@ class AdversarialTraining:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.modes import Model
 from robust.ranges import Fraction, check_number
 
@@ -56,6 +57,7 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
 class CrossEntropy:
     """The plain loss: mean cross-entropy of the batch."""
 
+    @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of `model(inputs)` (N, K) against targets (N,) or (N, K)."""
         return cross_entropy(model(inputs), targets).mean()

@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.inference import outside_inference
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, is_training, keeping_buffers
 from robust.per_example import norms, unit
@@ -44,6 +46,7 @@ LIFT = 256.0
 """by which the inner gradient is scaled while it runs in float16, whose smallest normal number is 6e-5"""
 
 
+@outside_inference
 def curvature_penalty(
     model: Model,
     inputs: Tensor,
@@ -57,7 +60,7 @@ def curvature_penalty(
     """Return the loss and the curvature penalty of each example, from two forward passes.
 
     Loss and penalty share the graph at `inputs`. The model is called as it is: give it in evaluation mode where one
-    example must not depend on the others. Gradients must be enabled.
+    example must not depend on the others. Where gradients are off, the numbers alone are returned.
 
     Args:
         model: maps (N, ...) to outputs that `criterion` takes, logits (N, K) by default.
@@ -74,7 +77,7 @@ def curvature_penalty(
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
     Raises:
-        ValueError: h is not > 0, an unknown name, or a criterion that takes a mean.
+        ValueError: h is not a finite number > 0, an unknown name, or a criterion that takes a mean.
 
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
@@ -89,6 +92,21 @@ def curvature_penalty(
         _choice("direction", direction, get_args(Direction))
     _choice("penalty", penalty, get_args(Penalty))
     check_number("h", h, Positive)
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        losses, penalties = _penalty(model, inputs, targets, h, direction, penalty, criterion)
+    return (losses, penalties) if recording else (losses.detach(), penalties.detach())
+
+
+def _penalty(
+    model: Model,
+    inputs: Tensor,
+    targets: Tensor,
+    h: float,
+    direction: Direction | Tensor,
+    penalty: Penalty,
+    criterion: Criterion,
+) -> tuple[Tensor, Tensor]:
     second_order = penalty != "loss_difference"
     losses, gradients = _losses_and_gradients(_losses_of(model, targets, criterion), inputs, second_order)
     if isinstance(direction, Tensor):
@@ -138,7 +156,8 @@ def _losses_and_gradients(
             losses = losses_at(x)
             return losses.sum(), losses
 
-        gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
+        with nullcontext() if torch.compiler.is_compiling() else SecondOrder():
+            gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
         return losses, gradients
     ours = not inputs.requires_grad
     if ours:
@@ -171,9 +190,10 @@ class CurvatureRegularizedLoss:
     """GUARD's loss, eq. 8: cross-entropy plus `weight` times the squared change of the input gradient over a step h z.
 
     A drop-in for any code that can call `loss(model, inputs, targets)`; it changes no `.grad`, no mode, and buffers
-    only as one plain forward pass does. Works under autocast, `torch.no_grad()` (value only), DistributedDataParallel
-    and `torch.compile` (compile the whole step, gradient included, with `torch.func`). Modes and buffers can be looked
-    after in a module only: a plain function around a network in training mode is called as it is.
+    only as one plain forward pass does. Works under autocast, `torch.no_grad()` and `torch.inference_mode()` (value
+    only), DistributedDataParallel and `torch.compile` (compile the whole step, gradient included, with `torch.func`).
+    Modes and buffers can be looked after in a module only: a plain function around a network in training mode is called
+    as it is.
 
     Raises:
         ValueError: a field is out of its range.
@@ -216,6 +236,7 @@ class CurvatureRegularizedLoss:
         """
         return replace(self, h=self.h_warmup[epoch]) if epoch < len(self.h_warmup) else self
 
+    @takes_network
     def __call__(
         self,
         model: Model,

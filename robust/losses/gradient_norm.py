@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import losses_and_gradients
 from robust.modes import Model
@@ -43,6 +44,7 @@ class GradientNorm:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar.
 

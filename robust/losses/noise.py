@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model
 from robust.ranges import NonNegative, check_ranges
@@ -26,6 +27,7 @@ class GaussianNoise:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

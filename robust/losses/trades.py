@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.losses.adversarial import ascend
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, keeping_buffers
 from robust.ranges import Count, NonNegative, StepSize, check_ranges
@@ -46,6 +47,7 @@ class TRADES:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
