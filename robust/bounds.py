@@ -31,16 +31,21 @@ All lengths are L2 in the units of `images`: pixels in [0, 1] when normalisation
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from robust.attacks.pgd import pgd
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating
 from robust.per_example import norms
+from robust.ranges import Range, check_number, check_ranges
 from robust.spectrum import Method, chunks, constant, losses_and_gradients, top_eigenvalue
 from robust.threat import Threat
+
+Radius = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")]
 
 __all__ = ["BoundTerms", "TransferTerms", "bound_terms", "transfer_terms"]
 
@@ -49,7 +54,7 @@ __all__ = ["BoundTerms", "TransferTerms", "bound_terms", "transfer_terms"]
 class BoundTerms:
     """Both sides of bound (2), per example (N,), in nats; the paper's (2) is the mean over the examples of a class."""
 
-    rho: float
+    rho: Radius
     """L2 radius of the attacker, in pixels of [0, 1]"""
     loss: Tensor
     """l(x)"""
@@ -62,6 +67,9 @@ class BoundTerms:
     adversarial_loss: Tensor
     """largest loss that PGD found in the ball: a lower bound of the adversarial loss"""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
     @property
     def bound(self) -> Tensor:
         """The right side of (2)."""
@@ -73,6 +81,7 @@ class BoundTerms:
         return self.adversarial_loss <= self.bound + 1e-5 * (1 + self.bound.abs())
 
 
+@outside_inference
 def bound_terms(
     model: Model,
     images: Tensor,
@@ -113,8 +122,7 @@ def bound_terms(
     >>> bool(terms.holds.all()), bool((terms.loss <= terms.adversarial_loss).all())
     (True, True)
     """
-    if not 0 < rho < float("inf"):
-        raise ValueError(f"rho is {rho}; it must be a finite number > 0, in pixels of [0, 1]")
+    check_number("rho", rho, Radius)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
     values, _ = top_eigenvalue(model, images, targets, generator=generator, **options)

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robust.ranges import Whole, check_ranges
 from robust.sign_test import FEW, LEVEL, sign_test
 from robust.suspicion import suspect_model, unbounded
 from robust.threat import Threat
@@ -140,10 +141,11 @@ class Judged:
     """"white" many gradient steps, "single_step" one; "black" queries or transfer; "noise"; "ensemble" of attacks"""
     family: str = ""
     """attacks of one family and threat that differ in strength only; empty for an attack that has no variants"""
-    strength: int = 0
+    strength: Whole = 0
     """within the family: steps times restarts, or queries"""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.kind not in get_args(Kind):
             raise ValueError(f"{self.name}: kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
 

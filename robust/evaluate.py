@@ -13,6 +13,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.checks import check_adversarial
 from robust.expectation import Expected, expected
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.suspicion import EXAMINED
 from robust.threat import Threat
@@ -66,6 +67,7 @@ def _right(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Te
         return torch.cat([model(x).argmax(1) == y for x, y in batches])
 
 
+@outside_inference
 def withstands(
     model: Model,
     images: Tensor,
@@ -109,6 +111,7 @@ def withstands(
     return result
 
 
+@outside_inference
 def least_distances(
     model: Model,
     images: Tensor,
@@ -147,6 +150,7 @@ def least_distances(
     return result
 
 
+@outside_inference
 def evaluate(
     model: Model,
     images: Tensor,
@@ -183,6 +187,7 @@ def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int =
     return 100.0 * correct(model, images, targets, batch_size=batch_size).double().mean().item()
 
 
+@outside_inference
 def robust_accuracy(
     model: Model,
     images: Tensor,

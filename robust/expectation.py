@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.modes import Model, evaluating, inside
+from robust.ranges import Count, check_number
 
 __all__ = ["PASSES", "Expected", "expected", "is_random"]
 
@@ -35,8 +36,7 @@ class Expected(nn.Module):
 
     def __init__(self, model: Model, passes: int = PASSES):
         super().__init__()
-        if passes < 1:
-            raise ValueError(f"passes is {passes}; it must be >= 1")
+        check_number("passes", passes, Count)
         self.model: Model = model
         self.passes: int = passes
         self.training: bool = False

@@ -1,14 +1,17 @@
-"""Borrow a model: train/eval modes and buffers come back as they were."""
+"""Borrow a model: train/eval modes, buffers and caches come back as they were."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["evaluating", "inside", "is_training", "keeping_buffers"]
+__all__ = ["evaluating", "inside", "is_training", "keeping_buffers", "keeping_caches"]
 
 Model = Callable[[Tensor], Tensor]
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def is_training(model: Model) -> bool:
@@ -23,10 +26,37 @@ def evaluating(model: Model) -> Iterator[None]:
     for module in training:
         module.training = False
     try:
-        yield
+        with keeping_caches(model):
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def keeping_caches(model: Model) -> Iterator[None]:
+    """Put back what modules with a `train` of their own cache in the block, such as LeViT's biases in evaluation mode.
+
+    They empty such a cache when `train` is called, which the functions here do not; a later pass would meet tensors of
+    older parameters, or of a graph that is freed.
+    """
+    modules = model.modules() if isinstance(model, nn.Module) and not torch.compiler.is_compiling() else ()
+    own = [vars(module) for module in modules if type(module).train is not nn.Module.train]
+    kept = [
+        (attributes, name, value, dict(value) if isinstance(value, dict) else None)
+        for attributes in own
+        for name, value in attributes.items()
+        if name not in _OF_EVERY_MODULE and (value is None or isinstance(value, (dict, Tensor)))
+    ]
+    try:
+        yield
+    finally:
+        for attributes, name, value, entries in kept:
+            if entries is not None and isinstance(value, dict) and len(value) != len(entries):
+                value.clear()
+                value.update(entries)
+            elif isinstance(attributes.get(name), Tensor):
+                attributes[name] = value
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """Preprocessing as the first layer of a model, so that images outside it are pixels in [0, 1]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from robust.ranges import shown
 
 __all__ = ["Normalize"]
 
@@ -11,8 +14,13 @@ __all__ = ["Normalize"]
 class Normalize(nn.Module):
     """(x - mean) / std per channel, for images (N, C, H, W).
 
+    Args:
+        mean: (C,), of pixels in [0, 1]: a list, an array or a tensor; (C, 1, 1) too.
+        std: as `mean`, > 0.
+
     Raises:
-        ValueError: mean and std differ in length, or a std is not > 0.
+        ValueError: mean and std differ in length, a number is not finite, or a std not > 0.
+        TypeError: no numbers.
 
     >>> layer = Normalize([0.5], [0.25])
     >>> x = torch.rand(2, 1, 3, 3)
@@ -23,12 +31,16 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor):
         super().__init__()
-        if len(mean) != len(std) or not all(s > 0 for s in std):
-            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)}: one of each per channel, std > 0")
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+        means, stds = _numbers("mean", mean), _numbers("std", std)
+        kept = torch.stack([means, stds]).to(torch.get_default_dtype()) if len(means) == len(stds) else None
+        if kept is None or kept.numel() == 0 or not kept.isfinite().all() or not (kept[1] > 0).all():
+            m, s = shown(means.tolist()), shown(stds.tolist())
+            raise ValueError(f"mean is {m} and std {s}; give a finite number per channel of each, std > 0")
+        for name, given in (("mean", mean), ("std", std)):
+            constants = torch.as_tensor(given, dtype=torch.get_default_dtype()).detach()
+            self.register_buffer(name, constants.reshape(-1, 1, 1).clone())
 
     def forward(self, images: Tensor) -> Tensor:
         """Return normalised images, (N, C, H, W) -> (N, C, H, W)."""
@@ -41,3 +53,11 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         """Show the constants."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def _numbers(name: str, given: Any) -> Tensor:
+    """Return what is given as numbers (C,), whatever the default device is."""
+    try:
+        return torch.as_tensor(given, dtype=torch.float64, device="cpu").detach().flatten()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {shown(given)}; give a number per channel: a list, an array or a tensor") from None

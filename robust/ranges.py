@@ -18,7 +18,6 @@ import operator
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "NonNegative",
     "Positive",
     "Range",
+    "StepSize",
     "UpToOne",
     "Whole",
     "check_number",
@@ -35,7 +35,7 @@ __all__ = [
     "shown",
 ]
 
-FLOAT = 3.4028234e38
+FLOAT = (2 - 2**-23) * 2.0**127
 """the largest float32"""
 INT = 2**31
 """the largest whole number where a range does not say another"""
@@ -70,9 +70,19 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """The bounds in signs: "> 0 and <= 1", or nothing."""
+        """The bounds in signs: "> 0", "in (0, 1]", or nothing."""
+        low = "(" if self.above is not None else "["
+        high = ")" if self.below is not None else "]"
+        least = self.least if self.above is None else self.above
+        most = self.most if self.below is None else self.below
+        if least is not None and most is not None:
+            return f"in {low}{_brief(least)}, {_brief(most)}{high}"
         pairs = ((">", self.above), (">=", self.least), ("<", self.below), ("<=", self.most))
-        return " and ".join(f"{sign} {shown(bound)}" for sign, bound in pairs if bound is not None)
+        return "".join(f"{sign} {_brief(bound)}" for sign, bound in pairs if bound is not None)
+
+
+def _brief(bound: float) -> str:
+    return shown(int(bound)) if float(bound).is_integer() else f"{bound:g}"
 
 
 Positive = Annotated[float, Range(above=0)]
@@ -82,6 +92,7 @@ Inside01 = Annotated[float, Range(above=0, below=1)]
 UpToOne = Annotated[float, Range(least=0, below=1)]
 Count = Annotated[int, Range(least=1)]
 Whole = Annotated[int, Range(least=0)]
+StepSize = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")] | None
 
 
 def check_ranges(made: Any) -> None:
@@ -113,7 +124,7 @@ def check_number(name: str, value: Any, hint: Any) -> None:
     >>> check_number("steps", 10, Count)
     >>> check_number("steps", 0, Count)
     Traceback (most recent call last):
-    ValueError: steps is 0; it must be a whole number >= 1
+    ValueError: steps is 0; it must be >= 1
     """
     choices = _choices(hint)
     numbers = [(kind, limits) for kind, limits in choices if kind in (int, float)]
@@ -148,9 +159,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-@cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    if kind not in _HINTS:  # not functools.cache, of which torch.compile warns
+        _HINTS[kind] = get_type_hints(kind, include_extras=True)
+    return _HINTS[kind]
 
 
 def _choices(hint: Any, limits: tuple[Range, ...] = ()) -> list[tuple[Any, tuple[Range, ...]]]:
@@ -185,12 +200,14 @@ def _fault(value: Any, kind: type, limits: tuple[Range, ...]) -> str | None:
             return wanted
         number = operator.index(value) if kind is int else float(value)
     except OverflowError:
-        return f"a finite number of at most {FLOAT:.2g} in size"
+        return f"{wanted}, at most {FLOAT:.7g} in size"
     except (TypeError, ValueError, RuntimeError):
         return wanted
-    if kind is float and math.isfinite(number) and abs(number) > FLOAT:
-        return f"{wanted}, at most {FLOAT:.2g} in size"
-    if kind is int and abs(number) > max([INT, *(abs(b) for r in limits for b in (r.least, r.most) if b is not None)]):
-        return f"{wanted}, at most {INT} in size"
-    finite = kind is int or math.isfinite(number)
-    return None if finite and all(number in limit for limit in limits) else wanted
+    if kind is float and not math.isfinite(number):
+        return wanted
+    if not all(number in limit for limit in limits):
+        return bounds + hint
+    largest = (
+        FLOAT if kind is float else max([INT, *(abs(b) for r in limits for b in (r.least, r.most) if b is not None)])
+    )
+    return f"{wanted}, at most {largest:.7g} in size" if abs(number) > largest else None

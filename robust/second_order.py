@@ -13,6 +13,8 @@ and, for a cotangent v of dx, with a = mean(u n) and b = mean(v n),
     d<v, dx>/dx = -r^2 [ n (mean(u v) - mean(u) mean(v) - 3 a b) + b (u - mean(u)) + a (v - mean(v)) ]
 
 Higher derivatives are right as well, by ordinary autograd through these formulas.
+
+Hard sigmoid, whose backward pass has no derivative in PyTorch, is computed by relu6, which has the same values.
 """
 
 from functools import reduce
@@ -27,13 +29,16 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["SecondOrder"]
 
 aten: Any = torch.ops.aten
+HARD_SIGMOIDS = (F.hardsigmoid, torch._C._nn.hardsigmoid)  # pyright: ignore[reportAttributeAccessIssue]
+NO_DERIVATIVE = ("torch::autograd::NotImplemented", "torch::autograd::Error")
 
 
 class SecondOrder(TorchFunctionMode):
     """While entered, `conv2d` and `group_norm` calls record themselves for a fast second derivative.
 
     Values are PyTorch's own. Whatever the closed forms do not cover (autocast, other dtypes than float32 and float64,
-    padding by name, `torch.func`, other layers) is left to PyTorch.
+    padding by name, `torch.func`, other layers) is left to PyTorch, and `gradient` refuses what it has no second
+    derivative of.
 
     Args:
         points: a leaf at which `gradient` is taken and of which nobody wants a later derivative: it is not computed.
@@ -52,12 +57,17 @@ class SecondOrder(TorchFunctionMode):
         self.weights: bool = True
 
     def gradient(self, value: Tensor, points: Tensor) -> Tensor:
-        """Return the differentiable gradient of a scalar; no time is spent on the parameters' gradients."""
+        """Return the differentiable gradient of a scalar; no time is spent on the parameters' gradients.
+
+        Raises:
+            ValueError: an operation whose backward pass cannot be differentiated.
+        """
         self.weights = False
         try:
             (gradient,) = torch.autograd.grad(value, points, create_graph=True)
         finally:
             self.weights = True
+        _check_differentiable(gradient)
         return gradient
 
     def wanted(self, needs: tuple[bool, ...], points: bool) -> tuple[bool, bool, bool]:
@@ -82,7 +92,31 @@ class SecondOrder(TorchFunctionMode):
             (x, groups), weight, bias = args, kwargs["weight"], kwargs["bias"]
             if _plain(x, weight, bias):
                 return _GroupNorm.apply(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
+        if func in HARD_SIGMOIDS:
+            return _hard_sigmoid(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    found = F.relu6(input + 3) / 6
+    return input.copy_(found) if inplace else found
+
+
+def _check_differentiable(gradient: Tensor) -> None:
+    """Refuse a gradient through an operation that autograd would only miss in the caller's backward pass."""
+    seen: set[Any] = {None}
+    waiting = [gradient.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node is None:
+            continue
+        seen.add(node)
+        if node.name() in NO_DERIVATIVE:
+            raise ValueError(
+                "the network has an operation whose backward pass cannot be differentiated; replace it, or take a loss "
+                "that needs no second derivative, such as CurvatureRegularizedLoss(penalty='loss_difference')"
+            )
+        waiting += [following for following, _ in node.next_functions]
 
 
 def _pair(value: int | tuple[int, ...]) -> list[int]:

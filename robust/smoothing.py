@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
 from robust.modes import Model, evaluating
+from robust.ranges import Count, Inside01, Positive, check_number
 
 __all__ = ["Certificate", "certified", "certify", "lower_bound", "smoothed_predict"]
 
@@ -147,10 +148,7 @@ def _streams(n: int, generator: torch.Generator | None) -> list[torch.Generator]
 
 def _check(images: Tensor, sigma: float, alpha: float, **counts: int) -> None:
     check_pixels(images)
-    if not 0 < sigma < float("inf"):
-        raise ValueError(f"sigma is {sigma}; it must be a finite number > 0, in pixels of [0, 1]")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha}; it must be in (0, 1)")
+    check_number("sigma", sigma, Positive)
+    check_number("alpha", alpha, Inside01)
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}; it must be >= 1")
+        check_number(name, count, Count)

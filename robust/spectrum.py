@@ -15,17 +15,19 @@ indefinite and of full rank.
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
+from robust.ranges import Count, Positive, Range, check_number
 from robust.second_order import SecondOrder
 
 __all__ = [
@@ -43,6 +45,7 @@ CHECK = 20
 """power steps between looks at whether the negative end of a spectrum is in the way"""
 
 
+@outside_inference
 def hessian_vector_product(
     model: Model,
     images: Tensor,
@@ -75,6 +78,7 @@ def hessian_vector_product(
         return torch.cat([_Hessian(*chunk)(v) for chunk, v in zip(hessians, vectors.split(batch_size), strict=True)])
 
 
+@outside_inference
 def top_eigenvalue(
     model: Model,
     images: Tensor,
@@ -120,8 +124,9 @@ def top_eigenvalue(
     """
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; choose from {', '.join(get_args(Method))}")
-    if iterations < 1 or batch_size < 1 or not tolerance > 0:
-        raise ValueError(f"iterations {iterations}, batch_size {batch_size} and tolerance {tolerance} must be > 0")
+    check_number("iterations", iterations, Count)
+    check_number("batch_size", batch_size, Count)
+    check_number("tolerance", tolerance, Positive)
     features = images[0].numel() if len(images) else 0
     if method == "full" and features > FULL_LIMIT:
         raise ValueError(f"method 'full' takes at most {FULL_LIMIT} features, not {features}; choose power or lanczos")
@@ -151,6 +156,7 @@ def top_eigenvalue(
     return values, vectors
 
 
+@outside_inference
 def gradient_cosine(
     model: Model,
     images: Tensor,
@@ -174,6 +180,7 @@ def gradient_cosine(
     return (unit(gradients) * unit(vectors)).flatten(1).sum(1).abs()
 
 
+@outside_inference
 def finite_difference_curvature(
     model: Model,
     images: Tensor,
@@ -215,6 +222,7 @@ def finite_difference_curvature(
     return torch.cat(differences) / h
 
 
+@outside_inference
 def loss_surface(
     model: Model,
     image: Tensor,
@@ -245,8 +253,8 @@ def loss_surface(
     Raises:
         ValueError: extent or points out of range, or a gradient of zero, which has no direction.
     """
-    if not extent > 0 or points < 2:
-        raise ValueError(f"extent is {extent}, it must be > 0; points is {points}, it must be >= 2")
+    check_number("extent", extent, Positive)
+    check_number("points", points, Annotated[int, Range(least=2)])
     _, gradients = losses_and_gradients(model, image[None], target[None], criterion, 1)
     first = unit(gradients)
     if not first.any():

@@ -21,6 +21,7 @@ from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import check_pixels, pgd
 from robust.expectation import Expected, is_random
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import margin
 from robust.modes import Model, evaluating, keeping_buffers
@@ -51,6 +52,7 @@ QUERIES, ATTACKED = 100, 50
 """of the short Square attack: queries, and images (that withstand PGD) at most"""
 
 
+@outside_inference
 def suspect_model(
     model: Model, images: Tensor, targets: Tensor, *, threat: Threat, generator: torch.Generator | None = None
 ) -> tuple[str, ...]:
@@ -251,6 +253,7 @@ def _check_classes(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets range over {low}..{high}; the model has classes 0..{logits.shape[1] - 1}")
 
 
+@outside_inference
 def unbounded(
     model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
 ) -> tuple[str, ...]:

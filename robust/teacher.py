@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from robust.compiled import CompiledGradients
+from robust.inference import outside_inference
 from robust.losses import CurvatureRegularizedLoss
 from robust.modes import evaluating, is_training
+from robust.ranges import Count, Positive, check_number, check_ranges
 
 __all__ = ["RobustTeacher"]
 
@@ -20,7 +22,7 @@ class RobustTeacher:
     """A network as seen through a loss: GUARD puts the curvature-regularised one here, and changes nothing else.
 
     Raises:
-        ValueError: a chunk below 1.
+        ValueError: a chunk that is no whole number >= 1.
 
     >>> network = nn.Linear(4, 3)
     >>> teacher = RobustTeacher(network, CurvatureRegularizedLoss(weight=10.0))
@@ -30,15 +32,15 @@ class RobustTeacher:
 
     network: nn.Module
     loss: Loss = field(default_factory=CurvatureRegularizedLoss)
-    chunk: int | None = None
+    chunk: Count | None = None
     """examples whose graph is in memory at once; None for all. Sums of chunks are the whole batch's gradient"""
     compiled: CompiledGradients | None = None
     """the compiled programs to use, shared by teachers of one architecture; None to run eagerly"""
 
     def __post_init__(self) -> None:
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; it must be >= 1, or None for the whole batch")
+        check_ranges(self)
 
+    @outside_inference
     def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
 
@@ -70,6 +72,7 @@ class RobustTeacher:
         """Return the gradients of `value_and_gradients`."""
         return self.value_and_gradients(inputs, targets)[1]
 
+    @outside_inference
     def training_loss(self, inputs: Tensor, targets: Tensor, epoch: int = 0) -> Tensor:
         """Return the loss to call `.backward()` on in a training epoch (0 for the first), a scalar.
 
@@ -85,8 +88,7 @@ class RobustTeacher:
         Raises:
             ValueError: a temperature that is not > 0.
         """
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be > 0")
+        check_number("temperature", temperature, Positive)
         with evaluating(self.network):
             return (self.network(inputs) / temperature).softmax(1)
 
@@ -95,5 +97,6 @@ def _value_and_gradients(
     loss: Loss, network: nn.Module, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Sequence[Tensor]]:
     parameters = [p for p in network.parameters() if p.requires_grad]
-    value = loss(network, inputs, targets)
+    with torch.enable_grad():
+        value = loss(network, inputs, targets)
     return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)

@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from robust.per_example import norms, unit
+from robust.ranges import Range, check_ranges, shown
+from robust.spec import number_in
 
 __all__ = ["PAPER_THREATS", "THREATS", "Threat", "threat_named"]
 
 Norm = Literal["linf", "l2"]
+LARGEST = 1e4
+"""l2 eps: the diagonal of an image of 1e8 values, more than any has"""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Threat:
     """All images in [0, 1] within `eps` of the clean one in `norm`, pixels in [0, 1].
 
     Raises:
-        ValueError: an unknown norm or an eps that is not a finite number >= 0.
+        ValueError: an unknown norm, an eps that is not a finite number in [0, 10000], or one above 1 in linf, which no
+            two images in [0, 1] are apart.
 
     >>> box = Threat("linf", 0.1)
     >>> image = torch.tensor([[0.05, 0.5]])
@@ -29,13 +34,17 @@ class Threat:
     """
 
     norm: Norm
-    eps: float
+    eps: Annotated[float, Range(least=0, most=LARGEST, hint="for pixels in [0, 1]")]
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm is {self.norm!r}; choose from {', '.join(get_args(Norm))}")
-        if not 0 <= self.eps < float("inf"):
-            raise ValueError(f"eps is {self.eps}; it must be a finite number >= 0, for pixels in [0, 1]")
+        check_ranges(self)
+        if self.norm == "linf" and self.eps > 1:
+            meant = f"{self.eps:g}/255" if self.eps <= 255 else "8/255"
+            raise ValueError(
+                f"eps is {self.eps:g}; pixels are in [0, 1], where no linf ball is larger than 1: write {meant}"
+            )
 
     @property
     def written(self) -> str:
@@ -131,7 +140,7 @@ def threat_named(text: str, family: str = "cifar10") -> Threat:
         family: "mnist", "cifar10" or "imagenet".
 
     Raises:
-        ValueError: neither a name nor such a number, or an unknown family.
+        ValueError: neither a name nor such a number, an eps out of its range, or an unknown family.
 
     >>> threat_named("linf", "mnist").eps, threat_named("l2:1/2")
     (0.1, Threat(norm='l2', eps=0.5))
@@ -141,8 +150,12 @@ def threat_named(text: str, family: str = "cifar10") -> Threat:
     if text in THREATS[family]:
         return THREATS[family][text]
     norm, colon, size = text.rpartition(":")
-    try:
-        return Threat(norm if colon else "linf", float(Fraction(size)))  # pyright: ignore[reportArgumentType]
-    except (ValueError, ZeroDivisionError):
+    norm = norm if colon else "linf"
+    eps = number_in(size)
+    if eps is None or norm not in get_args(Norm):
         names = ", ".join(THREATS[family])
-        raise ValueError(f"threat is {text!r}; choose from {names}, or write it: 8/255, l2:0.5") from None
+        raise ValueError(f"threat is {shown(text)}; choose from {names}, or write it: 8/255, l2:0.5")
+    try:
+        return Threat(norm, eps)  # pyright: ignore[reportArgumentType]
+    except ValueError as error:
+        raise ValueError(f"threat is {shown(text)}: {error}") from None

@@ -18,6 +18,7 @@ from robust.attacks.pgd import PGD
 from robust.attacks.transfer import Transfer
 from robust.checks import Judged, Kind, suspect_results, verdict
 from robust.expectation import is_random
+from robust.inference import outside_inference
 from robust.modes import Model
 from robust.sign_test import FEW
 from robust.suspicion import EXAMINED, not_finite, suspect_model, unbounded
@@ -31,6 +32,7 @@ USUAL = Threat("linf", 8 / 255)
 """the ball to look at a model in, where an attack has none"""
 
 
+@outside_inference
 def examine(
     model: Model,
     images: Tensor,

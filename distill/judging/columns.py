@@ -23,6 +23,7 @@ from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
 from robust import ATTACKS, PGD, AutoAttack, Square, Threat, attack_named, paper_attacks, threat_named
 from robust.attacks.named import NORM
+from robust.ranges import Count, Inside01, Positive, check_ranges
 from robust.spec import configured, split_spec
 
 __all__ = ["SPECIAL", "Certification", "Column", "columns", "family"]
@@ -46,18 +47,17 @@ SPECIAL = ("transfer", "transfer_student", "worst", "corruptions", "certified")
 class Certification:
     """How `certified` smooths: see `robust.certify`."""
 
-    sigma: float = 0.25
+    sigma: Positive = 0.25
     """of the noise, in pixels of [0, 1]; the students' own (--student.loss noise:sigma=...)"""
-    n0: int = 100
+    n0: Count = 100
     """draws that choose the class"""
-    n: int = 1000
+    n: Count = 1000
     """draws that bound its probability"""
-    alpha: float = 0.001
+    alpha: Inside01 = 0.001
     """probability that a certificate is wrong"""
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.n0 < 1 or self.n < 1 or not 0 < self.alpha < 1:
-            raise ValueError(f"{self}: sigma must be > 0, n0 and n >= 1, alpha in (0, 1)")
+        check_ranges(self)
 
     @property
     def largest(self) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from robust.attacks.library import APGD, FAB, Square
 from robust.attacks.pgd import check_pixels
 from robust.expectation import PASSES, Expected
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.threat import Threat
 
@@ -60,6 +61,7 @@ class AutoAttack:
             Square(self.threat, queries=5000, restarts=1),
         )
 
+    @outside_inference
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

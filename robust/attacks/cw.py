@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.losses.margin import margin
 from robust.modes import Model, evaluating
 from robust.per_example import norms
+from robust.ranges import Count, NonNegative, Positive, check_number, check_ranges
 from robust.threat import Threat
 
 __all__ = ["CW", "cw"]
@@ -28,6 +30,7 @@ INSIDE = 1e-4
 """how far w's start stays from the ends of tanh"""
 
 
+@outside_inference
 def cw(
     model: Model,
     images: Tensor,
@@ -100,23 +103,22 @@ def _walk(
             points = (w.tanh() + 1) / 2
             success = margin(model(points), labels)
             squares = (points - clean).square().flatten(1).sum(1)
-            objective = squares + constant * (confidence - success).clamp_min(0)
+            objective = (squares + constant * (confidence - success).clamp_min(0)).sum()
         distance = norms(points.detach() - clean).to(least)
         nearer = (success.detach() > 0) & (success.detach() >= confidence) & (distance < least)
         found[nearer], least[nearer] = points.detach()[nearer], distance[nearer]
         if step < steps:
-            (w.grad,) = torch.autograd.grad(objective.sum(), w)
+            (w.grad,) = torch.autograd.grad(objective, w)
             adam.step()
     return found, least
 
 
 def _check_options(confidence: float, search_steps: int, steps: int, lr: float, constant: float) -> None:
-    if search_steps < 1 or steps < 1:
-        raise ValueError(f"search_steps is {search_steps} and steps is {steps}; both must be >= 1")
-    if not (lr > 0 and constant > 0 and confidence >= 0):
-        raise ValueError(
-            f"lr is {lr}, initial_constant {constant} and confidence {confidence}; they must be > 0, > 0 and >= 0"
-        )
+    check_number("confidence", confidence, NonNegative)
+    check_number("search_steps", search_steps, Count)
+    check_number("steps", steps, Count)
+    check_number("lr", lr, Positive)
+    check_number("initial_constant", constant, Positive)
 
 
 @dataclass(frozen=True)
@@ -132,21 +134,21 @@ class CW:
 
     threat: Threat
     """the ball that counts, l2"""
-    confidence: float = 0.0
+    confidence: NonNegative = 0.0
     """margin of the logits that counts as success"""
-    search_steps: int = 9
+    search_steps: Count = 9
     """constants tried for each example"""
-    steps: int = 100
+    steps: Count = 100
     """of Adam for each constant"""
-    lr: float = 0.03
+    lr: Positive = 0.03
     """of Adam"""
-    initial_constant: float = 1.0
+    initial_constant: Positive = 1.0
     """the first constant"""
 
     def __post_init__(self) -> None:
         if self.threat.norm != "l2":
             raise ValueError(f"cw: norm is {self.threat.norm!r}; CW minimises l2, write a threat such as l2:0.5")
-        _check_options(self.confidence, self.search_steps, self.steps, self.lr, self.initial_constant)
+        check_ranges(self)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None

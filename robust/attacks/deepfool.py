@@ -13,22 +13,27 @@ where two logits have one gradient; ours skips such a rival.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.per_example import norms, unit
+from robust.ranges import Count, NonNegative, Range, check_number, check_ranges
 from robust.threat import Threat
 
 __all__ = ["DeepFool", "deepfool"]
+
+Classes = Annotated[int, Range(least=2)]
 
 FLOOR = 1e-4
 """added to the length of every move, as in the authors' code"""
 
 
+@outside_inference
 def deepfool(
     model: Model, images: Tensor, targets: Tensor, *, steps: int = 50, overshoot: float = 0.02, classes: int = 10
 ) -> Tensor:
@@ -83,9 +88,10 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
         logits = model(points)
         own = logits.gather(1, targets[:, None])
         gaps = own - logits.gather(1, rivals)
-    for gap in gaps.unbind(1) if gaps.requires_grad else ():
-        (gradients,) = torch.autograd.grad(-gap.sum(), points, retain_graph=True)
-        distance = gap.detach().abs().to(nearest) / norms(gradients).to(nearest)
+        totals = (-gaps.sum(0)).unbind()
+    for gap, total in zip(gaps.detach().unbind(1), totals, strict=True) if gaps.requires_grad else ():
+        (gradients,) = torch.autograd.grad(total, points, retain_graph=True)
+        distance = gap.abs().to(nearest) / norms(gradients).to(nearest)
         better = distance < nearest
         way = (distance + FLOOR).to(shift).view(-1, *[1] * (shift.ndim - 1)) * unit(gradients)
         shift[better], nearest[better] = way[better], distance[better]
@@ -93,10 +99,9 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
 
 
 def _check_options(steps: int, overshoot: float, classes: int) -> None:
-    if steps < 1 or classes < 2:
-        raise ValueError(f"steps is {steps} and classes is {classes}; steps must be >= 1, classes >= 2")
-    if not 0 <= overshoot < float("inf"):
-        raise ValueError(f"overshoot is {overshoot}; it must be a finite number >= 0")
+    check_number("steps", steps, Count)
+    check_number("overshoot", overshoot, NonNegative)
+    check_number("classes", classes, Classes)
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,17 @@ class DeepFool:
 
     threat: Threat
     """the ball in l2; says what counts as fallen, not where the attack goes"""
-    steps: int = 50
+    steps: Count = 50
     """moves at most"""
-    overshoot: float = 0.02
+    overshoot: NonNegative = 0.02
     """share by which a move is longer than the way to the boundary"""
-    classes: int = 10
+    classes: Classes = 10
     """how many classes are looked at, the true one included (10 in the authors' code; torchattacks: all)"""
 
     def __post_init__(self) -> None:
         if self.threat.norm != "l2":
             raise ValueError(f"norm is {self.threat.norm!r}; DeepFool goes the shortest way in l2")
-        _check_options(self.steps, self.overshoot, self.classes)
+        check_ranges(self)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None

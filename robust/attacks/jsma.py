@@ -14,15 +14,19 @@ class. As in the paper's experiments the derivatives are those of the logits.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
+from robust.ranges import Count, Fraction, Range, check_number
 
 __all__ = ["JSMA", "best_pairs", "jsma"]
+
+Step = Annotated[float, Range(least=-1, most=1)]
 
 ROWS = 512
 """images times goals of a forward pass, at most; changes no result"""
@@ -70,6 +74,7 @@ def best_pairs(rise: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     return candidates.gather(1, torch.cat(pairs)), torch.cat(found)
 
 
+@outside_inference
 def jsma(
     model: Model, images: Tensor, targets: Tensor, *, theta: float = 1.0, gamma: float = 0.1, goals: int = 9
 ) -> Tensor:
@@ -145,21 +150,20 @@ def _forward_derivatives(model: Model, points: Tensor, aims: Tensor) -> tuple[Te
         points = points.detach().requires_grad_()
         logits = model(points)
         aimed = logits.gather(1, aims[:, None]).sum()
-        others = logits.sum() - aimed
+        less = aimed - logits.sum()
     if not logits.requires_grad:
         return torch.zeros_like(points).flatten(1), torch.zeros_like(points).flatten(1)
     (rise,) = torch.autograd.grad(aimed, points, retain_graph=True)
-    (fall,) = torch.autograd.grad(-others, points)
+    (fall,) = torch.autograd.grad(less, points)
     return rise.flatten(1).nan_to_num(), fall.flatten(1).nan_to_num()
 
 
 def _check_options(theta: float, gamma: float, goals: int) -> None:
-    if not (-1 <= theta <= 1 and theta != 0):
+    check_number("theta", theta, Step)
+    check_number("gamma", gamma, Fraction)
+    check_number("goals", goals, Count)
+    if theta == 0:
         raise ValueError(f"theta is {theta}; it must be in [-1, 1] and not 0")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is {gamma}; it must be a share in [0, 1]")
-    if goals < 1:
-        raise ValueError(f"goals is {goals}; it must be >= 1")
 
 
 @dataclass(frozen=True)
@@ -175,11 +179,11 @@ class JSMA:
     minimum_norm: ClassVar[bool] = True
     """an example has fallen if its point is misclassified and no further than `eps`"""
 
-    theta: float = 1.0
+    theta: Step = 1.0
     """added to the two values of a pair at each step; negative takes away"""
-    gamma: float = 0.1
+    gamma: Fraction = 0.1
     """share of an image's values that may change"""
-    goals: int = 9
+    goals: Count = 9
     """wrong classes tried, those of the highest logits"""
 
     def __post_init__(self) -> None:

@@ -39,7 +39,9 @@ from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
 from robust.expectation import Expected
+from robust.inference import outside_inference
 from robust.modes import Model, evaluating
+from robust.ranges import Count, check_ranges
 from robust.threat import Threat
 
 __all__ = ["APGD", "FAB", "Square", "targeted_difference_of_logits_ratio"]
@@ -90,19 +92,19 @@ class APGD:
     """the ball"""
     loss: Loss = "ce"
     """"ce" cross-entropy, "dlr" difference of logits ratio, "targeted" that ratio for one wrong class after another"""
-    steps: int = 100
+    steps: Count = 100
     """gradient steps of a restart"""
-    restarts: int = 1
+    restarts: Count = 1
     """random starts (for each target), each on the examples still standing"""
-    targets: int = 9
+    targets: Count = 9
     """wrong classes of "targeted", those of the highest logits; all where the model has fewer"""
-    eot: int = 1
+    eot: Count = 1
     """forward passes that each gradient is averaged over, for models with random answers"""
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss is {self.loss!r}; choose from {', '.join(get_args(Loss))}")
-        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets, eot=self.eot)
+        check_ranges(self)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
@@ -160,17 +162,17 @@ class FAB:
 
     threat: Threat
     """the ball"""
-    steps: int = 100
+    steps: Count = 100
     """gradient steps of a restart"""
-    restarts: int = 1
+    restarts: Count = 1
     """restarts (for each target) on the examples still standing; the first begins at the image"""
     targeted: bool = True
     """the boundary to one wrong class after another, else to the nearest (a gradient for each of the K classes)"""
-    targets: int = 9
+    targets: Count = 9
     """wrong classes if `targeted`, those of the highest logits; all where the model has fewer"""
 
     def __post_init__(self) -> None:
-        _check_counts(steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check_ranges(self)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
@@ -224,13 +226,13 @@ class Square:
 
     threat: Threat
     """the ball"""
-    queries: int = 5000
+    queries: Count = 5000
     """forward passes of a restart, besides the first"""
-    restarts: int = 1
+    restarts: Count = 1
     """random starts, each on the examples still standing"""
 
     def __post_init__(self) -> None:
-        _check_counts(queries=self.queries, restarts=self.restarts)
+        check_ranges(self)
 
     def check_shape(self, images: Tensor) -> None:
         """Refuse images that Square cannot cut into squares.
@@ -287,6 +289,7 @@ class Square:
             yield run
 
 
+@outside_inference
 def _attacked(
     attack: Any,
     plan: Plan,
@@ -376,9 +379,3 @@ def _torchattacks(attack: str) -> ModuleType:
             f"{attack} needs torchattacks: pip install --no-deps torchattacks", name="torchattacks"
         ) from None
     return torchattacks
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} is {count}; it must be >= 1")

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.inference import outside_inference
 from robust.modes import Model
 from robust.per_example import unit
+from robust.ranges import Count, check_ranges
 from robust.threat import Threat
 
 __all__ = ["Noise"]
@@ -23,14 +25,14 @@ class Noise:
 
     threat: Threat
     """the ball"""
-    draws: int = 1
+    draws: Count = 1
     """points tried; the first that is misclassified counts, else the last"""
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws is {self.draws}; it must be >= 1")
+        check_ranges(self)
 
     @torch.no_grad()
+    @outside_inference
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor
 from robust.attacks.bpda import BPDA
 from robust.attacks.gradient import input_gradient
 from robust.expectation import Expected
+from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.modes import Model
+from robust.ranges import Count, NonNegative, StepSize, check_number, check_ranges
 from robust.threat import PAPER_THREATS, Threat
 
 __all__ = ["PGD", "paper_attacks", "pgd"]
@@ -36,6 +38,7 @@ OBJECTIVES: dict[str, tuple[Ascended, ...]] = {
 """name -> what is ascended in each restart, one after another from the same start, each on the examples that stand"""
 
 
+@outside_inference
 def pgd(
     model: Model,
     images: Tensor,
@@ -190,14 +193,14 @@ class _Record:
 def _check_options(
     steps: int, restarts: int, step_size: float | None, iterate: str, objective: str, momentum: float, eot: int
 ) -> None:
-    if eot < 1:
-        raise ValueError(f"eot is {eot}; it must be >= 1")
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps is {steps} and restarts is {restarts}; both must be >= 1")
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"step_size is {step_size}; it must be > 0, in pixels of [0, 1]")
-    if not 0 <= momentum < float("inf"):
-        raise ValueError(f"momentum is {momentum}; it must be a finite number >= 0")
+    for name, count in (("steps", steps), ("restarts", restarts), ("eot", eot)):
+        check_number(name, count, Count)
+    check_number("step_size", step_size, StepSize)
+    check_number("momentum", momentum, NonNegative)
+    _check_names(iterate, objective)
+
+
+def _check_names(iterate: str, objective: str) -> None:
     for name, value, choices in (("iterate", iterate, Iterate), ("objective", objective, Objective)):
         if value not in get_args(choices):
             raise ValueError(f"{name} is {value!r}; choose from {', '.join(get_args(choices))}")
@@ -228,11 +231,11 @@ class PGD:
 
     threat: Threat
     """the ball"""
-    steps: int = 10
+    steps: Count = 10
     """gradient steps of a restart"""
-    step_size: float | None = None
+    step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 * eps / steps (Madry et al.)"""
-    restarts: int = 1
+    restarts: Count = 1
     """random starts, each on the examples still standing"""
     random_start: bool = True
     """start at a uniform point of the ball, else at the image"""
@@ -240,16 +243,16 @@ class PGD:
     """the point returned: the "worst" met or the "last" (see `pgd`)"""
     objective: Objective = "ce"
     """what is ascended: "ce", "margin", "dlr" (the margin below four classes), or "ce+margin", one after the other"""
-    momentum: float = 0.0
+    momentum: NonNegative = 0.0
     """of the direction; 1 is MIM's"""
-    eot: int = 1
+    eot: Count = 1
     """forward passes that gradients and answers are averaged over, for models with random answers"""
     bpda: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, metadata={"written": False})
     """a model whose gradients are taken instead of the attacked one's, which has none (see `robust.bpda`)"""
 
     def __post_init__(self) -> None:
-        options = (self.steps, self.restarts, self.step_size, self.iterate, self.objective, self.momentum, self.eot)
-        _check_options(*options)
+        check_ranges(self)
+        _check_names(self.iterate, self.objective)
 
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, keeping_buffers
+from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
 
 __all__ = ["AdversarialTraining", "ascend", "fast_adversarial_training", "random_start"]
@@ -96,16 +98,17 @@ class AdversarialTraining:
 
     threat: Threat
     """the ball, pixels in [0, 1]"""
-    steps: int = 10
+    steps: Count = 10
     """of the inner PGD"""
-    step_size: float | None = None
+    step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 eps / steps (Madry et al.)"""
     random_start: bool = True
     """begin at a uniform point of the ball, else at the input"""
 
     def __post_init__(self) -> None:
-        check_steps(self.steps, self.step_size)
+        check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -128,15 +131,3 @@ class AdversarialTraining:
 def fast_adversarial_training(threat: Threat) -> AdversarialTraining:
     """Return FGSM from a random start, with Wong et al.'s step of 1.25 eps."""
     return AdversarialTraining(threat, steps=1, step_size=1.25 * threat.eps or None)
-
-
-def check_steps(steps: int, step_size: float | None) -> None:
-    """Refuse what no inner attack can take.
-
-    Raises:
-        ValueError: steps below 1, or a step_size that is not a finite number > 0.
-    """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be >= 1")
-    if step_size is not None and not 0 < step_size < float("inf"):
-        raise ValueError(f"step_size is {step_size}; it must be a finite number > 0, in pixels of [0, 1]")

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.modes import Model
+from robust.ranges import Fraction, check_number
 
 __all__ = ["CrossEntropy", "cross_entropy", "smoothed"]
 
@@ -47,8 +49,7 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
     >>> smoothed(torch.tensor([1]), 2, smoothing=0.5)
     tensor([[0.2500, 0.7500]])
     """
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing is {smoothing}; it must be in [0, 1]")
+    check_number("smoothing", smoothing, Fraction)
     return (1 - smoothing) * F.one_hot(targets, num_classes) + smoothing / num_classes
 
 
@@ -56,6 +57,7 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
 class CrossEntropy:
     """The plain loss: mean cross-entropy of the batch."""
 
+    @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of `model(inputs)` (N, K) against targets (N,) or (N, K)."""
         return cross_entropy(model(inputs), targets).mean()

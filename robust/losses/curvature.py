@@ -18,17 +18,20 @@ Where the paper and the released code are silent or disagree:
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.inference import outside_inference
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, is_training, keeping_buffers
 from robust.per_example import norms, unit
+from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
 from robust.second_order import SecondOrder
 
 __all__ = ["CurvatureRegularizedLoss", "curvature_penalty"]
@@ -43,6 +46,7 @@ LIFT = 256.0
 """by which the inner gradient is scaled while it runs in float16, whose smallest normal number is 6e-5"""
 
 
+@outside_inference
 def curvature_penalty(
     model: Model,
     inputs: Tensor,
@@ -56,7 +60,7 @@ def curvature_penalty(
     """Return the loss and the curvature penalty of each example, from two forward passes.
 
     Loss and penalty share the graph at `inputs`. The model is called as it is: give it in evaluation mode where one
-    example must not depend on the others. Gradients must be enabled.
+    example must not depend on the others. Where gradients are off, the numbers alone are returned.
 
     Args:
         model: maps (N, ...) to outputs that `criterion` takes, logits (N, K) by default.
@@ -73,7 +77,7 @@ def curvature_penalty(
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
     Raises:
-        ValueError: h is not > 0, an unknown name, or a criterion that takes a mean.
+        ValueError: h is not a finite number > 0, an unknown name, or a criterion that takes a mean.
 
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
@@ -87,7 +91,22 @@ def curvature_penalty(
     if isinstance(direction, str):
         _choice("direction", direction, get_args(Direction))
     _choice("penalty", penalty, get_args(Penalty))
-    _positive("h", h)
+    check_number("h", h, Positive)
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        losses, penalties = _penalty(model, inputs, targets, h, direction, penalty, criterion)
+    return (losses, penalties) if recording else (losses.detach(), penalties.detach())
+
+
+def _penalty(
+    model: Model,
+    inputs: Tensor,
+    targets: Tensor,
+    h: float,
+    direction: Direction | Tensor,
+    penalty: Penalty,
+    criterion: Criterion,
+) -> tuple[Tensor, Tensor]:
     second_order = penalty != "loss_difference"
     losses, gradients = _losses_and_gradients(_losses_of(model, targets, criterion), inputs, second_order)
     if isinstance(direction, Tensor):
@@ -137,7 +156,8 @@ def _losses_and_gradients(
             losses = losses_at(x)
             return losses.sum(), losses
 
-        gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
+        with nullcontext() if torch.compiler.is_compiling() else SecondOrder():
+            gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
         return losses, gradients
     ours = not inputs.requires_grad
     if ours:
@@ -160,11 +180,6 @@ def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     return values.mean() if weights is None else (weights * values).mean()
 
 
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {value}; it must be a finite number > 0")
-
-
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose from {', '.join(choices)}")
@@ -175,9 +190,10 @@ class CurvatureRegularizedLoss:
     """GUARD's loss, eq. 8: cross-entropy plus `weight` times the squared change of the input gradient over a step h z.
 
     A drop-in for any code that can call `loss(model, inputs, targets)`; it changes no `.grad`, no mode, and buffers
-    only as one plain forward pass does. Works under autocast, `torch.no_grad()` (value only), DistributedDataParallel
-    and `torch.compile` (compile the whole step, gradient included, with `torch.func`). Modes and buffers can be looked
-    after in a module only: a plain function around a network in training mode is called as it is.
+    only as one plain forward pass does. Works under autocast, `torch.no_grad()` and `torch.inference_mode()` (value
+    only), DistributedDataParallel and `torch.compile` (compile the whole step, gradient included, with `torch.func`).
+    Modes and buffers can be looked after in a module only: a plain function around a network in training mode is called
+    as it is.
 
     Raises:
         ValueError: a field is out of its range.
@@ -189,9 +205,9 @@ class CurvatureRegularizedLoss:
     True
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     """lambda of the paper, >= 0; for "squared" in loss / (gradient norm)^2 of `inputs`."""
-    h: float = 3.0
+    h: Positive = 3.0
     """L2 length of the step, > 0, in the units of `inputs` (normalised images in every recipe)."""
     direction: Direction = "grad"
     """z: "grad" is the unit gradient (GUARD), "sign" the unit sign of the gradient (CURE)."""
@@ -200,19 +216,14 @@ class CurvatureRegularizedLoss:
     batchnorm: BatchNorm = "eval"
     """Mode of the penalty's passes for a model in training: "eval" runs them with running statistics and without
     dropout, so that examples stay independent (CURE's code); "train" leaves the model's mode (CURE's later fix)."""
-    fraction: float = 1.0
+    fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     """share of a batch whose penalty is computed, in (0, 1]: its first examples, so that of a shuffled batch the value
     is right on average; a training step takes about 1 + 4 fraction times a plain one's time"""
-    h_warmup: tuple[float, ...] = ()
+    h_warmup: tuple[Positive, ...] = field(default=(), metadata={"written": False})
     """h of the first epochs, for a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is {self.weight}; it must be a finite number >= 0")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must be in (0, 1]")
-        for h in (self.h, *self.h_warmup):
-            _positive("h", h)
+        check_ranges(self)
         _choice("direction", self.direction, get_args(Direction))
         _choice("penalty", self.penalty, get_args(Penalty))
         _choice("batchnorm", self.batchnorm, get_args(BatchNorm))
@@ -225,6 +236,7 @@ class CurvatureRegularizedLoss:
         """
         return replace(self, h=self.h_warmup[epoch]) if epoch < len(self.h_warmup) else self
 
+    @takes_network
     def __call__(
         self,
         model: Model,

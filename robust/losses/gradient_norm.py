@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import losses_and_gradients
 from robust.modes import Model
 from robust.per_example import norms
+from robust.ranges import NonNegative, check_ranges
 
 __all__ = ["GradientNorm"]
 
@@ -34,15 +36,15 @@ class GradientNorm:
     10.0
     """
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
     """>= 0; for the squared norm in (units of inputs)^2 / loss"""
     squared: bool = True
     """penalise the squared norm, else the norm"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is {self.weight}; it must be a finite number >= 0")
+        check_ranges(self)
 
+    @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar.
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model
+from robust.ranges import NonNegative, check_ranges
 
 __all__ = ["GaussianNoise"]
 
@@ -19,13 +21,13 @@ class GaussianNoise:
         ValueError: sigma is not a finite number >= 0.
     """
 
-    sigma: float = 0.25
+    sigma: NonNegative = 0.25
     """standard deviation, in the units of `inputs`: pixels of [0, 1] where normalisation is inside the model"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sigma < float("inf"):
-            raise ValueError(f"sigma is {self.sigma}; it must be a finite number >= 0")
+        check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robust.losses.adversarial import ascend, check_steps
+from robust.losses.adversarial import ascend
+from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating, inside, keeping_buffers
+from robust.ranges import Count, NonNegative, StepSize, check_ranges
 from robust.threat import Threat
 
 __all__ = ["TRADES"]
@@ -35,18 +37,17 @@ class TRADES:
 
     threat: Threat
     """the ball, pixels in [0, 1]"""
-    beta: float = 6.0
+    beta: NonNegative = 6.0
     """weight of the divergence, >= 0; 1 / lambda of the paper"""
-    steps: int = 10
+    steps: Count = 10
     """of the inner PGD"""
-    step_size: float | None = None
+    step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 eps / steps"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < float("inf"):
-            raise ValueError(f"beta is {self.beta}; it must be a finite number >= 0")
-        check_steps(self.steps, self.step_size)
+        check_ranges(self)
 
+    @takes_network
     def __call__(
         self, model: Model, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -467,7 +467,7 @@ def test_inputs_of_any_shape(digits, make):
 def test_points_stay_in_the_ball_and_in_the_unit_cube(digits, norm, make):
     net, images, targets = digits
     images, targets = images[:5], targets[:5]
-    for eps in (0.0, 0.1, 2.0):
+    for eps in (0.0, 0.1, 1.0 if norm == "linf" else 2.0):
         threat = Threat(norm, eps)
         found = make(threat)(net, images, targets, generator=rng())
         assert found.min() >= 0

@@ -512,7 +512,7 @@ def test_a_vision_transformer_with_fused_attention():
         ({"h": 0.0}, "h is 0.0"),
         ({"h": -3.0}, "h is -3.0"),
         ({"h": float("inf")}, "h is inf"),
-        ({"h_warmup": (0.1, 0.0)}, "h is 0.0"),
+        ({"h_warmup": (0.1, 0.0)}, r"h_warmup\[1\] is 0.0"),
         ({"direction": "gradient"}, "direction is 'gradient'; choose from grad, sign"),
         ({"penalty": "square"}, "penalty is 'square'; choose from squared, norm, loss_difference"),
         ({"batchnorm": True}, "batchnorm is True; choose from eval, train"),

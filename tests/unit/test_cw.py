@@ -109,8 +109,8 @@ def test_values_out_of_range_are_refused() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"search_steps": 0}, "search_steps is 0"),
         ({"lr": 0.0}, "lr is 0.0"),
-        ({"confidence": -1.0}, "confidence -1.0"),
-        ({"initial_constant": 0.0}, "initial_constant 0.0"),
+        ({"confidence": -1.0}, "confidence is -1.0"),
+        ({"initial_constant": 0.0}, "initial_constant is 0.0"),
     ):
         with pytest.raises(ValueError, match=line):
             CW(Threat("l2", 1.0), **options)

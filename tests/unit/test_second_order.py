@@ -5,8 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from robust import TRADES, CurvatureRegularizedLoss, GradientNorm, Threat, correct
 from robust.second_order import SecondOrder
+from robust.spectrum import hessian_vector_product
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
@@ -90,3 +93,115 @@ def test_the_closed_forms_are_taken() -> None:
         with torch.autocast("cpu"):
             assert type(nn.Conv2d(4, 4, 3)(x).grad_fn).__name__ == "ConvolutionBackward0"
     assert type(nn.Conv2d(4, 4, 3)(x).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+class Squeeze(nn.Module):
+    """What MobileNetV3 is made of: hard swish, and a channel's weight by hard sigmoid."""
+
+    def __init__(self, inplace: bool, exact: bool):
+        super().__init__()
+        self.conv, self.norm, self.gate = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.swish, self.sigmoid = nn.Hardswish(inplace), nn.Hardsigmoid(inplace)
+        self.exact = exact
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.swish(self.norm(self.conv(x)))
+        gate = 3 * self.gate(x.mean((2, 3), keepdim=True))
+        return (x * ((gate + 3).clamp(0, 6) / 6 if self.exact else self.sigmoid(gate))).mean((2, 3))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hard_sigmoid_has_a_second_derivative(inplace: bool) -> None:
+    """PyTorch's own has none; that of the same function written out is the reference."""
+    torch.manual_seed(0)
+    network = Squeeze(inplace, exact=False).double().eval()
+    written = Squeeze(inplace=False, exact=True).double().eval()
+    written.load_state_dict(network.state_dict())
+    x, y = torch.randn(5, 4, 6, 6, dtype=torch.double), torch.tensor([0, 1, 2, 3, 0])
+    for loss in (CurvatureRegularizedLoss(h=0.5), GradientNorm()):
+        ours, theirs = (torch.autograd.grad(loss(net, x, y), list(net.parameters())) for net in (network, written))
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    v = torch.randn_like(x)
+    torch.testing.assert_close(hessian_vector_product(network, x, y, v), hessian_vector_product(written, x, y, v))
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+
+    def value(parameters: dict[str, Tensor]) -> Tensor:
+        return GradientNorm()(lambda x: torch.func.functional_call(network, parameters, (x,)), x, y)
+
+    for a, b in zip(torch.func.grad(value)(parameters).values(), written.parameters(), strict=True):
+        (right,) = torch.autograd.grad(GradientNorm()(written, x, y), b)
+        torch.testing.assert_close(a, right, rtol=1e-9, atol=1e-12)
+
+
+class Biased(nn.Module):
+    """A LeViT's habit: in evaluation mode it computes its biases once, with their graph, until `train` is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.bias, self.cache = nn.Linear(4, 3), nn.Parameter(torch.randn(3)), {}
+        self.last: Tensor | None = None
+        self.double()
+
+    def train(self, mode: bool = True) -> "Biased":
+        super().train(mode)
+        if mode:
+            self.cache = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            bias = self.bias.square()
+        else:
+            self.last = self.cache["bias"] = bias = self.cache.get("bias", self.bias.square())
+        return self.body(x).tanh() * bias
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("loss", [CurvatureRegularizedLoss(h=0.5), TRADES(Threat("linf", 0.1), steps=2)])
+def test_a_cache_of_the_network_is_of_no_older_graph_or_parameters(mode: bool, loss: nn.Module) -> None:
+    torch.manual_seed(0)
+    network, x, y = Biased().train(mode), torch.rand(5, 4, dtype=torch.double), torch.tensor([0, 1, 2, 0, 1])
+    values, drawn = [], not isinstance(loss, CurvatureRegularizedLoss)
+    for _ in range(2):
+        options = {"generator": torch.Generator().manual_seed(0)} if drawn else {}
+        value = loss(network, x, y, **options)
+        value.backward()  # of a graph that is freed, the second time
+        values.append(value.item())
+        assert not network.cache
+        assert network.last is None
+    assert values[0] == values[1]
+    before = correct(network, x, y)
+    with torch.no_grad():
+        network.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
+    assert not torch.equal(correct(network, x, y), before)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        return 2 * gradients[0] * ctx.saved_tensors[0]
+
+
+def test_what_has_no_second_derivative_is_refused_in_words_that_help() -> None:
+    net, x, y = nn.Linear(4, 3), torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    with pytest.raises(ValueError, match=r"cannot be differentiated; replace it, or .*loss_difference"):
+        CurvatureRegularizedLoss()(lambda x: Once.apply(net(x)), x, y)
+    CurvatureRegularizedLoss(penalty="loss_difference")(lambda x: Once.apply(net(x)), x, y).backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("mobilenetv3_small_050", 64), ("levit_128s", 224)])
+def test_networks_of_timm(name: str, size: int) -> None:
+    timm = pytest.importorskip("timm")
+    network, x, y = timm.create_model(name, num_classes=4), torch.rand(2, 3, size, size), torch.tensor([0, 1])
+    for mode in (False, True):
+        for _ in range(2):
+            CurvatureRegularizedLoss(h=0.5)(network.train(mode), x, y).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)

@@ -242,7 +242,7 @@ def test_no_images_no_certificates() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"sigma": 0.0}, "sigma is 0.0; it must be a finite number > 0"),
+        ({"sigma": 0.0}, "sigma is 0.0; it must be > 0"),
         ({"sigma": float("inf")}, "sigma is inf"),
         ({"n": 0}, "n is 0; it must be a whole number >= 1"),
         ({"n0": 0}, "n0 is 0; it must be a whole number >= 1"),

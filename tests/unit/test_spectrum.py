@@ -230,8 +230,8 @@ def test_who_has_not_converged_is_counted(method):
     [
         ({"method": "qr"}, "method is 'qr'; choose from power, lanczos, full"),
         ({"method": "full"}, "at most 1024 features, not 1025"),
-        ({"iterations": 0}, "iterations 0"),
-        ({"tolerance": 0.0}, "tolerance 0.0"),
+        ({"iterations": 0}, "iterations is 0"),
+        ({"tolerance": 0.0}, "tolerance is 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(options, message):
