@@ -11,6 +11,7 @@ from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.foreign import brief, open_regular, refuse_irregular
 
 __all__ = ["Checkpoint", "hash_of", "read_tensors", "write_atomic", "write_tensors", "write_text"]
 
@@ -56,9 +57,9 @@ def hash_of(path: Path | str | bytes) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -72,14 +73,13 @@ def read_tensors(path: Path, only: str | None = None) -> tuple[dict[str, Tensor]
     Raises:
         InputError: there is no such file, or it is damaged or of another format.
     """
+    refuse_irregular(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys()) if only is None else [only]
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
-        line = str(error).splitlines()[0]
+        line = brief(error)
         advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
         raise InputError(f"{path} is not a whole safetensors file ({line}){advice}") from None
 
