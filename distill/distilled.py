@@ -32,8 +32,8 @@ from distill.data.image_files import ImageFiles
 from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
-from distill.foreign import brief, parse_json
 from distill.files import read_tensors, write_tensors
+from distill.foreign import brief, parse_json
 
 __all__ = ["DistilledSet", "is_probability"]
 

@@ -29,10 +29,13 @@ _KINDS = {
 def open_regular(path: Path | str | bytes) -> BinaryIO:
     """Open a file to be read, or a link to one, without waiting: a pipe or a device would never end.
 
+    Returns:
+        the file, at its beginning; the caller closes it.
+
     Raises:
         OSError: it cannot be read, or is a pipe, a socket, a device or a folder, which its strerror says.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
     if kind != stat.S_IFREG:
         file.close()
@@ -84,7 +87,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def brief(said: object, most: int = 100) -> str:
-    r"""Return a text of others, or the message of an error, on one line of at most `most` signs that all can be printed.
+    r"""Return a text of others, or an error's message, on one line of at most `most` signs that all can be printed.
 
     >>> brief("a\x1b[31m red\n\n  line"), brief("x" * 300, 10), brief(KeyError("lr"))
     ('a\\x1b[31m red line', 'xxxxxx ...', "'lr'")
