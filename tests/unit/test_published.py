@@ -374,7 +374,7 @@ def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
         taken(tmp_path / "b")
     write_pictures(tmp_path / "c", ["above"])
     write_pictures(tmp_path / "c", ["below"], size=16)
-    with pytest.raises(InputError, match="0.png has 16x16 pixels, the first one 8x8; a set has squares of one size"):
+    with pytest.raises(InputError, match=r"0\.png has 16x16 pixels, the first one 8x8; a set has squares of one size"):
         taken(tmp_path / "c")
     (tmp_path / "a" / "above" / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
@@ -603,7 +603,7 @@ def test_labels_that_are_not_sorted_are_told(tmp_path: Path) -> None:
         ({"data": [[drawn(4, 1, 8, 8), CLASSES]]}, "images of 1 channels, toy of 3: give --dataset"),
         ({"data": [[drawn(4, 3, 8, 8), F.one_hot(CLASSES, 5).float()]]}, "labels for 5 classes, toy has 2"),
         ({"data": [[drawn(4, 3, 8, 6), CLASSES]]}, r"images of \(4, 3, 8, 6\)"),
-        ({"data": [[drawn(4, 3, 8, 8), CLASSES[:3]]]}, r"are \(4, 3, 8, 8\) and \(3,\)"),
+        ({"data": [[drawn(4, 3, 8, 8), CLASSES[:3]]]}, r"experiment 0 has 4 images and labels of \(3,\)"),
         ({"data": [[drawn(4, 3, 8, 8), CLASSES + 0.5]]}, "no whole numbers"),
         ({"data": [[drawn(4, 3, 8, 8) / 0, CLASSES]]}, "not finite"),
         ({"data": []}, r"no file of DC's code"),
