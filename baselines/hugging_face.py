@@ -88,8 +88,12 @@ def _part(path: Path) -> Path:
             raise InputError(f"{path / STATE[1]} is damaged: splits are names of folders beside it")
         path = path / ("train" if "train" in splits else splits[0])
     files = _json(path / STATE[0]).get("_data_files")
-    names = [each.get("filename") if isinstance(each, dict) else None for each in files or []]
-    if not isinstance(files, list) or not names or not all(_is_name(name) for name in names):
+    names = (
+        [each.get("filename") if isinstance(each, dict) else None for each in files] if isinstance(files, list) else []
+    )
+    if files == []:
+        raise InputError(f"{path} has no rows; a set has at least one image")
+    if not names or not all(_is_name(name) for name in names):
         raise InputError(f"{path / STATE[0]} is damaged: _data_files are names of files beside it")
     for name in names:
         refuse_irregular(path / name)
