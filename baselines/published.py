@@ -255,7 +255,7 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         found = raw.images.shape[1]
         advice = "give --dataset"
         if train.name == "folder" and {found, channels} == {1, 3}:
-            advice = f"its images are {'grey' if channels == 1 else 'not all grey'}; the set is of others, or of a copy"
+            advice = "not all of its images are grey" if channels == 3 else "its images are all grey, the set's are not"
         raise InputError(f"{path} has images of {found} channels, {train.name} of {channels}: {advice}")
     if raw.labels.ndim == 2 and raw.labels.shape[1] != k:
         raise InputError(f"{path} has labels for {raw.labels.shape[1]} classes, {train.name} has {k}: give --dataset")
