@@ -51,7 +51,8 @@ def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
     known = CONSTANTS.get(source, {}).get(real.name)
     if known:
         return known, f"the constants of {source}'s code"
-    return (real.mean, real.std), f"our constants of {real.name}, which {source}'s code does not have"
+    whose = f"our constants of {real.name}"
+    return (real.mean, real.std), f"{whose}, which {source}'s code does not have" if source in CONSTANTS else whose
 
 
 def pixels_of(
@@ -149,8 +150,13 @@ def doubts(
     return []
 
 
-def uncertain(path: Path, images: Tensor, real: ImageSet) -> InputError:
-    """Make the error for a set that may be normalised or whitened, with what may help to tell."""
+def uncertain(path: Path, images: Tensor, real: ImageSet, source: str) -> InputError:
+    """Make the error for a set that may be in several spaces, with what may help to tell."""
+    if source not in WHITENED:
+        return InputError(
+            f"{path} does not say what its images are, and values from {images.min():.3g} to {images.max():.3g} are no "
+            f"pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
+        )
     ours, usual = _smoothness(images), _smoothness(_some(real))
     return InputError(
         f"{path} does not say whether it is normalised or whitened (ZCA), and a wrong guess would spoil it: give "

@@ -29,8 +29,9 @@ from torch import Tensor
 from distill.data.image_files import ImageFiles
 from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
-from distill.errors import InputError, one_line
+from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
+from distill.foreign import brief
 from robust.ranges import Positive, check_number
 
 __all__ = ["DistilledSet", "is_probability"]
@@ -92,11 +93,15 @@ class DistilledSet:
         texts = (self.augment, self.backbone, self.config, self.run, *self.classes)
         if not all(isinstance(each, str) for each in texts):
             raise ValueError("augment, backbone, config, run and the classes are texts, and one of them is none")
+        if not all(each.isprintable() and len(each) <= 500 for each in texts[:4]):
+            raise ValueError("augment, backbone, config and run are short texts of signs that can be printed")
         if not isinstance(self.training, dict):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
         check_number("mean", self.mean, tuple[float, ...])
         check_number("std", self.std, tuple[Positive, ...])
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
+        if k < 2:
+            raise ValueError(f"there is {k} class; students tell at least two apart")
         hard = self.labels.ndim == 1 and not self.labels.is_floating_point()
         soft = self.labels.ndim == 2 and self.labels.is_floating_point() and self.labels.shape[1] == k
         if self.images.ndim != 4 or not self.images.dtype.is_floating_point or n == 0 or shape[2] != shape[3]:
@@ -159,15 +164,17 @@ class DistilledSet:
         own = {name.removeprefix(OWN): tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
         if not {*FIELDS} <= set(values) or not {"labels"} <= set(tensors) <= {"images", "labels"}:
             found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(values)) or 'none'}"
-            raise InputError(f"{path} is no distilled set: it has {found}; expected images, labels and {FORMAT}")
+            raise InputError(f"{path} is no distilled set: it has {brief(found)}; expected images, labels and {FORMAT}")
         try:
             if "images" not in tensors:
                 tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
             fields = {name: values[name] for name in FIELDS} | {name: values[name] for name in LATER if name in values}
             return cls(**tensors, **fields | lists, own=own)
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path} is no distilled set: {one_line(error, 200)}") from None
+            raise InputError(f"{path} is no distilled set: {brief(error, 200)}") from None
 
     def to(self, device: torch.device | str) -> "DistilledSet":
         """Return the set with its tensors on a device."""

@@ -9,13 +9,11 @@ import tyro
 
 from distill.data import label
 from distill.students import Training
-from robust.ranges import Count, Range, check_ranges
+from robust.ranges import Count, Range, Whole, check_ranges
 
-__all__ = ["Evaluation", "Experiment", "Recipe", "Seed"]
+__all__ = ["Evaluation", "Experiment", "Recipe"]
 
 
-Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
-"""root of all randomness; two seeds share nothing"""
 COLUMNS = {"identity": False}
 """of fields that name columns of a table only: other values add columns to the students of the same run"""
 
@@ -89,7 +87,7 @@ class Experiment:
     that the method has: `bash run.sh list`"""
     ipc: Count = 1
     """distilled images per class"""
-    seed: Seed = 0
+    seed: Whole = 0
     """root of all randomness: initial images, networks, batches, students, attacks"""
     image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
     """side in pixels to which images are resized first (area); None keeps the data set's own"""

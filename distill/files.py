@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import safe_open, save_file
 from torch import Tensor
 
-from distill.errors import InputError, one_line
+from distill.errors import InputError
+from distill.foreign import brief, open_regular, parse_json, refuse_irregular
 
 __all__ = [
     "UNFINISHED",
@@ -120,9 +121,9 @@ def hash_of(path: Path | str | bytes) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no regular file.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -143,19 +144,18 @@ def read_tensors(
         InputError: there is no such file, or it is damaged or of another format.
     """
     advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
+    refuse_irregular(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys()) if only is None else only
             tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
-        raise InputError(f"{path} is not a whole safetensors file ({one_line(error, 100)}){advice}") from None
+        raise InputError(f"{path} is not a whole safetensors file ({brief(error)}){advice}") from None
     if key not in metadata:
         return tensors, dict(metadata)
     try:
-        facts = dict(json.loads(metadata[key]))
-    except (ValueError, TypeError, RecursionError):
+        facts = dict(parse_json(metadata[key]))
+    except (ValueError, TypeError):
         raise InputError(f"{path} has damaged metadata {key}{advice}") from None
     seal = facts.pop(SEAL, None)
     if only is None and seal not in (None, _seal(tensors, facts)):
@@ -170,10 +170,11 @@ def read_json(path: Path) -> Any:
         InputError: it cannot be read, or is no JSON; the line has no advice.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return parse_json(file.read())
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputError(f"{path} is damaged: it is no JSON") from None
 
 
@@ -183,11 +184,12 @@ def read_state(path: Path) -> dict:
     Raises:
         InputError: it is damaged or holds more than tensors and numbers.
     """
+    refuse_irregular(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
         raise InputError(
-            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {one_line(error, 100)}); "
+            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {brief(error)}); "
             "delete it to start this run anew, or choose another folder (--runs DIR)"
         ) from None
 

@@ -23,6 +23,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
+from distill.foreign import parse_json, refuse_irregular
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
@@ -39,7 +40,9 @@ class Reading:
         ValueError: a field is out of its range.
     """
 
-    source: Literal["auto", "ours", "dc", "dd", "mtt", "frepo", "kip", "idc", "sre2l", "imagefolder", "hf"] = "auto"
+    source: Literal[
+        "auto", "ours", "dc", "dd", "mtt", "frepo", "kip", "idc", "tensors", "sre2l", "imagefolder", "hf"
+    ] = "auto"
     """whose format a published set has (docs/published.md); auto tells by its content"""
     space: Literal["auto", "pixels", "normalised", "whitened"] = "auto"
     """coordinates of its images, where neither format nor name say"""
@@ -49,6 +52,8 @@ class Reading:
     """idc: its images are factor x factor images each; None where the path has it, as in factor2"""
     lr: float | None = None
     """mtt: the learned learning rate, which its files do not have and --protocol own needs"""
+    parts: bool = False
+    """mtt: images_0.pt, images_1.pt, ... of a folder are parts of one set, which is else told by their content"""
     fkd: str | None = None
     """sre2l, imagefolder: folder of the set's soft labels, epoch_0/batch_0.tar, ..., for students of --protocol own"""
     augment: str | None = None
@@ -137,7 +142,7 @@ def bring(
 def _said(record: Path) -> list[str] | None:
     """Return what was said when a set was read; None where that did not come to its end."""
     try:
-        return list(map(str, json.loads(record.read_text(encoding="utf-8"))["said"]))
+        return list(map(str, parse_json(record.read_text(encoding="utf-8"))["said"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -145,6 +150,8 @@ def _said(record: Path) -> list[str] | None:
 def _digest(path: Path, reading: Reading, data: str) -> str:
     """Return a hash of a file and its labels, or of a folder's files, with how and on which data they are read."""
     how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
+    if not reading.parts:  # a field that earlier versions did not have
+        del how["parts"]
     if reading.source in ("auto", "idc") and reading.factor is None and (named := factor_in(path)) is not None:
         how["factor"] = named
     digest = hashlib.sha256(json.dumps(how | {"data": data}, sort_keys=True).encode())
@@ -154,6 +161,7 @@ def _digest(path: Path, reading: Reading, data: str) -> str:
             raise InputError(f"--fkd is {reading.fkd}: no such folder")
         files += _files_in(Path(reading.fkd))
     for file in files:
+        refuse_irregular(file)
         digest.update(file.name.encode() + b"\0")
         try:
             digest.update(bytes.fromhex(hash_of(file)))

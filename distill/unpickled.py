@@ -15,7 +15,6 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch.serialization import safe_globals
 
 from distill.data.image_files import LIMIT
 from distill.errors import InputError
+from distill.foreign import brief, refuse_irregular
 
 __all__ = ["as_tensor", "read_npz", "read_pickle"]
 
@@ -93,6 +93,7 @@ def read_pickle(path: Path) -> Any:
     Raises:
         InputError: there is no such file, it is damaged, names anything else, or unpacks to more than it has bytes.
     """
+    refuse_irregular(path)
     try:
         size = path.stat().st_size
         if zipfile.is_zipfile(path):
@@ -107,19 +108,17 @@ def read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
         text = re.sub(r"\x1b\[\d+m", "", str(error))
         named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"call (\S+)", text)
         if named and "nsupported" in text:
             raise _refusal(path, named[1]) from None
-        line = shorten(text.split("WeightsUnpickler error:")[-1].strip(), 100, placeholder=" ...")
+        line = brief(text.split("WeightsUnpickler error:")[-1])
         raise InputError(f"{path} is not a whole file of torch.save ({type(error).__name__}: {line})") from None
 
 
 def _refusal(path: Path, name: str) -> InputError:
-    line = f"it would run or build {name}, and a set is tensors, lists and numbers; nothing was run"
+    line = f"it would run or build {brief(name)}, and a set is tensors, lists and numbers; nothing was run"
     return InputError(f"{path} is refused: {line}. If you trust it, {FOR_TRUST}")
 
 
@@ -249,11 +248,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: there is no such file, it is damaged, has pickled objects, or more than 8 GiB.
     """
+    refuse_irregular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if not all(entry.filename.endswith(".npy") for entry in entries):
-                raise InputError(f"{path} is not a whole .npz file (it has {entries[0].filename}, ...)")
+                raise InputError(f"{path} is not a whole .npz file (it has {brief(entries[0].filename)}, ...)")
             if sum(entry.file_size for entry in entries) > LIMIT:
                 raise InputError(f"{path} unpacks to more than {LIMIT / 2**30:g} GiB")
             for entry in entries:
@@ -264,10 +264,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
     except Exception as error:  # numpy and zipfile raise anything from BadZipFile to zlib.error
-        line = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+        line = brief(f"{type(error).__name__}: {error}")
         raise InputError(f"{path} is not a whole .npz file ({line})") from None
 
 
@@ -276,7 +274,7 @@ def _check_header(path: Path, entry: zipfile.ZipInfo, file: BinaryIO) -> None:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
-    name = entry.filename.removesuffix(".npy")
+    name = brief(entry.filename.removesuffix(".npy"), 60)
     if dtype.hasobject:
         line = f"array {name} holds pickled Python objects, which are never unpickled; nothing was run"
         raise InputError(f"{path} is refused: {line}. If you trust it, re-save it as plain numbers")

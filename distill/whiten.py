@@ -8,6 +8,7 @@ only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
+from distill.foreign import brief
 from robust import Normalize
 
 __all__ = ["Whiten", "preprocessing", "ridge_zca"]
@@ -131,7 +133,10 @@ class Whiten(nn.Module):
         """
         tensors, _ = read_tensors(path)
         if set(tensors) != {"mean", "matrix", "unmatrix"}:
-            raise InputError(f"{path} is no whitening: it has {', '.join(sorted(tensors)) or 'no tensors'}")
+            raise InputError(f"{path} is no whitening: it has {brief(', '.join(sorted(tensors))) or 'no tensors'}")
+        shapes, size = {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors["mean"].numel()
+        if shapes != {"mean": (size,), "matrix": (size, size), "unmatrix": (size, size)}:
+            raise InputError(f"{path} is no whitening: mean, matrix and unmatrix are {list(shapes.values())}")
         return cls(**tensors)
 
 
@@ -170,6 +175,18 @@ def _check(count: int, size: int, what: str) -> None:
         raise InputError(f"ZCA of {what} needs a matrix of {size}²; take --no-zca or another --image-size")
 
 
+_STAGE = re.compile(r"(\.\./)+stages/[\w-]+/whitening\.safetensors")
+"""where our methods keep the whitening that their runs share, as a run's folder sees it"""
+
+
+def _is_in(place: Path, named: str) -> bool:
+    """Return whether a name is of a file in a folder, links followed."""
+    try:
+        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named)
+    except (OSError, ValueError, RuntimeError):  # of a name too long, with a zero byte, or of links in a circle
+        return False
+
+
 def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
     """Return the first layer of students that are trained in the way of the method which made a set.
 
@@ -181,8 +198,14 @@ def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
         pixels to what a student's network takes: that whitening, on the CPU, else the set's normalisation.
 
     Raises:
-        InputError: the file is gone, or holds something else.
+        InputError: the file is gone, holds something else, or is neither in that folder nor a stage of our runs.
     """
     if "whitening" in distilled.training:
-        return Whiten.load(place / distilled.training["whitening"])
+        named = distilled.training["whitening"]
+        if not isinstance(named, str) or not (_STAGE.fullmatch(named) or _is_in(place, named)):
+            raise InputError(f"the set in {place} names its whitening {brief(named)}, which is not in its folder")
+        layer = Whiten.load(place / named)
+        if len(layer.mean) != distilled.images.shape[1:].numel():
+            raise InputError(f"{place / named} is a whitening of {len(layer.mean)} numbers, and the images have others")
+        return layer
     return Normalize(distilled.mean, distilled.std)

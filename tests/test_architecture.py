@@ -10,8 +10,8 @@ import pytest
 
 from baselines import cafe, coreset, dcc, dd, dim, dm, frepo, full, kip, mtt
 from baselines.alignment import Weights
-from baselines.formats import Raw
 from baselines.gan import Adversarial
+from baselines.raw import Raw
 from baselines.trajectories import Expert
 from distill.commands.export import ExportCommand
 from distill.commands.start import Place

@@ -15,7 +15,7 @@ from distill.data import DATASETS, FILES, ImageSet, fingerprint, label, load
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
-from distill.experiment import Evaluation, Seed
+from distill.experiment import Evaluation
 from distill.files import hash_of
 from distill.flags import find_device, parse, peek
 from distill.judging.classes import check
@@ -26,7 +26,7 @@ from distill.reading import Read, Reading, bring, is_ours
 from distill.reports.outcome import finish, show
 from distill.reports.tables import find_rows, render
 from distill.run import Run, locked
-from robust.ranges import check_ranges
+from robust.ranges import Whole, check_ranges
 
 __all__ = ["digest_of", "folder_of", "run_evaluate"]
 
@@ -45,7 +45,7 @@ class Judgement:
     """students and attacks"""
     recipe: Literal["paper", "quick"]
     """how many students and test images: 50 and all, or 3 and 2,000"""
-    seed: Seed = 0
+    seed: Whole = 0
     """root of the randomness of students and attacks"""
 
     def __post_init__(self) -> None:

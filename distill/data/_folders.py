@@ -34,8 +34,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _LIMIT = LIMIT
 """of both parts together"""
-_BYTES_PER_PIXEL = 3 * 4
-"""three channels of float32"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,12 +141,17 @@ def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listin
         damaged: "refuse" looks into no file; "skip" decodes each of them once and says what it leaves out.
 
     Raises:
-        InputError: the classes differ, or all files of a class are damaged.
+        InputError: the classes differ, there is one alone, or all files of a class are damaged.
     """
     odd = sorted(set(train.classes) ^ set(test.classes))
     if odd:
         raise InputError(
             f"{train.folder} and {test.folder} must have the same classes; only one has {', '.join(odd[:5])}"
+        )
+    if len(train.classes) < 2:
+        raise InputError(
+            f"{train.folder} has one class, {train.classes[0]}, and a network tells at least two apart: give each "
+            "class a folder of its own"
         )
     if damaged == "refuse":
         return train, test
@@ -174,7 +177,9 @@ def _kept(part: Listing, sound: Tensor) -> Listing:
     return replace(part, paths=part.paths[sound.numpy()], labels=labels)
 
 
-def held(name: str, parts: Sequence[Listing], size: int, view: View) -> list[Tensor] | list[ImageFiles]:
+def held(
+    name: str, parts: Sequence[Listing], size: int, view: View, channels: int = 3
+) -> list[Tensor] | list[ImageFiles]:
     """Return the images of both parts in memory, or as files where they would take more than 8 GiB.
 
     Args:
@@ -182,13 +187,14 @@ def held(name: str, parts: Sequence[Listing], size: int, view: View) -> list[Ten
         parts: their files.
         size: height and width in pixels.
         view: what is seen of an image.
+        channels: 3 for RGB; 1 where all files are grey.
 
     Raises:
         InputError: files that are read are damaged.
     """
-    files = [ImageFiles(part.paths, size, view) for part in parts]
+    files = [ImageFiles(part.paths, size, view, channels=channels) for part in parts]
     total = sum(map(len, files))
-    if total * size**2 * _BYTES_PER_PIXEL <= _LIMIT:
+    if 4 * channels * total * size**2 <= _LIMIT:
         return read_all(files)
     if first():
         print(

@@ -1,6 +1,5 @@
 """Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, in any format Pillow reads."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,11 @@ from PIL import Image
 from torch import Tensor
 
 from distill.data._folders import Listing, held, image_sets, listing, paired
+from distill.data.headers import all_grey
 from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
+from distill.foreign import open_regular
 
 __all__ = ["SIZE", "listings", "load"]
 
@@ -23,7 +24,9 @@ _ENOUGH = 2000
 
 
 def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
-    """Find all images, as RGB; mean and std are those of the training images.
+    """Find all images; mean and std are those of the training images.
+
+    They are RGB, but where every file of both parts is grey by its header: then they have one channel.
 
     They are read into memory where they take at most 8 GiB. Beyond, they stay in their files, decoded whenever they
     are used, and mean and std are those of at most 2,000 training images, evenly chosen.
@@ -35,15 +38,16 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
         damaged: what to do with files that cannot be read: "refuse" or "skip".
 
     Returns:
-        training and test set, images (N, 3, H, H).
+        training and test set, images (N, 3, H, H), or (N, 1, H, H).
 
     Raises:
         InputError: a folder is missing or has no images, the classes of the parts differ, a file is damaged, or sizes
             differ and image_size is None.
     """
     parts = listings(root, damaged)
-    size = image_size or _common_size(np.concatenate([part.paths for part in parts]))
-    images = held("folder", parts, size, "square")
+    paths = np.concatenate([part.paths for part in parts])
+    size = image_size or _common_size(paths)
+    images = held("folder", parts, size, "square", channels=1 if all_grey(paths) else 3)
     mean, std = _statistics(images[0])
     if min(std) == 0:
         raise InputError(f"a channel of all images in {root / 'train'} has one value: there is nothing to learn there")
@@ -71,7 +75,7 @@ def _common_size(paths: np.ndarray) -> int:
     sizes: dict[tuple[int, int], None] = {}
     for path in paths:
         try:
-            with Image.open(os.fsdecode(path)) as image:
+            with open_regular(path) as file, Image.open(file) as image:
                 sizes[image.size] = None
         except Exception:  # Pillow raises anything from SyntaxError to struct.error
             continue

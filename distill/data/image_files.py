@@ -26,11 +26,22 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
+from distill.data.headers import is_deep
 from distill.errors import InputError
 from distill.files import hash_of
+from distill.foreign import brief, open_regular
 from distill.progress import progress
 
-__all__ = ["ENDINGS", "LIMIT", "ImageFiles", "View", "cores", "find_damaged", "read_all", "refusal"]
+__all__ = [
+    "ENDINGS",
+    "LIMIT",
+    "ImageFiles",
+    "View",
+    "cores",
+    "find_damaged",
+    "read_all",
+    "refusal",
+]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 """of names of image files, in lower case"""
@@ -57,7 +68,7 @@ _SAMPLE = 2000
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files as one array (N, 3, size, size) of float32 pixels in [0, 1], where a tensor may stand.
+    """Image files as one array (N, channels, size, size) of float32 pixels in [0, 1], where a tensor may stand.
 
     Only the paths are in memory: one flat array, which forked workers share and spawned ones receive in one piece.
     Indexing decodes, in a few threads (in a worker of a DataLoader, in that one). A file that is a square of `size`
@@ -65,7 +76,7 @@ class ImageFiles:
     antialias on bytes, and CenterCrop(size).
 
     Raises:
-        ValueError: paths, size or view are not as said.
+        ValueError: paths, size, view or channels are not as said.
     """
 
     paths: np.ndarray
@@ -76,6 +87,8 @@ class ImageFiles:
     """what is seen of an image"""
     device: torch.device = _CPU
     """of what is decoded"""
+    channels: int = 3
+    """3 for RGB; 1 where all files are grey (`all_grey`)"""
 
     dtype = torch.float32
     ndim = 4
@@ -87,14 +100,16 @@ class ImageFiles:
             raise ValueError(f"size is {self.size}; it must be >= 1")
         if self.view not in get_args(View):
             raise ValueError(f"view is {self.view!r}; it must be one of {', '.join(get_args(View))}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; it must be 1 or 3")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def shape(self) -> torch.Size:
-        """(N, 3, size, size)."""
-        return torch.Size([len(self), 3, self.size, self.size])
+        """(N, channels, size, size)."""
+        return torch.Size([len(self), self.channels, self.size, self.size])
 
     def numel(self) -> int:
         """Return how many numbers there are."""
@@ -108,21 +123,21 @@ class ImageFiles:
 
     def _pixels(self, paths: Sequence) -> Tensor:
         on_the_way = np.float32 if self.device.type == "cpu" else np.uint8  # a quarter to copy to a device
-        out = np.empty((len(paths), 3, self.size, self.size), on_the_way)
+        out = np.empty((len(paths), *self.shape[1:]), on_the_way)
         for path, why in zip(paths, self._read(paths, out), strict=True):
             if why:
                 raise refusal([(path, why)])
         return torch.from_numpy(out).to(self.device).float().div_(255)
 
     def _read(self, paths: Sequence, out: np.ndarray) -> Iterator[str]:
-        """Decode into (N, 3, size, size), 0 to 255, and yield of each image why it cannot be, "" where it can."""
+        """Decode into (N, channels, size, size), 0 to 255, and yield of each image why not, "" where it can be."""
 
         def read(place: int) -> str:
             try:
                 image = _decode(paths[place])
             except Exception as error:  # decoders raise anything from SyntaxError to struct.error
                 return _why(error)
-            out[place] = self._through_view(image)
+            out[place] = self._through_view(image)[: self.channels]
             return ""
 
         return _in_threads(read, range(len(paths)))
@@ -150,13 +165,13 @@ class ImageFiles:
             index: of the image.
 
         Returns:
-            (3, H, W) uint8, RGB, on the CPU.
+            (channels, H, W) uint8, on the CPU.
 
         Raises:
             InputError: the file is damaged, or no image of eight bits a channel.
         """
         try:
-            return torch.from_numpy(_decode(self.paths[index])).permute(2, 0, 1)
+            return torch.from_numpy(_decode(self.paths[index])).permute(2, 0, 1)[: self.channels]
         except Exception as error:  # as in _read
             raise refusal([(self.paths[index], _why(error))]) from None
 
@@ -220,7 +235,7 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
         parts: the files.
 
     Returns:
-        for each part (N, 3, size, size) float32, pixels in [0, 1], on the CPU.
+        for each part (N, channels, size, size) float32, pixels in [0, 1], on the CPU.
 
     Raises:
         InputError: files are damaged; all are tried, the first are named.
@@ -290,7 +305,7 @@ def _decode(path: bytes | str) -> np.ndarray:
     Raises:
         Exception: of any kind, where the file is not a whole image of eight bits a channel.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read()
     decode_jpeg = _fast_decoder() if data.startswith(_JPEG) else None
     if decode_jpeg:
@@ -303,9 +318,7 @@ def _decode(path: bytes | str) -> np.ndarray:
     if not data:
         raise ValueError("it is empty")
     with Image.open(io.BytesIO(data)) as image:
-        # Pillow would cut or clip these to eight bits without a word; BGR;16 is 16 bits a pixel.
-        raw = [str(tile[3]) for tile in image.tile]
-        if image.mode.startswith(("I", "F")) or any(";16" in one and "BGR;16" not in one for one in raw):
+        if is_deep(image):
             raise ValueError("more than 8 bits a channel")
         return np.array((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
 
@@ -322,8 +335,7 @@ def _why(error: Exception) -> str:
     """Return what an error says, in a few words on one line."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:120]
+    return brief(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def _bar(description: str, total: int) -> tqdm:

@@ -8,18 +8,23 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.data.headers import is_deep, is_grey
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
 from distill.errors import InputError
 from distill.files import write_atomic
+from distill.foreign import brief, open_regular
 
 __all__ = [
     "NUMBERED",
@@ -33,6 +38,8 @@ __all__ = [
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """of Pillow's, those of ENDINGS: others run programs (EPS)"""
+LARGEST = 1024
+"""side in pixels"""
 LONGEST = 200
 """bytes of a folder's name; file systems take 255"""
 NUMBERED = re.compile(r"new(\d{3,})")
@@ -96,7 +103,7 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
             if tuple(found[-1].shape) != shape:
                 size = "x".join(map(str, found[-1].shape[1:]))
                 raise InputError(f"{path} has {size} pixels, the data set {shape[1]}x{shape[2]}; give --image-size")
-    return torch.stack(found).float() / 255
+    return torch.stack(found)
 
 
 def picture_folders(folder: Path) -> dict[str, list[Path]]:
@@ -122,33 +129,30 @@ def class_of(name: str, classes: Sequence[str]) -> int | None:
 
 
 def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
-    """Read images that are squares of one size, grey ones as one channel.
+    """Read images that are squares of one size, as one channel where all are grey.
 
     Args:
         paths: of at least one file.
 
     Returns:
-        (N, 1 or 3, H, H) pixels; where colour images take more than 8 GiB they stay in their files.
+        (N, 1 or 3, H, H) pixels; where they take more than 8 GiB they stay in their files.
 
     Raises:
-        InputError: a file is no image, sizes differ or are no squares, or grey images take more than 8 GiB.
+        InputError: a file is no image or has more than 8 bits a channel (of grey ones 16 are read), sizes differ or are
+            no squares, or images of 16 bits take more than 8 GiB.
     """
-    width, height, grey = _header(paths[0])
-    shape = (1 if grey else 3, height, width)
-    if width != height or width > 1024:
-        raise InputError(f"{paths[0]} has {width}x{height} pixels; a set has squares of one size, of at most 1024")
-    for path in paths:
-        if _header(path)[:2] != (width, height):
-            raise InputError(f"{path} is no square of {width} pixels, as {paths[0]} is; a set has images of one size")
-    if 4 * len(paths) * shape[0] * height * width <= LIMIT:
-        return torch.stack([_read(path, shape[0]) for path in paths]).float() / 255
-    if grey:
-        raise InputError(f"{len(paths):,} grey images of {width} pixels take more than {LIMIT / 2**30:g} GiB")
-    return ImageFiles(np.array([str(path) for path in paths]), width, "square")
+    heads = [_header(path) for path in paths]
+    channels, size = _common([str(path) for path in paths], heads)
+    if 4 * len(paths) * channels * size**2 <= LIMIT:
+        return torch.stack([_read(path, channels) for path in paths])
+    deep = next((path for path, head in zip(paths, heads, strict=True) if head.deep), None)
+    if deep is not None:
+        raise InputError(f"{deep} has 16 bits a pixel, and {len(paths):,} of {size} pixels take too much memory so")
+    return ImageFiles(np.array([str(path) for path in paths]), size, "square", channels=channels)
 
 
 def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
-    """Return images that are squares of one size from the bytes of their files, grey ones as one channel.
+    """Return images that are squares of one size from the bytes of their files, as one channel where all are grey.
 
     Args:
         contents: at least one; None where a file is named elsewhere, which is not opened.
@@ -160,19 +164,14 @@ def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
     Raises:
         InputError: bytes are missing or no image, sizes differ or are no squares, or all take more than 8 GiB.
     """
-    size, channels = 0, 3
     for number, content in enumerate(contents):
         if not content:
             raise InputError(f"{what} has no bytes in row {number}; files and addresses elsewhere are not opened")
-        width, height, grey = _header(io.BytesIO(content), f"{what}, row {number}")
-        size, channels = (size, channels) if number else (width, 1 if grey else 3)
-        if not width == height == size or size > 1024:
-            line = f"row {number} of {width}x{height} pixels; a set has squares of one size, of at most 1024"
-            raise InputError(f"{what} has {line}")
-    if 4 * len(contents) * channels * size**2 > LIMIT:
-        raise InputError(f"{what} has {len(contents):,} images, which take more than {LIMIT / 2**30:g} GiB")
-    rows = [_read(io.BytesIO(each), channels, f"{what}, row {n}") for n, each in enumerate(contents) if each]
-    return torch.stack(rows).float() / 255
+    files = {f"{what}, row {number}": content for number, content in enumerate(contents) if content}
+    channels, size = _common(list(files), [_header(io.BytesIO(each), name) for name, each in files.items()])
+    if 4 * len(files) * channels * size**2 > LIMIT:
+        raise InputError(f"{what} has {len(files):,} images, which take more than {LIMIT / 2**30:g} GiB")
+    return torch.stack([_read(io.BytesIO(each), channels, name) for name, each in files.items()])
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -180,24 +179,83 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in visible if path.suffix.lower() in ENDINGS)
 
 
-def _header(file: Path | io.BytesIO, name: str = "") -> tuple[int, int, bool]:
-    """Return width, height, and whether an image is grey, without decoding it."""
+class _Header(NamedTuple):
+    """What an image says of itself before it is decoded."""
+
+    width: int
+    height: int
+    grey: bool
+    deep: bool
+    """16 bits a pixel"""
+
+
+def _common(names: list[str], heads: list[_Header]) -> tuple[int, int]:
+    """Return the channels and the side of images that are squares of one size: 1 channel where all are grey.
+
+    Raises:
+        InputError: they are not.
+    """
+    size = heads[0].width
+    if heads[0].height != size or size > LARGEST:
+        line = f"{names[0]} has {size}x{heads[0].height} pixels"
+        raise InputError(f"{line}; a set has squares of one size, of at most {LARGEST}")
+    for name, head in zip(names, heads, strict=True):
+        if (head.width, head.height) != (size, size):
+            line = f"{name} has {head.width}x{head.height} pixels, the first one {size}x{size}"
+            raise InputError(f"{line}; a set has squares of one size")
+    return 1 if all(head.grey for head in heads) else 3, size
+
+
+@contextmanager
+def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """Open an image; everything that goes wrong with it is one line.
+
+    Raises:
+        InputError: it is none, is damaged, or has more bits than are read without loss.
+    """
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return *image.size, image.mode in ("1", "L", "I", "F", "I;16", "LA")
+        with (
+            nullcontext(file) if isinstance(file, io.BytesIO) else open_regular(file) as data,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(data, formats=FORMATS) as image:
+                yield image
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise InputError(f"{name or file} cannot be read as an image ({error})") from None
+        why = brief(getattr(error, "strerror", None) or error) or type(error).__name__
+        raise InputError(f"{name or file} cannot be read as an image ({why})") from None
+
+
+def _header(file: Path | io.BytesIO, name: str = "") -> _Header:
+    """Return what an image says of itself, without decoding it.
+
+    Raises:
+        InputError: it is none, or has more bits a channel than are read without loss.
+    """
+    with _opened(file, name) as image:
+        deep = is_deep(image)
+        if deep and not image.mode.startswith("I;16"):
+            raise ValueError("more than 8 bits a channel are read of grey images of 16 bits only: convert it to 8 bits")
+        return _Header(*image.size, is_grey(image), deep)
 
 
 def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
-    """Return the bytes of an image, (channels, H, W)."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
+    """Return the pixels of an image, (channels, H, W) float32 in [0, 1]; 16 bits of a grey one are kept.
 
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            return pil_to_tensor(image.convert("RGB" if channels == 3 else "L"))
-    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        raise InputError(f"{name or file} cannot be read as an image ({error})") from None
+    Raises:
+        InputError: as of `_header`, or it is damaged, or has colours where one channel is asked for.
+    """
+    deep = _header(file, name).deep
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    with _opened(file, name) as image:
+        if channels == 1 and not is_grey(image):
+            raise ValueError("it has colours, and the images of the data set are grey")
+        if deep:
+            pixels = torch.from_numpy(np.array(image).astype(np.float32))[None] / 65535
+            return pixels.expand(channels, -1, -1).contiguous()
+        pixels = torch.from_numpy(np.array(image.convert("RGB" if channels == 3 else "L")))
+        return (pixels.permute(2, 0, 1) if channels == 3 else pixels[None]).float() / 255
 
 
 def folder_of(name: str) -> str:

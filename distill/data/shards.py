@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.foreign import brief, refuse_irregular
 
 __all__ = ["Shards"]
 
@@ -22,7 +23,7 @@ class Shards:
         device: of what is read.
 
     Raises:
-        InputError: a file is missing or damaged.
+        InputError: a file is missing or damaged, or shapes differ.
     """
 
     dtype = torch.float32
@@ -31,19 +32,28 @@ class Shards:
     def __init__(self, paths: Sequence[Path], rows: Tensor | None = None, device: torch.device | str = "cpu"):
         self.paths, self.device = list(paths), torch.device(device)
         self._begins = [0]
+        shapes: dict[tuple[int, ...], Path] = {}
         for path in self.paths:
             count, *shape = self._shape_of(path)
+            shapes[tuple(shape)] = path
             self._begins.append(self._begins[-1] + count)
+        if len(shapes) != 1:
+            found = " and ".join(f"{file.name} {shape}" for shape, file in shapes.items()) or "no file"
+            raise InputError(f"the images of a set are of one shape; {found[:200]}")
         self.rows = torch.arange(self._begins[-1]) if rows is None else rows.cpu()
         self.shape = torch.Size([len(self.rows), *shape])
 
     @staticmethod
     def _shape_of(path: Path) -> list[int]:
+        refuse_irregular(path)
         try:
             with safe_open(path, "pt") as file:
-                return file.get_slice("images").get_shape()
+                shape = file.get_slice("images").get_shape()
         except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
-            raise InputError(f"{path} is not a whole file of images ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{path} is not a whole file of images ({brief(error)})") from None
+        if len(shape) != 4:
+            raise InputError(f"{path} is not a whole file of images (they are {tuple(shape)}, not (N, C, H, W))")
+        return shape
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -482,11 +482,12 @@ def test_folder_reads_every_kind_of_image(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for name, mode in modes.items():
             write_image(tmp_path / part / "one" / f"{name}.png", mode, seed=len(name))
+        write_image(tmp_path / part / "two" / "a.png")
     clear = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P")
     clear.save(tmp_path / "train/one/transparent.png", transparency=b"\x00\x80")
     train, test = load("folder", tmp_path)
-    assert train.images.shape == (6, 3, 8, 8)
-    assert len(test) == 5
+    assert train.images.shape == (7, 3, 8, 8)
+    assert len(test) == 6
     with Image.open(tmp_path / "train/one/plain.png") as plain:
         expected = torch.from_numpy(np.array(plain)).permute(2, 0, 1) / 255
     assert torch.equal(train.images[4], expected)  # sorted by name: alpha bits grey palette plain transparent
@@ -524,7 +525,7 @@ def test_folder_of_unequal_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_folder_of_oblong_images(tmp_path: Path) -> None:
-    for name in ("train/a/1.png", "val/a/1.png"):
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
         write_image(tmp_path / name, size=(8, 6))
     assert "there are 8x6 pixels: give --image-size N" in message("folder", tmp_path)
 
@@ -548,10 +549,11 @@ def test_folder_that_does_not_fit_stays_in_its_files(
 
 
 def test_large_folders_are_normalised_by_some_of_their_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_image(tmp_path / "val/a/1.png")
-    (tmp_path / "train/a").mkdir(parents=True)
     for number in range(10):
-        Image.new("RGB", (8, 8), (25 * number, 10 * number, number)).save(tmp_path / f"train/a/{number}.png")
+        name = "ab"[number // 5]
+        write_image(tmp_path / f"val/{name}/1.png")
+        (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (25 * number, 10 * number, number)).save(tmp_path / f"train/{name}/{number}.png")
     monkeypatch.setattr(_folders, "_LIMIT", 0)
     monkeypatch.setattr(folder, "_ENOUGH", 4)
     few = torch.tensor([0, 2, 5, 7], dtype=torch.float64)
@@ -561,8 +563,8 @@ def test_large_folders_are_normalised_by_some_of_their_images(tmp_path: Path, mo
 
 
 def test_files_are_brought_into_memory_where_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("train", "val"):
-        write_image(tmp_path / part / "a" / "1.png")
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        write_image(tmp_path / name)
     here, _ = load("folder", tmp_path)
     monkeypatch.setattr(_folders, "_LIMIT", 0)
     there, _ = load("folder", tmp_path)
@@ -656,10 +658,60 @@ def test_folder_with_deep_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_folder_without_contrast(tmp_path: Path) -> None:
-    for part in ("train", "val"):
-        (tmp_path / part / "a").mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "1.png")
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     assert "nothing to learn" in message("folder", tmp_path)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_folder_of_grey_images_has_one_channel(
+    ending: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory or in files; one image with colours in either part makes all of them RGB."""
+    monkeypatch.setattr(_folders, "_LIMIT", limit)
+    modes = {"train/ant/1": "L", "train/bee/2": "L", "val/ant/1": "L", "val/bee/1": "L"}
+    if ending == "png":
+        modes |= {"train/bee/1": "1", "val/bee/2": "LA"}
+    for seed, (name, mode) in enumerate(modes.items()):
+        write_image(tmp_path / f"{name}.{ending}", mode, size=(12, 8), seed=seed)
+    for size in (8, 4):
+        grey = load("folder", tmp_path, size)
+        colour = []
+        for part in grey:
+            assert isinstance(part.images, torch.Tensor) == bool(limit)
+            assert part.image_shape == (1, size, size)
+            assert len(part.mean) == len(part.std) == 1
+        write_image(tmp_path / "val/bee/9.png", size=(8, 8))
+        colour = load("folder", tmp_path, size)
+        assert colour[0].image_shape == (3, size, size)
+        assert torch.equal(colour[0].images[:], grey[0].images[:].expand(-1, 3, -1, -1))
+        (tmp_path / "val/bee/9.png").unlink()
+    if limit == 0:
+        assert grey[0].images.decode(0).shape == (1, 8, 12)
+        assert grey[0].images.take(torch.tensor([1])).resized(6).to("cpu")[:].shape == (1, 1, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["folder", "imagenet", "imagenette", "tiny_imagenet"])
+def test_one_class_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_image(tmp_path / part / "only" / "1.png")
+        (tmp_path / part / "only" / "1.png").write_bytes(b"no image")
+    assert "has one class, only, and a network tells at least two apart" in message(name, tmp_path)
+    with pytest.raises(InputError, match="has one class"):
+        fingerprint(name, tmp_path)
+
+
+def test_folder_with_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_folder(tmp_path, monkeypatch)
+    os.mkfifo(tmp_path / "train/ant/3.png")
+    (tmp_path / "train/bee/3.png").symlink_to("/dev/zero")
+    text = message("folder", tmp_path)
+    assert "3.png (it is a named pipe, not a regular file)" in text
+    assert "3.png (it is a device, not a regular file)" in text
+    assert len(load("folder", tmp_path, damaged="skip")[0]) == 3
+    assert len(fingerprint("folder", tmp_path)) == 64
 
 
 # --- folders of ImageNet's kind ---------------------------------------------------------------------------------------

@@ -374,7 +374,7 @@ def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
         taken(tmp_path / "b")
     write_pictures(tmp_path / "c", ["above"])
     write_pictures(tmp_path / "c", ["below"], size=16)
-    with pytest.raises(InputError, match="no square of 8 pixels"):
+    with pytest.raises(InputError, match=r"0\.png has 16x16 pixels, the first one 8x8; a set has squares of one size"):
         taken(tmp_path / "c")
     (tmp_path / "a" / "above" / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
@@ -432,7 +432,7 @@ def test_hugging_face_opens_nothing_but_its_own_bytes(tmp_path: Path, monkeypatc
         taken(saved("d", [[whole]], lists))
     small = io.BytesIO()
     Image.new("RGB", (4, 4)).save(small, "PNG")
-    with pytest.raises(InputError, match="row 1 of 4x4 pixels; a set has squares of one size"):
+    with pytest.raises(InputError, match="row 1 has 4x4 pixels, the first one 8x8; a set has squares of one size"):
         taken(saved("e", [whole, {"bytes": small.getvalue(), "path": None}]))
     monkeypatch.setattr(pictures, "LIMIT", 100)
     with pytest.raises(InputError, match="2 images, which take more than"):
@@ -603,7 +603,7 @@ def test_labels_that_are_not_sorted_are_told(tmp_path: Path) -> None:
         ({"data": [[drawn(4, 1, 8, 8), CLASSES]]}, "images of 1 channels, toy of 3: give --dataset"),
         ({"data": [[drawn(4, 3, 8, 8), F.one_hot(CLASSES, 5).float()]]}, "labels for 5 classes, toy has 2"),
         ({"data": [[drawn(4, 3, 8, 6), CLASSES]]}, r"images of \(4, 3, 8, 6\)"),
-        ({"data": [[drawn(4, 3, 8, 8), CLASSES[:3]]]}, r"are \(4, 3, 8, 8\) and \(3,\)"),
+        ({"data": [[drawn(4, 3, 8, 8), CLASSES[:3]]]}, r"experiment 0 has 4 images and labels of \(3,\)"),
         ({"data": [[drawn(4, 3, 8, 8), CLASSES + 0.5]]}, "no whole numbers"),
         ({"data": [[drawn(4, 3, 8, 8) / 0, CLASSES]]}, "not finite"),
         ({"data": []}, r"no file of DC's code"),
@@ -1023,5 +1023,9 @@ def test_pictures_that_are_too_many_for_memory_stay_in_their_files(
         for n in range(20):
             Image.fromarray(bright).save(tmp_path / "grey" / name / f"{n}.png")
     monkeypatch.setattr(pictures, "LIMIT", 100)
-    with pytest.raises(InputError, match="40 grey images of 8 pixels take more than"):
+    grey, _ = taken(tmp_path / "grey", named("mnist", toy(channels=1)), source="imagefolder")
+    assert grey.images.shape == (40, 1, 8, 8)
+    assert torch.equal(grey.images[:], torch.full((40, 1, 8, 8), 90 / 255))
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "grey" / "below" / "3.png")
+    with pytest.raises(InputError, match=r"3\.png has 16 bits a pixel, and 40 of 8 pixels take too much memory so"):
         taken(tmp_path / "grey", named("mnist", toy(channels=1)), source="imagefolder")

@@ -1,0 +1,64 @@
+"""What others' files may do to a reader: wait for ever, never end, nest without end, write to the terminal."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from distill.errors import InputError
+from distill.foreign import brief, open_regular, parse_json, refuse_irregular
+
+
+def irregular(folder: Path) -> list[Path]:
+    """Make what has a file's name and is none."""
+    os.mkfifo(folder / "pipe")
+    (folder / "zero").symlink_to("/dev/zero")
+    (folder / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as one:
+        here = Path.cwd()
+        os.chdir(folder)  # a socket's name is short
+        one.bind("socket")
+        os.chdir(here)
+    return [folder / name for name in ("pipe", "zero", "folder", "socket")]
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for name in ("a", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"abc"
+        refuse_irregular(tmp_path / name)
+    for path in irregular(tmp_path):
+        with pytest.raises(OSError, match=r"\w") as error:
+            open_regular(path)
+        assert error.value.strerror
+        with pytest.raises(InputError, match="cannot be read"):
+            refuse_irregular(path)
+    with pytest.raises(InputError, match="there is no file"):
+        refuse_irregular(tmp_path / "none")
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(17 * 2**30)
+    with pytest.raises(InputError, match="more than the 16 GiB"):
+        refuse_irregular(tmp_path / "sparse")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "1" + 400 * "0", "1e999", "NaN", "[-Infinity]", "{", "", "\ud800", b"\xff"]
+)
+def test_json_is_read_or_refused_with_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_json(text)
+
+
+def test_json_of_any_ordinary_kind_is_read() -> None:
+    assert parse_json('{"a": [1, -2.5e-3, true, null, "x"]}') == {"a": [1, -0.0025, True, None, "x"]}
+
+
+def test_what_others_say_is_one_printable_line() -> None:
+    for text in ("a\nb\tc", "\x1b]0;title\x07", "x" * 10**6, "\u202e right to left", "\ud800", "\x00"):
+        line = brief(text)
+        assert line.isprintable()
+        assert len(line) <= 100
+    assert brief(ValueError("plain")) == "plain"
