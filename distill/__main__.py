@@ -32,9 +32,23 @@ from distill.flags import find_device, parse, peek, whole_number
 from distill.judging.columns import SPECIAL
 from distill.judging.evaluate import evaluate
 from distill.judging.results import missing
+from distill.launch import INTERRUPTED
 from distill.models import BACKBONES
 from distill.protocol import chosen
-from distill.ranks import asked, barrier, first, joined, launched, start
+from distill.ranks import (
+    asked,
+    barrier,
+    check_asked,
+    first,
+    joined,
+    launched,
+    leave,
+    refuse,
+    refused,
+    start,
+    tells_interrupt,
+    world,
+)
 from distill.reading import Reading
 from distill.reports.outcome import finish, show
 from distill.reports.tables import FORMATS, save_grid
@@ -84,7 +98,8 @@ def main(arguments: list[str]) -> int:
         _refuse_unreadable(arguments)
         return command(arguments)
     except InputError as error:
-        print(one_line(f"run.sh: {error}"), file=sys.stderr)
+        if refuse():
+            print(one_line(f"run.sh: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a table went away
         sys.stdout = None
@@ -94,8 +109,15 @@ def main(arguments: list[str]) -> int:
         print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrun.sh: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        if refused():
+            return 2
+        if tells_interrupt():
+            print(INTERRUPTED, file=sys.stderr)
         return 130
+    except Exception:
+        if refused():  # another process ended in the middle of what they share
+            return 2
+        raise
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:
@@ -189,8 +211,11 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
     experiment, place = settle(method, dataset, module, flags)
     device = find_device(place.device)
     own = chosen(experiment.evaluation.protocol, method, getattr(module, "protocol", None))
-    if (asked() > 1 or launched()) and not hasattr(module, "PARALLEL"):
+    processes = world() if launched() else asked()
+    if (processes > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
+    if not launched():
+        check_asked(processes, device)
     with joined(device):
         where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
         train, test = real_data(*where)
@@ -213,17 +238,20 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
         foresee(backbone, experiment.evaluation, train)
+        path = run.folder / "distilled.safetensors"
+        distils = not path.exists() or (hasattr(module, "lacks") and module.lacks(path))
+        if distils and hasattr(module, "check"):
+            module.check(train, experiment.ipc, experiment.config, processes)
         if absent:
             run.say(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
         else:
             quick = peek(flags, "--recipe")["--recipe"] is None
             announce(quick, experiment, data, module, train, len(test), device)
-        if asked() > 1 and not launched():  # all that can be refused was
-            start(asked(), [method, dataset, *flags])
+        if processes > 1 and not launched():  # all that can be refused was
+            start(processes, [method, dataset, *flags])
 
         with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
-            path = run.folder / "distilled.safetensors"
-            if not path.exists():
+            if distils:
                 distilled = module.distill(train, experiment.ipc, experiment.config, run)
                 if first():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
@@ -335,4 +363,4 @@ def _recipes(methods: dict[str, ModuleType]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

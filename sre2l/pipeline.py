@@ -34,12 +34,14 @@ from distill.run import Run
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
-from sre2l.relabel import Labels, Relabel, digest, leaves_one, relabel
-from sre2l.squeeze import FILE, Squeeze, load_teacher, squeeze
+from sre2l.relabel import Labels, Relabel, digest, leaves_one, mend, relabel
+from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.squeeze import check as check_squeeze
 from sre2l.training import require_single
 from sre2l.validate import Validate, divergence, train
+from sre2l.weights import load_teacher
 
-__all__ = ["ANY_IPC", "PARALLEL", "RECIPES", "Config", "distill", "protocol", "student_work", "work"]
+__all__ = ["ANY_IPC", "PARALLEL", "RECIPES", "Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
 
 PARALLEL = True
 """several processes may work on one run"""
@@ -86,7 +88,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     Raises:
         InputError: what a stage refuses.
     """
-    _check(real, ipc, config)
     source = config.recover.images
     images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
     teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
@@ -112,17 +113,25 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     )
 
 
-def _check(real: ImageSet, ipc: int, config: Config) -> None:
-    """Refuse at once what a later stage would refuse.
+def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
+    """Refuse at once, before any work, what a stage would refuse.
+
+    Args:
+        real: the training set, on the device to work on.
+        ipc: images per class.
+        config: the settings.
+        processes: that will work together.
 
     Raises:
-        InputError: too few images for a batch, a last batch of one, or no BatchNorm to match.
+        InputError: too few images for a batch, a last batch of one, no BatchNorm to match, or no such teacher.
     """
     images, batch_size = ipc * real.num_classes, config.relabel.batch_size
     if images < batch_size:
         raise InputError(
             f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller one"
         )
+    if config.recover.images and not Path(config.recover.images).is_dir():
+        raise InputError(f"recover.images is {config.recover.images}: no such folder")
     channels, size, _ = real.image_shape
     shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
     network = build(config.backbone, **shape, generator=torch.Generator())
@@ -131,6 +140,22 @@ def _check(real: ImageSet, ipc: int, config: Config) -> None:
     if leaves_one(images, batch_size):
         what = f"relabel.batch_size is {batch_size}, of {images} images; take one that leaves no last batch of one"
         require_single(network, real.image_shape, what)
+    check_squeeze(network, real, config.backbone, config.squeeze, processes)
+
+
+def lacks(path: Path) -> bool:
+    """Return whether a set of `distill` lacks its teacher or its labels, which `distill` then makes again.
+
+    Args:
+        path: of the set's file.
+    """
+    kept = DistilledSet.load(path).training
+    files = [
+        path.parent / kept[name] / within
+        for name, within in (("teacher", ""), ("labels", "labels.json"))
+        if name in kept
+    ]
+    return not all(file.exists() for file in files)
 
 
 def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
@@ -150,7 +175,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    labels = Labels(place / kept["labels"], digest(distilled.images))
+    store = place / kept["labels"]
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
     judged, (channels, size) = None, distilled.images.shape[1:3]
     if "teacher" in kept:  # which sets of other code come without
@@ -158,6 +183,8 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         teacher = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
         load_teacher(teacher, place / kept["teacher"])
         judged = nn.Sequential(normalize, teacher.to(run.device)).eval()
+        mend(store, judged[1], distilled.images, normalize, run)
+    labels = Labels(store, digest(distilled.images), len(distilled.classes))
     # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
     before = {"decay": "all" if kept["validate"].get("optimizer") == "sgd" else "kernels"}
     config, compute = Validate(**before | kept["validate"]), Compute(**kept["compute"])

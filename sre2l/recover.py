@@ -32,11 +32,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
-from distill.files import Checkpoint, read_tensors, write_tensors
+from distill.files import read_tensors, write_tensors
 from distill.ranks import barrier, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
+from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.crops import cut_alike, draw_boxes, draw_flips
 from sre2l.precision import Compute
 
@@ -148,7 +149,8 @@ def recover(
             faster = compute.faster(network)
             for number, who in todo:
                 images = _recover_unit(faster, match, who // ipc, number, normalize, real, config, compute, stage, bar)
-                write_tensors(_file(stage, number), {"images": normalize.inverse(images).clamp(0, 1), "places": who})
+                found = {"images": normalize.inverse(images).clamp(0, 1), "places": who}
+                write_tensors(_file(stage, number), found, {"of": f"{stage.folder.name}/{number}"})
                 _file(stage, number, ".pt").unlink(missing_ok=True)
     barrier()
     return stage.folder
@@ -219,7 +221,9 @@ def _recover_unit(
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
-    checkpoint, done = Checkpoint(_file(run, number, ".pt"), run.checkpoint_seconds), 0
+    checkpoint = OwnCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
+    bad = FirstBad(f"recovery of unit {number}", f"take a smaller --recover.lr than {config.lr:g}", device)
+    done = 0
     if (state := checkpoint.restore()) is not None:
         with torch.no_grad():
             images.copy_(state["images"])
@@ -247,6 +251,7 @@ def _recover_unit(
         with compute.autocast(device):
             loss = F.cross_entropy(network(seen), targets)
         loss = loss + config.r_bn * match.distance
+        bad.see(step, loss.detach())
         scale.scale(loss).backward()
         scale.step(optimizer)
         scale.update()
@@ -254,18 +259,38 @@ def _recover_unit(
             images.clamp_(low, high)
         bar.update()
         if step % 100 == 99:
+            bad.check(images)
             bar.set_postfix(unit=number, loss=f"{loss.item():.4g}", refresh=False)
         if checkpoint.due():
             state = {"images": images.detach(), "optimizer": optimizer.state_dict(), "scaler": scale.state_dict()}
+            bad.check(state)
             checkpoint.save(state | {"done": step + 1})
-    if not images.isfinite().all():
-        raise InputError(f"recovered images are not finite; take a smaller --recover.lr than {config.lr}")
+    bad.check(images)
     return images.detach()
 
 
 def read_units(folder: Path) -> Tensor | Shards:
-    """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many."""
+    """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many.
+
+    Raises:
+        InputError: a file is damaged, or another stage's.
+    """
     paths = sorted(folder.glob("unit-*.safetensors"))
-    places = torch.cat([read_tensors(path, only=["places"])[0]["places"] for path in paths]).argsort()
-    images = Shards(paths, places)
+    places = torch.cat([_places(path, number) for number, path in enumerate(paths)])
+    if not torch.equal(places.sort().values, torch.arange(len(places))):
+        raise InputError(f"the units in {folder} do not hold each image once; delete that folder to have it made anew")
+    images = Shards(paths, places.argsort())
     return images if 4 * images.numel() > LIMIT else images[:]
+
+
+def _places(path: Path, number: int) -> Tensor:
+    """Return which images a unit's file has.
+
+    Raises:
+        InputError: it is damaged, or another stage's.
+    """
+    found, facts = read_tensors(path, only=["places"])
+    ours = f"{path.parent.name}/{number}"
+    if facts.get("of", ours) != ours:  # files of earlier versions do not say it
+        raise InputError(f"{path} is of another run ({facts['of']}); delete it to have it made anew")
+    return found["places"]

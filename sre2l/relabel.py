@@ -19,12 +19,13 @@ statistics drift).
 import hashlib
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors, write_text
@@ -35,9 +36,11 @@ from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "leaves_one", "relabel", "view"]
+__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "leaves_one", "mend", "relabel", "view"]
 
 FORMAT = "guard-labels-1"
+PARTS = ("relabel", "compute")
+"""of the settings of a stage, each a dataclass"""
 
 
 @dataclass(frozen=True)
@@ -115,27 +118,62 @@ def relabel(
     """
     if len(images) < config.batch_size:
         raise InputError(f"relabel.batch_size is {config.batch_size}, but there are {len(images)} distilled images")
-    images_digest = digest(images)
-    settings = {"teacher": made_by, "images": images_digest, "relabel": describe(config)}
+    settings = {"teacher": made_by, "images": digest(images), "relabel": describe(config)}
     stage = run.stage("relabel", settings | {"compute": describe(compute)})
-    network = compute.faster(compute.place(teacher.network, run.device).eval())
+    _label(teacher.network, images, normalize, config, compute, stage)
+    return stage.folder
+
+
+def mend(folder: Path, teacher: nn.Module, images: Tensor, normalize: Normalize, run: Run) -> None:
+    """Label the epochs again whose files are gone from a store that `relabel` made, if these are its images.
+
+    Args:
+        folder: of the store; one that says not how it was made is left as it is.
+        teacher: that labelled it, in evaluation mode; it takes normalised images.
+        images: (N, C, H, H) pixels.
+        normalize: the teacher's normalisation.
+        run: of the evaluation.
+    """
+    try:
+        made = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))["experiment"]
+        settings, seed = made["config"], made["seed"]
+        fields = ({name: value for name, value in settings[part].items() if name != "class"} for part in PARTS)
+        relabelled, computed = fields
+        config, compute = Relabel(**relabelled), Compute(**computed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
+    whole = _facts(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
+    if whole or settings.get("images") != digest(images):
+        return
+    options = {"seed": seed, "device": run.device, "checkpoint_seconds": run.checkpoint_seconds}
+    _label(deepcopy(teacher), images, normalize, config, compute, Run(folder, made, **options))
+
+
+def _label(
+    network: nn.Module, images: Tensor, normalize: Normalize, config: Relabel, compute: Compute, stage: Run
+) -> None:
+    """Label all epochs of a stage that are not there yet."""
+    network = compute.faster(compute.place(network, stage.device).eval())
     whole = share(list(range(config.epochs)))
+    barrier()  # all processes find the same files
     todo = [epoch for epoch in whole if not epoch_file(stage.folder, epoch).exists()]
     with stage.progress("relabel", len(whole), len(whole) - len(todo), unit="epoch") as bar:
         for epoch in todo:
-            drawn = _draw(len(images), images.shape[-1], config, run.generator("relabel", epoch))
-            with torch.no_grad(), compute.autocast(run.device):
+            drawn = _draw(len(images), images.shape[-1], config, stage.generator("relabel", epoch))
+            with torch.no_grad(), compute.autocast(stage.device):
                 logits = [network(normalize(view(images, batch, config.mix))) for batch in _batches(drawn, config)]
             drawn["logits"] = torch.cat(logits).half()
             if not drawn["logits"].isfinite().all():
-                raise InputError(f"the teacher {made_by} gives logits beyond float16; squeeze it with a smaller lr")
-            write_tensors(epoch_file(stage.folder, epoch), drawn)
+                raise InputError(
+                    f"relabelling diverged in iteration {epoch} (the teacher's logits are not finite in float16); "
+                    "take a smaller --squeeze.lr"
+                )
+            write_tensors(epoch_file(stage.folder, epoch), drawn, {"of": f"{stage.folder.name}/{epoch}"})
             bar.update()
     if first():
-        shape = {"images": len(images), "digest": images_digest}
-        write_text(stage.folder / "labels.json", json.dumps({"format": FORMAT} | shape | describe(config), indent=2))
+        facts = {"format": FORMAT, "images": len(images), "digest": digest(images)} | describe(config)
+        write_text(stage.folder / "labels.json", json.dumps(facts, indent=2))
     barrier()
-    return stage.folder
 
 
 def digest(images: Tensor) -> str:
@@ -165,21 +203,21 @@ class Labels:
     Args:
         folder: of the stage.
         images: digest of the images that it must belong to.
+        classes: number of classes of the labels; None for any.
 
     Raises:
         InputError: there is no whole store, or it belongs to other images.
     """
 
-    def __init__(self, folder: Path, images: str):
-        self.folder = folder
-        try:
-            facts = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+    def __init__(self, folder: Path, images: str, classes: int | None = None):
+        self.folder, self.images, self.classes = folder, images, classes
+        facts = _facts(folder)
+        if facts is None:
             raise InputError(
                 f"{folder} holds no labels (no readable labels.json); run the method again, or take --protocol standard"
-            ) from None
-        if facts.get("format") != FORMAT:
-            raise InputError(f"{folder} has the format {facts.get('format')}, not {FORMAT}")
+            )
+        if facts["format"] != FORMAT:
+            raise InputError(f"{folder} has the format {facts['format']}, not {FORMAT}")
         if facts["digest"] != images:
             raise InputError(
                 f"the labels in {folder} belong to other images ({facts['images']} of digest {facts['digest'][:12]}, "
@@ -188,14 +226,51 @@ class Labels:
         missing = [epoch for epoch in range(facts["epochs"]) if not epoch_file(folder, epoch).exists()]
         if missing:
             raise InputError(f"{folder} lacks the labels of {len(missing)} epochs, the first {missing[0]}")
+        self.count: int = facts["images"]
         self.epochs: int = facts["epochs"]
         self.mix: str = facts["mix"]
         self.batch_size: int = facts["batch_size"]
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch."""
-        tensors, _ = read_tensors(epoch_file(self.folder, number))
+        """Yield the batches of an epoch.
+
+        Raises:
+            InputError: its file is damaged, or another store's.
+        """
+        path = epoch_file(self.folder, number)
+        tensors, facts = read_tensors(path)
+        ours = f"{self.folder.name}/{number}"
+        if facts.get("of", ours) != ours or not self._fits(tensors):  # files of earlier versions do not say whose
+            raise InputError(f"{path} has not the labels of epoch {number} of these images; delete it")
         yield from _batches(tensors, self)
+
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Return whether tensors are an epoch of this store."""
+        n, batches = self.count, -(-self.count // self.batch_size)
+        k = self.classes or (tensors["logits"].shape[-1] if "logits" in tensors else 0)
+        shapes = {"order": (n,), "boxes": (n, 4), "flips": (n,), "partners": (n,), "shares": (batches,)}
+        shapes |= {"mixed": (batches, 4), "logits": (n, k)}
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+            return False
+        lengths = torch.tensor([len(part) for part in tensors["order"].split(self.batch_size)])
+        partners = tensors["partners"]
+        inside = (partners >= 0) & (partners < lengths.repeat_interleave(lengths))
+        whole = torch.equal(tensors["order"].long().sort().values, torch.arange(n))
+        return whole and bool(inside.all()) and bool(tensors["logits"].isfinite().all())
+
+
+KINDS = {"format": str, "digest": str, "mix": str, "images": int, "epochs": int, "batch_size": int}
+"""of what labels.json must say"""
+
+
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """Return what labels.json says of a store; None where it cannot be read, or lacks something."""
+    try:
+        facts = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        sound = all(isinstance(facts[name], kind) for name, kind in KINDS.items()) and facts["batch_size"] > 0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return facts if sound else None
 
 
 def leaves_one(images: int, batch_size: int) -> bool:

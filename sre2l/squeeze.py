@@ -9,22 +9,18 @@ process's part unless they are synchronised. The loss is what DistributedDataPar
 the network as often as it likes.
 """
 
-import hashlib
-import math
 import time
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
-from distill.errors import InputError, unknown
-from distill.files import read_tensors, write_tensors
+from distill.errors import InputError
+from distill.files import write_tensors
 from distill.judging.columns import family
 from distill.models import build
 from distill.ranks import barrier, first, rank, world
@@ -32,12 +28,14 @@ from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges
+from sre2l.checkpoint import FirstBad, sound
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
 from sre2l.training import cosine, descend, of_all_processes, require_single, seeded
+from sre2l.weights import check_classes, check_start, content_of, load_teacher, take, weights_of
 
-__all__ = ["FILE", "Squeeze", "load_teacher", "squeeze", "step"]
+__all__ = ["FILE", "Squeeze", "check", "squeeze", "step"]
 
 FILE = "teacher.safetensors"
 
@@ -110,7 +108,9 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
     """
     settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
-    settings |= _content(config.start, backbone)
+    settings |= content_of(config.start, backbone)
+    if not config.epochs:
+        check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
     channels, size, _ = real.image_shape
@@ -121,10 +121,11 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         barrier()
         if not path.exists():
             if config.start != "scratch":
-                _take(network, _start(config.start, backbone, network, channels), config.start)
+                take(network, weights_of(config.start, backbone, network, channels), f"squeeze.start, {config.start},")
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
             if first():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
+                facts |= {"stage": stage.folder.name}
                 write_tensors(path, network.state_dict(), facts)
             barrier()
             stage.finish()
@@ -133,14 +134,50 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     return RobustTeacher(network, loss), stage.folder.name
 
 
-def load_teacher(network: nn.Module, path: Path) -> None:
-    """Give a network the weights of a teacher's file.
+def check(network: nn.Module, real: ImageSet, backbone: str, config: Squeeze, processes: int) -> None:
+    """Refuse at once what `squeeze` would refuse.
+
+    Args:
+        network: the teacher's, which may get the weights that it begins with.
+        real: the training images, on the device to work on.
+        backbone: of the network.
+        config: how it is trained.
+        processes: that work together.
 
     Raises:
-        InputError: they are of another architecture or number of classes.
+        InputError: fewer images than a batch, weights that do not fit, or a loss that is not there for such images.
     """
-    found, facts = read_tensors(path)
-    _take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
+    try:
+        loss_named(config.loss, family(*real.image_shape[:2]))
+    except ValueError as error:
+        raise InputError(f"--squeeze.loss: {error}") from None
+    check_start(config.start, backbone, network)
+    if not config.epochs:
+        check_classes(config.start, backbone, real.num_classes)
+    else:
+        _check_batches(network, real, config, processes, real.labels.device)
+
+
+def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processes: int, device: torch.device) -> None:
+    """Refuse batches that cannot be made, or not trained on.
+
+    Raises:
+        InputError: with what is wrong.
+    """
+    per_process, rest = divmod(config.batch_size, processes * config.accumulate)
+    if rest or not per_process:
+        raise InputError(
+            f"squeeze.batch_size is {config.batch_size}; it must be a multiple of {processes} processes times "
+            f"accumulate {config.accumulate}"
+        )
+    if len(real) < config.batch_size:
+        raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} images")
+    if config.sync_batchnorm and device.type != "cuda":
+        raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {device}")
+    if per_process == 1 and not config.sync_batchnorm:
+        many = f"{processes} processes times accumulate {config.accumulate}"
+        what = f"squeeze.batch_size is {config.batch_size} for {many}"
+        require_single(network, real.image_shape, f"{what}; take at least twice as many images")
 
 
 class _Loss(nn.Module):
@@ -160,19 +197,7 @@ class _Loss(nn.Module):
 
 def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
     """Train in place from where the checkpoint is; return the seconds that it took."""
-    per_process, rest = divmod(config.batch_size, world() * config.accumulate)
-    if rest or not per_process:
-        raise InputError(
-            f"squeeze.batch_size is {config.batch_size}; it must be a multiple of {world()} processes times "
-            f"accumulate {config.accumulate}"
-        )
-    if len(real) < config.batch_size:
-        raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} images")
-    if config.sync_batchnorm and run.device.type != "cuda":
-        raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {run.device}")
-    if per_process == 1 and not config.sync_batchnorm:
-        what = f"squeeze.batch_size is {config.batch_size} for {world()} processes times accumulate {config.accumulate}"
-        require_single(network, real.image_shape, f"{what}; take at least twice as many images")
+    _check_batches(network, real, config, world(), run.device)
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -190,9 +215,12 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
         scale.load_state_dict(state["scaler"])
         done, seconds = state["done"], state["seconds"]
         total, counted = state["total"].to(run.device), state["counted"]
+        if not sound(state):
+            raise InputError(f"the checkpoint in {run.folder} is of a teacher that diverged; delete that folder")
     elif config.start == "scratch" and config.statistics:
         _estimate_statistics(network, real, normalize, config, compute, run)
     begun = time.perf_counter() - seconds
+    bad = FirstBad("the teacher", f"take a smaller --squeeze.lr than {config.lr:g}", run.device)
     with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
         while done < config.epochs * steps:
             epoch, begin = divmod(done, steps)
@@ -201,18 +229,20 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
             for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
-                    total += step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                    loss = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                bad.see(done, loss)
+                total += loss
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:
+                    bad.check()
                     value = total.item() / counted
-                    if not math.isfinite(value):
-                        raise InputError(f"the teacher's loss is {value} in epoch {epoch}; take a smaller --squeeze.lr")
                     run.log(done - 1, squeeze_loss=value, lr=config.lr_at(epoch))
                     bar.set_postfix(epoch=epoch + 1, loss=f"{value:.4g}", refresh=False)
                     total, counted = torch.zeros_like(total), 0
                 if run.due() or done == config.epochs * steps:
                     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                    bad.check(state)
                     state |= {"scaler": scale.state_dict(), "done": done, "seconds": time.perf_counter() - begun}
                     run.save(done, state | {"total": total, "counted": counted})
     return time.perf_counter() - begun
@@ -261,111 +291,3 @@ def step(
 
     parts = list(zip(pixels.chunk(accumulate), targets.chunk(accumulate), strict=True))
     return descend(objective, parts, share_of_loss, optimizer, scale, compute)
-
-
-def _take(network: nn.Module, found: dict[str, Tensor], source: str) -> None:
-    """Give a network weights.
-
-    Raises:
-        InputError: they are of another architecture or number of classes; with the first tensor that differs.
-    """
-    ours = network.state_dict()
-    odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
-    odd += [name for name in found if name not in ours]
-    if odd:
-        there, here = (tuple(each[odd[0]].shape) if odd[0] in each else "nothing" for each in (found, ours))
-        raise InputError(
-            f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
-            f"{here} here; give the --backbone, the data and the image size that they are of"
-        )
-    network.load_state_dict(found)
-
-
-def _content(start: str, backbone: str) -> dict[str, str]:
-    """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
-
-    Raises:
-        InputError: there is no such file, or no such tag of the backbone.
-    """
-    if start == "scratch":
-        return {}
-    if _of_timm(start):
-        _timm_name(backbone, start)
-        return {}
-    if not Path(start).is_file():
-        raise InputError(
-            f"squeeze.start is {start}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
-        )
-    with open(start, "rb") as file:
-        return {"start": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _start(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
-    """Return the weights that training begins with."""
-    if _of_timm(start):
-        return _pretrained(_timm_name(backbone, start), channels, network.state_dict())
-    return _weights(Path(start))
-
-
-def _of_timm(start: str) -> bool:
-    return start.partition(":")[0] == "pretrained"
-
-
-def _timm_name(backbone: str, start: str) -> str:
-    """Return what timm calls the weights of pretrained or pretrained:TAG: MODEL or MODEL.TAG.
-
-    Raises:
-        InputError: the model has no weights of that tag.
-    """
-    import timm  # slow to import
-
-    name, (_, tagged, tag) = backbone.removeprefix("timm:").partition(":")[0], start.partition(":")
-    if not tagged:
-        return name
-    model = name.partition(".")[0]
-    tags = [each.removeprefix(f"{model}.") for each in timm.list_pretrained(f"{model}.*")]
-    if tag not in tags:
-        raise unknown(f"tag of --squeeze.start for {model}", tag, tags or ["none"])
-    return f"{model}.{tag}"
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights of a file, as safetensors or read by torch without unpickling code.
-
-    Raises:
-        InputError: it holds no weights.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model", "model_state_dict"):
-            found = found.get(key, found)
-        return {name.removeprefix("module."): tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
-    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
-        line = (str(error).splitlines() or [""])[0][:120]
-        raise InputError(f"squeeze.start is {path}: no file of weights ({type(error).__name__}: {line})") from None
-
-
-def _pretrained(name: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return timm's weights of a network; the classifier's are ours where it has another number of classes.
-
-    Raises:
-        InputError: timm has none, or they cannot be downloaded.
-    """
-    import timm  # slow to import
-
-    try:
-        theirs = timm.create_model(name, pretrained=True, in_chans=channels)
-    except Exception as error:  # of timm, of the hub, of the network
-        line = (str(error).splitlines() or [""])[0][:160]
-        raise InputError(
-            f"squeeze.start is pretrained, but the weights of {name} cannot be had ({line}); give a file of weights"
-        ) from None
-    classifier = f"{theirs.default_cfg['classifier']}."
-    found = theirs.state_dict()
-    return {
-        n: ours[n] if n.startswith(classifier) and ours[n].shape != tensor.shape else tensor
-        for n, tensor in found.items()
-        if n in ours or not n.startswith(classifier)
-    }

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.files import Checkpoint
 from distill.ranks import barrier, first, rank, world
 from distill.run import Run
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
+from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.precision import Compute
 from sre2l.relabel import Labels, leaves_one, view
 from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
@@ -105,7 +105,9 @@ def train(
     compute.place(network, run.device).train()
     model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
-    checkpoint = Checkpoint(run.folder / "students" / f"{name}-training.pt", run.checkpoint_seconds, writes=first())
+    path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
+    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=first())
+    bad = FirstBad(f"student {name}", f"take a smaller --validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         network.load_state_dict(state["network"])
@@ -117,12 +119,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(epoch, labels.epochs)
             with seeded(run.generator("validate", "dropout", name, epoch, rank()), run.device):
-                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale)
+                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale, bad)
+            bad.check()
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
             if checkpoint.due():
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+                bad.check(state)
                 checkpoint.save(state | {"scaler": scale.state_dict(), "done": epoch + 1})
+    bad.check(network.state_dict())
     barrier()
     checkpoint.remove()
 
@@ -163,11 +168,12 @@ def _epoch(
     compute: Compute,
     optimizer: torch.optim.Optimizer,
     scale: torch.amp.GradScaler,
+    bad: FirstBad,
 ) -> Tensor:
     """Take the steps of an epoch; return the last loss."""
     factor = config.temperature**2 if config.squared else 1.0
     loss = torch.zeros(())
-    for batch in labels.epoch(epoch):
+    for number, batch in enumerate(labels.epoch(epoch)):
         # Every process cuts the whole batch, as images of one part are mixed with those of another.
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
         mine, weight = own_part(len(x))
@@ -177,4 +183,5 @@ def _epoch(
             return factor * divergence(model(part), target, config.temperature) * weight
 
         loss = descend(model, parts, share_of_loss, optimizer, scale, compute)
+        bad.see(epoch * -(-len(images) // labels.batch_size) + number, loss)
     return loss

@@ -21,7 +21,7 @@ from distill.errors import InputError
 from distill.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.pipeline import RECIPES, Config, distill, protocol
+from sre2l.pipeline import RECIPES, Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
@@ -410,7 +410,7 @@ def test_weights_of_timm_by_tag(start: str, name: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(timm, "create_model", offline)
     assert timm.is_model(name)
-    config = Squeeze(epochs=0, start=start)
+    config = Squeeze(epochs=1, start=start, batch_size=40, lr=1e-4)
     teacher, _ = squeeze(toy(), "timm:resnet18:stem=imagenet", config, FLOATS, run_in(tmp_path))
     assert asked == [name]
     assert teacher.network.fc.out_features == 2
@@ -425,6 +425,44 @@ def test_unknown_tags_are_told_before_anything_is_written(tmp_path: Path) -> Non
         with pytest.raises(InputError, match=line):
             squeeze(toy(), backbone, Squeeze(start=start), FLOATS, run_in(tmp_path))
         assert not (tmp_path / "stages").exists()
+
+
+def test_a_classifier_that_would_stay_untrained_is_refused() -> None:
+    """Before anything is downloaded: ImageNet's 1,000 classes are not the two of the data."""
+    for start in ("pretrained", "pretrained:tv_in1k"):
+        config = Config(Squeeze(epochs=0, start=start), relabel=Relabel(batch_size=5))
+        with pytest.raises(InputError, match=r"are of 1000 classes, the data have 2: .* would stay untrained; give "):
+            check(toy(), 5, config, 1)
+        check(toy(), 5, replace(config, squeeze=Squeeze(epochs=1, start=start, batch_size=8)), 1)
+    with pytest.raises(InputError, match="are of 1000 classes"):  # the stage itself
+        squeeze(toy(), "timm:resnet18", config.squeeze, FLOATS, Run(Path("nowhere"), None))
+
+
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}", "inner"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_names_that_wrappers_give_are_taken_off(wrap: str, ending: str, tmp_path: Path) -> None:
+    """As DistributedDataParallel and torch.compile save the network that they wrap, or a part of it."""
+    path = tmp_path / f"weights.{ending}"
+    state = network(3).state_dict()
+    if wrap == "inner":
+        named = {name.replace("features.", "features._orig_mod.module."): tensor for name, tensor in state.items()}
+    else:
+        named = {wrap.format(name): tensor for name, tensor in state.items()}
+    assert set(named) != set(state)
+    (save_file if ending == "safetensors" else torch.save)(named, path)
+    teacher, _ = squeeze(toy(), TINY, Squeeze(epochs=0, start=str(path)), FLOATS, run_in(tmp_path))
+    for ours, theirs in zip(teacher.network.state_dict().values(), state.values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_weights_that_are_not_finite_are_refused_as_such(tmp_path: Path) -> None:
+    state = network(3).state_dict()
+    name = next(iter(state))
+    state[name][0] = float("nan")
+    save_file(state, tmp_path / "t.safetensors")
+    config = Config(Squeeze(epochs=0, start=str(tmp_path / "t.safetensors")), relabel=Relabel(batch_size=5))
+    with pytest.raises(InputError, match=rf"t.safetensors, are unsound: {name} has values that are not finite"):
+        check(toy(), 5, replace(config, backbone=TINY), 1)
 
 
 class _Malicious:
@@ -788,28 +826,16 @@ def test_parts_of_processes_make_up_the_batch(monkeypatch: pytest.MonkeyPatch) -
             assert set(images.tolist()) <= ({1} if count >= 2 * processes else {processes})
 
 
-class _Reached(Exception):
-    pass
-
-
 @pytest.mark.parametrize("method", RECIPES)
 @pytest.mark.parametrize("name", ["quick", "paper"])
-def test_eight_processes_may_run_every_recipe(method: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sre2l.pipeline as module
-
-    def reached(*_: object) -> None:
-        raise _Reached
-
-    monkeypatch.setattr(module, "squeeze", reached)
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "8")
+def test_eight_processes_may_run_every_recipe(method: str, name: str) -> None:
     for dataset, count in COUNTS.items():
         real = replace(toy(), classes=tuple(map(str, range(count))))
         for ipc in (1, 10, 50):
             config = replace(RECIPES[method][name](dataset, ipc).config, backbone=TINY)
-            with pytest.raises(_Reached):
-                distill(real, ipc, config, Run(Path("nowhere"), None))
-            assert config.squeeze.batch_size % 8 == 0
+            squeeze = replace(config.squeeze, start="scratch", epochs=1, batch_size=config.squeeze.batch_size)
+            real = replace(real, images=real.images[:1].expand(256, -1, -1, -1), labels=torch.zeros(256).long())
+            check(real, ipc, replace(config, squeeze=squeeze), 8)
 
 
 def test_what_a_network_draws_is_the_generator_s() -> None:
@@ -828,29 +854,31 @@ POINT = "timm:resnet10t"
 """a network that reaches 1 x 1 on images of 8 px: BatchNorm then needs two images"""
 
 
-def test_what_a_later_stage_would_refuse_is_told_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sre2l.pipeline as module
+def test_what_a_stage_would_refuse_is_told_before_any_work() -> None:
+    def said(config: Config, ipc: int = 5, processes: int = 1) -> str:
+        try:
+            check(toy(), ipc, config, processes)
+        except InputError as error:
+            return str(error)
+        return ""
 
-    def reached(*_: object) -> None:
-        raise _Reached
-
-    def said(config: Config, ipc: int = 5) -> str:
-        with pytest.raises((InputError, _Reached)) as raised:
-            distill(toy(), ipc, config, Run(Path("nowhere"), None))
-        assert "\n" not in str(raised.value)
-        return str(raised.value)
-
-    monkeypatch.setattr(module, "squeeze", reached)
-    plain = Config(relabel=Relabel(batch_size=5), backbone="convnet:width=4,depth=2")
+    plain = Config(SMALL, relabel=Relabel(batch_size=5), backbone="convnet:width=4,depth=2")
     assert "has no BatchNorm whose statistics" in said(plain)
     assert said(replace(plain, recover=Recover(r_bn=0.0))) == ""
-    assert "recover.images is nowhere: no such folder" in said(replace(plain, recover=Recover(images="nowhere")))
+    assert said(replace(plain, recover=Recover(images="nowhere"))) == "recover.images is nowhere: no such folder"
 
     for batch_size in (1, 3, 9):
-        config = Config(relabel=Relabel(batch_size=batch_size), backbone=POINT)
+        config = Config(SMALL, relabel=Relabel(batch_size=batch_size), backbone=POINT)
         assert f"cannot train on one image: relabel.batch_size is {batch_size}, of 10 images" in said(config)
         assert said(replace(config, backbone=TINY)) == ""  # two layers leave 2 x 2 pixels
-    assert said(Config(relabel=Relabel(batch_size=4), backbone=POINT)) == ""
+    assert said(Config(SMALL, relabel=Relabel(batch_size=4), backbone=POINT)) == ""
+
+    plain = Config(SMALL, relabel=Relabel(batch_size=5), backbone=TINY)
+    assert said(plain, processes=8) == ""
+    assert "multiple of 3 processes times accumulate 1" in said(plain, processes=3)
+    assert "batch_size is 64; toy has 40 images" in said(replace(plain, squeeze=replace(SMALL, batch_size=64)))
+    assert "needs GPUs" in said(replace(plain, squeeze=replace(SMALL, sync_batchnorm=True)))
+    assert "nowhere.pt: no such file" in said(replace(plain, squeeze=replace(SMALL, start="nowhere.pt")))
 
 
 def test_a_batch_of_one_image_is_refused_in_training(tmp_path: Path) -> None:

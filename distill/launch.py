@@ -1,0 +1,124 @@
+"""Starts a command line in several processes: `python -m distill.launch COUNT WORDS...`, which `distill.ranks` becomes.
+
+A process that ends with bad input (exit code 2) or interrupted (130) ends all of them with that code. One that dies in
+another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. The
+processes do not outlive this one, which holds no data and imports no torch.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["ENDING", "INTERRUPTED", "RESTARTS", "STORE", "launch"]
+
+RESTARTS = 3
+"""times that all processes are started again"""
+STORE = "DISTILL_STORE"
+"""environment variable of a started process: the file by which the processes find each other"""
+ENDING = {signal.SIGINT, signal.SIGTERM}
+GRACE = 5.0
+"""seconds that processes have to end by themselves once one has ended all"""
+INTERRUPTED = "\nrun.sh: interrupted; the same command continues from the last checkpoint"
+
+
+def launch(count: int, words: list[str]) -> int:
+    """Run `python WORDS` in so many processes, whose RANK, LOCAL_RANK and WORLD_SIZE say which each is.
+
+    Args:
+        count: processes.
+        words: of the command line, after the interpreter.
+
+    Returns:
+        the exit code: 0, or 2 and 130 as a process has it, or 1 where processes died more than RESTARTS times.
+    """
+    came: list[int] = []  # signals to end
+    for number in ENDING:
+        signal.signal(number, lambda got, _: came.append(got))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # `distill.ranks.start` blocks them until they are listened to
+    with tempfile.TemporaryDirectory(prefix="distill-") as folder:
+        for restart in range(RESTARTS + 1):
+            processes: list[subprocess.Popen] = []
+            try:
+                for rank in range(count):
+                    processes.append(_begin(words, rank, count, restart, Path(folder) / f"restart-{restart}"))
+                rank, code = _first_end(processes, came)
+                if code in (2, 130):
+                    _let_end(processes, came, signal.SIGINT if code == 130 else None)
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.wait()
+            if code == 130:
+                print(INTERRUPTED, file=sys.stderr)
+            if code in (0, 2, 130):
+                return code
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            then = f"all are started again ({restart + 1} of {RESTARTS})"
+            if restart == RESTARTS:
+                then = f"it is the {RESTARTS + 1}th time, so all end; the same command continues"
+            print(f"run.sh: process {rank} of {count} {how}: {then} from the last checkpoint", file=sys.stderr)
+    return 1
+
+
+def _begin(words: list[str], rank: int, count: int, restart: int, store: Path) -> subprocess.Popen:
+    """Start a process, in a group of its own: a terminal's Ctrl-C comes to it once, from here."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, STORE: store}
+    own |= {"TORCHELASTIC_RESTART_COUNT": restart}
+    environment = os.environ | {name: str(value) for name, value in own.items()}
+    return subprocess.Popen([sys.executable, *words], env=environment, process_group=0, preexec_fn=_dying_with_parent())
+
+
+def _dying_with_parent() -> Callable[[], None] | None:
+    """Return what has a process killed when the one that started it dies; None where the system has no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    set_option, death_signal, parent = ctypes.CDLL(None).prctl, 1, os.getpid()
+
+    def ask() -> None:
+        set_option(death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it was asked
+            os._exit(1)
+
+    return ask
+
+
+def _first_end(processes: list[subprocess.Popen], came: list[int]) -> tuple[int, int]:
+    """Wait until all have ended well, one has not, or the user interrupts; return number and exit code of that one."""
+    while True:
+        codes = [process.poll() for process in processes]
+        bad = [(rank, code) for rank, code in enumerate(codes) if code]
+        if bad:  # what the user can mend comes first, then who was killed: the others miss it
+            return min(bad, key=lambda each: (each[1] not in (2, 130), each[1] > 0))
+        if came:
+            return 0, 130
+        if None not in codes:
+            return 0, 0
+        time.sleep(0.05)
+
+
+def _let_end(processes: list[subprocess.Popen], came: list[int], number: signal.Signals | None) -> None:
+    """Wait some seconds, or until the user's next signal, for processes to end by themselves.
+
+    Args:
+        processes: of which some have ended.
+        came: signals that came to this process.
+        number: the signal that they are sent; None for none.
+    """
+    for process in processes:
+        if number is not None and process.poll() is None:
+            process.send_signal(number)
+    before, deadline = len(came), time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes):
+        if len(came) > before or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

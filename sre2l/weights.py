@@ -1,0 +1,211 @@
+"""Weights that a teacher begins with, or is: of a file of anybody, of timm, of a stage of ours."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distill.errors import InputError, unknown
+from distill.files import read_tensors
+
+__all__ = ["bare", "check_classes", "check_start", "content_of", "load_teacher", "take", "unsound", "weights_of"]
+
+WRAPPERS = {"module", "_orig_mod"}
+"""what DataParallel, DistributedDataParallel and torch.compile call the network that they wrap"""
+
+
+def bare(name: str) -> str:
+    """Return the name of a tensor without what wrappers put into it.
+
+    >>> bare("module._orig_mod.features.module.0.weight")
+    'features.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def unsound(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that has values which are not finite; None where all are finite.
+
+    >>> unsound({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
+    'b'
+    """
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
+def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
+    """Give a network weights, whose names may have what wrappers put into them.
+
+    Raises:
+        InputError: they are of another architecture or number of classes, with the first tensor that differs, or have
+            values that are not finite.
+    """
+    ours = network.state_dict()
+    named = {bare(name): name for name in ours}
+    renamed = {named.get(bare(name), name): tensor for name, tensor in found.items()}
+    found = renamed if len(renamed) == len(found) else found
+    odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
+    odd += [name for name in found if name not in ours]
+    if odd:
+        there, here = (tuple(each[odd[0]].shape) if odd[0] in each else "nothing" for each in (found, ours))
+        raise InputError(
+            f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
+            f"{here} here; give the --backbone, the data and the image size that they are of"
+        )
+    if name := unsound(found):
+        raise InputError(f"the weights of {source} are unsound: {name} has values that are not finite")
+    network.load_state_dict(dict(found))
+
+
+def load_teacher(network: nn.Module, path: Path) -> None:
+    """Give a network the weights of a teacher's file.
+
+    Raises:
+        InputError: it is another stage's, of another architecture or number of classes, or unsound.
+    """
+    found, facts = read_tensors(path)
+    stage = path.parent.name
+    if facts.get("stage", stage) != stage:  # files of earlier versions do not say it
+        raise InputError(f"{path} is the teacher of {facts['stage']}; delete it to have it made anew")
+    if name := unsound(found):
+        raise InputError(f"{path} is unsound: {name} has values that are not finite; delete it to have it made anew")
+    take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
+
+
+# --- squeeze.start -----------------------------------------------------------------------------------------------
+
+
+def content_of(start: str, backbone: str) -> dict[str, str]:
+    """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
+
+    Raises:
+        InputError: there is no such file, or no such tag of the backbone.
+    """
+    if start == "scratch":
+        return {}
+    if _of_timm(start):
+        _timm_name(backbone, start)
+        return {}
+    if not Path(start).is_file():
+        raise InputError(
+            f"squeeze.start is {start}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
+        )
+    with open(start, "rb") as file:
+        return {"start": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def check_start(start: str, backbone: str, network: nn.Module) -> None:
+    """Refuse weights that a teacher cannot begin with, without a download.
+
+    Args:
+        start: scratch, pretrained, pretrained:TAG, or a file.
+        backbone: of the network.
+        network: the teacher's; it gets the weights of a file.
+
+    Raises:
+        InputError: there are no such weights, or they do not fit.
+    """
+    if content_of(start, backbone):
+        take(network, _weights(Path(start)), f"squeeze.start, {start},")
+
+
+def check_classes(start: str, backbone: str, num_classes: int) -> None:
+    """Refuse a teacher that is not trained and would have a classifier that nobody has trained.
+
+    Args:
+        start: scratch, pretrained, pretrained:TAG, or a file, which must fit and is not looked at here.
+        backbone: of the teacher.
+        num_classes: of the data.
+
+    Raises:
+        InputError: timm's weights are of another number of classes.
+    """
+    if not _of_timm(start):
+        return
+    from timm.models import get_pretrained_cfg  # slow to import
+
+    name = _timm_name(backbone, start)
+    config = get_pretrained_cfg(name)
+    if config is not None and config.num_classes != num_classes:
+        raise InputError(
+            f"squeeze.start is {start}: the weights of {name} are of {config.num_classes} classes, the data have "
+            f"{num_classes}: with --squeeze.epochs 0 the classifier would stay untrained; give --squeeze.epochs 1 or "
+            f"more, or a file of weights of {num_classes} classes"
+        )
+
+
+def weights_of(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Return the weights that training begins with.
+
+    Raises:
+        InputError: they cannot be had.
+    """
+    if _of_timm(start):
+        return _pretrained(_timm_name(backbone, start), channels, network.state_dict())
+    return _weights(Path(start))
+
+
+def _of_timm(start: str) -> bool:
+    return start.partition(":")[0] == "pretrained"
+
+
+def _timm_name(backbone: str, start: str) -> str:
+    """Return what timm calls the weights of pretrained or pretrained:TAG: MODEL or MODEL.TAG.
+
+    Raises:
+        InputError: the model has no weights of that tag.
+    """
+    import timm  # slow to import
+
+    name, (_, tagged, tag) = backbone.removeprefix("timm:").partition(":")[0], start.partition(":")
+    if not tagged:
+        return name
+    model = name.partition(".")[0]
+    tags = [each.removeprefix(f"{model}.") for each in timm.list_pretrained(f"{model}.*")]
+    if tag not in tags:
+        raise unknown(f"tag of --squeeze.start for {model}", tag, tags or ["none"])
+    return f"{model}.{tag}"
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a file, as safetensors or read by torch without unpickling code.
+
+    Raises:
+        InputError: it holds no weights.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model", "model_state_dict"):
+            found = found.get(key, found)
+        return {name: tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+        line = (str(error).splitlines() or [""])[0][:120]
+        raise InputError(f"squeeze.start is {path}: no file of weights ({type(error).__name__}: {line})") from None
+
+
+def _pretrained(name: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return timm's weights of a network; the classifier's are ours where it has another number of classes.
+
+    Raises:
+        InputError: timm has none, or they cannot be downloaded.
+    """
+    import timm  # slow to import
+
+    try:
+        theirs = timm.create_model(name, pretrained=True, in_chans=channels)
+    except Exception as error:  # of timm, of the hub, of the network
+        line = (str(error).splitlines() or [""])[0][:160]
+        raise InputError(
+            f"squeeze.start is pretrained, but the weights of {name} cannot be had ({line}); give a file of weights"
+        ) from None
+    classifier = f"{theirs.default_cfg['classifier']}."
+    found = theirs.state_dict()
+    return {
+        n: ours[n] if n.startswith(classifier) and ours[n].shape != tensor.shape else tensor
+        for n, tensor in found.items()
+        if n in ours or not n.startswith(classifier)
+    }
