@@ -114,10 +114,19 @@ def main(arguments: list[str]) -> int:
         if tells_interrupt():
             print(INTERRUPTED, file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
         if refused():  # another process ended in the middle of what they share
             return 2
-        raise
+        if not _is_out_of_memory(error):
+            raise
+        advice = "take a smaller batch, network or image size"
+        print(one_line(f"run.sh: out of memory ({one_line(error, 120)}); {advice}"), file=sys.stderr)
+        return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out: torch has an error of its own for GPUs alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from distill.augment import augmentation
 from distill.data import ImageSet
@@ -24,6 +24,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
 from distill.foreign import parse_json, refuse_irregular
+from robust.ranges import Positive, Range, check_ranges
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
@@ -48,9 +49,9 @@ class Reading:
     """coordinates of its images, where neither format nor name say"""
     experiment: int = 0
     """dc: which of the sets in the file, from 0; negative ones count from the last"""
-    factor: int | None = None
+    factor: Annotated[int, Range(least=1, most=8)] | None = None
     """idc: its images are factor x factor images each; None where the path has it, as in factor2"""
-    lr: float | None = None
+    lr: Positive | None = None
     """mtt: the learned learning rate, which its files do not have and --protocol own needs"""
     parts: bool = False
     """mtt: images_0.pt, images_1.pt, ... of a folder are parts of one set, which is else told by their content"""
@@ -60,10 +61,7 @@ class Reading:
     """augmentation of its students: "" for none, a DSA strategy, dc:..., kornia:...; None: what its code has"""
 
     def __post_init__(self) -> None:
-        if self.factor is not None and not 1 <= self.factor <= 8:
-            raise ValueError(f"factor is {self.factor}; it must be from 1 to 8")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr is {self.lr}; it must be a finite number > 0")
+        check_ranges(self)
         if self.augment is not None:
             augmentation(self.augment)
 

@@ -50,6 +50,8 @@ def _whole(folder: Path, rows: list[dict[str, Any]], students: int, whose: Mappi
             return False
     except (OSError, ValueError):  # a student is there twice; no text
         return False
+    if not all((folder / "students" / f"{student}-correct.safetensors").exists() for student in range(students)):
+        return False
     found = {(row["student"], row["attack"]) for row in rows}
     complete = {(student, row["attack"]) for student in range(students) for row in rows}
     return complete <= found and all(row.get(name) == value for row in rows for name, value in whose.items())

@@ -8,6 +8,7 @@ timm's ResNets (and RegNets) start as torchvision's, with which the official cod
 BatchNorm of each residual branch is 1. timm's own default is 0, so that a fresh network has no residual branches.
 """
 
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
@@ -31,6 +32,10 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     for name, builder in getattr(import_module(f"{__name__}.{module.name}"), "BACKBONES", {}).items()
 }
 """name -> builder of our own networks"""
+
+
+LARGEST = 2**16
+"""number that an option of a network takes"""
 
 
 def build(spec: str, *, channels: int, image_size: int, num_classes: int, generator: torch.Generator) -> nn.Module:
@@ -82,8 +87,8 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
         choices = get_args(hints[key])
         if choices and value not in choices:
             raise unknown(f"{key} of backbone {name}", value, choices)
-        if not choices and not value.isdecimal():
-            raise InputError(f"{key} of backbone {name} is '{value}'; it takes a whole number")
+        if not choices and not (re.fullmatch(r"[0-9]{1,6}", value) and int(value) <= LARGEST):
+            raise InputError(f"{key} of backbone {name} is '{value}'; it takes a whole number from 0 to {LARGEST}")
         options[key] = value if choices else int(value)
     return options
 
