@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.batches import images_at_once
 from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
@@ -41,6 +42,10 @@ __all__ = [
 Method = Literal["power", "lanczos", "full"]
 FULL_LIMIT = 1024
 """features of an example up to which its whole Hessian is formed"""
+EXAMPLES = 100
+"""of a pass, at most"""
+SECOND = 3
+"""by how much the graph of a second derivative is larger than that of a first"""
 CHECK = 20
 """power steps between looks at whether the negative end of a spectrum is in the way"""
 
@@ -53,7 +58,7 @@ def hessian_vector_product(
     vectors: Tensor,
     *,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return H v for each example, exactly, by double backward, with the model in evaluation mode.
 
@@ -63,7 +68,8 @@ def hessian_vector_product(
         targets: (N,) class indices or (N, K) class probabilities.
         vectors: (N, ...), shaped as `images`.
         criterion: (outputs, targets) -> loss of each example (N,).
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         (N, ...), without a graph; zero where the loss is linear.
@@ -73,6 +79,7 @@ def hessian_vector_product(
     >>> hessian_vector_product(cubes, x, x, v, criterion=lambda out, _: out).round().tolist()
     [[5.0, 14.0]]
     """
+    batch_size = together(model, images, batch_size)
     with evaluating(model):
         hessians = chunks(constant(model), images, targets, criterion, batch_size)
         return torch.cat([_Hessian(*chunk)(v) for chunk, v in zip(hessians, vectors.split(batch_size), strict=True)])
@@ -89,7 +96,7 @@ def top_eigenvalue(
     tolerance: float = 1e-4,
     criterion: Criterion = cross_entropy,
     generator: torch.Generator | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return lambda_1, the algebraically largest eigenvalue of each example's input Hessian, and its eigenvector.
 
@@ -106,7 +113,8 @@ def top_eigenvalue(
             larger), which bounds the relative error of the value; that error is usually the square of it.
         criterion: (outputs, targets) -> loss of each example (N,).
         generator: CPU generator of the start vectors; None starts every example at one and the same vector.
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         values (N,) and unit vectors (N, ...) of arbitrary sign. An example that has not converged comes with a
@@ -125,7 +133,7 @@ def top_eigenvalue(
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; choose from {', '.join(get_args(Method))}")
     check_number("iterations", iterations, Count)
-    check_number("batch_size", batch_size, Count)
+    batch_size = together(model, images, batch_size)
     check_number("tolerance", tolerance, Positive)
     features = images[0].numel() if len(images) else 0
     if method == "full" and features > FULL_LIMIT:
@@ -164,7 +172,7 @@ def gradient_cosine(
     vectors: Tensor,
     *,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return |cos| of the angle between each example's gradient and a vector, such as its top eigenvector, (N,).
 
@@ -188,7 +196,7 @@ def finite_difference_curvature(
     *,
     h: float,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return |grad l(x + h z) - grad l(x)| / h of each example, z = grad l / |grad l|: the stand-in for lambda_1.
 
@@ -201,7 +209,8 @@ def finite_difference_curvature(
         targets: (N,) class indices or (N, K) class probabilities.
         h: L2 length of the step, > 0, in the units of `images`.
         criterion: (outputs, targets) -> loss of each example (N,).
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         (N,); zero where the gradient is zero.
@@ -214,6 +223,7 @@ def finite_difference_curvature(
     >>> round(value.item(), 6)
     2.0
     """
+    batch_size = together(model, images, batch_size)
     with evaluating(model), torch.enable_grad():
         differences = [
             curvature_penalty(network, x, y, h=h, penalty="norm", criterion=rule)[1].detach()
@@ -232,7 +242,7 @@ def loss_surface(
     points: int = 41,
     criterion: Criterion = cross_entropy,
     generator: torch.Generator | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss around an image, over its gradient direction and a random direction orthogonal to that.
 
@@ -244,7 +254,7 @@ def loss_surface(
         points: steps along a direction, >= 2.
         criterion: (outputs, targets) -> loss of each example (N,).
         generator: CPU generator of the random direction; None is one of seed 0.
-        batch_size: points of one pass.
+        batch_size: points of one pass; None follows from the network.
 
     Returns:
         losses (points, points), the row a step along the unit gradient, the column one along the random unit vector;
@@ -265,6 +275,8 @@ def loss_surface(
     second = unit(second - (second * first).sum() * first)
     steps = torch.linspace(-extent, extent, points, dtype=image.dtype, device=image.device)
     a, b = (s.reshape(-1, *[1] * image.ndim) for s in torch.meshgrid(steps, steps, indexing="ij"))
+    around = image[None].expand(2, *image.shape)
+    batch_size = together(model, around, batch_size)
     with evaluating(model), torch.no_grad():
         rows = zip(a.split(batch_size), b.split(batch_size), strict=True)
         losses = [
@@ -300,6 +312,11 @@ def constant(model: Model) -> Model:
     return lambda x: functional_call(model, constants, (x,))
 
 
+def together(model: Model, images: Tensor, asked: int | None) -> int:
+    """Return how many examples to take in one pass with second derivatives."""
+    return images_at_once(model, images, asked, most=EXAMPLES, copies=SECOND)
+
+
 Chunk = tuple[Model, Tensor, Tensor, Criterion]
 
 
@@ -310,9 +327,10 @@ def chunks(model: Model, images: Tensor, targets: Tensor, criterion: Criterion, 
 
 
 def losses_and_gradients(
-    model: Model, images: Tensor, targets: Tensor, criterion: Criterion, batch_size: int
+    model: Model, images: Tensor, targets: Tensor, criterion: Criterion, batch_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return each example's loss (N,) and its gradient in the image (N, ...), in evaluation mode, without a graph."""
+    batch_size = together(model, images, batch_size)
     found = []
     with evaluating(model), torch.enable_grad():
         for network, x, y, rule in chunks(constant(model), images, targets, criterion, batch_size):
