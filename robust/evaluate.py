@@ -182,8 +182,8 @@ def evaluate(
     if not checks:
         return Report(clean, bools)
     results = {name: (attacks[name], found) for name, found in bools.items()}
-    fixed, at_most = torch.Generator().manual_seed(0), images_at_once(model, images, batch_size, most=EXAMINED)
-    at_most = min(EXAMINED, at_most)
+    fixed = torch.Generator().manual_seed(0)
+    at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
     return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
@@ -217,7 +217,8 @@ def robust_accuracy(
     """
     if checks:
         check_pixels(images)
-        warn_of(model, images, targets, attack, at_most=images_at_once(model, images, batch_size, most=EXAMINED))
+        at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
+        warn_of(model, images, targets, attack, at_most=at_most)
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
 
