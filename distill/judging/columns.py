@@ -103,9 +103,9 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
         InputError: an unknown name, field or threat, a threat that the attack does not have, or a column twice.
     """
     group = family(channels, size)
+    default = _threat("--threat", evaluation.threat, group)
+    curve = [_threat("--eps", f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
     try:
-        default = threat_named(evaluation.threat, group)
-        curve = [threat_named(f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
         sources = {
             "transfer": f"{evaluation.surrogate_epochs} epochs",
             "transfer_student": evaluation.transfer_backbone,
@@ -128,6 +128,13 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     if twice is not None:
         raise InputError(f"--attacks has {twice} twice; give it once")
     return found
+
+
+def _threat(flag: str, text: str, group: str) -> Threat:
+    try:
+        return threat_named(text, group)
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from None
 
 
 def _columns(item: str, group: str, default: Threat, curve: list[Threat], sources: dict[str, str]) -> list[Column]:

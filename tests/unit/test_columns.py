@@ -108,6 +108,15 @@ def test_every_attack_is_made_at_every_eps_with_zero() -> None:
             assert callable(column.attack)
 
 
+@pytest.mark.parametrize("flag", ["threat", "eps"])
+@pytest.mark.parametrize("text", ["1e400", "9" * 20, "9" * 5000, "8", "nan", "-1", "some", "l1:1"])
+def test_a_threat_that_is_none_is_refused_by_the_flag_in_one_short_line(flag: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"^--{flag}: threat is ") as caught:
+        names("pgd", **{flag: text})
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
+
+
 def test_families() -> None:
     assert [family(*shape) for shape in ((1, 28), (3, 32), (3, 64), (3, 224))] == [
         "mnist",
