@@ -160,7 +160,7 @@ def top_eigenvalue(
         message = (
             f"{lost} of {len(images)} examples are not within {tolerance:g} after {iterations} iterations ({method})"
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return values, vectors
 
 

@@ -167,7 +167,7 @@ def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_mo
     reasons = doubts_of(attack, known.reasons[threat][1])
     if reasons and reasons not in known.warned:
         known.warned.add(reasons)
-        warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=3)
+        warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=4)
 
 
 def _state(model: Model) -> tuple[Any, ...]:
