@@ -14,8 +14,7 @@ indefinite and of full rank.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust.batches import images_at_once
+from robust.eigenvalues import full, lanczos, power
 from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
 from robust.modes import Model, evaluating
-from robust.per_example import norms, unit
+from robust.per_example import unit
 from robust.ranges import Count, Positive, Range, check_number
 from robust.second_order import SecondOrder
 
@@ -46,8 +46,6 @@ EXAMPLES = 100
 """of a pass, at most"""
 SECOND = 3
 """by how much the graph of a second derivative is larger than that of a first"""
-CHECK = 20
-"""power steps between looks at whether the negative end of a spectrum is in the way"""
 
 
 @outside_inference
@@ -149,12 +147,12 @@ def top_eigenvalue(
                 return _Hessian(constant(model), images[who[part]], targets[who[part]], criterion)
 
             if method == "full" or features < 3:  # ARPACK wants fewer eigenvalues than features
-                values[who], vectors[who] = _full(hessian())
+                values[who], vectors[who] = full(hessian(), images[who])
             elif method == "power":
-                values[who], vectors[who], left = _power(hessian, start[who], iterations, tolerance)
+                values[who], vectors[who], left = power(hessian, start[who], iterations, tolerance)
                 lost += left
             else:
-                values[who], vectors[who] = _lanczos(hessian(), start[who], iterations, tolerance)
+                values[who], vectors[who] = lanczos(hessian(), start[who], iterations, tolerance)
                 lost += int(values[who].isnan().sum())
     if lost:
         message = (
@@ -347,73 +345,3 @@ def _starts(images: Tensor, generator: torch.Generator | None) -> Tensor:
     seeds = [0] * len(images) if none else torch.randint(2**62, (len(images),), generator=generator).tolist()
     noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return unit(torch.stack(noise).to(images)) if noise else torch.zeros_like(images)
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
-
-
-def _power(
-    hessian_of: Callable[[Tensor], _Hessian], start: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor, int]:
-    """Return values, vectors and how many have not converged; who has leaves the batch when half of it has."""
-    per_example = (-1, *[1] * (start.ndim - 1))
-    values, vectors = start.new_zeros(len(start)), start.clone()
-    shift = torch.zeros_like(values)
-    who = torch.arange(len(start), device=start.device)
-    hessian, inside = hessian_of(who), who
-    waiting = torch.ones_like(who, dtype=torch.bool)
-    for iteration in range(1, iterations + 1):
-        if 2 * int(waiting.sum()) <= len(inside):
-            inside = who[waiting]
-            hessian = hessian_of(inside)
-        v, mu = vectors[inside], shift[inside]
-        products = hessian(v)
-        lengths = norms(products)
-        values[inside] = torch.where(waiting[inside], _dots(v, products), values[inside])
-        theta = values[inside]
-        residuals = norms(products - theta.view(per_example) * v)
-        done = residuals <= tolerance * torch.maximum(theta.abs(), mu.abs() / 10)
-        # the sign of theta is that of the dominant end; a mixture of both ends (v far from H v) shows that they tie
-        mixed = (theta < 0.99 * lengths) & (iteration % CHECK == 0)
-        negative = (mu == 0) & ((done & (theta < 0)) | (~done & mixed))
-        shift[inside] = torch.where(negative, -1.1 * lengths, mu)
-        moved = torch.where(negative.view(per_example), start[inside], unit(products - mu.view(per_example) * v))
-        stays = waiting[inside] & (negative | ~done)
-        vectors[inside[stays]] = moved[stays]
-        waiting[inside] = stays
-        if not waiting.any():
-            break
-    return values, vectors, int(waiting.sum())
-
-
-def _lanczos(hessian: _Hessian, start: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return the value (1,) and vector (1, ...) of one example."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-    scale = norms(hessian(start).double()).item()  # ARPACK takes eigenvalues below 1e-11 for zero
-    if scale == 0:
-        return start.new_zeros(1), start
-
-    def product(vector: Any) -> Any:
-        v = torch.tensor(vector, dtype=torch.float64).to(start).view_as(start)
-        return hessian(v).double().flatten().cpu().numpy() / scale
-
-    size = start.numel()
-    options: dict[str, Any] = {"which": "LA", "maxiter": iterations, "tol": tolerance}
-    operator = LinearOperator((size, size), matvec=product, dtype="float64")  # pyright: ignore[reportCallIssue]
-    try:
-        values, vectors = eigsh(operator, 1, v0=start.double().flatten().cpu().numpy(), **options)
-    except ArpackNoConvergence:
-        return start.new_full((1,), torch.nan), start
-    return torch.from_numpy(values * scale).to(start), torch.from_numpy(vectors).to(start).view_as(start)
-
-
-def _full(hessian: _Hessian) -> tuple[Tensor, Tensor]:
-    """Return values (n,) and vectors (n, ...) by the whole matrices, row by row."""
-    shape = hessian.images.shape
-    basis = torch.eye(shape[1:].numel(), dtype=hessian.images.dtype, device=hessian.images.device)
-    rows = [hessian(row.view(1, *shape[1:]).expand(shape)).flatten(1) for row in basis]
-    matrices = torch.stack(rows, 1).double()
-    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
-    return values[:, -1].to(basis), vectors[:, :, -1].to(basis).view(shape)
