@@ -42,7 +42,7 @@ from robust.losses.cross_entropy import cross_entropy
 from robust.modes import Model, evaluating
 from robust.per_example import norms
 from robust.ranges import Range, check_number, check_ranges
-from robust.spectrum import Method, chunks, constant, losses_and_gradients, top_eigenvalue
+from robust.spectrum import Method, chunks, constant, losses_and_gradients, together, top_eigenvalue
 from robust.threat import Threat
 
 Radius = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")]
@@ -94,7 +94,7 @@ def bound_terms(
     steps: int = 20,
     restarts: int = 1,
     generator: torch.Generator | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> BoundTerms:
     """Return the terms of bound (2) and the adversarial loss that PGD finds.
 
@@ -109,7 +109,7 @@ def bound_terms(
         steps: of PGD, of length 2.5 rho / steps; they go on when an example is fooled, as the loss still rises.
         restarts: random starts of PGD, beside the one at the image.
         generator: CPU generator; None is one of seed 0.
-        batch_size: examples of one pass; changes no result.
+        batch_size: as of `top_eigenvalue`.
 
     Returns:
         the terms, each (N,).
@@ -124,6 +124,7 @@ def bound_terms(
     """
     check_number("rho", rho, Radius)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    batch_size = together(model, images, batch_size)
     options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
     values, _ = top_eigenvalue(model, images, targets, generator=generator, **options)
     losses, gradients = losses_and_gradients(model, images, targets, cross_entropy, batch_size)

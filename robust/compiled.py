@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from robust.modes import is_training
+from robust.modes import is_training, keeping_caches
 
 __all__ = ["CompiledGradients"]
 
@@ -72,7 +72,7 @@ class CompiledGradients:
             gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
             return [value.detach(), *gradients]
 
-        with torch.enable_grad():
+        with torch.enable_grad(), keeping_caches(network):
             traced = make_fx(step)(trainable, fixed, *batch)
         for node in reversed(list(traced.graph.nodes)):  # autograd's checks of sizes, which no compiler takes
             if node.op == "call_function" and not node.users:

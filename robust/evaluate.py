@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.batches import images_at_once
 from robust.checks import check_adversarial
 from robust.expectation import Expected, expected
 from robust.inference import outside_inference
@@ -43,14 +44,14 @@ class Report:
 
 
 @torch.no_grad()
-def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> Tensor:
+def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Return who is classified right, bools (N,), with the model in evaluation mode.
 
     Args:
         model: maps pixels in [0, 1] to logits (N, K), normalisation inside.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        batch_size: images of one forward pass.
+        batch_size: images of one forward pass; None follows from the network (see `robust.batches`), at most 500.
 
     Raises:
         ValueError: images outside [0, 1], or targets of another shape.
@@ -58,7 +59,7 @@ def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 
     check_pixels(images)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"targets are {tuple(targets.shape)}; they must be class indices ({len(images)},)")
-    return _right(model, images, targets, batch_size)
+    return _right(model, images, targets, images_at_once(model, images, batch_size))
 
 
 def _right(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
@@ -76,7 +77,7 @@ def withstands(
     *,
     standing: Tensor | None = None,
     generator: torch.Generator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return who is classified right also after the attack, bools (N,).
 
@@ -90,13 +91,15 @@ def withstands(
         attack: (model, images, targets, *, generator) -> adversarial images.
         standing: bools (N,), who is attacked; None for all that are classified right.
         generator: CPU generator of the attack's randomness.
-        batch_size: images attacked together; changes no result of an attack with per-example randomness.
+        batch_size: images attacked together; None follows from the network (see `robust.batches`), at most 500. It
+            changes no result of an attack with per-example randomness, but for rounding.
 
     Raises:
         ValueError: images outside [0, 1].
         robust.checks.ImpossibleResult: an attack that leaves [0, 1] or its ball.
     """
     check_pixels(images)
+    batch_size = _together(model, images, batch_size, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     if getattr(attack, "minimum_norm", False):
         options = {"standing": standing, "generator": generator, "batch_size": batch_size}
@@ -120,7 +123,7 @@ def least_distances(
     *,
     standing: Tensor | None = None,
     generator: torch.Generator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return how far a minimum-norm attack had to go for each example, (N,): who withstands eps is further away.
 
@@ -131,12 +134,13 @@ def least_distances(
         attack: has `distance(points, images) -> (N,)`, or a threat whose norm measures.
         standing: as in `withstands`.
         generator: CPU generator of the attack's randomness.
-        batch_size: images attacked together.
+        batch_size: as in `withstands`.
 
     Returns:
         0 for who does not stand, infinity where no misclassified point was found.
     """
     check_pixels(images)
+    batch_size = _together(model, images, batch_size, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     result = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     measure = getattr(attack, "distance", None) or attack.threat.distance  # pyright: ignore[reportFunctionMemberAccess]
@@ -158,7 +162,7 @@ def evaluate(
     attacks: Mapping[str, Attack],
     *,
     generator: torch.Generator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     checks: bool = True,
 ) -> Report:
     """Return the report of a model under several attacks, each on all examples that are classified right clean.
@@ -169,7 +173,7 @@ def evaluate(
         targets: (N,) class indices.
         attacks: by name.
         generator: CPU generator of the attacks' randomness.
-        batch_size: images attacked together.
+        batch_size: as in `withstands`.
         checks: look for masked gradients, on at most 200 images, and give each figure a verdict.
     """
     clean = correct(model, images, targets, batch_size=batch_size)
@@ -178,11 +182,12 @@ def evaluate(
     if not checks:
         return Report(clean, bools)
     results = {name: (attacks[name], found) for name, found in bools.items()}
-    fixed, at_most = torch.Generator().manual_seed(0), min(EXAMINED, batch_size)
+    fixed = torch.Generator().manual_seed(0)
+    at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
     return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
-def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int = 500) -> float:
+def accuracy(model: Model, images: Tensor, targets: Tensor, *, batch_size: int | None = None) -> float:
     """Return the clean accuracy in percent, for pixels (N, ...) in [0, 1] and classes (N,)."""
     return 100.0 * correct(model, images, targets, batch_size=batch_size).double().mean().item()
 
@@ -195,7 +200,7 @@ def robust_accuracy(
     attack: Attack,
     *,
     generator: torch.Generator | None = None,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     checks: bool = True,
 ) -> float:
     """Return the accuracy under an attack in percent: see `withstands`.
@@ -206,15 +211,22 @@ def robust_accuracy(
         targets: (N,) class indices.
         attack: as in `withstands`.
         generator: CPU generator of the attack's randomness.
-        batch_size: images attacked together.
+        batch_size: as in `withstands`.
         checks: look for masked gradients, on at most 200 images, and warn once (`SuspiciousModelWarning`) where the
             figure is not to be trusted. A model is looked at once for each threat until its parameters change.
     """
     if checks:
         check_pixels(images)
-        warn_of(model, images, targets, attack, at_most=min(EXAMINED, batch_size))
+        at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
+        warn_of(model, images, targets, attack, at_most=at_most)
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
+
+
+def _together(model: Model, images: Tensor, asked: int | None, attack: Attack) -> int:
+    """Return how many images to attack at once: by the largest of the networks that the attack looks at."""
+    others = (getattr(attack, "surrogate", None), getattr(attack, "bpda", None))
+    return images_at_once(model, images, asked, others=others)
 
 
 def _as_attacked(model: Model, images: Tensor, attack: Attack) -> Model:

@@ -200,7 +200,7 @@ def _fault(value: Any, kind: type, limits: tuple[Range, ...]) -> str | None:
             return wanted
         number = operator.index(value) if kind is int else float(value)
     except OverflowError:
-        return f"{wanted}, at most {FLOAT:.7g} in size"
+        return f"{wanted}, at most {FLOAT} in size"
     except (TypeError, ValueError, RuntimeError):
         return wanted
     if kind is float and not math.isfinite(number):
@@ -210,4 +210,4 @@ def _fault(value: Any, kind: type, limits: tuple[Range, ...]) -> str | None:
     largest = (
         FLOAT if kind is float else max([INT, *(abs(b) for r in limits for b in (r.least, r.most) if b is not None)])
     )
-    return f"{wanted}, at most {largest:.7g} in size" if abs(number) > largest else None
+    return f"{wanted}, at most {shown(largest)} in size" if abs(number) > largest else None

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.batches import images_at_once
 from robust.modes import Model, evaluating
 from robust.ranges import Count, Inside01, Positive, check_number
 
 __all__ = ["Certificate", "certified", "certify", "lower_bound", "smoothed_predict"]
 
 ABSTAIN = -1
+NOISY = 1000
+"""noisy images of a pass, at most"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ def certify(
     n0: int = 100,
     n: int = 1000,
     alpha: float = 0.001,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Certificate:
     """Return certificates by CERTIFY of the paper: n0 draws choose the class, n others bound its probability.
@@ -50,7 +53,8 @@ def certify(
         n0: draws, >= 1.
         n: draws, >= 1; no radius is above sigma Phi^-1(alpha^(1/n)).
         alpha: probability of a wrong certificate, in (0, 1).
-        batch_size: noisy images of one pass, >= 1; changes no draw.
+        batch_size: noisy images of one pass, >= 1; None follows from the network (see `robust.batches`), at most 1000.
+            It changes no draw.
         generator: CPU generator; each example has a stream of its own, so the rest of the batch does not matter. None
             takes torch's default.
 
@@ -64,7 +68,8 @@ def certify(
     >>> found.prediction.item(), 0.45 < found.radius.item() < 0.5
     (0, True)
     """
-    _check(images, sigma, alpha, n0=n0, n=n, batch_size=batch_size)
+    _check(images, sigma, alpha, n0=n0, n=n)
+    batch_size = _together(model, images, batch_size)
     guesses, bounds = [], []
     with evaluating(model), torch.no_grad():
         for image, stream in zip(images, _streams(len(images), generator), strict=True):
@@ -94,7 +99,7 @@ def smoothed_predict(
     sigma: float,
     n: int = 100,
     alpha: float = 0.001,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return the smoothed classifier's classes (N,) by PREDICT of the paper; -1 where two classes are too close.
@@ -105,7 +110,8 @@ def smoothed_predict(
     Raises:
         ValueError: as `certify`.
     """
-    _check(images, sigma, alpha, n=n, batch_size=batch_size)
+    _check(images, sigma, alpha, n=n)
+    batch_size = _together(model, images, batch_size)
     from scipy.stats import binomtest  # optional: only certificates need it
 
     answers = []
@@ -140,6 +146,11 @@ def _votes(model: Model, image: Tensor, sigma: float, n: int, batch_size: int, s
             raise ValueError(f"the model gives {tuple(logits.shape)}; logits are (N, classes), two classes at least")
         votes = votes + logits.argmax(1).bincount(minlength=logits.shape[1])
     return votes
+
+
+def _together(model: Model, images: Tensor, asked: int | None) -> int:
+    """Return how many noisy copies to look at in one pass, of one image too."""
+    return images_at_once(model, images[:1].expand(2, *images.shape[1:]) if len(images) else images, asked, most=NOISY)
 
 
 def _streams(n: int, generator: torch.Generator | None) -> list[torch.Generator]:

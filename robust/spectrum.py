@@ -14,19 +14,20 @@ indefinite and of full rank.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from robust.batches import images_at_once
+from robust.eigenvalues import full, lanczos, power
 from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import Criterion, curvature_penalty
 from robust.modes import Model, evaluating
-from robust.per_example import norms, unit
+from robust.per_example import unit
 from robust.ranges import Count, Positive, Range, check_number
 from robust.second_order import SecondOrder
 
@@ -41,8 +42,10 @@ __all__ = [
 Method = Literal["power", "lanczos", "full"]
 FULL_LIMIT = 1024
 """features of an example up to which its whole Hessian is formed"""
-CHECK = 20
-"""power steps between looks at whether the negative end of a spectrum is in the way"""
+EXAMPLES = 100
+"""of a pass, at most"""
+SECOND = 3
+"""by how much the graph of a second derivative is larger than that of a first"""
 
 
 @outside_inference
@@ -53,7 +56,7 @@ def hessian_vector_product(
     vectors: Tensor,
     *,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return H v for each example, exactly, by double backward, with the model in evaluation mode.
 
@@ -63,7 +66,8 @@ def hessian_vector_product(
         targets: (N,) class indices or (N, K) class probabilities.
         vectors: (N, ...), shaped as `images`.
         criterion: (outputs, targets) -> loss of each example (N,).
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         (N, ...), without a graph; zero where the loss is linear.
@@ -73,6 +77,7 @@ def hessian_vector_product(
     >>> hessian_vector_product(cubes, x, x, v, criterion=lambda out, _: out).round().tolist()
     [[5.0, 14.0]]
     """
+    batch_size = together(model, images, batch_size)
     with evaluating(model):
         hessians = chunks(constant(model), images, targets, criterion, batch_size)
         return torch.cat([_Hessian(*chunk)(v) for chunk, v in zip(hessians, vectors.split(batch_size), strict=True)])
@@ -89,7 +94,7 @@ def top_eigenvalue(
     tolerance: float = 1e-4,
     criterion: Criterion = cross_entropy,
     generator: torch.Generator | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return lambda_1, the algebraically largest eigenvalue of each example's input Hessian, and its eigenvector.
 
@@ -106,7 +111,8 @@ def top_eigenvalue(
             larger), which bounds the relative error of the value; that error is usually the square of it.
         criterion: (outputs, targets) -> loss of each example (N,).
         generator: CPU generator of the start vectors; None starts every example at one and the same vector.
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         values (N,) and unit vectors (N, ...) of arbitrary sign. An example that has not converged comes with a
@@ -125,7 +131,7 @@ def top_eigenvalue(
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; choose from {', '.join(get_args(Method))}")
     check_number("iterations", iterations, Count)
-    check_number("batch_size", batch_size, Count)
+    batch_size = together(model, images, batch_size)
     check_number("tolerance", tolerance, Positive)
     features = images[0].numel() if len(images) else 0
     if method == "full" and features > FULL_LIMIT:
@@ -141,18 +147,18 @@ def top_eigenvalue(
                 return _Hessian(constant(model), images[who[part]], targets[who[part]], criterion)
 
             if method == "full" or features < 3:  # ARPACK wants fewer eigenvalues than features
-                values[who], vectors[who] = _full(hessian())
+                values[who], vectors[who] = full(hessian(), images[who])
             elif method == "power":
-                values[who], vectors[who], left = _power(hessian, start[who], iterations, tolerance)
+                values[who], vectors[who], left = power(hessian, start[who], iterations, tolerance)
                 lost += left
             else:
-                values[who], vectors[who] = _lanczos(hessian(), start[who], iterations, tolerance)
+                values[who], vectors[who] = lanczos(hessian(), start[who], iterations, tolerance)
                 lost += int(values[who].isnan().sum())
     if lost:
         message = (
             f"{lost} of {len(images)} examples are not within {tolerance:g} after {iterations} iterations ({method})"
         )
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
     return values, vectors
 
 
@@ -164,7 +170,7 @@ def gradient_cosine(
     vectors: Tensor,
     *,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return |cos| of the angle between each example's gradient and a vector, such as its top eigenvector, (N,).
 
@@ -188,7 +194,7 @@ def finite_difference_curvature(
     *,
     h: float,
     criterion: Criterion = cross_entropy,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return |grad l(x + h z) - grad l(x)| / h of each example, z = grad l / |grad l|: the stand-in for lambda_1.
 
@@ -201,7 +207,8 @@ def finite_difference_curvature(
         targets: (N,) class indices or (N, K) class probabilities.
         h: L2 length of the step, > 0, in the units of `images`.
         criterion: (outputs, targets) -> loss of each example (N,).
-        batch_size: examples of one pass; changes no result.
+        batch_size: examples of one pass; None follows from the network (see `robust.batches`), at most 100. It changes
+            no result.
 
     Returns:
         (N,); zero where the gradient is zero.
@@ -214,6 +221,7 @@ def finite_difference_curvature(
     >>> round(value.item(), 6)
     2.0
     """
+    batch_size = together(model, images, batch_size)
     with evaluating(model), torch.enable_grad():
         differences = [
             curvature_penalty(network, x, y, h=h, penalty="norm", criterion=rule)[1].detach()
@@ -232,7 +240,7 @@ def loss_surface(
     points: int = 41,
     criterion: Criterion = cross_entropy,
     generator: torch.Generator | None = None,
-    batch_size: int = 100,
+    batch_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss around an image, over its gradient direction and a random direction orthogonal to that.
 
@@ -244,7 +252,7 @@ def loss_surface(
         points: steps along a direction, >= 2.
         criterion: (outputs, targets) -> loss of each example (N,).
         generator: CPU generator of the random direction; None is one of seed 0.
-        batch_size: points of one pass.
+        batch_size: points of one pass; None follows from the network.
 
     Returns:
         losses (points, points), the row a step along the unit gradient, the column one along the random unit vector;
@@ -265,6 +273,8 @@ def loss_surface(
     second = unit(second - (second * first).sum() * first)
     steps = torch.linspace(-extent, extent, points, dtype=image.dtype, device=image.device)
     a, b = (s.reshape(-1, *[1] * image.ndim) for s in torch.meshgrid(steps, steps, indexing="ij"))
+    around = image[None].expand(2, *image.shape)
+    batch_size = together(model, around, batch_size)
     with evaluating(model), torch.no_grad():
         rows = zip(a.split(batch_size), b.split(batch_size), strict=True)
         losses = [
@@ -300,6 +310,11 @@ def constant(model: Model) -> Model:
     return lambda x: functional_call(model, constants, (x,))
 
 
+def together(model: Model, images: Tensor, asked: int | None) -> int:
+    """Return how many examples to take in one pass with second derivatives."""
+    return images_at_once(model, images, asked, most=EXAMPLES, copies=SECOND)
+
+
 Chunk = tuple[Model, Tensor, Tensor, Criterion]
 
 
@@ -310,9 +325,10 @@ def chunks(model: Model, images: Tensor, targets: Tensor, criterion: Criterion, 
 
 
 def losses_and_gradients(
-    model: Model, images: Tensor, targets: Tensor, criterion: Criterion, batch_size: int
+    model: Model, images: Tensor, targets: Tensor, criterion: Criterion, batch_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return each example's loss (N,) and its gradient in the image (N, ...), in evaluation mode, without a graph."""
+    batch_size = together(model, images, batch_size)
     found = []
     with evaluating(model), torch.enable_grad():
         for network, x, y, rule in chunks(constant(model), images, targets, criterion, batch_size):
@@ -329,73 +345,3 @@ def _starts(images: Tensor, generator: torch.Generator | None) -> Tensor:
     seeds = [0] * len(images) if none else torch.randint(2**62, (len(images),), generator=generator).tolist()
     noise = [torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return unit(torch.stack(noise).to(images)) if noise else torch.zeros_like(images)
-
-
-def _dots(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
-
-
-def _power(
-    hessian_of: Callable[[Tensor], _Hessian], start: Tensor, iterations: int, tolerance: float
-) -> tuple[Tensor, Tensor, int]:
-    """Return values, vectors and how many have not converged; who has leaves the batch when half of it has."""
-    per_example = (-1, *[1] * (start.ndim - 1))
-    values, vectors = start.new_zeros(len(start)), start.clone()
-    shift = torch.zeros_like(values)
-    who = torch.arange(len(start), device=start.device)
-    hessian, inside = hessian_of(who), who
-    waiting = torch.ones_like(who, dtype=torch.bool)
-    for iteration in range(1, iterations + 1):
-        if 2 * int(waiting.sum()) <= len(inside):
-            inside = who[waiting]
-            hessian = hessian_of(inside)
-        v, mu = vectors[inside], shift[inside]
-        products = hessian(v)
-        lengths = norms(products)
-        values[inside] = torch.where(waiting[inside], _dots(v, products), values[inside])
-        theta = values[inside]
-        residuals = norms(products - theta.view(per_example) * v)
-        done = residuals <= tolerance * torch.maximum(theta.abs(), mu.abs() / 10)
-        # the sign of theta is that of the dominant end; a mixture of both ends (v far from H v) shows that they tie
-        mixed = (theta < 0.99 * lengths) & (iteration % CHECK == 0)
-        negative = (mu == 0) & ((done & (theta < 0)) | (~done & mixed))
-        shift[inside] = torch.where(negative, -1.1 * lengths, mu)
-        moved = torch.where(negative.view(per_example), start[inside], unit(products - mu.view(per_example) * v))
-        stays = waiting[inside] & (negative | ~done)
-        vectors[inside[stays]] = moved[stays]
-        waiting[inside] = stays
-        if not waiting.any():
-            break
-    return values, vectors, int(waiting.sum())
-
-
-def _lanczos(hessian: _Hessian, start: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return the value (1,) and vector (1, ...) of one example."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-
-    scale = norms(hessian(start).double()).item()  # ARPACK takes eigenvalues below 1e-11 for zero
-    if scale == 0:
-        return start.new_zeros(1), start
-
-    def product(vector: Any) -> Any:
-        v = torch.tensor(vector, dtype=torch.float64).to(start).view_as(start)
-        return hessian(v).double().flatten().cpu().numpy() / scale
-
-    size = start.numel()
-    options: dict[str, Any] = {"which": "LA", "maxiter": iterations, "tol": tolerance}
-    operator = LinearOperator((size, size), matvec=product, dtype="float64")  # pyright: ignore[reportCallIssue]
-    try:
-        values, vectors = eigsh(operator, 1, v0=start.double().flatten().cpu().numpy(), **options)
-    except ArpackNoConvergence:
-        return start.new_full((1,), torch.nan), start
-    return torch.from_numpy(values * scale).to(start), torch.from_numpy(vectors).to(start).view_as(start)
-
-
-def _full(hessian: _Hessian) -> tuple[Tensor, Tensor]:
-    """Return values (n,) and vectors (n, ...) by the whole matrices, row by row."""
-    shape = hessian.images.shape
-    basis = torch.eye(shape[1:].numel(), dtype=hessian.images.dtype, device=hessian.images.device)
-    rows = [hessian(row.view(1, *shape[1:]).expand(shape)).flatten(1) for row in basis]
-    matrices = torch.stack(rows, 1).double()
-    values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
-    return values[:, -1].to(basis), vectors[:, :, -1].to(basis).view(shape)

@@ -20,6 +20,7 @@ from robust.attacks.gradient import SuspiciousModelWarning
 from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import check_pixels, pgd
+from robust.batches import images_at_once
 from robust.expectation import Expected, is_random
 from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
@@ -69,7 +70,8 @@ def suspect_model(
 
     Args:
         model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
-        images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread, in one batch with gradients.
+        images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread, in one batch with gradients
+            (fewer where the network is large, see `robust.batches`).
         targets: (N,) class indices.
         threat: whose ball the noise is drawn from, and whose norm is that of a step.
         generator: CPU generator of the noise; None takes torch's default.
@@ -88,7 +90,7 @@ def suspect_model(
     check_pixels(images)
     if len(images) != len(targets) or len(images) == 0:
         raise ValueError(f"{len(images)} images and {len(targets)} targets; give as many of each, at least one")
-    every = -(-len(images) // EXAMINED)
+    every = -(-len(images) // images_at_once(model, images, most=EXAMINED))
     images, targets = images[::every].detach().clone(), targets[::every]
     seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
     noisy = threat.random_start(images, [torch.Generator().manual_seed(seed) for seed in seeds])
@@ -298,7 +300,8 @@ def not_finite(model: Model, images: Tensor) -> tuple[str, ...]:
         images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread.
     """
     with torch.no_grad(), evaluating(model), keeping_buffers(model):
-        finite = model(images[:: max(1, -(-len(images) // EXAMINED))]).isfinite().all(1)
+        every = max(1, -(-len(images) // images_at_once(model, images, most=EXAMINED)))
+        finite = model(images[::every]).isfinite().all(1)
     return () if finite.all() else (f"logits are not finite on {_share(~finite)} images",)
 
 

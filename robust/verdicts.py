@@ -16,6 +16,7 @@ from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
 from robust.attacks.transfer import Transfer
+from robust.batches import images_at_once
 from robust.checks import Judged, Kind, suspect_results, verdict
 from robust.expectation import is_random
 from robust.inference import outside_inference
@@ -50,8 +51,9 @@ def examine(
         targets: (N,) class indices.
         threat: of the attacks.
         generator: CPU generator of the checks' randomness; None takes torch's default.
-        at_most: images that are looked at in one batch, evenly spread.
+        at_most: images that are looked at in one batch, evenly spread; fewer where the network is large.
     """
+    at_most = min(at_most, images_at_once(model, images[:2], most=EXAMINED))
     every = -(-len(images) // at_most)
     few = slice(0, min(UNBOUNDED, at_most))
     reasons = suspect_model(model, images[::every], targets[::every], threat=threat, generator=generator)
@@ -165,7 +167,7 @@ def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_mo
     reasons = doubts_of(attack, known.reasons[threat][1])
     if reasons and reasons not in known.warned:
         known.warned.add(reasons)
-        warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=3)
+        warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=4)
 
 
 def _state(model: Model) -> tuple[Any, ...]:

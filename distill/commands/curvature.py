@@ -24,7 +24,7 @@ from distill.progress import progress
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned, find_rows
 from distill.run import difference
-from robust import PGD, threat_named, withstands
+from robust import PGD, Threat, threat_named, withstands
 from robust.bounds import BoundTerms, bound_terms, transfer_terms
 from robust.ranges import Count, Positive, check_ranges
 from robust.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
@@ -79,6 +79,7 @@ def run_curvature(flags: list[str]) -> int:
         raise InputError(
             f"images {asked.images}, students {asked.students}, h {asked.h}, rho {asked.rho}: all must be > 0"
         )
+    _radii(asked.eps)
     device = find_device(asked.device)
     lines, eigenvalues, curves = [], {}, {}
     total = len(asked.runs) * (3 * asked.students + 1)
@@ -217,16 +218,22 @@ def _legend(run: _Run, asked: CurvatureCommand) -> str:
     )
 
 
+def _radii(eps: str) -> list[float]:
+    try:
+        return sorted(threat_named(f"linf:{text}").eps for text in eps.split(",") if text)
+    except ValueError as error:
+        raise InputError(f"--eps: {error}") from None
+
+
 def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
     """Return (eps, mean accuracy, standard deviation) under PGD-10, an image once fooled staying so."""
     eps = eps or ("0,0.05,0.1,0.2,0.3" if run.test.image_shape[0] == 1 else "0,1/255,2/255,4/255,8/255")
-    radii = sorted(threat_named(f"linf:{text}").eps for text in eps.split(",") if text)
     points, standing = (
         [],
         [torch.ones(len(run.test), dtype=torch.bool, device=run.test.images.device)] * len(run.models),
     )
-    for radius in radii:
-        attack = PGD(threat_named(f"linf:{radius}"))
+    for radius in _radii(eps):
+        attack = PGD(Threat("linf", radius))
         generator = torch.Generator().manual_seed(0)
         standing = [
             withstands(m, run.test.images, run.test.labels, attack, standing=who, generator=generator)

@@ -9,7 +9,8 @@
     certified                    randomised smoothing: certified right within the threat (sigma, n0, n, alpha)
 
 A threat is a preset (linf_star, linf, l2, aaai25, standard, standard_l2) or an eps: 8/255, l2:0.5. The name of a column
-has its threat in it (pgd@8/255), so that results of two threats never meet under one name.
+has its threat in it (pgd@8/255), so that results of two threats never meet under one name. JSMA, whose ball is in no
+norm of these, has the share of an image's values that it may change, by any amount: jsma@l0:0.1 (its gamma).
 """
 
 import re
@@ -21,10 +22,10 @@ import torch
 
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
-from robust import ATTACKS, PGD, AutoAttack, Square, Threat, attack_named, paper_attacks, threat_named
+from robust import ATTACKS, JSMA, PGD, AutoAttack, Square, Threat, attack_named, paper_attacks, threat_named
 from robust.attacks.named import NORM
-from robust.ranges import Count, Inside01, Positive, check_ranges
-from robust.spec import configured, split_spec
+from robust.ranges import Count, Inside01, Positive, check_ranges, shown
+from robust.spec import configured, number_in, split_spec
 
 __all__ = ["SPECIAL", "Certification", "Column", "columns", "family"]
 
@@ -82,6 +83,13 @@ class Column:
     how: str
     """the attack's settings, as far as they are not its defaults: two columns of one name and another `how` differ"""
 
+    @property
+    def ball(self) -> str:
+        """The ball with its norm, "linf:8/255", also JSMA's, "l0:0.1"; "" where nothing is attacked."""
+        if isinstance(self.attack, JSMA):
+            return f"l0:{_short(self.attack.gamma)}"
+        return self.threat.named if self.threat else ""
+
 
 def family(channels: int, size: int) -> str:
     """Return whose threats such images have: grey ones MNIST's, colour ones CIFAR-10's, from 64 px ImageNet's."""
@@ -95,9 +103,9 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
         InputError: an unknown name, field or threat, a threat that the attack does not have, or a column twice.
     """
     group = family(channels, size)
+    default = _threat("--threat", evaluation.threat, group)
+    curve = [_threat("--eps", f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
     try:
-        default = threat_named(evaluation.threat, group)
-        curve = [threat_named(f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
         sources = {
             "transfer": f"{evaluation.surrogate_epochs} epochs",
             "transfer_student": evaluation.transfer_backbone,
@@ -122,6 +130,13 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     return found
 
 
+def _threat(flag: str, text: str, group: str) -> Threat:
+    try:
+        return threat_named(text, group)
+    except ValueError as error:
+        raise InputError(f"{flag}: {error}") from None
+
+
 def _columns(item: str, group: str, default: Threat, curve: list[Threat], sources: dict[str, str]) -> list[Column]:
     paper = paper_attacks("mnist" if group == "mnist" else "cifar10")
     if item in paper:
@@ -132,6 +147,8 @@ def _columns(item: str, group: str, default: Threat, curve: list[Threat], source
         return [Column(item, item, "corruptions", None, None, "")]
     if name not in ATTACKS and name not in SPECIAL:
         raise unknown("attack", name, [*paper, *ATTACKS, *SPECIAL])
+    if name == "jsma":
+        return [_of_jsma(spec, options, place)]
     norm = "l2" if name == "certified" else NORM.get(name)
     if at:
         threats = [threat_named(place, group)]
@@ -163,8 +180,27 @@ def _column(spec: str, name: str, options: dict[str, str], threat: Threat, sourc
             raise ValueError(f"{label}: {name} has no options")
         return Column(label, spec, kind, None, threat, "")
     attack = attack_named(spec, threat)
-    ball = getattr(attack, "threat", None)
-    return Column(label if ball else spec, spec, kind, attack, ball, _settings(attack))
+    return Column(label, spec, kind, attack, threat, _settings(attack))
+
+
+def _of_jsma(spec: str, options: dict[str, str], place: str) -> Column:
+    """Return the column of JSMA, whose size is its own: the same number as `gamma` and behind the @."""
+    norm, _, size = place.rpartition(":")
+    if place and norm != "l0":
+        raise ValueError(
+            f"threat of jsma is {shown(place)}; JSMA changes few values by any amount, so it has none in linf or l2; "
+            "write the share of values, such as jsma@l0:0.1"
+        )
+    if place and "gamma" not in options and number_in(size) != JSMA().gamma:
+        spec += f"{',' if options else ':'}gamma={size}"
+    attack = attack_named(spec, Threat("l2", 0.0))  # which it does not look at
+    if place and number_in(size) != attack.gamma:
+        raise ValueError(f"{spec}@{place}: gamma is {attack.gamma:g}, the share behind the @ another; give one of them")
+    return Column(f"{spec}@l0:{_short(attack.gamma)}", spec, "white", attack, None, _settings(attack))
+
+
+def _short(share: float) -> str:
+    return f"{share:g}" if float(f"{share:g}") == share else repr(share)
 
 
 def _settings(attack: Any) -> str:

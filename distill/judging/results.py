@@ -102,7 +102,7 @@ def row_of(
     low, high = wilson(int(bools.sum()), images) if bools.ndim == 1 else (None, None)
     return {
         "attack": name,
-        "threat": column.threat.named if column and column.threat else "",
+        "threat": column.ball if column else "",
         "how": how,
         "accuracy": 100 * share,
         "low": low,

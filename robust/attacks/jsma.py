@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
+from robust.batches import images_at_once
 from robust.inference import outside_inference
 from robust.modes import Model, evaluating
 from robust.ranges import Count, Fraction, Range, check_number
@@ -29,7 +30,7 @@ __all__ = ["JSMA", "best_pairs", "jsma"]
 Step = Annotated[float, Range(least=-1, most=1)]
 
 ROWS = 512
-"""images times goals of a forward pass, at most; changes no result"""
+"""images times goals of a forward pass, at most (fewer of a large network); changes no result"""
 PAIRS = 2**24
 """pairs scored at once, at most, unless a single row has more"""
 
@@ -104,11 +105,12 @@ def jsma(
     if len(found) == 0:
         return found
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in found.split(ROWS)])
+        rows = images_at_once(model, found, most=ROWS)
+        logits = torch.cat([model(part) for part in found.split(rows)])
     goals = min(goals, logits.shape[1] - 1)
     aims = logits.scatter(1, targets[:, None], -torch.inf).topk(goals).indices
     right = (logits.argmax(1) == targets).nonzero().flatten()
-    for who in right.split(max(1, ROWS // max(1, goals))) if goals and len(right) else ():
+    for who in right.split(max(1, rows // max(1, goals))) if goals and len(right) else ():
         found[who] = _walk(model, found[who], targets[who], aims[who], theta, gamma)
     return found
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from robust import PGD, Threat, correct, withstands
 from robust.attacks.pgd import pgd
+from robust.batches import images_at_once
 from robust.checks import (
     ImpossibleResult,
     Judged,
@@ -500,6 +501,8 @@ def test_the_few_images_are_spread_over_all_and_the_randomness_is_the_generators
         seen.append(x.detach().clone())
         return net(x)
 
+    images_at_once(model, images)  # looks at the model twice
+    seen.clear()
     state, g = torch.get_rng_state(), rng()
     before = g.get_state()
     assert suspect_model(model, images, targets, threat=BOX, generator=g) == ()

@@ -50,7 +50,35 @@ def test_a_name_has_its_threat_in_it_however_it_was_given() -> None:
     assert all(found == {"pgd@2/255": Threat("linf", 2 / 255)} for found in spelled)
     with pytest.raises(InputError, match="has pgd@2/255 twice"):
         columns(Evaluation(attacks="pgd@linf,pgd@2/255"), 3, 32)
-    assert list(names("jsma,corruptions")) == ["jsma", "corruptions"]  # neither has a ball
+    assert list(names("jsma,corruptions")) == ["jsma@l0:0.1", "corruptions"]  # neither has a ball in linf or l2
+
+
+def test_a_name_says_the_norm_of_attacks_that_are_none_at_the_threat_asked_for() -> None:
+    """At --threat 8/255 nobody takes CW, a certificate or JSMA for an attack at 8/255."""
+    found = columns(Evaluation(attacks="cw,deepfool,certified:sigma=0.5,jsma", threat="8/255"), 3, 32)
+    assert [c.name for c in found] == [
+        "cw@l2:0.2",
+        "deepfool@l2:0.2",
+        "certified:sigma=0.5@l2:0.2",
+        "jsma@l0:0.1",
+    ]
+    assert [c.ball for c in found] == ["l2:0.2", "l2:0.2", "l2:0.2", "l0:0.1"]
+    assert [c.ball for c in columns(Evaluation(attacks="linf_star,corruptions"), 3, 32)] == ["linf:8/255", ""]
+
+
+def test_jsmas_share_is_its_gamma_and_its_name_is_read_again() -> None:
+    for written, name in {
+        "jsma": "jsma@l0:0.1",
+        "jsma@l0:0.1": "jsma@l0:0.1",
+        "jsma@l0:0.05": "jsma:gamma=0.05@l0:0.05",
+        "jsma:gamma=0.05": "jsma:gamma=0.05@l0:0.05",
+        "jsma:goals=2@l0:0.2": "jsma:goals=2,gamma=0.2@l0:0.2",
+    }.items():
+        (column,) = columns(Evaluation(attacks=written), 3, 32)
+        (again,) = columns(Evaluation(attacks=column.name), 3, 32)
+        assert column.name == again.name == name
+        assert column == again
+    assert len(columns(Evaluation(attacks="jsma", eps="1/255,8/255"), 3, 32)) == 1  # no curve over balls it has not
 
 
 def test_settings_tell_attacks_apart_and_are_not_the_defaults() -> None:
@@ -74,10 +102,19 @@ def test_fields_keep_their_commas() -> None:
 def test_every_attack_is_made_at_every_eps_with_zero() -> None:
     for name in ATTACKS:
         for eps in ("0", "1/255", "l2:0.5"):
-            if name in ("cw", "deepfool") and not eps.startswith("l2"):
+            if name == "jsma" or (name in ("cw", "deepfool") and not eps.startswith("l2")):
                 continue
             (column,) = columns(Evaluation(attacks=f"{name}@{eps}"), 1, 8)
             assert callable(column.attack)
+
+
+@pytest.mark.parametrize("flag", ["threat", "eps"])
+@pytest.mark.parametrize("text", ["1e400", "9" * 20, "9" * 5000, "8", "nan", "-1", "some", "l1:1"])
+def test_a_threat_that_is_none_is_refused_by_the_flag_in_one_short_line(flag: str, text: str) -> None:
+    with pytest.raises(InputError, match=rf"^--{flag}: threat is ") as caught:
+        names("pgd", **{flag: text})
+    assert len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value)
 
 
 def test_families() -> None:
@@ -103,6 +140,17 @@ def test_families() -> None:
         ("pgd@-1/255", "threat is '-1/255'"),
         ("pgd@l3:1", "threat is 'l3:1'"),
         ("cw@8/255", "norm"),
+        ("jsma@8/255", r"JSMA changes few values by any amount.*write the share of values, such as jsma@l0:0.1"),
+        ("jsma@l2:1", "JSMA changes few values by any amount"),
+        ("jsma@l0:2", r"gamma is 2.0; it must be in \[0, 1\]"),
+        ("jsma@l0:nan", "gamma is nan"),
+        ("jsma@l0:some", "it takes a number"),
+        ("jsma:gamma=0.1@l0:0.2", "give one of them"),
+        ("pgd@1e400", "eps is inf; it must be a finite number"),
+        ("pgd@8", "write 8/255"),
+        ("pgd@99999999999999999999", "must be in"),
+        ("certified:sigma=nan", "sigma is nan; it must be a finite number > 0"),
+        ("certified:n=99999999999999999999", "n is 99999999999999999999; it must be .*at most 2147483648"),
         ("certified@8/255", "smoothing certifies l2 balls"),
         ("certified:sigma=0.5,n=200@l2:1", "certify 0.913 at most, less than the threat's 1; take a larger sigma or n"),
         ("certified:alpha=2", r"alpha is 2.0; it must be in \(0, 1\)"),

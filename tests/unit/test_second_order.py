@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from robust import TRADES, CurvatureRegularizedLoss, GradientNorm, Threat, correct
+from robust import TRADES, CompiledGradients, CurvatureRegularizedLoss, GradientNorm, Threat, correct
 from robust.second_order import SecondOrder
 from robust.spectrum import hessian_vector_product
 
@@ -175,6 +175,20 @@ def test_a_cache_of_the_network_is_of_no_older_graph_or_parameters(mode: bool, l
     with torch.no_grad():
         network.bias.copy_(torch.tensor([0.0, 0.0, 100.0]))
     assert not torch.equal(correct(network, x, y), before)
+
+
+@pytest.mark.parametrize("make", [lambda: Squeeze(inplace=False, exact=False), Biased])
+def test_compiled_gradients_of_such_networks_are_those_of_the_eager_step(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network, loss, y = make().double().eval(), CurvatureRegularizedLoss(h=0.5), torch.tensor([0, 1, 2, 2, 0])
+    x = torch.rand(5, 4, 6, 6, dtype=torch.double) if isinstance(network, Squeeze) else torch.rand(5, 4).double()
+    step = CompiledGradients(backend="eager")
+    for _ in range(2):
+        value, gradients = step(loss, network, x, y)
+        expected = loss(network, x, y)
+        torch.testing.assert_close(value, expected.detach())
+        for a, b in zip(gradients, torch.autograd.grad(expected, list(network.parameters())), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 class Once(torch.autograd.Function):

@@ -137,14 +137,14 @@ def test_too_large_a_radius_is_as_rare_as_alpha_says() -> None:
 
 def test_a_class_chosen_in_error_is_not_certified() -> None:
     """n0 draws say class 1, n draws class 0: neither is certain."""
-    found = certify(voting([2, 8], [95, 5]), ONE, sigma=0.5, n0=10, n=100)
+    found = certify(voting([2, 8], [95, 5]), ONE, sigma=0.5, n0=10, n=100, batch_size=100)
     assert (found.prediction.item(), found.radius.item()) == (ABSTAIN, 0.0)
 
 
 def test_a_radius_takes_more_than_half() -> None:
     least = next(k for k in range(101) if lower_bound(k, 100, 0.01) > 0.5)
     for k, prediction in ((least - 1, ABSTAIN), (least, 2)):
-        found = certify(voting([1, 1, 8], [0, 100 - k, k]), ONE, sigma=0.5, n0=10, n=100, alpha=0.01)
+        found = certify(voting([1, 1, 8], [0, 100 - k, k]), ONE, sigma=0.5, n0=10, n=100, alpha=0.01, batch_size=100)
         assert found.prediction.item() == prediction
         assert (found.radius.item() > 0) == (prediction == 2)
 
@@ -159,7 +159,9 @@ def test_predict_is_the_binomial_test_of_the_two_classes_with_most_votes(alpha: 
             if rest - k < third:  # the third class would be one of the two
                 continue
             p = min(1.0, 2 * sum(math.comb(rest, i) for i in range(k, rest + 1)) / 2**rest)
-            found = smoothed_predict(voting([third, rest - k, k]), ONE, sigma=0.5, n=n, alpha=alpha).item()
+            found = smoothed_predict(
+                voting([third, rest - k, k]), ONE, sigma=0.5, n=n, alpha=alpha, batch_size=n
+            ).item()
             assert found == (2 if p <= alpha else ABSTAIN)
             answers.add(found)
     assert answers == {2, ABSTAIN}
@@ -226,7 +228,7 @@ def test_the_model_evaluates_meanwhile_and_comes_back_as_it_was() -> None:
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     state = torch.get_rng_state()
     for call in (certify, smoothed_predict):
-        call(net, IMAGES, sigma=0.5, n=20, generator=rng())
+        call(net, IMAGES, sigma=0.5, n=20, generator=rng(), batch_size=20)
     assert set(modes) == {(False, False)}
     assert [m.training for m in net] == [True, True, False, True]
     assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
