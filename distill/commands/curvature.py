@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -26,7 +26,7 @@ from distill.reports.tables import aligned, find_rows
 from distill.run import difference
 from robust import PGD, Threat, threat_named, withstands
 from robust.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.ranges import Count, Positive, check_ranges
+from robust.ranges import Count, Positive, Range, check_ranges
 from robust.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
 
 __all__ = ["run_curvature"]
@@ -42,7 +42,7 @@ class CurvatureCommand:
     """test images, as many of each class"""
     students: Count = 3
     """at most"""
-    rho: Positive | None = None
+    rho: Annotated[float, Range(above=0, most=1e4)] | None = None
     """L2 radius of the bounds, pixels in [0, 1]; the default is the paper's l2 threat"""
     h: Positive = 0.75
     """L2 step of the finite difference, pixels in [0, 1]; 3 in CIFAR-10's normalised units"""

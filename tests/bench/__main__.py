@@ -33,7 +33,7 @@ def main() -> int:
             print(f"run.sh: no bench {name!r}; choose from {', '.join(NAMES)}", file=sys.stderr)
             return 2
     if asked.threads < 1:
-        print(f"run.sh: --threads is {asked.threads}; it must be a whole number >= 1", file=sys.stderr)
+        print(f"run.sh: --threads is {asked.threads}; it must be >= 1", file=sys.stderr)
         return 2
     torch.set_num_threads(asked.threads)
     print(", ".join(f"{key} {value}" for key, value in environment().items()))

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -77,7 +78,7 @@ def test_flags_refuse_nonsense(method: str, request: pytest.FixtureRequest, caps
 
 def configs() -> Iterator[Any]:
     """Yield every dataclass that flags fill, the configs of all recipes among them."""
-    yield from (Training(), Evaluation(), Place(), Reading(), CurvatureCommand(), BenchmarkCommand())
+    yield from (Training(), Evaluation(), Place(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
     yield Judgement("", "digits", "convnet", Evaluation(), "quick")
     for name, module in find_methods().items():
         for recipe in module.RECIPES[name].values():

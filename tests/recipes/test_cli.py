@@ -340,7 +340,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --eps 8", "write 8/255"),
         ("dc digits --device tpu", "device 'tpu' does not work here"),
         ("dc digits --seed -1", "seed is -1"),
-        ("dc digits --iterations 0", "iterations is 0; it must be a whole number >= 1"),
+        ("dc digits --iterations 0", "iterations is 0; it must be >= 1"),
         ("dc digits --students 0", "students is 0"),
         ("dc digits --image-size 2", "image-size is 2"),
         ("dc digits --augment colour", "unknown augmentation"),

@@ -321,7 +321,7 @@ def test_no_global_randomness_is_touched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"iterations": 0}, "iterations is 0; it must be a whole number >= 1"),
+        ({"iterations": 0}, "iterations is 0; it must be >= 1"),
         ({"batch_real": 0}, "batch_real is 0"),
         ({"batch_train": 0}, "batch_train is 0"),
         ({"extractor_epochs": -1}, "extractor_epochs is -1"),

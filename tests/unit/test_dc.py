@@ -89,7 +89,7 @@ def test_a_killed_run_ends_with_the_same_bits(at: int, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("iterations", 0, "iterations is 0; it must be a whole number >= 1"),
+        ("iterations", 0, "iterations is 0; it must be >= 1"),
         ("batch_real", 0, "batch_real is 0"),
         ("outer_loop", 0, "outer_loop is 0"),
         ("lr_img", -1.0, r"lr_img is -1\.0"),

@@ -431,7 +431,7 @@ def test_steps_that_do_not_divide_the_images_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("distill_steps", 0, "distill_steps is 0; it must be a whole number >= 1"),
+        ("distill_steps", 0, "distill_steps is 0; it must be >= 1"),
         ("distill_epochs", 0, "distill_epochs is 0"),
         ("n_nets", 0, "n_nets is 0"),
         ("epochs", 0, "epochs is 0"),

@@ -528,7 +528,7 @@ def test_losses_by_name() -> None:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: AdversarialTraining(Threat("linf", 0.1), steps=0), "steps is 0; it must be a whole number >= 1"),
+        (lambda: AdversarialTraining(Threat("linf", 0.1), steps=0), "steps is 0; it must be >= 1"),
         (lambda: AdversarialTraining(Threat("linf", 0.1), step_size=-1.0), "step_size is -1.0"),
         (lambda: AdversarialTraining(Threat("linf", 0.1), step_size=float("inf")), "step_size is inf"),
         (lambda: TRADES(Threat("linf", 0.1), beta=float("nan")), "beta is nan"),

@@ -336,7 +336,7 @@ def test_odd_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("depth", 0, "depth is 0; it must be a whole number >= 1"),
+        ("depth", 0, "depth is 0; it must be >= 1"),
         ("iterations", 0, "iterations is 0"),
         ("target_batch", 0, "target_batch is 0"),
         ("chunk", 0, "chunk is 0"),

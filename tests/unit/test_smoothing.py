@@ -246,9 +246,9 @@ def test_no_images_no_certificates() -> None:
     [
         ({"sigma": 0.0}, "sigma is 0.0; it must be > 0"),
         ({"sigma": float("inf")}, "sigma is inf"),
-        ({"n": 0}, "n is 0; it must be a whole number >= 1"),
-        ({"n0": 0}, "n0 is 0; it must be a whole number >= 1"),
-        ({"batch_size": 0}, "batch_size is 0; it must be a whole number >= 1"),
+        ({"n": 0}, "n is 0; it must be >= 1"),
+        ({"n0": 0}, "n0 is 0; it must be >= 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be >= 1"),
         ({"alpha": 1.0}, "alpha is 1.0; it must be in"),
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"images": IMAGES + 1}, "attacks take pixels"),
