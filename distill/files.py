@@ -4,9 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ __all__ = [
     "UNFINISHED",
     "Checkpoint",
     "cannot_write",
+    "disk_errors",
     "hash_of",
     "read_json",
     "read_tensors",
+    "remove_unfinished",
     "write_atomic",
     "write_tensors",
     "write_text",
@@ -53,7 +57,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
         try:
-            _written(temporary, write)
+            with disk_errors(temporary.parent):
+                write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -68,23 +75,54 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write {path}: {reason}; {advice}, and the same command continues")
 
 
-def _written(file: Path, write: Callable[[Path], object]) -> None:
-    """Let a file be written, and flush it to the disk.
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise what the disk says where a library that writes has an error of its own for it (torch, safetensors).
+
+    Args:
+        folder: where it writes.
 
     Raises:
-        OSError: it cannot be, also where the library that writes has an error of its own for it (torch, safetensors).
+        OSError: the disk is full.
     """
     try:
-        write(file)
+        yield
     except OSError:
         raise
     except Exception:
-        with open(file, "ab") as probe:  # a full disk says so here again, and any other fault is a fault of ours
-            probe.write(bytes(PROBE))
-            os.fsync(probe.fileno())
+        probe = folder / f".probe.{os.getpid()}{UNFINISHED}"
+        try:  # a full disk says so again, and any other fault is a fault of ours
+            probe.write_bytes(bytes(PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
         raise
-    with open(file, "rb+") as written:
-        os.fsync(written.fileno())
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes of this machine left half written.
+
+    Args:
+        folder: where it is.
+        name: of what they wrote.
+    """
+    for left in folder.glob(f".{name}.*{UNFINISHED}"):
+        writer = left.name.removesuffix(UNFINISHED).rpartition(".")[2]
+        if not writer.isdecimal() or _is_alive(int(writer)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

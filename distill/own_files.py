@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -10,12 +11,34 @@ from torch import Tensor
 from distill.errors import InputError
 from distill.files import read_json, read_tensors
 
-__all__ = ["digest", "fingerprint_in", "read_own"]
+__all__ = ["digest", "fingerprint_in", "read_own", "record_in"]
 
 
 def digest(description: Any) -> str:
     """Return the sha256 of what JSON can say."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def record_in(folder: Path) -> dict[str, Any] | None:
+    """Return what the experiment.json of a folder says, None where there is none: whose the folder is.
+
+    Returns:
+        the experiment, the data, and what else is there.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / "experiment.json"
+    if not path.exists():
+        return None
+    advice = f"move {folder} away or choose another folder (--runs DIR)"
+    try:
+        content = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("experiment", 0), (dict, NoneType)):
+        raise InputError(f"{path} is damaged: it names no experiment; {advice}")
+    return {"data": None} | content
 
 
 def fingerprint_in(folder: Path) -> str | None:
@@ -24,13 +47,8 @@ def fingerprint_in(folder: Path) -> str | None:
     Raises:
         InputError: its experiment.json is damaged.
     """
-    path = folder / "experiment.json"
-    if not path.exists():
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict) or "experiment" not in content:
-        raise InputError(f"{path} is damaged: it names no experiment")
-    return digest([content["experiment"], content.get("data")])
+    record = record_in(folder)
+    return None if record is None else digest([record["experiment"], record["data"]])
 
 
 def read_own(path: Path, fingerprint: str | None, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:

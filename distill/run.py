@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from distill.divergence import diverged, is_finite
 from distill.errors import InputError, one_line
-from distill.files import UNFINISHED, Checkpoint, cannot_write, read_json, write_tensors, write_text
-from distill.own_files import digest, read_own
+from distill.files import Checkpoint, cannot_write, remove_unfinished, write_tensors, write_text
+from distill.own_files import digest, read_own, record_in
 from distill.progress import progress
 from distill.provenance import provenance
 from distill.ranks import first
@@ -96,7 +96,8 @@ class Run:
         """
         path = self.folder / "experiment.json"
         content = {"experiment": self.experiment, "data": self.data} | beside
-        if first() and not (path.exists() and self._read() | content == self._read()):
+        found = record_in(self.folder)
+        if first() and (found is None or found | content != found):
             write_text(path, json.dumps(content | {"made_by": provenance(self.device)}, indent=2) + "\n")
         return self
 
@@ -272,9 +273,9 @@ class Run:
     # --- whose folder this is ------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if not (self.folder / "experiment.json").exists():
+        found = record_in(self.folder)
+        if found is None:
             return
-        found = self._read()
         same = found["experiment"] == self.experiment
         if (same and self.data in (None, found["data"])) or self._is_empty():
             return
@@ -288,18 +289,6 @@ class Run:
             f"{self.folder} holds a run with {what}: {difference(found[part], getattr(self, part))}. "
             f"Give the same {how} to continue it, or another folder (--runs DIR) for this one"
         )
-
-    def _read(self) -> dict[str, Any]:
-        """Return what experiment.json says: whose the folder is."""
-        path = self.folder / "experiment.json"
-        advice = f"move {self.folder} away or choose another folder (--runs DIR)"
-        try:
-            content = read_json(path)
-        except InputError as error:
-            raise InputError(f"{error}; {advice}") from None
-        if not isinstance(content, dict) or "experiment" not in content:
-            raise InputError(f"{path} is damaged: it names no experiment; {advice}")
-        return {"data": None} | content
 
     def _is_empty(self) -> bool:
         """Tell whether the run that has the folder ended before it had computed anything: refused, as a rule."""
@@ -367,8 +356,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                     raise InputError(line) from None
                 print(f"another process works in {folder}, which this run needs too: waiting for it", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            for left in (*folder.glob(f".*{UNFINISHED}"), *folder.glob(f"*/.*{UNFINISHED}")):
-                left.unlink(missing_ok=True)  # of a process that was killed in a write: no other has the folder
+            for place in (folder, *filter(Path.is_dir, folder.iterdir())):
+                remove_unfinished(place)
         except ImportError:
             pass
         yield

@@ -5,7 +5,6 @@ interval and the p-value generalise to follows from how many sets and students a
 `distill.reports.intervals.difference`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.flags import parse
+from distill.own_files import record_in
 from distill.reports.indices import UNBIASED
 from distill.reports.intervals import difference, unit_of
 from distill.reports.outcome import bools_of, verdict_of
@@ -210,14 +210,8 @@ def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:
 
 def _experiment(folder: Path) -> dict[str, Any]:
     """Return the settings of a run; none where its experiment.json is missing."""
-    path = folder / "experiment.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["experiment"]
-        return found | {"evaluation": found.get("evaluation") or {}}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise InputError(f"{path} is damaged; delete it, and run the command of the run again") from None
+    found = (record_in(folder) or {}).get("experiment") or {}
+    return found | {"evaluation": found.get("evaluation") or {}}
 
 
 def _differences(first: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """`bash run.sh curvature RUN ...`: how curved the loss of a run's students is in the input, and the paper's bounds."""
 
-import json
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from distill.files import write_text
 from distill.flags import find_device, parse
 from distill.judging.columns import family
 from distill.judging.trained import students_of
+from distill.own_files import record_in
 from distill.progress import progress
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned, find_rows
@@ -112,9 +112,9 @@ class _Run:
 
     def __init__(self, place: Path, asked: CurvatureCommand, device: torch.device):
         rows = find_rows([place])
-        content = json.loads((place / "experiment.json").read_text(encoding="utf-8"))
-        experiment = content["experiment"]
-        if not (place / "distilled.safetensors").exists():
+        content = record_in(place) or {}
+        experiment = content.get("experiment") or {}
+        if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
         self.distilled = DistilledSet.load(place).to(device)
         where = (experiment["dataset"], asked.data_dir, experiment["image_size"], experiment["split"], asked.damaged)

@@ -1,5 +1,6 @@
 """`bash run.sh export RUN --to FORMAT`: a distilled set as files of other code."""
 
+import glob
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import tyro
 from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
-from distill.files import hash_of, write_text
+from distill.files import UNFINISHED, disk_errors, hash_of, read_json, remove_unfinished, write_text
 from distill.flags import parse
 from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
@@ -93,9 +94,11 @@ def export(distilled: DistilledSet, place: Path, form: str, out: Path, *, overwr
         InputError: the format cannot hold the set, or other files are in the way.
     """
     temporary = _beside(out)
+    remove_unfinished(temporary.parent, glob.escape(temporary.name.removeprefix(".").split(f".{os.getpid()}.")[0]))
     try:
         temporary.mkdir(parents=True, exist_ok=True)
-        lines = EXPORTS[form](distilled, place, temporary)
+        with disk_errors(temporary.parent):
+            lines = EXPORTS[form](distilled, place, temporary)
         new = _hashes(temporary)
         ours = _manifest(out)
         present = {
@@ -139,9 +142,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 def _manifest(out: Path) -> dict[str, list[str]]:
     """Return by path the hashes of what exports wrote into a folder; nothing where none did, or nobody can tell."""
     try:
-        content = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        content = read_json(out / MANIFEST)["files"]
         return {str(path): list(map(str, hashes)) for path, hashes in content.items() if _inside(path)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -174,7 +177,7 @@ def _beside(out: Path) -> Path:
         raise InputError(f"cannot write to {out} ({error.strerror}); choose another --out") from None
     if not place.name:
         raise InputError(f"cannot write to {out} (it has no folder above it); choose another --out")
-    return place.with_name(f".{place.name}.{os.getpid()}")
+    return place.with_name(f".{place.name}.{os.getpid()}{UNFINISHED}")
 
 
 # --- each format -------------------------------------------------------------------------------------------------

@@ -12,21 +12,9 @@ from distill.judging import evaluate
 from distill.run import Run
 from tests.faults.outcomes import outcome
 
+STUDENTS = ["--students", "2", "--student.epochs", "40", "--attacks", "linf", "--checkpoint-seconds", "0"]
 SMALL = ["--backbone", "convnet:width=4", "--iterations", "2", "--outer-loop", "2", "--inner-loop", "1"]
-SMALL += [
-    "--batch-real",
-    "8",
-    "--students",
-    "2",
-    "--student.epochs",
-    "40",
-    "--ipc",
-    "1",
-    "--attacks",
-    "linf",
-    "--checkpoint-seconds",
-    "0",
-]
+SMALL += ["--batch-real", "8", *STUDENTS]
 IN_CI = 40
 """of the pairs of a file and a damage; all of them with -m slow"""
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults.outcomes import outcome
-from tests.faults.test_damage import SMALL
+from tests.faults.test_damage import SMALL, STUDENTS
 
 RUN = ["dc", "folder", *SMALL]
 MTT = ["mtt", "folder", "--num-experts", "1", "--train-epochs", "2", "--expert-epochs", "1", "--max-start-epoch", "2"]
-MTT += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", "--lr-img", "0.1", "--students", "1"]
-MTT += ["--student.epochs", "40", "--attacks", "linf", "--backbone", "convnet:width=4", "--checkpoint-seconds", "0"]
+MTT += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", "--lr-img", "0.1", *STUDENTS]
+MTT += ["--backbone", "convnet:width=4"]
 
 
 @contextmanager
