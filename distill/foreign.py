@@ -11,10 +11,12 @@ from typing import Any, BinaryIO, NoReturn
 
 from distill.errors import InputError
 
-__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "refuse_irregular"]
+__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "read_json", "refuse_irregular"]
 
 LARGEST = 16 * 2**30
 """bytes that a file of a set may have: twice what images may take in memory"""
+MOST_TEXT = 64 * 2**20
+"""bytes that a file of JSON may have"""
 DIGITS = 18
 """of a whole number in JSON: what fits in 64 bits"""
 _KINDS = {
@@ -58,6 +60,20 @@ def refuse_irregular(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
     if size > LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than the {LARGEST / 2**30:g} GiB that a set's file may have")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no JSON, as of `parse_json`, or has more than MOST_TEXT bytes.
+    """
+    with open_regular(path) as file:
+        text = file.read(MOST_TEXT + 1)
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"it has more than {MOST_TEXT / 2**20:g} MiB")
+    return parse_json(text)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -23,7 +23,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
-from distill.foreign import parse_json, refuse_irregular
+from distill.foreign import read_json, refuse_irregular
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
@@ -142,7 +142,7 @@ def bring(
 def _said(record: Path) -> list[str] | None:
     """Return what was said when a set was read; None where that did not come to its end."""
     try:
-        return list(map(str, parse_json(record.read_text(encoding="utf-8"))["said"]))
+        return list(map(str, read_json(record)["said"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
