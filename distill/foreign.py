@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from distill.errors import InputError
 
-__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "read_json", "refuse_irregular"]
+__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "reachable", "read_json", "refuse_irregular"]
 
 LARGEST = 16 * 2**30
 """bytes that a file of a set may have: twice what images may take in memory"""
@@ -43,6 +43,21 @@ def open_regular(path: Path | str | bytes) -> BinaryIO:
         file.close()
         raise OSError(0, f"it is {_KINDS.get(kind, 'no file')}, not a regular file")
     return file
+
+
+def reachable(path: Path) -> Path:
+    """Return a path that the system can look up, whether or not something is there.
+
+    Raises:
+        InputError: it is too long, has a zero byte, or is in a folder that may not be read.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{brief(path)} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
+    return path
 
 
 def refuse_irregular(path: Path) -> None:

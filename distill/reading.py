@@ -23,7 +23,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
-from distill.foreign import read_json, refuse_irregular
+from distill.foreign import reachable, read_json, refuse_irregular
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
 
@@ -157,7 +157,7 @@ def _digest(path: Path, reading: Reading, data: str) -> str:
     digest = hashlib.sha256(json.dumps(how | {"data": data}, sort_keys=True).encode())
     files = _files_in(path) if path.is_dir() else [path, *companions(path).values()]
     if reading.fkd is not None:
-        if not Path(reading.fkd).is_dir():
+        if not reachable(Path(reading.fkd)).is_dir():
             raise InputError(f"--fkd is {reading.fkd}: no such folder")
         files += _files_in(Path(reading.fkd))
     for file in files:

@@ -19,6 +19,7 @@ from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
 from distill.flags import parse
+from distill.foreign import reachable
 from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
 from distill.whiten import preprocessing
@@ -62,7 +63,7 @@ def run_export(flags: list[str]) -> int:
         raise InputError(f"export takes a path first: bash run.sh export RUN --to {'|'.join(EXPORTS)}")
     default = ExportCommand(Path(), tyro.MISSING)
     asked = parse(ExportCommand, default, flags, "bash run.sh export")
-    if asked.path.suffix in FOREIGN and asked.path.is_file():
+    if reachable(asked.path).suffix in FOREIGN and asked.path.is_file():
         raise InputError(
             f"{asked.path} is not a whole safetensors file but, by its name, a published set: read it first, "
             f"bash run.sh evaluate {asked.path} --dataset NAME, and export the folder that it is kept in"
