@@ -3,6 +3,7 @@
 python -m tests.fuzz.campaign 0 2000      # cases 0 to 1999, in processes that may die; any case again by its number
 """
 
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,8 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -23,7 +25,7 @@ import torch
 from baselines.published import read
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading
+from distill.reading import Reading, bring
 from distill.whiten import preprocessing
 from tests.fuzz.mutations import ELSEWHERE, mutate
 from tests.fuzz.sets import HOW, REAL, WRITERS
@@ -36,6 +38,9 @@ MOST = 400
 """signs of a line, without the path that it may begin with or name"""
 RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 """what no reader does"""
+
+GREY = replace(REAL, images=REAL.images[:, :1], mean=REAL.mean[:1], std=REAL.std[:1])
+"""real images for sets of one channel"""
 
 _watched: list[Path] = []
 _seen: list[str] = []
@@ -108,15 +113,15 @@ def outcome(number: int, whole: Path, place: Path, kinds: tuple[str, ...]) -> tu
 
 
 def _read(kind: str, path: Path, place: Path) -> tuple[str, str]:
-    lines: list[str] = []
+    told, runs = io.StringIO(), place.with_name("runs")
     try:
-        with watched(place):
-            if kind == "safetensors":
-                found = DistilledSet.load(path)
-                preprocessing(found, place)
-            else:
-                real = REAL if kind != "16 bits" else _grey()
-                found = read(path, Reading(**HOW.get(kind, {})), real.resized, place, lines.append)
+        with watched(place), redirect_stderr(told):
+            kept = path
+            if kind != "safetensors":
+                real = REAL if kind != "16 bits" else GREY
+                kept = bring(path, Reading(**HOW.get(kind, {})), "toy", "data", runs, real.resized, read)
+            found = DistilledSet.load(kept)
+            preprocessing(found, kept if kept.is_dir() else kept.parent)
             for part in found.images.split(2):
                 assert part.dtype == torch.float32
                 part.sum()
@@ -127,23 +132,19 @@ def _read(kind: str, path: Path, place: Path) -> tuple[str, str]:
     except BaseException as error:  # a panic of Rust's is none of Exception
         if isinstance(error, KeyboardInterrupt):
             raise
-        where = " < ".join(
-            f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)[:-5:-1]
-        )
+        frames = traceback.extract_tb(error.__traceback__)[:-5:-1]
+        where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
         return "fault", f"{type(error).__name__}: {str(error)[:200]!r} at {where}"
-    if _seen:
-        return "fault", f"it did {_seen}"
-    for line in (said, *lines):
-        plain = line.replace(str(place), "PLACE")
-        if not plain.replace("\x1b[31m", "").isprintable() or len(plain) > MOST:
+    finally:
+        left = [each.name for each in runs.rglob("*") if each.is_file()]
+        shutil.rmtree(runs, ignore_errors=True)
+    if _seen or (what == "refused" and left):
+        return "fault", f"it did {_seen} and left {left}"
+    for line in (said, *told.getvalue().splitlines()):
+        plain = line.replace(str(place), "PLACE").replace(str(runs), "RUNS").replace("\x1b[31m", "")
+        if not plain.isprintable() or len(plain) > MOST:
             return "fault", f"a line of {len(plain)} signs: {plain[:300]!r}"
     return what, said
-
-
-def _grey() -> Any:
-    from dataclasses import replace
-
-    return replace(REAL, images=REAL.images[:, :1], mean=REAL.mean[:1], std=REAL.std[:1])
 
 
 def main(begin: int, count: int, kinds: tuple[str, ...] = tuple(WRITERS)) -> tuple[Counter, list[str]]:

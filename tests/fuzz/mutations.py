@@ -6,6 +6,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -137,7 +138,7 @@ def _member(path: Path, random: Random) -> None:
 
 
 def _nasty(random: Random) -> Any:
-    return random.choice(random.choice((TEXTS, NUMBERS, OTHERS)))
+    return deepcopy(random.choice(random.choice((TEXTS, NUMBERS, OTHERS))))
 
 
 def _edited(tree: Any, random: Random) -> Any:
@@ -256,7 +257,9 @@ def _pipe(path: Path, _: Random) -> None:
 
 def _link(path: Path, random: Random) -> None:
     path.unlink()
-    path.symlink_to(random.choice(("/dev/zero", "/dev/random", path.name, "nowhere", "/", "/proc/self/mem")))
+    path.symlink_to(
+        random.choice(("/dev/zero", "/dev/random", path.name, "nowhere", "/proc/self/fd", "/proc/self/mem"))
+    )
 
 
 def _folder(path: Path, _: Random) -> None:

@@ -138,6 +138,42 @@ def test_a_file_without_end_is_not_hashed(tmp_path: Path) -> None:
         bring(tmp_path / "a.pt", Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
 
 
+def kept(path: Path, runs: Path) -> Path:
+    return bring(path, Reading(), "toy", "data", runs, lambda size: REAL.resized(size), read)
+
+
+def test_a_set_whose_folders_are_renamed_is_another(tmp_path: Path) -> None:
+    """The classes of before were served again."""
+    write_pictures(tmp_path / "a", ["above", "below"])
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    assert kept(tmp_path / "a", tmp_path / "runs") == first
+    (tmp_path / "a" / "above").rename(tmp_path / "a" / "new000")
+    (tmp_path / "a" / "below").rename(tmp_path / "a" / "z")
+    with pytest.raises(InputError, match="z is no class of toy"):
+        kept(tmp_path / "a", tmp_path / "runs")
+
+
+def test_a_folder_behind_a_link_is_hashed(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "there", ["above", "below"])
+    (tmp_path / "a").mkdir()
+    for name in ("above", "below"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / "there" / name)
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "there" / "above" / "0.png")
+    assert kept(tmp_path / "a", tmp_path / "runs") != first
+
+
+def test_what_lies_deeper_than_a_set_is_not_read(tmp_path: Path) -> None:
+    """A folder that holds the world was hashed before anybody asked whether it is a set."""
+    (tmp_path / "a" / "x" / "y").mkdir(parents=True)
+    save_mtt(tmp_path / "a", drawn(4, 3, 8, 8))
+    (tmp_path / "a" / "learned_lr.json").write_text(json.dumps({"lr": 0.1, "space": "normalised"}))
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    with open(tmp_path / "a" / "x" / "y" / "large", "wb") as file:
+        file.truncate(2**40)
+    assert kept(tmp_path / "a", tmp_path / "runs") == first
+
+
 # --- whitening -----------------------------------------------------------------------------------------------------
 
 
