@@ -3,6 +3,7 @@
 python -m tests.fuzz.campaign 0 2000      # cases 0 to 1999, in processes that may die; any case again by its number
 """
 
+import faulthandler
 import io
 import os
 import shutil
@@ -179,7 +180,9 @@ def _child(begin: int, end: int, kinds: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_all(Path(folder) / "whole", kinds)
         for number in range(begin, end):
+            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # where no signal comes through
             what, said = outcome(number, Path(folder) / "whole", Path(folder) / "case", kinds)
+            faulthandler.cancel_dump_traceback_later()
             text = said.encode("ascii", "backslashreplace").decode().replace("\t", " ").replace("\n", "\\n")
             print(number, what, text, sep="\t", flush=True)
 

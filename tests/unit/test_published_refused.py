@@ -17,6 +17,7 @@ from baselines.published import recognised
 from distill.commands.export import export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.files import write_tensors
 from distill.reading import Reading, bring
 from distill.unpickled import read_npz, read_pickle
 from distill.whiten import Whiten, preprocessing
@@ -193,6 +194,42 @@ def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> N
     Whiten.fit(toy(40, channels=1).images).save(tmp_path / "set" / "other.safetensors")
     with pytest.raises(InputError, match="whitening of 64 numbers"):
         preprocessing(replace(found, training={"whitening": "other.safetensors"}), tmp_path / "set")
+
+
+# --- a file of ours that others made ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "[" * 200_000,
+        json.dumps(FIELDS | {"std": [10**400] * 3}),
+        json.dumps(FIELDS | {"mean": [float("nan")] * 3}),
+        json.dumps(FIELDS | {"classes": ["only"]}),
+        json.dumps(FIELDS | {"backbone": "\x1b[31m" + "x" * 100_000}),
+        json.dumps(FIELDS | {"dataset": "x" * 10**6 + "/"}),
+        json.dumps([]),
+        *(json.dumps(FIELDS | {"shards": [name]}) for name in ("../x.safetensors", "\u202e.safetensors", 5, "x")),
+        json.dumps(FIELDS | {"shards": []}),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_metadata_of_any_kind_are_one_line(kept: str, tmp_path: Path) -> None:
+    tensors = {"labels": CLASSES} | ({} if "shards" in kept else {"images": drawn(4, 3, 8, 8)})
+    write_tensors(tmp_path / "distilled.safetensors", tensors, {"guard-distilled-1": kept})
+    with pytest.raises(InputError, match=r"distilled\.safetensors is no distilled|of one shape") as error:
+        DistilledSet.load(tmp_path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_files_of_images_of_other_shapes_are_one_line(tmp_path: Path) -> None:
+    for number, size in enumerate((8, 4)):
+        write_tensors(tmp_path / f"{number}.safetensors", {"images": drawn(2, 3, size, size)})
+    kept = json.dumps(FIELDS | {"shards": ["0.safetensors", "1.safetensors"]})
+    write_tensors(tmp_path / "distilled.safetensors", {"labels": CLASSES}, {"guard-distilled-1": kept})
+    with pytest.raises(InputError, match=r"of one shape; 0\.safetensors \(3, 8, 8\) and 1\.safetensors \(3, 4, 4\)"):
+        DistilledSet.load(tmp_path)
 
 
 # --- Hugging Face --------------------------------------------------------------------------------------------------
