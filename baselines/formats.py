@@ -1,4 +1,4 @@
-"""The files of official repositories, each read as it is: one function a format.
+"""The files of official repositories, each read as it is: one function a format; MTT and Hugging Face have own modules.
 
 DC, DSA and DM (VICO-UoE/DatasetCondensation), CAFE and DCC, which share theirs; DD (SsnL/dataset-distillation) and
 SLDD; MTT and TESLA; FRePo; KIP (google-research/kip); IDC (snu-mllab/Efficient-Dataset-Condensation); SRe2L, CDA and
