@@ -273,7 +273,9 @@ def _gone(path: Path, _: Random) -> None:
 
 def _twice(path: Path, random: Random) -> None:
     names = (f"copy{path.suffix}", f"._{path.name}", "\x1b[31m" + path.suffix, "images_7.pt", "data.pt", "x.npz")
-    shutil.copy(path, path.with_name(random.choice(names)))
+    copy = path.with_name(random.choice(names))
+    if copy != path:
+        shutil.copy(path, copy)
 
 
 def _sparse(path: Path, _: Random) -> None:
