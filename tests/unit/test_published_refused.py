@@ -179,7 +179,7 @@ def test_what_lies_deeper_than_a_set_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", 5, "a\0b", "../"]
+    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", 5, "a\0b", "../", "\u202e"]
 )
 def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> None:
     for folder in ("set", "elsewhere"):
