@@ -1,4 +1,4 @@
-"""The files of official repositories, each read as it is: one function a format.
+"""The files of official repositories, each read as it is: one function a format; MTT and Hugging Face have own modules.
 
 DC, DSA and DM (VICO-UoE/DatasetCondensation), CAFE and DCC, which share theirs; DD (SsnL/dataset-distillation) and
 SLDD; MTT and TESLA; FRePo; KIP (google-research/kip); IDC (snu-mllab/Efficient-Dataset-Condensation); SRe2L, CDA and
@@ -68,7 +68,7 @@ def _dd(path: Path, reading: Reading) -> Raw:
     soft = y.ndim == 2
     by_class = (y.argmax(1) if soft else y).argsort(stable=True)
     order = by_class.argsort().view(count, -1).tolist()
-    rates = [lr.item() for lr in lrs]
+    rates = [float(lr) for lr in lrs]
     training = {"order": order, "lrs": rates, "weights": "xavier", "fixed": []}
     said = f"{'sldd' if soft else 'dd'}'s results.pth, {count} steps taken {len(steps) // count} times, learning rates "
     said += f"{min(rates):.3g} to {max(rates):.3g} (--protocol own takes these steps from fresh networks)"

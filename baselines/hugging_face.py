@@ -7,7 +7,7 @@ from baselines.raw import SPACES, Raw, checked_labels
 from distill.data.image_files import LIMIT
 from distill.data.pictures import decode_pictures
 from distill.errors import InputError
-from distill.foreign import brief, open_regular, parse_json, refuse_irregular
+from distill.foreign import brief, read_json, refuse_irregular
 from distill.reading import Reading
 from distill.unpickled import as_tensor
 
@@ -98,14 +98,13 @@ def _part(path: Path) -> Path:
     for name in names:
         refuse_irregular(path / name)
     if (path / "dataset_info.json").exists():
-        refuse_irregular(path / "dataset_info.json")
+        _json(path / "dataset_info.json")
     return path
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        with open_regular(file) as opened:
-            found = parse_json(opened.read())
+        found = read_json(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
     if not isinstance(found, dict):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from baselines.raw import Raw, checked_constants, checked_rate, only, pair, unsorted
 from distill.distilled import is_probability
 from distill.errors import InputError
-from distill.foreign import open_regular, parse_json
+from distill.foreign import read_json
 from distill.reading import Reading, companions
 from distill.unpickled import as_tensor, read_pickle
 from robust import Normalize
@@ -53,8 +53,7 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         space = "pixels"  # it is the inverse that the official code writes for the eye
     elif card := beside.get("card"):  # of our export
         try:
-            with open_regular(card) as file:
-                kept = parse_json(file.read())
+            kept = read_json(card)
             space = {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
             if lr is None and kept["lr"] is not None:
                 lr = checked_rate(kept["lr"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
+from distill.foreign import brief
 from distill.official import Constants
 from distill.unpickled import as_tensor
 
@@ -127,7 +128,7 @@ def only(folder: Path, found: list[Path]) -> Path:
     """
     if len(found) > 1:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
-        names = ", ".join(each.name for each in found[:6])
+        names = brief(", ".join(each.name for each in found[:6]), 200)
         raise InputError(f"{folder} has several sets: give one file of {names}{more}")
     return found[0]
 

@@ -39,6 +39,8 @@ __all__ = ["DistilledSet", "is_probability"]
 FORMAT = "guard-distilled-1"
 SHARD = 2**30
 """bytes of images in one file, about"""
+SHARD_NAME = re.compile(r"[\w.=+ -]+\.safetensors")
+"""of a file with a part of the images; never a path"""
 OWN = "own."
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 LATER = ("config", "training", "run")
@@ -167,7 +169,10 @@ class DistilledSet:
             raise InputError(f"{path} is no distilled set: it has {brief(found)}; expected images, labels and {FORMAT}")
         try:
             if "images" not in tensors:
-                tensors["images"] = Shards([path.with_name(Path(name).name) for name in values["shards"]])
+                names = list(map(str, values["shards"]))
+                if not all(SHARD_NAME.fullmatch(name) for name in names):
+                    raise ValueError("shards are names of .safetensors beside it, and one of them is none")
+                tensors["images"] = Shards([path.with_name(name) for name in names])
             lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
             fields = {name: values[name] for name in FIELDS} | {name: values[name] for name in LATER if name in values}
             return cls(**tensors, **fields | lists, own=own)

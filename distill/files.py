@@ -25,7 +25,6 @@ __all__ = [
     "cannot_write",
     "disk_errors",
     "hash_of",
-    "read_json",
     "read_tensors",
     "remove_unfinished",
     "write_atomic",
@@ -200,21 +199,6 @@ def read_tensors(
     if only is None and seal not in (None, _seal(tensors, facts)):
         raise InputError(f"{path} is damaged: its content is not what was written{advice}")
     return tensors, facts
-
-
-def read_json(path: Path) -> Any:
-    """Return what a file of JSON holds.
-
-    Raises:
-        InputError: it cannot be read, or is no JSON; the line has no advice.
-    """
-    try:
-        with open_regular(path) as file:
-            return parse_json(file.read())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError:
-        raise InputError(f"{path} is damaged: it is no JSON") from None
 
 
 def read_state(path: Path) -> dict:

@@ -9,12 +9,14 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from distill.errors import InputError
+from distill.errors import InputError, one_line
 
-__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "refuse_irregular"]
+__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "reachable", "read_json", "refuse_irregular"]
 
 LARGEST = 16 * 2**30
 """bytes that a file of a set may have: twice what images may take in memory"""
+MOST_TEXT = 64 * 2**20
+"""bytes that a file of JSON may have"""
 DIGITS = 18
 """of a whole number in JSON: what fits in 64 bits"""
 _KINDS = {
@@ -43,6 +45,21 @@ def open_regular(path: Path | str | bytes) -> BinaryIO:
     return file
 
 
+def reachable(path: Path) -> Path:
+    """Return a path that the system can look up, whether or not something is there.
+
+    Raises:
+        InputError: it is too long, has a zero byte, or is in a folder that may not be read.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{brief(path)} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
+    return path
+
+
 def refuse_irregular(path: Path) -> None:
     """Refuse what a library must not open: no file, no regular one, or one of more than LARGEST bytes.
 
@@ -58,6 +75,20 @@ def refuse_irregular(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
     if size > LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than the {LARGEST / 2**30:g} GiB that a set's file may have")
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file of JSON holds.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no JSON, as of `parse_json`, or has more than MOST_TEXT bytes.
+    """
+    with open_regular(path) as file:
+        text = file.read(MOST_TEXT + 1)
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"it has more than {MOST_TEXT / 2**20:g} MiB")
+    return parse_json(text)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -87,11 +118,5 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def brief(said: object, most: int = 100) -> str:
-    r"""Return a text of others, or an error's message, on one line of at most `most` signs that all can be printed.
-
-    >>> brief("a\x1b[31m red\n\n  line"), brief("x" * 300, 10), brief(KeyError("lr"))
-    ('a\\x1b[31m red line', 'xxxxxx ...', "'lr'")
-    """
-    words = " ".join(str(said)[: 4 * most].split())
-    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
+    """Return a text of others, or an error's message, on one line of at most `most` signs that all can be printed."""
+    return one_line(said, most)

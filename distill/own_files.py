@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.files import read_json, read_tensors
+from distill.files import read_tensors
+from distill.foreign import brief, read_json
 
 __all__ = ["digest", "fingerprint_in", "read_own", "record_in"]
 
@@ -34,8 +35,10 @@ def record_in(folder: Path) -> dict[str, Any] | None:
     advice = f"move {folder} away or choose another folder (--runs DIR)"
     try:
         content = read_json(path)
-    except InputError as error:
-        raise InputError(f"{error}; {advice}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); {advice}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({brief(error)}); {advice}") from None
     if not isinstance(content, dict) or not isinstance(content.get("experiment", 0), (dict, NoneType)):
         raise InputError(f"{path} is damaged: it names no experiment; {advice}")
     return {"data": None} | content

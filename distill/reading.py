@@ -10,6 +10,7 @@ and is then like a set of ours, for every command. The reader itself is handed i
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import hash_of, write_text
-from distill.foreign import parse_json, refuse_irregular
+from distill.foreign import reachable, read_json, refuse_irregular
 from robust.ranges import Positive, Range, check_ranges
 
 __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
@@ -31,6 +32,10 @@ __all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "i
 OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
 """names of data sets in DC's code"""
+DEPTH = 2
+"""folders of a set, one in another: CLASS/FILE, or SPLIT/FILE"""
+FKD_DEPTH = 4
+"""folders of soft labels: DATASET/NAME/epoch_0/FILE"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def bring(
 def _said(record: Path) -> list[str] | None:
     """Return what was said when a set was read; None where that did not come to its end."""
     try:
-        return list(map(str, parse_json(record.read_text(encoding="utf-8"))["said"]))
+        return list(map(str, read_json(record)["said"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -153,14 +158,19 @@ def _digest(path: Path, reading: Reading, data: str) -> str:
     if reading.source in ("auto", "idc") and reading.factor is None and (named := factor_in(path)) is not None:
         how["factor"] = named
     digest = hashlib.sha256(json.dumps(how | {"data": data}, sort_keys=True).encode())
-    files = _files_in(path) if path.is_dir() else [path, *companions(path).values()]
+    whole = path.parent if path.suffix == ".arrow" else path  # its folder says what is in it
+    if whole.is_dir():
+        files = _files_in(whole, DEPTH)
+    else:
+        files = {Path(each.name): each for each in (path, *companions(path).values())}
     if reading.fkd is not None:
-        if not Path(reading.fkd).is_dir():
+        if not reachable(Path(reading.fkd)).is_dir():
             raise InputError(f"--fkd is {reading.fkd}: no such folder")
-        files += _files_in(Path(reading.fkd))
-    for file in files:
+        files |= {Path("fkd") / name: file for name, file in _files_in(Path(reading.fkd), FKD_DEPTH).items()}
+    for file in files.values():  # all of them first: none is read in vain
         refuse_irregular(file)
-        digest.update(file.name.encode() + b"\0")
+    for name, file in files.items():
+        digest.update(os.fsencode(name) + b"\0")
         try:
             digest.update(bytes.fromhex(hash_of(file)))
         except OSError as error:
@@ -195,5 +205,22 @@ def companions(path: Path) -> dict[str, Path]:
     return {kind: file for (kind, _), file in found.items() if file.is_file()}
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(each for each in folder.rglob("*") if each.is_file())
+def _files_in(folder: Path, depth: int) -> dict[Path, Path]:
+    """Return the files of a folder and of the folders in it by their names there, sorted; of links what they lead to.
+
+    Args:
+        folder: that exists.
+        depth: of folders that a set has; what is deeper is none of it.
+
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    found, places = [], [folder]
+    try:
+        for _ in range(depth):
+            entries = [each for place in places for each in place.iterdir()]
+            found += [each for each in entries if each.is_file()]
+            places = [each for each in entries if each.is_dir()]
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} cannot be read ({error.strerror})") from None
+    return {each.relative_to(folder): each for each in sorted(found)}

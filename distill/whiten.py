@@ -182,7 +182,7 @@ _STAGE = re.compile(r"(\.\./)+stages/[\w-]+/whitening\.safetensors")
 def _is_in(place: Path, named: str) -> bool:
     """Return whether a name is of a file in a folder, links followed."""
     try:
-        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named)
+        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named) and named.isprintable()
     except (OSError, ValueError, RuntimeError):  # of a name too long, with a zero byte, or of links in a circle
         return False
 

@@ -18,6 +18,7 @@ from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
 from distill.files import hash_of
 from distill.flags import find_device, parse, peek
+from distill.foreign import reachable
 from distill.judging.classes import check
 from distill.judging.evaluate import evaluate
 from distill.judging.results import missing
@@ -84,7 +85,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
             "evaluate takes a path first: distilled.safetensors, the folder of its run, or a published set"
         )
     helping = flags[0] in ("-h", "--help")
-    path = Path("PATH" if helping else flags[0])
+    path = reachable(Path("PATH" if helping else flags[0]))
     if not helping:
         path = _published(path, flags[1:], read) or path
     distilled = None if helping else DistilledSet.load(path)

@@ -18,8 +18,9 @@ import tyro
 from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
-from distill.files import UNFINISHED, disk_errors, hash_of, read_json, remove_unfinished, write_text
+from distill.files import UNFINISHED, disk_errors, hash_of, remove_unfinished, write_text
 from distill.flags import parse
+from distill.foreign import reachable, read_json
 from distill.official import CONSTANTS, Constants
 from distill.reading import OFFICIAL
 from distill.whiten import preprocessing
@@ -63,7 +64,7 @@ def run_export(flags: list[str]) -> int:
         raise InputError(f"export takes a path first: bash run.sh export RUN --to {'|'.join(EXPORTS)}")
     default = ExportCommand(Path(), tyro.MISSING)
     asked = parse(ExportCommand, default, flags, "bash run.sh export")
-    if asked.path.suffix in FOREIGN and asked.path.is_file():
+    if reachable(asked.path).suffix in FOREIGN and asked.path.is_file():
         raise InputError(
             f"{asked.path} is not a whole safetensors file but, by its name, a published set: read it first, "
             f"bash run.sh evaluate {asked.path} --dataset NAME, and export the folder that it is kept in"
@@ -144,7 +145,7 @@ def _manifest(out: Path) -> dict[str, list[str]]:
     try:
         content = read_json(out / MANIFEST)["files"]
         return {str(path): list(map(str, hashes)) for path, hashes in content.items() if _inside(path)}
-    except (InputError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

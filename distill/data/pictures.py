@@ -233,10 +233,19 @@ def _header(file: Path | io.BytesIO, name: str = "") -> _Header:
         InputError: it is none, or has more bits a channel than are read without loss.
     """
     with _opened(file, name) as image:
-        deep = is_deep(image)
-        if deep and not image.mode.startswith("I;16"):
-            raise ValueError("more than 8 bits a channel are read of grey images of 16 bits only: convert it to 8 bits")
-        return _Header(*image.size, is_grey(image), deep)
+        return _Header(*image.size, is_grey(image), _is_deep(image))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an open image has 16 bits a pixel, all of which are read.
+
+    Raises:
+        ValueError: it has more than eight bits a channel in another way, of which some would be lost.
+    """
+    deep = is_deep(image)
+    if deep and not image.mode.startswith("I;16"):
+        raise ValueError("more than 8 bits a channel are read of grey images of 16 bits only: convert it to 8 bits")
+    return deep
 
 
 def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
@@ -245,10 +254,8 @@ def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
     Raises:
         InputError: as of `_header`, or it is damaged, or has colours where one channel is asked for.
     """
-    deep = _header(file, name).deep
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
     with _opened(file, name) as image:
+        deep = _is_deep(image)
         if channels == 1 and not is_grey(image):
             raise ValueError("it has colours, and the images of the data set are grey")
         if deep:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import InputError
-from distill.foreign import brief, open_regular, parse_json, refuse_irregular
+from distill.foreign import brief, open_regular, parse_json, reachable, read_json, refuse_irregular
 
 
 def irregular(folder: Path) -> list[Path]:
@@ -54,6 +54,24 @@ def test_json_is_read_or_refused_with_a_value_error(text: str | bytes) -> None:
 
 def test_json_of_any_ordinary_kind_is_read() -> None:
     assert parse_json('{"a": [1, -2.5e-3, true, null, "x"]}') == {"a": [1, -0.0025, True, None, "x"]}
+
+
+def test_paths_that_the_system_does_not_take_are_one_line(tmp_path: Path) -> None:
+    assert reachable(tmp_path / "none" / "x") == tmp_path / "none" / "x"
+    for path in (Path("x" * 5000), tmp_path / "a\0b", Path("a\x1b" * 3000)):
+        with pytest.raises(InputError, match=r"cannot be read \(") as error:
+            reachable(path)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 200
+
+
+def test_a_file_of_json_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(ValueError, match="more than 64 MiB"):
+        read_json(tmp_path / "a.json")
 
 
 def test_what_others_say_is_one_printable_line() -> None:

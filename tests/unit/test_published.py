@@ -165,6 +165,13 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
     assert torch.allclose(network[1].bias, bias, atol=1e-6)
 
 
+def test_rates_of_whole_numbers_are_kept(tmp_path: Path) -> None:
+    """They were written as whole numbers of more digits than are read again."""
+    torch.save([(drawn(4, 3, 8, 8), CLASSES, torch.tensor([2**62]))], tmp_path / "results.pth")
+    kept = bring(tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
+    assert DistilledSet.load(kept).training["lrs"] == [2.0**62]
+
+
 def save_mtt(folder: Path, images: Tensor, labels: Tensor = CLASSES, which: str = "best") -> None:
     torch.save(images, folder / f"images_{which}.pt")
     torch.save(labels, folder / f"labels_{which}.pt")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from baselines.published import recognised
 from distill.commands.export import export
@@ -138,11 +139,47 @@ def test_a_file_without_end_is_not_hashed(tmp_path: Path) -> None:
         bring(tmp_path / "a.pt", Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
 
 
+def kept(path: Path, runs: Path) -> Path:
+    return bring(path, Reading(), "toy", "data", runs, lambda size: REAL.resized(size), read)
+
+
+def test_a_set_whose_folders_are_renamed_is_another(tmp_path: Path) -> None:
+    """The classes of before were served again."""
+    write_pictures(tmp_path / "a", ["above", "below"])
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    assert kept(tmp_path / "a", tmp_path / "runs") == first
+    (tmp_path / "a" / "above").rename(tmp_path / "a" / "new000")
+    (tmp_path / "a" / "below").rename(tmp_path / "a" / "z")
+    with pytest.raises(InputError, match="z is no class of toy"):
+        kept(tmp_path / "a", tmp_path / "runs")
+
+
+def test_a_folder_behind_a_link_is_hashed(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "there", ["above", "below"])
+    (tmp_path / "a").mkdir()
+    for name in ("above", "below"):
+        (tmp_path / "a" / name).symlink_to(tmp_path / "there" / name)
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "there" / "above" / "0.png")
+    assert kept(tmp_path / "a", tmp_path / "runs") != first
+
+
+def test_what_lies_deeper_than_a_set_is_not_read(tmp_path: Path) -> None:
+    """A folder that holds the world was hashed before anybody asked whether it is a set."""
+    (tmp_path / "a" / "x" / "y").mkdir(parents=True)
+    save_mtt(tmp_path / "a", drawn(4, 3, 8, 8))
+    (tmp_path / "a" / "learned_lr.json").write_text(json.dumps({"lr": 0.1, "space": "normalised"}))
+    first = kept(tmp_path / "a", tmp_path / "runs")
+    with open(tmp_path / "a" / "x" / "y" / "large", "wb") as file:
+        file.truncate(2**40)
+    assert kept(tmp_path / "a", tmp_path / "runs") == first
+
+
 # --- whitening -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", 5, "a\0b", "../"]
+    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", 5, "a\0b", "../", "\u202e"]
 )
 def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> None:
     for folder in ("set", "elsewhere"):
@@ -157,6 +194,42 @@ def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> N
     Whiten.fit(toy(40, channels=1).images).save(tmp_path / "set" / "other.safetensors")
     with pytest.raises(InputError, match="whitening of 64 numbers"):
         preprocessing(replace(found, training={"whitening": "other.safetensors"}), tmp_path / "set")
+
+
+# --- a file of ours that others made ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "[" * 200_000,
+        json.dumps(FIELDS | {"std": [10**400] * 3}),
+        json.dumps(FIELDS | {"mean": [float("nan")] * 3}),
+        json.dumps(FIELDS | {"classes": ["only"]}),
+        json.dumps(FIELDS | {"backbone": "\x1b[31m" + "x" * 100_000}),
+        json.dumps(FIELDS | {"dataset": "x" * 10**6 + "/"}),
+        json.dumps([]),
+        *(json.dumps(FIELDS | {"shards": [name]}) for name in ("../x.safetensors", "\u202e.safetensors", 5, "x")),
+        json.dumps(FIELDS | {"shards": []}),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_metadata_of_any_kind_are_one_line(kept: str, tmp_path: Path) -> None:
+    tensors = {"labels": CLASSES} | ({} if "shards" in kept else {"images": drawn(4, 3, 8, 8)})
+    save_file(tensors, tmp_path / "distilled.safetensors", {"guard-distilled-1": kept})
+    with pytest.raises(InputError, match=r"is no distilled set|of one shape|damaged metadata") as error:
+        DistilledSet.load(tmp_path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_files_of_images_of_other_shapes_are_one_line(tmp_path: Path) -> None:
+    for number, size in enumerate((8, 4)):
+        save_file({"images": drawn(2, 3, size, size)}, tmp_path / f"{number}.safetensors")
+    kept = json.dumps(FIELDS | {"shards": ["0.safetensors", "1.safetensors"]})
+    save_file({"labels": CLASSES}, tmp_path / "distilled.safetensors", {"guard-distilled-1": kept})
+    with pytest.raises(InputError, match=r"of one shape; 0\.safetensors \(3, 8, 8\) and 1\.safetensors \(3, 4, 4\)"):
+        DistilledSet.load(tmp_path)
 
 
 # --- Hugging Face --------------------------------------------------------------------------------------------------
