@@ -291,8 +291,8 @@ class Run:
         )
 
     def _is_empty(self) -> bool:
-        """Tell whether the run that has the folder ended before it had computed anything: refused, as a rule."""
-        if {path.name for path in self.folder.iterdir()} - {"experiment.json", ".lock"}:
+        """Tell whether the run that has the folder ended before it had anything to continue from: refused, diverged."""
+        if {path.name for path in self.folder.iterdir()} - {"experiment.json", ".lock", "metrics.jsonl", "tensorboard"}:
             return False
         try:
             with locked(self.folder):

@@ -1,6 +1,7 @@
 """A run's folder: addressed randomness, atomic files, refusal of what belongs to another."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -183,3 +184,80 @@ def test_tensors_come_back_and_bytes_repeat(tmp_path: Path) -> None:
     (tmp_path / "2").write_bytes((tmp_path / "2").read_bytes()[:-3])
     with pytest.raises(InputError, match="not a whole safetensors file"):
         read_tensors(tmp_path / "2")
+
+
+def test_a_file_of_another_run_is_refused_by_its_name(tmp_path: Path) -> None:
+    ours, theirs = Run(tmp_path / "ours", Whole(), seed=0), Run(tmp_path / "theirs", Whole(ipc=2), seed=0)
+    for run in (ours, theirs):
+        run.keep("students/0.safetensors", {"weight": torch.ones(2)}, {"seconds": 1.5})
+    found = ours.kept("students/0.safetensors")
+    assert found is not None
+    assert torch.equal(found[0]["weight"], torch.ones(2))
+    assert found[1] == {"seconds": 1.5}
+    assert ours.kept("students/1.safetensors") is None
+    (tmp_path / "ours" / "students" / "0.safetensors").write_bytes(
+        (tmp_path / "theirs" / "students" / "0.safetensors").read_bytes()
+    )
+    with pytest.raises(InputError, match=r"students/0\.safetensors belongs to another run; delete it"):
+        ours.kept("students/0.safetensors")
+    with pytest.raises(InputError, match="belongs to another run"):
+        ours.has("students/0.safetensors")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    """Neither safetensors nor torch's reader compare a checksum."""
+    write_tensors(tmp_path / "a.safetensors", {"weight": torch.zeros(64)})
+    run = Run(tmp_path, Whole())
+    run.save(1, {"images": torch.zeros(64)})
+    for path, where, words in (
+        (tmp_path / "a.safetensors", -4, "is damaged: its content is not what was written"),
+        (tmp_path / "state.pt", None, "is damaged or foreign"),
+    ):
+        content = bytearray(path.read_bytes())
+        at = content.index(bytes(200)) + 100 if where is None else len(content) + where
+        content[at] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            run.restore() if path.name == "state.pt" else read_tensors(path)
+
+
+def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path, Whole())
+    with pytest.raises(InputError, match=r"diverged in step 2 .*; take a smaller --lr-img"):
+        run.save(3, {"nets": [{"weight": torch.tensor([1.0, float("nan")])}]}, "--lr-img")
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_run_without_anything_to_continue_from_gives_its_folder_up(tmp_path: Path) -> None:
+    run = Run(tmp_path, Whole()).begin()
+    run.log(0, loss=1.0)
+    other = Run(tmp_path, Whole(ipc=2)).begin()  # the first diverged, say
+    assert other.restore() is None
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    other.save(1, {"images": torch.zeros(1)})
+    with pytest.raises(InputError, match="ipc is 2 there, 1 now"):
+        Run(tmp_path, Whole())
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "{}", '{"step": null}', "", "x", "[" * 100_000, '{"step": "1e400"}'])
+def test_lines_that_are_no_scalars_are_left_out(line: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, Whole()).begin()
+    run.log(0, loss=1.0)
+    run.save(1, {})
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(line.encode() + b"\xff\n")
+    Run(tmp_path, Whole()).restore()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == ['{"step": 0, "loss": 1.0}']
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
+    """The number of no process: the largest is 2^22."""
+    left, others = tmp_path / "students" / ".0.safetensors.99999999.unfinished", tmp_path / ".state.pt.12345"
+    alive = tmp_path / f".state.pt.{os.getpid()}.unfinished"
+    for path in (left, others, alive):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with locked(tmp_path):
+        assert not left.exists()
+    assert others.exists()  # nobody knows whose that is
+    assert alive.exists()
