@@ -180,10 +180,13 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     judged, (channels, size) = None, distilled.images.shape[1:3]
     if "teacher" in kept:  # which sets of other code come without
         shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
-        teacher = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
-        load_teacher(teacher, place / kept["teacher"])
-        judged = nn.Sequential(normalize, teacher.to(run.device)).eval()
-        mend(store, judged[1], distilled.images, normalize, run)
+        network = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
+        path = place / kept["teacher"]
+        if not path.exists():
+            Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
+        load_teacher(network, path)
+        judged = nn.Sequential(normalize, network.to(run.device)).eval()
+        mend(store, network, distilled.images, normalize, run)
     labels = Labels(store, digest(distilled.images), len(distilled.classes))
     # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
     before = {"decay": "all" if kept["validate"].get("optimizer") == "sgd" else "kernels"}
