@@ -1,8 +1,8 @@
 """Starts a command line in several processes: `python -m distill.launch COUNT METHOD DATASET [--flags]`.
 
 A process that ends with bad input (exit code 2) or interrupted (130) ends all of them with that code. One that dies in
-another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. On Linux they
-do not outlive this one. `distill.ranks.start` becomes it, so that it holds no data and imports no torch.
+another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. On Linux
+they do not outlive this one. `distill.ranks.start` becomes it, so that it holds no data and imports no torch.
 """
 
 import ctypes
