@@ -1,5 +1,4 @@
-"""Kills and damage: a run of SRe2L that was killed anywhere, or whose own files were damaged, ends in the same table, or
-in one line with the file's name."""
+"""A run of SRe2L that was killed, or whose own files were damaged, ends in the same table, or in one line that names it."""
 
 import os
 import random
