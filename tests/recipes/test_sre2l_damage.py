@@ -1,4 +1,4 @@
-"""A run of SRe2L that was killed, or whose own files were damaged, ends in the same table, or in one line that names it."""
+"""A run of SRe2L that was killed, or whose files were damaged, ends in the same table, or in a line that names one."""
 
 import os
 import random
