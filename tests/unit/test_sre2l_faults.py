@@ -59,9 +59,7 @@ def test_logits_that_are_not_finite_are_no_labels(tmp_path: Path) -> None:
     with torch.no_grad():
         list(teacher.parameters())[-1][0] = 1e6
     with pytest.raises(InputError, match=r"^relabelling diverged in iteration 0 \(.*\); take a smaller --squeeze.lr$"):
-        relabel(
-            RobustTeacher(teacher), "t", images, Normalize((0.4,) * 3, (0.25,) * 3), CROPS, FLOATS, run_in(tmp_path)
-        )
+        relabel(RobustTeacher(teacher), "t", images, normalize, CROPS, FLOATS, run_in(tmp_path))
     assert kept(tmp_path) == []
 
 
