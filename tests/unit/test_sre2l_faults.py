@@ -202,17 +202,16 @@ def test_facts_of_labels_are_looked_at(tmp_path: Path) -> None:
             Labels(tmp_path, digest(images))
 
 
-@pytest.mark.parametrize("epochs", [3, pytest.param(12, marks=pytest.mark.slow)], ids=["past the warm-up", "the whole"])
+@pytest.mark.parametrize("epochs", [2, pytest.param(12, marks=pytest.mark.slow)], ids=["past the warm-up", "the whole"])
 def test_the_quick_recipe_of_guard_on_digits_is_finite(epochs: int, tmp_path: Path) -> None:
-    """It was NaN three steps after the warm-up, at a quick run's defaults."""
+    """It was NaN in the fourth step after the warm-up, an epoch, at a quick run's defaults."""
     from distill.data import load
 
     digits, _ = load("digits", tmp_path, None)
     config = RECIPES["guard_sre2l"]["quick"]("digits", 1).config
-    few = replace(digits, images=digits.images[:704], labels=digits.labels[:704]) if epochs == 3 else digits
     compute: Compute = config.compute
     shortened = replace(config.squeeze, epochs=epochs)
-    teacher, name = squeeze(few, config.backbone, shortened, compute, run_in(tmp_path))
+    teacher, name = squeeze(digits, config.backbone, shortened, compute, run_in(tmp_path))
     assert sound(teacher.network.state_dict())
     lines = (tmp_path / "stages" / name / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["squeeze_loss"] for line in lines if "squeeze_loss" in line]
