@@ -36,6 +36,7 @@ from distill.launch import INTERRUPTED
 from distill.models import BACKBONES
 from distill.protocol import chosen
 from distill.ranks import (
+    announces,
     asked,
     barrier,
     check_asked,
@@ -46,7 +47,6 @@ from distill.ranks import (
     refuse,
     refused,
     start,
-    tells_interrupt,
     world,
 )
 from distill.reading import Reading
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         if refused():
             return 2
-        if tells_interrupt():
+        if announces():
             print(INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
@@ -288,7 +288,7 @@ def announce(
     device: torch.device,
 ) -> None:
     """Say which recipe runs, and on a CPU how long it and the other will take."""
-    if not first():
+    if not announces():
         return
     text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
     if device.type != "cpu":

@@ -1,8 +1,8 @@
-"""Starts a command line in several processes: `python -m distill.launch COUNT WORDS...`, which `distill.ranks` becomes.
+"""Starts a command line in several processes: `python -m distill.launch COUNT METHOD DATASET [--flags]`.
 
 A process that ends with bad input (exit code 2) or interrupted (130) ends all of them with that code. One that dies in
-another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. The
-processes do not outlive this one, which holds no data and imports no torch.
+another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. On Linux
+they do not outlive this one. `distill.ranks.start` becomes it, so that it holds no data and imports no torch.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ RESTARTS = 3
 STORE = "DISTILL_STORE"
 """environment variable of a started process: the file by which the processes find each other"""
 ENDING = {signal.SIGINT, signal.SIGTERM}
-GRACE = 5.0
+GRACE = 2.0
 """seconds that processes have to end by themselves once one has ended all"""
 INTERRUPTED = "\nrun.sh: interrupted; the same command continues from the last checkpoint"
 
@@ -121,4 +121,4 @@ def _let_end(processes: list[subprocess.Popen], came: list[int], number: signal.
 
 
 if __name__ == "__main__":
-    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(launch(int(sys.argv[1]), ["-m", "distill", *sys.argv[2:]]))

@@ -19,6 +19,7 @@ from distill.errors import InputError
 from distill.launch import ENDING, STORE
 
 __all__ = [
+    "announces",
     "asked",
     "barrier",
     "check_asked",
@@ -32,7 +33,6 @@ __all__ = [
     "refused",
     "share",
     "start",
-    "tells_interrupt",
     "world",
 ]
 
@@ -136,8 +136,8 @@ def refused() -> bool:
         return False
 
 
-def tells_interrupt() -> bool:
-    """Return whether this process tells the user that the run was interrupted; one process of several does."""
+def announces() -> bool:
+    """Return whether this process says what concerns the whole command; of several the first, or `distill.launch`."""
     return first() and STORE not in os.environ
 
 
@@ -183,7 +183,7 @@ def start(count: int, arguments: list[str]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until `launch` listens
-    words = ["-m", "distill.launch", str(count), "-m", "distill", *arguments]
+    words = ["-m", "distill.launch", str(count), *arguments]
     os.execv(sys.executable, [sys.executable, *words])
 
 

@@ -253,12 +253,35 @@ def test_workers_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "workers is -1; it must be >= 0" in capsys.readouterr().err
 
 
-def test_nproc(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for count, method, line in (
-        ("2", "dc", "dc runs in one process; NPROC and torchrun are for methods of sre2l"),
-        ("many", "sre2l", "NPROC is many; it takes a whole number of processes >= 1"),
-        ("0", "sre2l", "NPROC is 0"),
-    ):
-        monkeypatch.setenv("NPROC", count)
-        assert run(method, "folder", "--data-dir", data, "--runs", tmp_path) == 2
-        assert line in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("count", "words", "line"),
+    [
+        ("2", ["dc"], "dc runs in one process; NPROC and torchrun are for methods of sre2l"),
+        ("many", ["sre2l"], "NPROC is many; it takes a whole number of processes >= 1"),
+        ("0", ["sre2l"], "NPROC is 0"),
+        ("1000000", ["sre2l"], "NPROC is 1000000; this machine has place for at most"),
+        ("2", ["sre2l", "--nonsense", "1"], "--nonsense"),
+        ("2", ["sre2l", "--recover.crop-min", "2"], "crop_min is 2.0"),
+        ("2", ["sre2l", "--relabel.batch-size", "9"], "relabel.batch_size is 9, but there will be 8"),
+        ("2", ["sre2l", "--squeeze.batch-size", "64"], "squeeze.batch_size is 64; folder has 40 images"),
+        ("2", ["sre2l", "--squeeze.batch-size", "7"], "it must be a multiple of 2 processes times accumulate 1"),
+        ("2", ["sre2l", "--squeeze.start", "nowhere.pt"], "nowhere.pt: no such file"),
+    ],
+)
+def test_bad_input_to_several_processes_starts_none(
+    count: str,
+    words: list[str],
+    line: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("distill.__main__.start", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setenv("NPROC", count)
+    flags = FLAGS if words[0] == "sre2l" else []
+    assert run(words[0], "folder", "--data-dir", data, "--runs", tmp_path, *flags, *words[1:]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("run.sh: ")
+    assert line in last
+    assert not list(tmp_path.iterdir())

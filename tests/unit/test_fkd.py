@@ -321,6 +321,23 @@ def test_damaged_batches_are_named(edit: Edit, line: str, tmp_path: Path) -> Non
     assert "epoch_1" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["empty", "truncated", "garbage", "folder"])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_files_that_are_no_archives_are_named(kind: str, epoch: int, tmp_path: Path) -> None:
+    write_store(tmp_path / "FKD", write_images(tmp_path / "syn"), epochs=2)
+    path = tmp_path / "FKD" / f"epoch_{epoch}" / "batch_1.tar"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "garbage": content[::-1]}[kind])
+    with pytest.raises(InputError, match=rf"epoch_{epoch}/batch_1\.tar") as error:
+        taken(tmp_path, tmp_path / "FKD")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
 def test_missing_and_extra_files_are_named(tmp_path: Path) -> None:
     store, whole = tmp_path / "FKD", write_images(tmp_path / "syn")
     write_store(store, whole)

@@ -347,6 +347,45 @@ def test_taps_on_padding_alone_have_no_gradient_in_bfloat16() -> None:
     assert done.returncode == 0, done.stderr
 
 
+QUICK = """
+import hashlib
+import torch
+from torch import nn
+from distill.models import build
+from sre2l.pipeline import RECIPES
+
+for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 1 before a convolution of stride 2
+    config = RECIPES["sre2l"]["quick"](dataset, 1).config
+    shape = {"channels": 1, "image_size": size, "num_classes": 10}
+    network = build(config.backbone, **shape, generator=torch.Generator().manual_seed(0))
+    config.compute.place(network, torch.device("cpu")).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    x, y = torch.randn(8, 1, size, size, generator=torch.Generator().manual_seed(1)), torch.arange(8)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with config.compute.autocast(torch.device("cpu")):
+            loss = nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+    whole = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        assert tensor.isfinite().all()
+        whole.update(tensor.numpy().tobytes())
+    print(dataset, size, whole.hexdigest())
+"""
+
+
+def test_the_quick_recipe_s_bits_do_not_depend_on_what_was_in_memory() -> None:
+    said = []
+    for value in ("165", "90"):
+        environment = os.environ | {"MALLOC_PERTURB_": value, "OMP_NUM_THREADS": "1"}
+        options = {"env": environment, "capture_output": True, "text": True, "check": False}
+        done = subprocess.run([sys.executable, "-c", QUICK], **options)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_idle_taps_are_those_that_no_image_reaches(kernel: int, stride: int) -> None:
