@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,7 +13,7 @@ from distill.errors import InputError
 from distill.files import read_tensors
 from distill.foreign import brief, read_json
 
-__all__ = ["digest", "fingerprint_in", "read_own", "record_in"]
+__all__ = ["beside", "digest", "fingerprint_in", "read_own", "record_in"]
 
 
 def digest(description: Any) -> str:
@@ -70,3 +71,31 @@ def read_own(path: Path, fingerprint: str | None, *, tensors: bool = True) -> tu
     if None not in (whose, fingerprint) and whose != fingerprint:
         raise InputError(f"{path} belongs to another run; delete it to have it made anew")
     return found, facts
+
+
+_STAGE = re.compile(r"(\.\./)+stages/[\w-]+(/[\w-]+\.safetensors)?")
+"""where our methods keep what their runs share, as a run's folder sees it"""
+
+
+def beside(place: Path, named: Any, what: str) -> Path:
+    """Return the path of what a distilled set names, which may be a set of others.
+
+    Args:
+        place: the folder of the set's file, from which the name counts.
+        named: the name.
+        what: it is of, for the error.
+
+    Raises:
+        InputError: it is neither in that folder nor a stage of our runs.
+    """
+    if not isinstance(named, str) or not (_STAGE.fullmatch(named) or _is_in(place, named)):
+        raise InputError(f"the set in {place} names its {what} {brief(named)}, which is not in its folder")
+    return place / named
+
+
+def _is_in(place: Path, named: str) -> bool:
+    """Return whether a name is of something in a folder, links followed."""
+    try:
+        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named) and named.isprintable()
+    except (OSError, ValueError, RuntimeError):  # of a name too long, with a zero byte, or of links in a circle
+        return False

@@ -8,7 +8,6 @@ only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(
 """
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors
 from distill.foreign import brief
+from distill.own_files import beside
 from robust import Normalize
 
 __all__ = ["Whiten", "preprocessing", "ridge_zca"]
@@ -175,18 +175,6 @@ def _check(count: int, size: int, what: str) -> None:
         raise InputError(f"ZCA of {what} needs a matrix of {size}²; take --no-zca or another --image-size")
 
 
-_STAGE = re.compile(r"(\.\./)+stages/[\w-]+/whitening\.safetensors")
-"""where our methods keep the whitening that their runs share, as a run's folder sees it"""
-
-
-def _is_in(place: Path, named: str) -> bool:
-    """Return whether a name is of a file in a folder, links followed."""
-    try:
-        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named) and named.isprintable()
-    except (OSError, ValueError, RuntimeError):  # of a name too long, with a zero byte, or of links in a circle
-        return False
-
-
 def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
     """Return the first layer of students that are trained in the way of the method which made a set.
 
@@ -201,11 +189,9 @@ def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
         InputError: the file is gone, holds something else, or is neither in that folder nor a stage of our runs.
     """
     if "whitening" in distilled.training:
-        named = distilled.training["whitening"]
-        if not isinstance(named, str) or not (_STAGE.fullmatch(named) or _is_in(place, named)):
-            raise InputError(f"the set in {place} names its whitening {brief(named)}, which is not in its folder")
-        layer = Whiten.load(place / named)
+        path = beside(place, distilled.training["whitening"], "whitening")
+        layer = Whiten.load(path)
         if len(layer.mean) != distilled.images.shape[1:].numel():
-            raise InputError(f"{place / named} is a whitening of {len(layer.mean)} numbers, and the images have others")
+            raise InputError(f"{path} is a whitening of {len(layer.mean)} numbers, and the images have others")
         return layer
     return Normalize(distilled.mean, distilled.std)

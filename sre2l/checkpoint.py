@@ -1,16 +1,16 @@
 """Checkpoints of the parts of a run: they know whose they are, and nothing that is not finite gets into one."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distill.divergence import diverged, is_finite
 from distill.errors import InputError
 from distill.files import Checkpoint
 
-__all__ = ["FirstBad", "OwnCheckpoint", "sound"]
+__all__ = ["FirstBad", "OwnCheckpoint"]
 
 
 class OwnCheckpoint(Checkpoint):
@@ -43,23 +43,6 @@ class OwnCheckpoint(Checkpoint):
         super().save(state | {"whose": self.whose})
 
 
-def sound(state: Any) -> bool:
-    """Return whether all tensors in nested dicts and lists are finite.
-
-    >>> sound({"a": [torch.ones(2)], "b": 3}), sound({"a": [torch.tensor(float("inf"))]})
-    (True, False)
-    """
-    return all(bool(tensor.isfinite().all()) for tensor in _tensors(state))
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, (Mapping, list, tuple)):
-        for each in state.values() if isinstance(state, Mapping) else state:
-            yield from _tensors(each)
-
-
 class FirstBad:
     """The first iteration whose loss is not finite, found without waiting for the device in each.
 
@@ -67,7 +50,7 @@ class FirstBad:
 
     Args:
         what: diverges, for the error.
-        flag: what to do, for the error.
+        flag: the flag to make smaller, for the error.
         device: of the losses.
     """
 
@@ -90,7 +73,7 @@ class FirstBad:
             InputError: the computation diverged; with the iteration, and the flag to make smaller.
         """
         iteration, why = int(self.found), "the loss is not finite"
-        if iteration < 0 and not sound(states):
+        if iteration < 0 and not is_finite(states):
             iteration, why = self.seen, "not all values are finite"
         if iteration >= 0:
-            raise InputError(f"{self.what} diverged in iteration {iteration} ({why}); {self.flag}")
+            raise diverged(self.what, iteration, why, self.flag)

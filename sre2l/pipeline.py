@@ -27,7 +27,9 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.foreign import brief
 from distill.models import build
+from distill.own_files import beside
 from distill.protocol import Protocol
 from distill.ranks import first
 from distill.run import Run
@@ -175,13 +177,13 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    store = place / kept["labels"]
+    store = beside(place, kept["labels"], "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
     judged, (channels, size) = None, distilled.images.shape[1:3]
     if "teacher" in kept:  # which sets of other code come without
         shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
-        network = build(kept["teacher_backbone"], **shape, generator=torch.Generator())
-        path = place / kept["teacher"]
+        network = build(str(kept.get("teacher_backbone", "")), **shape, generator=torch.Generator())
+        path = beside(place, kept["teacher"], "teacher")
         if not path.exists():
             Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
         load_teacher(network, path)
@@ -189,8 +191,11 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         mend(store, network, distilled.images, normalize, run)
     labels = Labels(store, digest(distilled.images), len(distilled.classes))
     # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
-    before = {"decay": "all" if kept["validate"].get("optimizer") == "sgd" else "kernels"}
-    config, compute = Validate(**before | kept["validate"]), Compute(**kept["compute"])
+    try:
+        before = {"decay": "all" if kept["validate"].get("optimizer") == "sgd" else "kernels"}
+        config, compute = Validate(**before | kept["validate"]), Compute(**kept["compute"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the set in {place} does not say how its students are trained ({brief(error)})") from None
 
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)

@@ -222,7 +222,7 @@ def _recover_unit(
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
     checkpoint = OwnCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
-    bad = FirstBad(f"recovery of unit {number}", f"take a smaller --recover.lr than {config.lr:g}", device)
+    bad = FirstBad(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
+from distill.divergence import is_finite
 from distill.errors import InputError
 from distill.files import write_tensors
 from distill.judging.columns import family
@@ -28,7 +29,7 @@ from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges
-from sre2l.checkpoint import FirstBad, sound
+from sre2l.checkpoint import FirstBad
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
@@ -215,12 +216,12 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
         scale.load_state_dict(state["scaler"])
         done, seconds = state["done"], state["seconds"]
         total, counted = state["total"].to(run.device), state["counted"]
-        if not sound(state):
+        if not is_finite(state):
             raise InputError(f"the checkpoint in {run.folder} is of a teacher that diverged; delete that folder")
     elif config.start == "scratch" and config.statistics:
         _estimate_statistics(network, real, normalize, config, compute, run)
     begun = time.perf_counter() - seconds
-    bad = FirstBad("the teacher", f"take a smaller --squeeze.lr than {config.lr:g}", run.device)
+    bad = FirstBad("the teacher", f"--squeeze.lr than {config.lr:g}", run.device)
     with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
         while done < config.epochs * steps:
             epoch, begin = divmod(done, steps)

@@ -107,7 +107,7 @@ def train(
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
     path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
     checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=first())
-    bad = FirstBad(f"student {name}", f"take a smaller --validate.lr than {config.lr:g}", run.device)
+    bad = FirstBad(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         network.load_state_dict(state["network"])

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.distilled import DistilledSet
+from distill.divergence import is_finite
 from distill.errors import InputError
 from distill.run import Run
 from robust import Normalize, RobustTeacher
-from sre2l.checkpoint import FirstBad, OwnCheckpoint, sound
+from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.pipeline import RECIPES, Config, distill, lacks, protocol
 from sre2l.precision import Compute
 from sre2l.recover import Recover, read_units, recover
@@ -37,7 +38,7 @@ def test_a_teacher_that_diverges_leaves_nothing(tmp_path: Path) -> None:
             InputError, match=r"^the teacher diverged in iteration \d+ \(.*\); take a smaller --squeeze.lr than 1e\+30$"
         ):
             squeeze(toy(), TINY, config, FLOATS, run_in(tmp_path, checkpoint_seconds=0.0))
-        assert all(sound(torch.load(path)) for path in kept(tmp_path))
+        assert all(is_finite(torch.load(path)) for path in kept(tmp_path))
 
 
 def test_a_recovery_that_diverges_leaves_nothing(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_the_quick_recipe_of_guard_on_digits_is_finite(epochs: int, tmp_path: Pa
     compute: Compute = config.compute
     shortened = replace(config.squeeze, epochs=epochs)
     teacher, name = squeeze(digits, config.backbone, shortened, compute, run_in(tmp_path))
-    assert sound(teacher.network.state_dict())
+    assert is_finite(teacher.network.state_dict())
     lines = (tmp_path / "stages" / name / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["squeeze_loss"] for line in lines if "squeeze_loss" in line]
     assert max(losses) < 10
