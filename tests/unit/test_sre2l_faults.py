@@ -77,12 +77,12 @@ def test_a_student_that_diverges_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_bad_iteration_is_told() -> None:
-    bad = FirstBad("it", "take less", torch.device("cpu"))
+    bad = FirstBad("it", "--lr", torch.device("cpu"))
     for iteration, loss in enumerate((1.0, 2.0, float("inf"), 1.0, float("nan"))):
         bad.see(iteration, torch.tensor(loss))
         if iteration < 2:
             bad.check({"a": torch.ones(1)})
-    with pytest.raises(InputError, match=r"^it diverged in iteration 2 \(the loss is not finite\); take less$"):
+    with pytest.raises(InputError, match=r"^it diverged in iteration 2 \(the loss is not finite\); take a smaller --lr$"):
         bad.check()
 
 
