@@ -193,7 +193,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
         ("evaluate SET --dataset folder --lr 0.1", "--lr 0.1 is for sets of mtt; "),
         ("evaluate SET --dataset folder --factor 0", "factor is 0; it must be from 1 to 8"),
         ("evaluate SET --dataset folder --augment colour", "unknown augmentation 'colour'"),
-        ("evaluate SET --dataset folder --lr -1", "lr is -1.0; it must be a finite number > 0"),
+        ("evaluate SET --dataset folder --lr -1", "lr is -1.0; it must be > 0"),
         ("evaluate SET --dataset digits", "images of 3 channels, digits of 1: give --dataset"),
         ("evaluate SET --dataset folder --source ours", "no set of ours"),
         ("evaluate EMPTY --dataset folder", "no distilled set that is known: the folder has nothing"),

@@ -211,7 +211,7 @@ def test_the_first_learning_rate_is_the_one_asked_for(lr: float, tmp_path: Path)
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     config = replace(SMALL, backbone="mlp", distill_epochs=20, distill_lr=1000.0)
-    with pytest.raises(InputError, match="not finite in iteration 0; take a smaller --distill-lr or --lr"):
+    with pytest.raises(InputError, match=r"diverged in iteration 0 .*; take a smaller --distill-lr or --lr"):
         distill(toy(), 1, config, run_in(tmp_path))
 
 
@@ -438,7 +438,7 @@ def test_steps_that_do_not_divide_the_images_are_refused(tmp_path: Path) -> None
         ("epoch_iterations", 0, "epoch_iterations is 0"),
         ("batch_size", -1, "batch_size is -1"),
         ("decay_epochs", 0, "decay_epochs is 0"),
-        ("distill_lr", 0.0, r"distill_lr is 0\.0; it must be a finite number > 0"),
+        ("distill_lr", 0.0, r"distill_lr is 0\.0; it must be > 0"),
         ("lr", float("inf"), "lr is inf"),
         ("decay_factor", 0.0, r"decay_factor is 0\.0; it must be in \(0, 1\]"),
         ("decay_factor", 1.5, r"decay_factor is 1\.5"),

@@ -85,7 +85,7 @@ def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
         "augment": "",
         "backbone": "x",
         "method": "",
-        "classes": ["a"],
+        "classes": ["a", "b"],
         "mean": [0.5],
         "std": [1],
     }
