@@ -698,7 +698,7 @@ def test_one_class_is_refused_before_anything_is_read(name: str, tmp_path: Path)
     for part in ("train", "val"):
         write_image(tmp_path / part / "only" / "1.png")
         (tmp_path / part / "only" / "1.png").write_bytes(b"no image")
-    assert "has one class only, and a network tells at least two apart" in message(name, tmp_path)
+    assert "has one class, only, and a network tells at least two apart" in message(name, tmp_path)
     with pytest.raises(InputError, match="has one class"):
         fingerprint(name, tmp_path)
 
