@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.errors import InputError
@@ -41,8 +42,9 @@ def check_finite(what: str, step: int, values: Mapping[str, Any], remedy: str, u
     """
     if all(map(is_finite, values.values())):
         return
-    shown = [f"{name} {float(value):.3g}" for name, value in values.items() if _is_number(value)]
-    shown += [f"{name} not finite" for name, value in values.items() if not (_is_number(value) or is_finite(value))]
+    numbers = {name: value for name, value in values.items() if _is_number(value)}
+    shown = [f"{name} {float(torch.as_tensor(value).detach()):.3g}" for name, value in numbers.items()]
+    shown += [f"{name} not finite" for name, value in values.items() if name not in numbers and not is_finite(value)]
     raise diverged(what, step, ", ".join(shown), remedy, unit)
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from distill.errors import InputError, one_line
 
-__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "reachable", "read_json", "refuse_irregular"]
+__all__ = ["LARGEST", "brief", "open_regular", "parse_json", "reachable", "read_json", "read_text", "refuse_irregular"]
 
 LARGEST = 16 * 2**30
 """bytes that a file of a set may have: twice what images may take in memory"""
@@ -75,6 +75,16 @@ def refuse_irregular(path: Path) -> None:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or brief(error)})") from None
     if size > LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than the {LARGEST / 2**30:g} GiB that a set's file may have")
+
+
+def read_text(path: Path) -> str:
+    """Return what a text file holds; what is no UTF-8 becomes a sign that stands for it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        return file.read().decode(errors="replace")
 
 
 def read_json(path: Path) -> Any:

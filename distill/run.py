@@ -23,6 +23,7 @@ from tqdm import tqdm
 from distill.divergence import diverged, is_finite
 from distill.errors import InputError, one_line
 from distill.files import Checkpoint, cannot_write, remove_unfinished, write_tensors, write_text
+from distill.foreign import read_text, refuse_irregular
 from distill.own_files import digest, read_own, record_in
 from distill.progress import progress
 from distill.provenance import provenance
@@ -265,7 +266,7 @@ class Run:
         if not first() or not path.exists():
             return
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            lines = read_text(path).splitlines(keepends=True)
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); delete it: it has scalars alone") from None
         write_text(path, "".join(line for line in lines if line.endswith("\n") and -1 < _step_of(line) < step))
@@ -341,6 +342,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     try:
+        if (folder / ".lock").exists():
+            refuse_irregular(folder / ".lock")
         file = open(folder / ".lock", "ab")  # noqa: SIM115  # closed below
     except OSError as error:
         raise cannot_write(folder / ".lock", error) from None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.experiment import Evaluation
+from distill.foreign import read_text
 from distill.judging.columns import Column, columns
 from distill.judging.judge import Sheet, members_of
 from distill.reports.intervals import wilson
@@ -46,7 +47,7 @@ def _whole(folder: Path, rows: list[dict[str, Any]], students: int, whose: Mappi
     try:
         if (folder / "teacher.jsonl").exists():
             read_rows(folder / "teacher.jsonl")
-        if (folder / "table.csv").read_text(encoding="utf-8") != render(rows, "csv"):
+        if read_text(folder / "table.csv") != render(rows, "csv"):
             return False
     except (OSError, ValueError):  # a student is there twice; no text
         return False

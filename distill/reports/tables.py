@@ -15,6 +15,7 @@ from torchvision.utils import save_image
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.files import write_atomic
+from distill.foreign import read_text
 
 __all__ = [
     "FORMATS",
@@ -126,7 +127,7 @@ def read_rows(path: Path) -> list[Row]:
         InputError: it is damaged.
     """
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError, RecursionError):
         raise _damaged(path) from None
     if not all(isinstance(row, dict) and {"attack", "accuracy"} <= {*row} for row in found):

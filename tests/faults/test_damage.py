@@ -1,5 +1,6 @@
 """Each file of a run, damaged in each way: the same command ends with the same table, or one line names the file."""
 
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def _folder(path: Path, other: Path) -> None:
     path.mkdir()
 
 
+def _pipe(path: Path, other: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "removed": lambda path, other: path.unlink(),
     "empty": lambda path, other: path.write_bytes(b""),
@@ -41,6 +47,7 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "deep": lambda path, other: path.write_text("[" * 100_000),
     "no UTF-8": lambda path, other: path.write_bytes(b"\xff\xfe\x00" * 50),
     "a folder": _folder,
+    "a pipe": _pipe,
     "of another run": lambda path, other: shutil.copy(other, path),
     "its lines twice": lambda path, other: path.write_bytes(2 * path.read_bytes()),
 }
