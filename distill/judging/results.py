@@ -18,6 +18,10 @@ from distill.reports.tables import find_rows, read_rows, render
 __all__ = ["missing", "row_of", "with_earlier"]
 
 
+TABLES = {"table.csv": "csv", "table.md": "markdown"}
+"""what `distill.reports.outcome.finish` writes of results.jsonl"""
+
+
 def missing(
     folder: Path, evaluation: Evaluation, channels: int, size: int, whose: Mapping[str, Any] | None = None
 ) -> list[str] | None:
@@ -47,7 +51,7 @@ def _whole(folder: Path, rows: list[dict[str, Any]], students: int, whose: Mappi
     try:
         if (folder / "teacher.jsonl").exists():
             read_rows(folder / "teacher.jsonl")
-        if read_text(folder / "table.csv") != render(rows, "csv"):
+        if any(read_text(folder / name) != render(rows, form) for name, form in TABLES.items()):
             return False
     except (OSError, ValueError):  # a student is there twice; no text
         return False
