@@ -382,7 +382,7 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     for flags, line in (
         (["--max-steps", "0"], "max_steps is 0; it must be >= 1"),
-        (["--lambda-2", "3"], "lambda_2 is 3.0; it must be in .0, 1."),
+        (["--lambda-2", "3"], "lambda_2 is 3.0; it must be in [0, 1]"),
         (["--max-epoch", "3"], "--max-epoch"),
         (["--augment", "colour"], "colour"),
         (["--backbone", "resnet"], "resnet"),

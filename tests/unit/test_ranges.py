@@ -93,7 +93,7 @@ def test_messages_say_the_bounds_the_unit_and_none() -> None:
         Settings(eps=8)
     with pytest.raises(ValueError, match=r"^weight is nan; it must be a finite number >= 0, or None$"):
         Settings(weight=NAN)
-    with pytest.raises(ValueError, match=r"^steps is about 10\^20; it must be >= 1"):
+    with pytest.raises(ValueError, match=r"^steps is about 10\^20; it must be a whole number >= 1"):
         Settings(steps=10**20)
     assert shown(-(10**30)) == "-about 10^30"
 
