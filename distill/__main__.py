@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout = None
         return 0
     except OSError as error:  # of a file or a folder, as a rule: what it is, and why it is of no use
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"cannot use {error.filename}: " if error.filename else ""
         print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -70,8 +70,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def cannot_write(path: Path, error: OSError) -> InputError:
     """Return the line for a file that cannot be written."""
     reason = error.strerror or str(error)
-    advice = "make space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder (--runs DIR)"
-    return InputError(f"cannot write {path}: {reason}; {advice}, and the same command continues")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make space, and the same command continues" if full else "choose another folder (--runs DIR)"
+    return InputError(f"cannot write {path}: {reason}; {advice}")
 
 
 @contextmanager
