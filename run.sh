@@ -45,7 +45,7 @@ environment() {  # sets $python
     local needed="torchvision numpy sklearn scipy matplotlib kornia timm torchattacks tyro tqdm safetensors tensorboard" missing
     local files="requirements.txt, then pip install --no-deps -r requirements-no-deps.txt"
     if [ "${1:-}" = test ]; then
-        needed="$needed pytest ruff basedpyright mkdocs material mkdocstrings_handlers"
+        needed="$needed pytest xdist ruff basedpyright mkdocs material mkdocstrings_handlers"
         files="tests/requirements.txt -r docs/requirements.txt -r $files"
     fi
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
@@ -81,7 +81,8 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
     shift
     cd "$here"
-    exec "$python" -m pytest "$@"
+    cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)  # each worker imports torch: half a gigabyte
+    exec "$python" -m pytest -n "$((cores < 4 ? cores : 4))" --dist worksteal "$@"
 fi
 if [ "${1:-}" = bench ]; then
     shift

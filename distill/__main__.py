@@ -4,8 +4,9 @@ import importlib
 import pkgutil
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,11 @@ class MethodCommand:
 def main(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _silent_threads():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
         _refuse_unreadable(arguments)
         return command(arguments)
@@ -122,6 +128,17 @@ def main(arguments: list[str]) -> int:
         advice = "take a smaller batch, network or image size"
         print(one_line(f"run.sh: out of memory ({one_line(error, 120)}); {advice}"), file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Print no traceback of a thread that cannot write: TensorBoard's raises the same error where it is used next."""
+    before = threading.excepthook
+    threading.excepthook = lambda given: None if isinstance(given.exc_value, OSError) else before(given)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -86,7 +86,7 @@ def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
         with redirect_stderr(said):
             return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
     except ValueError as error:  # a field refuses its value
-        raise InputError(str(error)) from None
+        raise InputError(_in_short(str(error))) from None
     except OverflowError:
         raise InputError(f"a number is too large. See {program} --help") from None
     except SystemExit as stop:
@@ -102,10 +102,17 @@ def _in_short(text: str) -> str:
 
     >>> _in_short("Unrecognized options: --lr Perhaps you meant: --lr-img FLOAT of images --lr-net FLOAT of nets")
     'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
-    >>> _in_short("Error parsing experiment.evaluation.student: lr is 0; it must be > 0")
-    '--student: lr is 0; it must be > 0'
+    >>> _in_short("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
+    '--student.batch-size is 0; it must be >= 1'
     """
-    text = re.sub(r"^Error parsing (?:[a-z]+\.)*([a-z_]+): ", lambda found: f"--{found[1].replace('_', '-')}: ", text)
+    group, text = re.fullmatch(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL).groups()
+    group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
+    field = re.match(r"([a-z][a-z0-9_]*) is ", text)
+    if field:
+        flag = ".".join(filter(None, (group, field[1]))).replace("_", "-")
+        text = f"--{flag} is {text[field.end() :]}"
+    elif group:
+        text = f"--{group}: {text}"
     text, proposed, options = text.rstrip(".").partition(" Perhaps you meant: ")
     if not proposed:
         return text

@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from distill.augment import Augmentation
 from robust import loss_named
-from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges
+from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges, shown
 
 __all__ = [
     "TOGETHER",
@@ -57,7 +57,10 @@ class Training:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        loss_named(self.loss)
+        try:
+            loss_named(self.loss)
+        except ValueError as error:
+            raise ValueError(f"loss is {shown(self.loss)}: {error}") from None
 
 
 def train_epochs(

@@ -28,7 +28,7 @@ from distill.ranks import barrier, first, rank, world
 from distill.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
-from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges
+from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
 from sre2l.checkpoint import FirstBad
 from sre2l.crops import Augment
 from sre2l.loading import batches
@@ -85,7 +85,10 @@ class Squeeze:
         check_ranges(self)
         if self.epochs == 0 and self.start == "scratch":
             raise ValueError("epochs is 0 and start is scratch: that teacher knows nothing; give --squeeze.start FILE")
-        loss_named(self.loss)
+        try:
+            loss_named(self.loss)
+        except ValueError as error:
+            raise ValueError(f"loss is {shown(self.loss)}: {error}") from None
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of an epoch, 0 for the first."""

@@ -191,7 +191,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
         (f"evaluate SET --dataset folder --source sre2l --fkd {'x' * 5000}", "cannot be read (File name too long)"),
         (f"export {'x' * 5000}.pt --to dc", "cannot be read (File name too long)"),
         ("evaluate SET --dataset folder --lr 0.1", "--lr 0.1 is for sets of mtt; "),
-        ("evaluate SET --dataset folder --factor 0", "factor is 0; it must be from 1 to 8"),
+        ("evaluate SET --dataset folder --factor 0", "factor is 0; it must be in [1, 8]"),
         ("evaluate SET --dataset folder --augment colour", "unknown augmentation 'colour'"),
         ("evaluate SET --dataset folder --lr -1", "lr is -1.0; it must be > 0"),
         ("evaluate SET --dataset digits", "images of 3 channels, digits of 1: give --dataset"),

@@ -381,8 +381,8 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert (folder / "table.csv").exists()
     capsys.readouterr()
     for flags, line in (
-        (["--max-steps", "0"], "max_steps is 0; it must be >= 1"),
-        (["--lambda-2", "3"], "lambda_2 is 3.0; it must be in [0, 1]"),
+        (["--max-steps", "0"], "--max-steps is 0; it must be >= 1"),
+        (["--lambda-2", "3"], "--lambda-2 is 3.0; it must be in [0, 1]"),
         (["--max-epoch", "3"], "--max-epoch"),
         (["--augment", "colour"], "colour"),
         (["--backbone", "resnet"], "resnet"),

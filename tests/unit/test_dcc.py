@@ -261,8 +261,8 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert (folder / "table.csv").exists()
     capsys.readouterr()
     for flags, line in (
-        (["--outer-warmup", "3"], "outer_warmup is 3; it must be <= iterations, 2"),
-        (["--inner-warmup", "-1"], "inner_warmup is -1; it must be >= 0"),
+        (["--outer-warmup", "3"], "--outer-warmup is 3; it must be <= iterations, 2"),
+        (["--inner-warmup", "-1"], "--inner-warmup is -1; it must be >= 0"),
         (["--outer-warm", "3"], "--outer-warm"),
     ):
         words = ["dcc", "folder", "--data-dir", str(data), "--runs", str(tmp_path / "bad"), *small, *flags]
