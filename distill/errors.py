@@ -3,14 +3,22 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["LONGEST", "InputError", "one_line", "unknown"]
+__all__ = ["LONGEST", "InputError", "one_line", "printable", "unknown"]
 
 LONGEST = 400
 """characters of a line for the terminal"""
 
 
 class InputError(ValueError):
-    """Bad input or missing data; the message is one line that names the value and the alternatives."""
+    r"""Bad input or missing data; the message is one line that names the value and the alternatives.
+
+    >>> print(InputError("there is no file a" + chr(10) + "b"))
+    there is no file a\nb
+    """
+
+    def __str__(self) -> str:
+        """Return the message; what cannot be printed, of a name say, as escapes."""
+        return printable(super().__str__())
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
@@ -33,6 +41,11 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{value}'{hint} Known: {', '.join(names)}")
 
 
+def printable(text: str) -> str:
+    """Return a text whose control characters are escapes."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
 def one_line(text: object, most: int = LONGEST) -> str:
     r"""Return a text as one line for a terminal: control characters as escapes, a long text without its middle.
 
@@ -47,7 +60,7 @@ def one_line(text: object, most: int = LONGEST) -> str:
     words = " ".join(whole[: 100 * most].split())
     if len(whole) > 100 * most:
         words += " " + " ".join(whole[-most:].split())
-    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in words)
+    line = printable(words)
     if len(line) <= most:
         return line
     end = most // 3  # a message ends with what to do

@@ -12,6 +12,7 @@ import io
 import math
 import pickletools
 import re
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -261,12 +262,23 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     _check_header(path, entry, file)
         with warnings.catch_warnings(), np.load(path, allow_pickle=False) as arrays:
             warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+            if any(map(_has_no_signs, found.values())):
+                raise ValueError("a text has signs that do not exist")
+            return found
     except InputError:
         raise
     except Exception as error:  # numpy and zipfile raise anything from BadZipFile to zlib.error
         line = brief(f"{type(error).__name__}: {error}")
         raise InputError(f"{path} is not a whole .npz file ({line})") from None
+
+
+def _has_no_signs(array: np.ndarray) -> bool:
+    """Return whether an array of text has numbers that are of no sign: Python's texts of them end in a SystemError."""
+    if array.dtype.kind != "U":
+        return False
+    numbers = np.frombuffer(array.tobytes(), np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    return bool((numbers > sys.maxunicode).any())
 
 
 def _check_header(path: Path, entry: zipfile.ZipInfo, file: BinaryIO) -> None:

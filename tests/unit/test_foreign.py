@@ -4,10 +4,12 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.errors import InputError
 from distill.foreign import brief, open_regular, parse_json, reachable, read_json, refuse_irregular
+from distill.unpickled import read_npz
 
 
 def irregular(folder: Path) -> list[Path]:
@@ -80,3 +82,12 @@ def test_what_others_say_is_one_printable_line() -> None:
         assert line.isprintable()
         assert len(line) <= 100
     assert brief(ValueError("plain")) == "plain"
+
+
+def test_a_text_with_signs_that_do_not_exist_is_refused(tmp_path: Path) -> None:
+    """Found by damaging sets: Python's text of such an array ends in a SystemError when it is cut."""
+    path = tmp_path / "a.npz"
+    array = np.array(["abc"])
+    np.savez(path, text=np.frombuffer(b"\xff\xff\xff\x7f" + array.tobytes()[4:], array.dtype))
+    with pytest.raises(InputError, match="a text has signs that do not exist"):
+        read_npz(path)
