@@ -322,7 +322,7 @@ def _quick(method: str, dataset: str, ipc: int) -> Config:
     crop = "padded_crop" if small else "resized_crop"
     squeeze = Squeeze(epochs=12, batch_size=64, lr=0.05, warmup_epochs=1, augment=crop, flip=flip)
     weight = QUICK_WEIGHT
-    if guard and dataset == "digits":
+    if dataset == "digits":  # with every loss, so that GUARD's is the only difference
         weight, squeeze = QUICK_ON_8_PIXELS["weight"], replace(squeeze, lr=QUICK_ON_8_PIXELS["lr"])
     if guard:
         squeeze = replace(squeeze, loss=f"guard:weight={weight:g},h=3,fraction=0.25")
