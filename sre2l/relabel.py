@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 from distill.files import read_tensors, write_tensors, write_text
+from distill.foreign import read_json
 from distill.ranks import barrier, first, share
 from distill.run import Run, describe
 from robust import Normalize, RobustTeacher
@@ -135,12 +136,12 @@ def mend(folder: Path, teacher: nn.Module, images: Tensor, normalize: Normalize,
         run: of the evaluation.
     """
     try:
-        made = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))["experiment"]
+        made = read_json(folder / "experiment.json")["experiment"]
         settings, seed = made["config"], made["seed"]
         fields = ({name: value for name, value in settings[part].items() if name != "class"} for part in PARTS)
         relabelled, computed = fields
         config, compute = Relabel(**relabelled), Compute(**computed)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     whole = _facts(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
     if whole or settings.get("images") != digest(images):
@@ -266,9 +267,9 @@ KINDS = {"format": str, "digest": str, "mix": str, "images": int, "epochs": int,
 def _facts(folder: Path) -> dict[str, Any] | None:
     """Return what labels.json says of a store; None where it cannot be read, or lacks something."""
     try:
-        facts = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "labels.json")
         sound = all(isinstance(facts[name], kind) for name, kind in KINDS.items()) and facts["batch_size"] > 0
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts if sound else None
 

@@ -1,6 +1,5 @@
 """Weights that a teacher begins with, or is: of a file of anybody, of timm, of a stage of ours."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import InputError, unknown
-from distill.files import read_tensors
+from distill.files import hash_of, read_tensors
 
 __all__ = ["bare", "check_classes", "check_start", "content_of", "load_teacher", "take", "unsound", "weights_of"]
 
@@ -92,8 +91,7 @@ def content_of(start: str, backbone: str) -> dict[str, str]:
         raise InputError(
             f"squeeze.start is {start}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
         )
-    with open(start, "rb") as file:
-        return {"start": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"start": hash_of(start)}
 
 
 def check_start(start: str, backbone: str, network: nn.Module) -> None:

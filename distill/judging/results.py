@@ -13,13 +13,9 @@ from distill.foreign import read_text
 from distill.judging.columns import Column, columns
 from distill.judging.judge import Sheet, members_of
 from distill.reports.intervals import wilson
-from distill.reports.tables import find_rows, read_rows, render
+from distill.reports.tables import TABLES, find_rows, read_rows, render
 
 __all__ = ["missing", "row_of", "with_earlier"]
-
-
-TABLES = {"table.csv": "csv", "table.md": "markdown"}
-"""what `distill.reports.outcome.finish` writes of results.jsonl"""
 
 
 def missing(

@@ -12,7 +12,7 @@ from distill.errors import InputError
 from distill.files import write_text
 from distill.own_files import fingerprint_in, read_own
 from distill.reports.intervals import accuracy_interval, wilson
-from distill.reports.tables import WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
+from distill.reports.tables import TABLES, WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
 
 __all__ = ["bools_of", "finish", "show"]
 
@@ -22,8 +22,8 @@ HEADER = ("", "accuracy", "95 % interval", "advised", "distance", "seconds", "ve
 
 def finish(rows: list[dict[str, Any]], folder: Path) -> int:
     """Write the tables of a run and print it; table.csv is the last file, and says that the run is finished."""
-    write_text(folder / "table.md", render(rows, "markdown"))
-    write_text(folder / "table.csv", render(rows, "csv"))
+    for name, form in TABLES.items():
+        write_text(folder / name, render(rows, form))
     return show(folder)
 
 

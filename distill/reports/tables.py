@@ -20,6 +20,7 @@ from distill.foreign import read_text
 __all__ = [
     "FORMATS",
     "KEY",
+    "TABLES",
     "WHAT",
     "WHO",
     "Row",
@@ -275,6 +276,10 @@ def to_latex(rows: Sequence[Row]) -> str:
 
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "csv": to_csv, "latex": to_latex}
+
+
+TABLES = {"table.md": "markdown", "table.csv": "csv"}
+"""files of a finished run, by what of FORMATS they have; the last one says that the run is finished"""
 
 
 def render(rows: Sequence[Row], form: str) -> str:
