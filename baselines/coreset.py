@@ -18,16 +18,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.divergence import check_finite
-from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.features import embedding
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.run import Run, locked
-from distill.students import train_epochs
+from distill.runs.divergence import check_finite
+from distill.runs.run import Run, locked
+from distill.training.features import embedding
+from distill.training.students import train_epochs
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
@@ -55,7 +55,7 @@ class Config:
     lr_net: Positive = 0.01
     """learning rate (SGD, momentum 0.9)"""
     augment: str = ""
-    """augmentation of the students' training: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+    """augmentation of the students' training: "" for none, a DSA strategy, or kornia:..."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -24,16 +24,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.augment import Augmentation
+from distill.app.estimate import Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.estimate import Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.matching import DISTANCES, gradients_by_class
 from distill.methods import dc
 from distill.models.convnet import convnet_for
-from distill.run import Run
-from distill.students import TOGETHER, overhead_bound
+from distill.runs.run import Run
+from distill.training.augment import Augmentation
+from distill.training.matching import DISTANCES, gradients_by_class
+from distill.training.students import TOGETHER, overhead_bound
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, cross_entropy
 from robust.ranges import Whole, check_ranges
 

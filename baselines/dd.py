@@ -44,16 +44,16 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from baselines.ridge import probabilities
+from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.divergence import check_finite
 from distill.errors import InputError
-from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models import build
-from distill.protocol import Protocol
-from distill.run import Run
+from distill.runs.divergence import check_finite
+from distill.runs.run import Run
+from distill.training.protocol import Protocol
+from distill.training.ridge import probabilities
 from robust import Normalize
 from robust.ranges import Count, Positive, Range, check_ranges
 

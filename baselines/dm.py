@@ -28,17 +28,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.augment import Augmentation, augmentation
+from distill.app.estimate import PROBE, Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.divergence import check_finite
-from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.features import embedding
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.run import Run
-from distill.students import TOGETHER, overhead_bound
+from distill.runs.divergence import check_finite
+from distill.runs.run import Run
+from distill.training.augment import Augmentation, augmentation
+from distill.training.features import embedding
+from distill.training.students import TOGETHER, overhead_bound
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from robust.ranges import Count, Positive, Whole, check_ranges
 
@@ -72,7 +72,7 @@ class Config:
     init: Literal["noise", "real"] = "real"
     """first images: standard normal in normalised space, or random real ones of the class"""
     augment: str = ""
-    """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+    """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -10,13 +10,13 @@ al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 
 from dataclasses import dataclass
 from functools import partial
 
+from distill.app.estimate import Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.estimate import Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models.convnet import convnet_for
-from distill.run import Run
-from distill.students import Training
+from distill.runs.run import Run
+from distill.training.students import Training
 
 __all__ = ["ANY_IPC", "RECIPES", "WHOLE", "Config", "distill", "work"]
 
@@ -33,7 +33,7 @@ class Config:
     backbone: str = "convnet"
     """network of the students"""
     augment: str = ""
-    """augmentation of their training: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+    """augmentation of their training: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:

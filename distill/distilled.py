@@ -30,8 +30,8 @@ from distill.data.image_files import ImageFiles
 from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
-from distill.files import read_tensors, write_tensors
-from distill.foreign import brief
+from distill.runs.files import read_tensors, write_tensors
+from distill.runs.foreign import brief
 from robust.ranges import Positive, check_number
 
 __all__ = ["DistilledSet", "is_probability"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill.data import label
-from distill.students import Training
+from distill.training.students import Training
 from robust.ranges import Count, Range, Whole, check_ranges
 
 __all__ = ["Evaluation", "Experiment", "Recipe"]

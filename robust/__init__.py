@@ -6,7 +6,6 @@
 Attacks of torchattacks, Lanczos and certificates need torchattacks or scipy when they are called, not before.
 """
 
-from robust.adapters import LogitsOf, logits_of
 from robust.attacks import (
     APGD,
     ATTACKS,
@@ -26,9 +25,8 @@ from robust.attacks import (
     paper_attacks,
     pgd,
 )
-from robust.compiled import CompiledGradients
-from robust.evaluate import Report, accuracy, correct, evaluate, least_distances, robust_accuracy, withstands
-from robust.expectation import Expected, expected
+from robust.evaluation.accuracy import Report, accuracy, correct, evaluate, least_distances, robust_accuracy, withstands
+from robust.evaluation.certificates import certified, certify
 from robust.losses import (
     LOSSES,
     TRADES,
@@ -42,8 +40,10 @@ from robust.losses import (
     loss_named,
     smoothed,
 )
+from robust.network.adapters import LogitsOf, logits_of
+from robust.network.expectation import Expected, expected
 from robust.preprocess import Normalize
-from robust.smoothing import certified, certify
+from robust.second_order.compiled import CompiledGradients
 from robust.teacher import RobustTeacher
 from robust.threat import PAPER_THREATS, THREATS, Threat, threat_named
 

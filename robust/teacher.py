@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robust.compiled import CompiledGradients
-from robust.inference import outside_inference
 from robust.losses import CurvatureRegularizedLoss
-from robust.modes import evaluating, is_training
+from robust.network.inference import outside_inference
+from robust.network.modes import evaluating, is_training
 from robust.ranges import Count, Positive, check_number, check_ranges
+from robust.second_order.compiled import CompiledGradients
 
 __all__ = ["RobustTeacher"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.divergence import diverged, is_finite
 from distill.errors import InputError
-from distill.files import Checkpoint
+from distill.runs.divergence import diverged, is_finite
+from distill.runs.files import Checkpoint
 
 __all__ = ["FirstBad", "OwnCheckpoint"]
 

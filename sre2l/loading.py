@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as TF
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
-from distill.ranks import rank, world
-from distill.run import Run
+from distill.runs.ranks import rank, world
+from distill.runs.run import Run
 from sre2l.crops import Augment, cut, draw_crops
 
 __all__ = ["batches"]

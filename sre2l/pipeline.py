@@ -21,18 +21,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from distill.app.estimate import PROBE, Work
 from distill.data import DATASETS, FILES, ImageSet
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.estimate import PROBE, Work
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.foreign import brief
 from distill.models import build
-from distill.own_files import beside
-from distill.protocol import Protocol
-from distill.ranks import first
-from distill.run import Run
+from distill.runs.foreign import brief
+from distill.runs.own_files import beside
+from distill.runs.ranks import first
+from distill.runs.run import Run
+from distill.training.protocol import Protocol
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover

@@ -32,9 +32,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
-from distill.files import read_tensors, write_tensors
-from distill.ranks import barrier, share
-from distill.run import Run, describe
+from distill.runs.files import read_tensors, write_tensors
+from distill.runs.ranks import barrier, share
+from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import InputError
-from distill.files import read_tensors, write_tensors, write_text
-from distill.foreign import read_json
-from distill.ranks import barrier, first, share
-from distill.run import Run, describe
+from distill.runs.files import read_tensors, write_tensors, write_text
+from distill.runs.foreign import read_json
+from distill.runs.ranks import barrier, first, share
+from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
-from distill.divergence import is_finite
 from distill.errors import InputError
-from distill.files import write_tensors
-from distill.judging.columns import family
+from distill.evaluation.columns import family
 from distill.models import build
-from distill.ranks import barrier, first, rank, world
-from distill.run import Run, describe, locked
+from distill.runs.divergence import is_finite
+from distill.runs.files import write_tensors
+from distill.runs.ranks import barrier, first, rank, world
+from distill.runs.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown

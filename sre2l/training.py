@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import InputError
-from distill.ranks import world
+from distill.runs.ranks import world
 from sre2l.precision import Compute
 
 __all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single", "seeded"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.ranks import barrier, first, rank, world
-from distill.run import Run
+from distill.runs.ranks import barrier, first, rank, world
+from distill.runs.run import Run
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint

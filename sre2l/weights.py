@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import InputError, unknown
-from distill.files import hash_of, read_tensors
+from distill.runs.files import hash_of, read_tensors
 
 __all__ = ["bare", "check_classes", "check_start", "content_of", "load_teacher", "take", "unsound", "weights_of"]
 

@@ -8,20 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from baselines import cafe, coreset, dcc, dd, dim, dm, frepo, full, kip, mtt
-from baselines.alignment import Weights
-from baselines.gan import Adversarial
-from baselines.raw import Raw
-from baselines.trajectories import Expert
-from distill.commands.export import ExportCommand
-from distill.commands.start import Place
+from baselines import coreset, dcc, dd, dm, full
+from baselines.cafe import method as cafe
+from baselines.cafe.alignment import Weights
+from baselines.dim import method as dim
+from baselines.dim.gan import Adversarial
+from baselines.frepo import method as frepo
+from baselines.kip import method as kip
+from baselines.mtt import method as mtt
+from baselines.mtt.trajectories import Expert
+from distill.app.export import ExportCommand
+from distill.app.start import Place
 from distill.distilled import DistilledSet
+from distill.evaluation.columns import Certification
 from distill.experiment import Evaluation, Experiment
-from distill.judging.columns import Certification
 from distill.methods import dc
-from distill.protocol import Protocol
-from distill.reading import Reading
-from distill.students import Training
+from distill.published.raw import Raw
+from distill.published.reading import Reading
+from distill.training.protocol import Protocol
+from distill.training.students import Training
 from robust import (
     APGD,
     CW,
@@ -89,7 +94,7 @@ def test_imports_flow_one_way(path: Path) -> None:
 
 
 def test_nobody_imports_the_composition_root() -> None:
-    assert not [path for path in SOURCES if "distill.__main__" in path.read_text(encoding="utf-8")]
+    assert not [path for path in SOURCES if "distill.app.main" in path.read_text(encoding="utf-8")]
 
 
 def test_rooms_have_names() -> None:

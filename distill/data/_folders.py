@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, find_damaged, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
-from distill.ranks import first
+from distill.runs.ranks import first
 
 __all__ = [
     "Listing",

@@ -12,7 +12,7 @@ from distill.data.headers import all_grey
 from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
-from distill.foreign import open_regular
+from distill.runs.foreign import open_regular
 
 __all__ = ["SIZE", "listings", "load"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from distill.foreign import open_regular
+from distill.runs.foreign import open_regular
 
 __all__ = ["all_grey", "is_deep", "is_grey"]
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from distill.data.headers import is_deep
 from distill.errors import InputError
-from distill.files import hash_of
-from distill.foreign import brief, open_regular
-from distill.progress import progress
+from distill.runs.files import hash_of
+from distill.runs.foreign import brief, open_regular
+from distill.runs.progress import progress
 
 __all__ = [
     "ENDINGS",

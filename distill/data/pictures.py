@@ -23,8 +23,8 @@ from torch import Tensor
 from distill.data.headers import is_deep, is_grey
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
 from distill.errors import InputError
-from distill.files import write_atomic
-from distill.foreign import brief, open_regular
+from distill.runs.files import write_atomic
+from distill.runs.foreign import brief, open_regular
 
 __all__ = [
     "NUMBERED",

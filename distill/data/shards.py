@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.foreign import brief, refuse_irregular
+from distill.runs.foreign import brief, refuse_irregular
 
 __all__ = ["Shards"]
 

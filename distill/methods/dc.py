@@ -31,20 +31,20 @@ from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
-from distill.augment import Augmentation, augmentation
-from distill.augment_dc import augmentation_of_students
+from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.divergence import check_finite
 from distill.errors import InputError
-from distill.estimate import PROBE, STEPS, Work, training_steps
 from distill.experiment import Evaluation, Recipe, RecipeOf
-from distill.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.real_side import real_side, share_moved
-from distill.run import Run
-from distill.students import TOGETHER, overhead_bound, train_epochs
+from distill.runs.divergence import check_finite
+from distill.runs.run import Run
+from distill.training.augment import Augmentation, augmentation
+from distill.training.augment_dc import augmentation_of_students
+from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
+from distill.training.real_side import real_side, share_moved
+from distill.training.students import TOGETHER, overhead_bound, train_epochs
 from robust import (
     CompiledGradients,
     CrossEntropy,
@@ -99,7 +99,7 @@ class Config:
     init: Literal["noise", "real"] = "noise"
     """first images: standard normal in normalised space, or random real ones of the class"""
     augment: str = ""
-    """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/augment.py)"""
+    """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
     augment_students: str = "auto"
     """augmentation of students on the set, named as `augment`. auto: `augment` where there is one, else what DC's code
     trains students with: dc:crop_scale_rotate on MNIST, dc:crop_noise where the ConvNet has norm=batch, "" elsewhere"""

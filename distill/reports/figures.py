@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from distill.files import write_atomic
+from distill.runs.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.files import write_text
-from distill.own_files import fingerprint_in, read_own
-from distill.reports.intervals import accuracy_interval, wilson
+from distill.evaluation.intervals import accuracy_interval, wilson
 from distill.reports.tables import TABLES, WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
+from distill.runs.files import write_text
+from distill.runs.own_files import fingerprint_in, read_own
 
 __all__ = ["bools_of", "finish", "show"]
 

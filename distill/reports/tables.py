@@ -14,8 +14,8 @@ from torchvision.utils import save_image
 
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.files import write_atomic
-from distill.foreign import read_text
+from distill.runs.files import write_atomic
+from distill.runs.foreign import read_text
 
 __all__ = [
     "FORMATS",

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from robust.attacks.library import APGD, FAB, Square
 from robust.attacks.pgd import check_pixels
-from robust.expectation import PASSES, Expected
-from robust.inference import outside_inference
-from robust.modes import Model, evaluating
+from robust.network.expectation import PASSES, Expected
+from robust.network.inference import outside_inference
+from robust.network.modes import Model, evaluating
 from robust.threat import Threat
 
 __all__ = ["AutoAttack"]

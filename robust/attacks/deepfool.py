@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
-from robust.inference import outside_inference
-from robust.modes import Model, evaluating
+from robust.network.inference import outside_inference
+from robust.network.modes import Model, evaluating
 from robust.per_example import norms, unit
 from robust.ranges import Count, NonNegative, Range, check_number, check_ranges
 from robust.threat import Threat

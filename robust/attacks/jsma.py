@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
-from robust.batches import images_at_once
-from robust.inference import outside_inference
-from robust.modes import Model, evaluating
+from robust.network.batches import images_at_once
+from robust.network.inference import outside_inference
+from robust.network.modes import Model, evaluating
 from robust.ranges import Count, Fraction, Range, check_number
 
 __all__ = ["JSMA", "best_pairs", "jsma"]

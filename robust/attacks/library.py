@@ -38,9 +38,9 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
-from robust.expectation import Expected
-from robust.inference import outside_inference
-from robust.modes import Model, evaluating
+from robust.network.expectation import Expected
+from robust.network.inference import outside_inference
+from robust.network.modes import Model, evaluating
 from robust.ranges import Count, check_ranges
 from robust.threat import Threat
 

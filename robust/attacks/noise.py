@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
-from robust.inference import outside_inference
-from robust.modes import Model
+from robust.network.inference import outside_inference
+from robust.network.modes import Model
 from robust.per_example import unit
 from robust.ranges import Count, check_ranges
 from robust.threat import Threat

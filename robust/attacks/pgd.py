@@ -16,11 +16,11 @@ from torch import Tensor
 
 from robust.attacks.bpda import BPDA
 from robust.attacks.gradient import input_gradient
-from robust.expectation import Expected
-from robust.inference import outside_inference
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import difference_of_logits_ratio, margin
-from robust.modes import Model
+from robust.network.expectation import Expected
+from robust.network.inference import outside_inference
+from robust.network.modes import Model
 from robust.ranges import Count, NonNegative, StepSize, check_number, check_ranges
 from robust.threat import PAPER_THREATS, Threat
 

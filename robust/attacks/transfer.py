@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.pgd import PGD
-from robust.modes import Model, evaluating
+from robust.network.modes import Model, evaluating
 from robust.threat import Threat
 
 __all__ = ["Transfer"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
-from robust.modes import Model, evaluating, inside, keeping_buffers
+from robust.network.modes import Model, evaluating, inside, keeping_buffers
 from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
 

@@ -6,8 +6,8 @@ from typing import Any, ParamSpec
 
 from torch import Tensor, nn
 
-from robust.inference import outside_inference
-from robust.modes import keeping_caches
+from robust.network.inference import outside_inference
+from robust.network.modes import keeping_caches
 
 __all__ = ["takes_network"]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robust.losses.calling import takes_network
-from robust.modes import Model
+from robust.network.modes import Model
 from robust.ranges import Fraction, check_number
 
 __all__ = ["CrossEntropy", "cross_entropy", "smoothed"]

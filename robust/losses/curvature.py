@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robust.inference import outside_inference
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
-from robust.modes import Model, evaluating, inside, is_training, keeping_buffers
+from robust.network.inference import outside_inference
+from robust.network.modes import Model, evaluating, inside, is_training, keeping_buffers
 from robust.per_example import norms, unit
 from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
-from robust.second_order import SecondOrder
+from robust.second_order.layers import SecondOrder
 
 __all__ = ["CurvatureRegularizedLoss", "curvature_penalty"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import losses_and_gradients
-from robust.modes import Model
+from robust.network.modes import Model
 from robust.per_example import norms
 from robust.ranges import NonNegative, check_ranges
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
-from robust.modes import Model
+from robust.network.modes import Model
 from robust.ranges import NonNegative, check_ranges
 
 __all__ = ["GaussianNoise"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.data import ImageSet, load
 from distill.errors import InputError
 from distill.models import build
-from distill.students import Training, train_student
+from distill.training.students import Training, train_student
 from robust import PGD, Normalize, Threat, accuracy, robust_accuracy
 from tests.bench.side_by_side import Row, compare
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from distill.data import ImageSet
-from distill.matching import layerwise
 from distill.methods.dc import Config, distill
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.matching import layerwise
 from robust import CompiledGradients, CrossEntropy
 from tests.bench.curvature import LOSS, released
 from tests.bench.side_by_side import Row, compare

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from distill.data import ImageSet
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
 from robust import CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from sre2l.precision import Compute
 from sre2l.recover import Recover, recover

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from distill.models import build
-from distill.students import Training, fits_together, train_student, train_together
+from distill.training.students import Training, fits_together, train_student, train_together
 from tests.bench.side_by_side import Row, compare
 
 CASES = (  # network, channels, pixels, ipc

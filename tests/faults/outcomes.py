@@ -2,7 +2,7 @@
 
 import pytest
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.errors import LONGEST
 
 __all__ = ["outcome"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.__main__ import main
-from distill.judging import evaluate
-from distill.run import Run
+from distill.app.main import main
+from distill.evaluation import evaluate
+from distill.runs.run import Run
 from tests.faults.outcomes import outcome
 
 STUDENTS = ["--students", "2", "--student.epochs", "40", "--attacks", "linf", "--checkpoint-seconds", "0"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.divergence import is_finite
-from distill.files import read_state
+from distill.runs.divergence import is_finite
+from distill.runs.files import read_state
 from tests.faults.outcomes import outcome
 from tests.faults.test_damage import SMALL, STUDENTS
 from tests.faults.test_full_disk import MTT
@@ -65,7 +65,7 @@ def test_what_diverges_is_one_line(
 def test_a_set_that_teaches_nothing_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At this rate the images are finite, and noise."""
     words = ["dm", "folder", "--data-dir", str(data), "--runs", str(tmp_path), *DM, *STUDENTS, "--lr-img", "1e6"]
-    from distill.__main__ import main
+    from distill.app.main import main
 
     assert main(words) == 0
     said = capsys.readouterr().err

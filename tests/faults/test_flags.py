@@ -9,15 +9,15 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from distill.__main__ import find_methods, settle
-from distill.commands.benchmark import BenchmarkCommand
-from distill.commands.curvature import CurvatureCommand
-from distill.commands.evaluate import Judgement
-from distill.commands.start import Place, foresee
+from distill.app.benchmark import BenchmarkCommand
+from distill.app.curvature import CurvatureCommand
+from distill.app.evaluate import Judgement
+from distill.app.main import find_methods, settle
+from distill.app.start import Place, foresee
 from distill.errors import LONGEST, InputError, one_line
 from distill.experiment import Evaluation, Experiment
-from distill.reading import Reading
-from distill.students import Training
+from distill.published.reading import Reading
+from distill.training.students import Training
 from tests.toy import toy
 
 NUMBERS = ["nan", "inf", "-inf", "1e400", "-1e400", "1e308", "9" * 20, "-1", "9" * 5000, "x", "", "0x10", "1,5"]

@@ -40,8 +40,8 @@ def table(runs: Path) -> str:
 @pytest.fixture(scope="module")
 def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tables of runs that always had space."""
-    from distill.__main__ import main
-    from distill.judging import evaluate
+    from distill.app.main import main
+    from distill.evaluation import evaluate
 
     found, patch = {}, pytest.MonkeyPatch()
     patch.setattr(evaluate, "heed", lambda *_: {})

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.files import read_tensors
+from distill.runs.files import read_tensors
 from tests.faults.test_damage import SMALL, STUDENTS
 from tests.faults.test_full_disk import MTT
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from baselines.published import read
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading, bring
-from distill.whiten import preprocessing
+from distill.published.read import read
+from distill.published.reading import Reading, bring
+from distill.training.whiten import preprocessing
 from tests.fuzz.mutations import ELSEWHERE, mutate
 from tests.fuzz.sets import HOW, REAL, WRITERS
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from distill import distilled
-from distill.commands.export import export
+from distill.app.export import export
 from distill.distilled import DistilledSet
-from distill.whiten import Whiten
+from distill.training.whiten import Whiten
 from tests.toy import toy
 
 REAL = toy(n=60)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines import frepo
-from distill.run import Run
+from baselines.frepo import method as frepo
+from distill.runs.run import Run
 from tests.toy import toy
 
 SMALL = frepo.Config(

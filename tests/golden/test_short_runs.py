@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from baselines import dd, kip, mtt
+from baselines import dd
+from baselines.kip import method as kip
+from baselines.mtt import method as mtt
 from distill.methods.dc import Config, distill
-from distill.run import Run
+from distill.runs.run import Run
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy
 

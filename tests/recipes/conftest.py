@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.judging import evaluate
+from distill.evaluation import evaluate
 from tests.toy import write_toy
 
 

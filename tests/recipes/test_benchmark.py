@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import label
 
 ROOT = Path(__file__).parent.parent.parent

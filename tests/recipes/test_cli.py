@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
-from distill.files import read_tensors
+from distill.runs.files import read_tensors
 from tests.toy import write_toy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -145,7 +145,7 @@ def test_a_size_that_the_papers_network_does_not_take_is_no_reason_to_refuse(
 
 
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.judging import evaluate
+    from distill.evaluation import evaluate
 
     words = ["dc", "folder", "--data-dir", data, *SMALL, "--attacks", "linf_star,linf,l2"]
     assert run(*words, "--runs", tmp_path / "whole") == 0

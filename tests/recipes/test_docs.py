@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import robust
-from distill.__main__ import find_methods
+from distill.app.main import find_methods
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

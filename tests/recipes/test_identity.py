@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.distilled import DistilledSet
-from distill.files import read_tensors
+from distill.runs.files import read_tensors
 
 SMALL = ["--students", "2", "--student.epochs", "10", "--backbone", "convnet:width=4,depth=2", "--attacks", "linf"]
 COLORS = {"ant": 0, "bee": 1, "cat": 2, "dog": 2}
@@ -79,7 +79,7 @@ def test_a_run_is_not_continued_on_other_data(
     data = own_data(tmp_path / "data")
     words = ["dc", "folder", *SMALL, "--iterations", "3", "--batch-real", "4", "--runs", tmp_path / "runs"]
     words += ["--data-dir", data, "--checkpoint-seconds", "0"]
-    from distill.run import Run
+    from distill.runs.run import Run
 
     log = Run.log
 
@@ -206,7 +206,7 @@ def test_results_of_other_settings_of_an_attack_are_not_served(tmp_path: Path) -
     words = ["random", "folder", *SMALL, "--data-dir", data, "--runs", tmp_path / "a"]
     assert run(*words) == 0
     (place,) = finished(tmp_path / "a")
-    from distill.files import write_tensors
+    from distill.runs.files import write_tensors
 
     for student in (0, 1):
         path = place / "students" / f"{student}-correct.safetensors"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
-from distill.files import read_tensors
-from distill.run import Run
+from distill.runs.files import read_tensors
+from distill.runs.run import Run
 
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--iterations", "3", "--target-batch", "10", "--student-steps", "40"]
 SMALL += ["--students", "1", "--student.epochs", "10", "--attacks", "fgsm", "--ipc", "2"]

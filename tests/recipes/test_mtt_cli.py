@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import label, load
 from distill.distilled import DistilledSet
-from distill.files import read_tensors
-from distill.judging.trained import students_of
+from distill.evaluation.trained import students_of
 from distill.models import build
-from distill.run import Run
-from distill.whiten import Whiten
+from distill.runs.files import read_tensors
+from distill.runs.run import Run
+from distill.training.whiten import Whiten
 from tests.toy import write_toy
 
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--num-experts", "2", "--train-epochs", "2", "--expert-epochs", "1"]

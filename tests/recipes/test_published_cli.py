@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import label, load
 from distill.distilled import DistilledSet
-from distill.files import read_tensors
+from distill.runs.files import read_tensors
 from robust import Normalize
 from tests.toy import toy
 

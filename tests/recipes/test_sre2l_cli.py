@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.__main__ import main
+from distill.app.main import main
 from distill.data import _folders
 from distill.distilled import DistilledSet
 from tests.toy import write_toy
@@ -277,7 +277,7 @@ def test_bad_input_to_several_processes_starts_none(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("distill.__main__.start", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr("distill.app.main.start", lambda *_: pytest.fail("processes were started"))
     monkeypatch.setenv("NPROC", count)
     flags = FLAGS if words[0] == "sre2l" else []
     assert run(words[0], "folder", "--data-dir", data, "--runs", tmp_path, *flags, *words[1:]) == 2

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import distill.files
-from distill.__main__ import main
+import distill.runs.files
+from distill.app.main import main
 
 ROOT = Path(__file__).parents[2]
 FLAGS = ["--backbone", "convnet:width=4,depth=2,norm=batch", "--ipc", "2", "--squeeze.epochs", "2"]

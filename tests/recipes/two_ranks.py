@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distill.models import build
-from distill.ranks import first, joined, world
-from distill.run import Run
+from distill.runs.ranks import first, joined, world
+from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from sre2l.precision import Compute
 from sre2l.relabel import Labels, Relabel, digest, relabel

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from distill.augment import augmentation
-from distill.augment_dc import DC_GROUPS, NOISE, DCAugmentation
 from distill.errors import InputError
+from distill.training.augment import augmentation
+from distill.training.augment_dc import DC_GROUPS, NOISE, DCAugmentation
 
 
 def generator(seed: int = 0) -> torch.Generator:

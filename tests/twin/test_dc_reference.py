@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill.augment import augmentation
 from distill.data import ImageSet
-from distill.matching import layerwise
 from distill.methods.dc import Config, distill
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.matching import layerwise
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines.dm import RECIPES, Config, distill, match, work
-from distill.augment import augmentation
 from distill.data import ImageSet
 from distill.errors import InputError
-from distill.features import embedding
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.features import embedding
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy
 

@@ -22,7 +22,7 @@ from robust import (
     robust_accuracy,
     smoothed,
 )
-from robust.modes import inside, is_training
+from robust.network.modes import inside, is_training
 
 
 @pytest.fixture(autouse=True)

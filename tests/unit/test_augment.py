@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from distill.augment import DSA, GROUPS, NOT_SIAMESE, Kornia, augmentation
 from distill.errors import InputError
+from distill.training.augment import DSA, GROUPS, NOT_SIAMESE, Kornia, augmentation
 
 CIFAR = "color_crop_cutout_flip_scale_rotate"
 

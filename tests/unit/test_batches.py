@@ -13,7 +13,6 @@ from robust import (
     Square,
     Threat,
     Transfer,
-    batches,
     certify,
     correct,
     evaluate,
@@ -22,9 +21,10 @@ from robust import (
     withstands,
 )
 from robust.attacks.cw import CW
-from robust.batches import images_at_once, kept_bytes
-from robust.spectrum import finite_difference_curvature, hessian_vector_product, top_eigenvalue
-from robust.suspicion import not_finite, suspect_model
+from robust.evaluation.suspicion import not_finite, suspect_model
+from robust.network import batches
+from robust.network.batches import images_at_once, kept_bytes
+from robust.theory.spectrum import finite_difference_curvature, hessian_vector_product, top_eigenvalue
 
 BALL = Threat("linf", 0.1)
 

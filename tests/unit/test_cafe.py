@@ -11,17 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines import alignment, cafe
-from baselines.alignment import Weights, align
-from baselines.cafe import RECIPES, Config, distill, weights, work
-from distill.__main__ import main
-from distill.augment import augmentation
+from baselines.cafe import alignment
+from baselines.cafe import method as cafe
+from baselines.cafe.alignment import Weights, align
+from baselines.cafe.method import RECIPES, Config, distill, weights, work
+from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.features import embedding, taps
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.features import embedding, taps
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy, write_toy
 

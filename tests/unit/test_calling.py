@@ -32,9 +32,9 @@ from robust import (
     evaluate,
     robust_accuracy,
 )
-from robust.bounds import bound_terms
 from robust.losses.named import LOSSES
-from robust.spectrum import (
+from robust.theory.bounds import bound_terms
+from robust.theory.spectrum import (
     finite_difference_curvature,
     gradient_cosine,
     hessian_vector_product,

@@ -8,8 +8,7 @@ from torch import nn
 
 from robust import PGD, Threat, correct, withstands
 from robust.attacks.pgd import pgd
-from robust.batches import images_at_once
-from robust.checks import (
+from robust.evaluation.checks import (
     ImpossibleResult,
     Judged,
     check_adversarial,
@@ -20,6 +19,7 @@ from robust.checks import (
     unbounded,
     verdict,
 )
+from robust.network.batches import images_at_once
 
 BOX = Threat("linf", 0.1)
 RANDOM = "random: two passes differ: average attacks over the randomness, use autoattack:version=rand"

@@ -3,8 +3,8 @@
 import pytest
 
 from distill.errors import InputError
+from distill.evaluation.columns import Certification, columns, family
 from distill.experiment import Evaluation
-from distill.judging.columns import Certification, columns, family
 from robust import ATTACKS, PGD, Threat
 
 

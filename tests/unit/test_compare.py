@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.commands.compare import run_compare
+from distill.app.compare import run_compare
 from distill.errors import InputError
-from distill.files import write_tensors
-from distill.reports.intervals import difference
+from distill.evaluation.intervals import difference
 from distill.reports.outcome import show
+from distill.runs.files import write_tensors
 
 
 def bools(students: int, share: float, seed: int, images: int = 60) -> Tensor:

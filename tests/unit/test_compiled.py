@@ -8,7 +8,7 @@ import torch
 
 from distill.methods import dc
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from tests.toy import toy
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baselines.coreset import RECIPES, Config, distill, herding, k_center, work
-from distill.run import Run
+from distill.runs.run import Run
 from tests.toy import toy
 
 FEATURES = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robust.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt, corruptions_for
+from robust.evaluation.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt, corruptions_for
 
 
 def rng(seed: int = 0) -> torch.Generator:

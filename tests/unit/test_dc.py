@@ -9,12 +9,12 @@ import torch
 
 from baselines import dcc
 from distill.errors import InputError
-from distill.matching import layerwise
 from distill.methods import dc
 from distill.methods.dc import LOOPS, RECIPES, Config, distill, loops, match, work
 from distill.models import build
-from distill.real_side import share_moved
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.matching import layerwise
+from distill.training.real_side import share_moved
 from robust import CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from tests.toy import toy
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from baselines import dcc
 from baselines.dcc import LOOPS, RECIPES, Config, distill, match, settled, work
-from distill.__main__ import main
-from distill.augment import augmentation
+from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
-from distill.matching import DISTANCES
 from distill.methods import dc
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.matching import DISTANCES
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy, write_toy
 

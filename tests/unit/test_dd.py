@@ -26,7 +26,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
-from distill.run import Run
+from distill.runs.run import Run
 from robust import Normalize
 from tests.toy import toy
 

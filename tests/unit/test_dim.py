@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines import dim, gan, generated
-from baselines.dim import RECIPES, Config, distill, logit_distance, matched, protocol, student_work, work
-from baselines.gan import (
+from baselines.dim import gan, generated
+from baselines.dim import method as dim
+from baselines.dim.gan import (
     SIZES,
     Adversarial,
     Critic,
@@ -26,15 +26,16 @@ from baselines.gan import (
     gradient_penalty,
     pretrained,
 )
-from baselines.generated import Groups, drawn, rebuilt, without_cutout
-from distill.__main__ import main
-from distill.augment import DSA
+from baselines.dim.generated import Groups, drawn, rebuilt, without_cutout
+from baselines.dim.method import RECIPES, Config, distill, logit_distance, matched, protocol, student_work, work
+from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.files import read_tensors
 from distill.models import build
-from distill.run import Run
+from distill.runs.files import read_tensors
+from distill.runs.run import Run
+from distill.training.augment import DSA
 from robust import Normalize
 from tests.toy import toy, write_toy
 

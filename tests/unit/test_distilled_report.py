@@ -13,9 +13,9 @@ from PIL import Image
 
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.files import write_tensors, write_text
 from distill.reports.outcome import verdict_of
 from distill.reports.tables import COLUMNS, find_rows, render, save_grid, summary
+from distill.runs.files import write_tensors, write_text
 
 SET = DistilledSet(
     images=torch.linspace(-0.5, 1.5, 6 * 3 * 4 * 4).view(6, 3, 4, 4),

@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from distill.estimate import STEPS, estimate
+from distill.app.estimate import STEPS, estimate
 from distill.experiment import Evaluation, Recipe
 from distill.methods import dc
-from distill.run import Run
-from distill.students import Training
+from distill.runs.run import Run
+from distill.training.students import Training
 from robust import CrossEntropy, RobustTeacher
 from tests.toy import toy
 
 
 def test_seconds_are_counts_times_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    monkeypatch.setattr("distill.estimate._seconds", lambda step, network, shape: seen.append(1.0) or 2.0)
+    monkeypatch.setattr("distill.app.estimate._seconds", lambda step, network, shape: seen.append(1.0) or 2.0)
     config = dc.Config(CrossEntropy(), backbone="convnet:width=4")
     evaluation = Evaluation(3, test_images=320, attacks="linf,l2", student=Training(epochs=10))
     total = estimate(Recipe(config, evaluation), lambda *_: [(7.0, None)], 1, (3, 8, 8), 10, 5000, 1000)

@@ -19,7 +19,7 @@ from robust import (
     robust_accuracy,
     withstands,
 )
-from robust.checks import ImpossibleResult
+from robust.evaluation.checks import ImpossibleResult
 
 
 def rng(seed=0):

@@ -19,7 +19,7 @@ from robust import (
     expected,
     withstands,
 )
-from robust.expectation import is_random
+from robust.network.expectation import is_random
 
 BOX = Threat("linf", 0.1)
 

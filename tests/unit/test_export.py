@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines import mtt
-from baselines.published import read
-from distill.commands.export import AS_MTT, EXPORTS, export, run_export
+from baselines.mtt import method as mtt
+from distill.app.export import AS_MTT, EXPORTS, export, run_export
 from distill.data import ImageSet
+from distill.data.official import CONSTANTS, Constants
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.official import CONSTANTS, Constants
-from distill.reading import Reading
-from distill.whiten import Whiten
+from distill.published.read import read
+from distill.published.reading import Reading
+from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy
 

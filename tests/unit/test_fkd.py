@@ -17,10 +17,10 @@ from torchvision.transforms import functional as TF
 from distill.data.pictures import picture_folders, read_all_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.run import Run
-from distill.unpickled import read_pickle
+from distill.published.fkd import agreement, orders, with_labels
+from distill.published.unpickled import read_pickle
+from distill.runs.run import Run
 from sre2l import pipeline
-from sre2l.fkd import agreement, orders, with_labels
 from sre2l.relabel import Labels, digest, view
 
 SIZE, K, EACH, BATCH, EPOCHS = 16, 4, 3, 5, 3
@@ -209,8 +209,8 @@ def samples_in(folder: Path) -> list[tuple[Path, int]]:
 
 
 def test_an_epoch_of_another_order_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sre2l.fkd.MANY", 10)
-    monkeypatch.setattr("sre2l.fkd.EARLY", 3)
+    monkeypatch.setattr("distill.published.fkd.MANY", 10)
+    monkeypatch.setattr("distill.published.fkd.EARLY", 3)
     samples = write_images(tmp_path / "syn")
     write_store(tmp_path / "FKD", samples, "none", epochs=8)
     assert "100.0% of 96 labels" in taken(tmp_path, tmp_path / "FKD")[1][0]

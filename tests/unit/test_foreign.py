@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from distill.errors import InputError
-from distill.foreign import brief, open_regular, parse_json, reachable, read_json, refuse_irregular
-from distill.unpickled import read_npz
+from distill.published.unpickled import read_npz
+from distill.runs.foreign import brief, open_regular, parse_json, reachable, read_json, refuse_irregular
 
 
 def irregular(folder: Path) -> list[Path]:

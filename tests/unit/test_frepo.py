@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
-from baselines import frepo
-from baselines.frepo import RECIPES, Config, distill, margin, objective, protocol, student_work, work
-from baselines.frepo_students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
-from baselines.ridge import centred, probabilities
+from baselines.frepo import method as frepo
+from baselines.frepo.method import RECIPES, Config, distill, margin, objective, protocol, student_work, work
+from baselines.frepo.students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
-from distill.run import Run
-from distill.whiten import Whiten
+from distill.runs.run import Run
+from distill.training.ridge import centred, probabilities
+from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy, write_toy
 

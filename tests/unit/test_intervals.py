@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.reports.intervals import accuracy_interval, difference, unit_of, wilson
+from distill.evaluation.intervals import accuracy_interval, difference, unit_of, wilson
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from distill.data.image_files import ImageFiles
+from distill.evaluation import judge as module
+from distill.evaluation.columns import columns
+from distill.evaluation.judge import Sheet, descend, judge, judge_clean
+from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
-from distill.judging import judge as module
-from distill.judging.columns import columns
-from distill.judging.judge import Sheet, descend, judge, judge_clean
-from distill.judging.verdicts import verdicts
-from distill.run import Run
+from distill.runs.run import Run
 from robust import PGD, withstands
-from robust.checks import ImpossibleResult
+from robust.evaluation.checks import ImpossibleResult
 from tests.toy import toy, write_toy
 
 
@@ -192,7 +192,7 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
         assert said[0] == said[1]
     assert said[0]["pgd@0.1"].startswith("suspicious")
 
-    monkeypatch.setattr("distill.judging.verdicts.EXAMINED", 8)
+    monkeypatch.setattr("distill.evaluation.verdicts.EXAMINED", 8)
     monkeypatch.setattr(ImageFiles, "_pixels", lambda self, paths: decoded.append(len(paths)) or seen(self, paths))
     verdicts(sheet.bools, asked, model, files, torch.Generator().manual_seed(0))
     assert decoded[0] == 8

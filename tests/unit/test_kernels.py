@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.kernels import Kernel, convnet, fully_connected, pair_bytes, relu, tiled
+from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, relu, tiled
 from distill.errors import InputError
 
 W, B = 1.3, 0.2

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from baselines.kernels import fully_connected
-from baselines.kip import RECIPES, Config, distill, objective, protocol, student_work, work
-from baselines.least_squares import largest_rate
-from baselines.ridge import centred, probabilities, regressed
+from baselines.kip.kernels import fully_connected
+from baselines.kip.least_squares import largest_rate
+from baselines.kip.method import RECIPES, Config, distill, objective, protocol, student_work, work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
-from distill.run import Run
-from distill.whiten import Whiten
+from distill.runs.run import Run
+from distill.training.ridge import centred, probabilities, regressed
+from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy
 
@@ -381,7 +381,7 @@ def test_work_counts_the_pairs(size: int, monkeypatch: pytest.MonkeyPatch) -> No
         seen.append((len(arguments[3]), *arguments[1].shape, arguments[-1]))
         return objective(*arguments)
 
-    monkeypatch.setattr("baselines.kip.objective", looked)
+    monkeypatch.setattr("baselines.kip.method.objective", looked)
     step(network_of("mlp"), (3, size, size))
     corner = min(size, 16)
     assert seen == [(4, 1, 3, corner, corner, 2)] * (1 if size == 8 else 2)  # 400 pixels are 2 times 256

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import ranks
-from distill.__main__ import main
+from distill.app.main import main
 from distill.errors import InputError
+from distill.runs import ranks
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = "import sys; from distill.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
+LAUNCH = "import sys; from distill.runs.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
 BEGIN = """
 import os, signal, sys, time
 rank, restart = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -156,9 +156,9 @@ def test_bad_input_is_told_once_and_what_follows_from_it_not_at_all(
 SCRIPT = """
 import sys
 import torch
-import distill.__main__ as module
+import distill.app.main as module
 from distill.errors import InputError
-from distill.ranks import barrier, joined, leave, rank
+from distill.runs.ranks import barrier, joined, leave, rank
 
 def command(arguments):
     with joined(torch.device("cpu")):

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
-from distill.run import Run
+from distill.runs.run import Run
 from sre2l import loading
 from sre2l.crops import draw_boxes
 from sre2l.loading import batches

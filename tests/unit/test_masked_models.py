@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import robust.suspicion
+import robust.evaluation.suspicion
 from robust import PGD, Square, Threat, attack_named, bpda, evaluate, withstands
-from robust.advice import advised, concerns, remedy
-from robust.suspicion import not_finite, suspect_model
+from robust.evaluation.advice import advised, concerns, remedy
+from robust.evaluation.suspicion import not_finite, suspect_model
 
 BOX = Threat("linf", 0.1)
 UNPREDICTED = "the input gradient does not predict the margin"

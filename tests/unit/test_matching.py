@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.matching import DISTANCES, cosine, layerwise, mse
+from distill.training.matching import DISTANCES, cosine, layerwise, mse
 
 SHAPES = [(4, 3, 3, 3), (4,), (5, 2, 2), (7, 4), (7,)]
 

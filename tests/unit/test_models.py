@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.__main__ import find_methods
+from distill.app.main import find_methods
 from distill.data import FILES
 from distill.errors import InputError
 from distill.models import BACKBONES, build

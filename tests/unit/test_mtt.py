@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from baselines import mtt, trajectories
-from baselines.mtt import RECIPES, Config, distill, protocol, student_work, work
-from baselines.trajectories import Expert, Trajectories, experts, match
-from distill.augment import augmentation
+from baselines.mtt import method as mtt
+from baselines.mtt import trajectories
+from baselines.mtt.method import RECIPES, Config, distill, protocol, student_work, work
+from baselines.mtt.trajectories import Expert, Trajectories, experts, match
 from distill.data import ImageSet, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
-from distill.files import read_tensors
 from distill.models import build
-from distill.run import Run
+from distill.runs.files import read_tensors
+from distill.runs.run import Run
+from distill.training.augment import augmentation
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from tests.toy import toy
 
@@ -523,7 +524,7 @@ def test_whitened_images_are_kept_in_pixels(tmp_path: Path) -> None:
     time = kept.stat().st_mtime_ns
     noise = distill(real, 1, replace(config, init="noise"), run_in(tmp_path / "noise", stages=run.stages))
     assert kept.stat().st_mtime_ns == time  # shared by all runs on this data
-    from distill.whiten import Whiten
+    from distill.training.whiten import Whiten
 
     standard = Whiten.load(kept)(noise.images)
     assert standard.std() == pytest.approx(1, abs=0.15)  # as they were drawn

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.published import recognised
 from distill.errors import InputError
-from distill.reading import Reading, bring
+from distill.published.read import recognised
+from distill.published.reading import Reading, bring
 from robust import Normalize
 from tests.unit.test_published import CLASSES, REAL, drawn, read, save_mtt, taken
 

@@ -19,19 +19,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines import frepo_students, least_squares, spaces
-from baselines.formats import SOURCES, unpacked
-from baselines.published import read, recognised
-from baselines.ridge import probabilities
+from baselines.frepo import students as frepo_students
+from baselines.kip import least_squares
 from distill import distilled
 from distill.data import ImageSet, pictures
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading, bring
-from distill.run import Run
-from distill.unpickled import as_tensor, read_npz, read_pickle
-from distill.whiten import Whiten, preprocessing, ridge_zca
+from distill.published import spaces
+from distill.published.formats import SOURCES, unpacked
+from distill.published.read import read, recognised
+from distill.published.reading import Reading, bring
+from distill.published.unpickled import as_tensor, read_npz, read_pickle
+from distill.runs.run import Run
+from distill.training.ridge import probabilities
+from distill.training.whiten import Whiten, preprocessing, ridge_zca
 from robust import Normalize
 from tests.toy import toy
 
@@ -131,7 +133,7 @@ def test_constants_are_those_of_the_repository(source: str, std: tuple[float, ..
 def test_dd(soft: bool, tmp_path: Path) -> None:
     """Two steps of two images, three times over, by its own protocol equal to those steps taken by hand."""
     from baselines import dd
-    from distill.run import Run
+    from distill.runs.run import Run
 
     x, classes = drawn(2, 2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])
     y = F.one_hot(classes, 2).float() + 0.1 * drawn(2, 2, 2) if soft else classes

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from baselines.published import recognised
-from distill.commands.export import export
+from distill.app.export import export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.reading import Reading, bring
-from distill.unpickled import read_npz, read_pickle
-from distill.whiten import Whiten, preprocessing
+from distill.published.read import recognised
+from distill.published.reading import Reading, bring
+from distill.published.unpickled import read_npz, read_pickle
+from distill.training.whiten import Whiten, preprocessing
 from tests.toy import toy
 from tests.unit.test_published import CLASSES, REAL, drawn, read, save_dc, save_mtt, taken, write_pictures
 
@@ -313,7 +313,7 @@ def test_offsets_of_an_arrow_file_are_checked_before_they_are_followed(tmp_path:
     whole, rows = file.read_bytes(), struct.pack("<5i", 0, 3, 6, 9, 12)
     assert whole.count(rows) == 1
     file.write_bytes(whole.replace(rows, struct.pack("<5i", 0, 3, 6, 9, 2**28)))
-    program = "import sys; from pathlib import Path; from baselines.published import SOURCES, Reading\n"
+    program = "import sys; from pathlib import Path; from distill.published.read import SOURCES, Reading\n"
     program += "try: SOURCES['hf'](Path(sys.argv[1]), Reading())\nexcept ValueError as error: print(error)"
     words = [sys.executable, "-c", program, str(place)]
     done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from baselines.published import recognised
 from distill.errors import InputError
+from distill.published.read import recognised
 from tests.toy import toy
 from tests.unit.test_published import CLASSES, REAL, drawn, nhwc, smooth, taken
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import robust
-from distill.judging.columns import Certification
+from distill.evaluation.columns import Certification
 from robust import (
     APGD,
     CW,
@@ -32,9 +32,9 @@ from robust import (
     loss_named,
     threat_named,
 )
-from robust.bounds import BoundTerms
-from robust.checks import Judged
+from robust.evaluation.checks import Judged
 from robust.ranges import Range
+from robust.theory.bounds import BoundTerms
 
 BALL, ROUND = Threat("linf", 0.1), Threat("l2", 0.5)
 ONE = torch.zeros(1)

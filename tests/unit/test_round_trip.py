@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.commands.export import EXPORTS, export
+from distill.app.export import EXPORTS, export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from tests.unit.test_published import CLASSES, REAL, smooth, taken

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robust.smoothing import ABSTAIN, certified, certify, lower_bound, smoothed_predict
+from robust.evaluation.certificates import ABSTAIN, certified, certify, lower_bound, smoothed_predict
 
 W = torch.tensor([3.0, -1.0, 2.0])
 IMAGES = torch.tensor([[0.9, 0.1, 0.8], [0.6, 0.2, 0.3], [0.1, 0.9, 0.2], [0.5, 0.5, 0.5]])

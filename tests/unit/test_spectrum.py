@@ -8,8 +8,8 @@ from torch.autograd.functional import hessian as slow_hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust import Normalize, cross_entropy
-from robust.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.spectrum import (
+from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
+from robust.theory.spectrum import (
     finite_difference_curvature,
     gradient_cosine,
     hessian_vector_product,

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.run import Run, describe
+from distill.runs.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
 from sre2l.pipeline import RECIPES, Config, check, protocol

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.distilled import DistilledSet
-from distill.divergence import is_finite
 from distill.errors import InputError
-from distill.run import Run
+from distill.runs.divergence import is_finite
+from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.pipeline import RECIPES, Config, distill, lacks, protocol

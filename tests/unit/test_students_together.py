@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.augment import augmentation
 from distill.models import build
-from distill.students import Training, fits_together, train_student, train_together
+from distill.training.augment import augmentation
+from distill.training.students import Training, fits_together, train_student, train_together
 
 TRAINING = Training(epochs=4, lr=0.05, batch_size=5)
 

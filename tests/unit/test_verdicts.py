@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
+from distill.evaluation.columns import columns
+from distill.evaluation.evaluate import heed
+from distill.evaluation.judge import Sheet, descend, judge, judge_clean
+from distill.evaluation.results import row_of
+from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
-from distill.judging.columns import columns
-from distill.judging.evaluate import heed
-from distill.judging.judge import Sheet, descend, judge, judge_clean
-from distill.judging.results import row_of
-from distill.judging.verdicts import verdicts
-from distill.run import Run
+from distill.runs.run import Run
 from robust import (
     APGD,
     CW,
@@ -30,7 +30,7 @@ from robust import (
     robust_accuracy,
     withstands,
 )
-from robust.advice import advised
+from robust.evaluation.advice import advised
 from tests.toy import toy
 
 BOX = Threat("linf", 0.1)
@@ -84,7 +84,7 @@ def test_worst_takes_the_verdicts_of_its_members(tmp_path: Path) -> None:
 
 
 def test_worst_is_in_doubt_where_only_results_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = "robust.verdicts"
+    module = "robust.evaluation.verdicts"
     monkeypatch.setattr(f"{module}.suspect_model", lambda *arguments, **options: ())
     monkeypatch.setattr(f"{module}.unbounded", lambda *arguments, **options: ())
     found = said(tmp_path, Bright(coarse), "pgd@0.2,transfer@0.2,worst@0.2")
@@ -98,7 +98,7 @@ def test_a_weak_cross_entropy_is_the_doubt_of_those_who_ascend_it(
 ) -> None:
     weak = "cross-entropy PGD is weak here: the margin loss breaks more, 33 to 0: attack the margin or DLR, "
     weak += "use pgd_ce_margin"
-    monkeypatch.setattr("robust.verdicts.suspect_model", lambda *arguments, **options: (weak,))
+    monkeypatch.setattr("robust.evaluation.verdicts.suspect_model", lambda *arguments, **options: (weak,))
     found = said(tmp_path / "a", Bright(), "pgd@0.1,pgd_ce_margin@0.1,transfer@0.1,worst@0.1,pgd@0.05,worst@0.05")
     doubted = {name for name, verdict in found.items() if verdict == f"suspicious: {weak}"}
     assert doubted == {"pgd@0.1", "pgd@0.05", "worst@0.05"}  # at 0.1 the worst has the margin among its members
@@ -152,7 +152,7 @@ def test_robust_accuracy_warns_once_in_a_line(recwarn: pytest.WarningsRecorder) 
 
 def test_a_model_is_examined_once_until_its_parameters_change(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr("robust.verdicts.examine", lambda *arguments, **options: calls.append(1) or ())
+    monkeypatch.setattr("robust.evaluation.verdicts.examine", lambda *arguments, **options: calls.append(1) or ())
     test, model = toy(), Bright()
     run = lambda model=model, threat=BOX: robust_accuracy(model, test.images, test.labels, PGD(threat), generator=rng())  # noqa: E731
     run(), run()

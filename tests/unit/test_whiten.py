@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
-from distill.whiten import Whiten
+from distill.training.whiten import Whiten
 from robust import Normalize
 
 
@@ -97,7 +97,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Whiten.fit(torch.zeros(2, 3, 65, 65))
     with pytest.raises(InputError, match="there is no file"):
         Whiten.load(tmp_path / "none.safetensors")
-    from distill.files import write_tensors
+    from distill.runs.files import write_tensors
 
     write_tensors(tmp_path / "other.safetensors", {"mean": torch.zeros(3)})
     with pytest.raises(InputError, match="is no whitening: it has mean"):

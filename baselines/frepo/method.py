@@ -1,0 +1,384 @@
+"""FRePo: images and labels from which ridge regression on a network's features predicts the labels of real images.
+
+    min over S and Y of  mean of 1/2 || K_ts (K_ss + ridge tr(K_ss) / n I)^-1 Y - y_t ||^2  +  margin(Y)
+    K_ts = phi(T) phi(S)^T,  K_ss = phi(S) phi(S)^T,  margin(Y) = mean of -min(largest - second largest of y, 1 / K)
+
+phi is what the last layer of a network is given (evaluation mode), a constant for the real images T. The network is
+drawn in each step out of a pool of different ages; after it was used it takes one step of Adam on the squared error to
+Y on S, or, having taken more than max_online_updates, is replaced by an untrained one. With use_flip S stands in the
+kernel together with its mirror image. Labels are centred: one-hot less 1 / K, at first divided by sqrt(K / 10).
+
+"Dataset Distillation using Neural Feature Regression", Zhou, Nezhadarya & Ba, NeurIPS 2022 (arXiv 2206.00719),
+algorithm 1; as in the official code, S and Y are stepped by LAMB and whitened images are first normalised by channel,
+with a regulariser of 0.1 times the mean variance (`Whiten.fit_normalised`; MTT's is another).
+
+Students of --protocol own are trained by regression on Y (`baselines.frepo_students`); for those of the standard one,
+whose loss is cross-entropy, the file's labels are the probabilities that are nearest to Y, scaled back and uncentred.
+
+Deviations from the official code: the set is the last one, not the best on the test set; real batches are drawn in each
+step from all images, not out of a buffer that moves over them; images of 128 px and more are not whitened, there in
+blocks; CIFAR-10 has DC's standard deviations, theirs are .247 .243 .262; see also `distill.models.frepo_convnet`; seeds
+are addressed.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
+from distill.app.estimate import PROBE, Work, training_steps
+from distill.app.estimate import STEPS as TIMED
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.models import BACKBONES, build
+from distill.models.convnet import convnet_for
+from distill.runs.divergence import check_finite, diverged
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.features import embedding
+from distill.training.ridge import centred, probabilities, regressed
+from distill.training.whiten import Whiten
+from robust import Normalize
+from robust.ranges import Count, Positive, check_ranges
+
+__all__ = ["RECIPES", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
+
+REMEDY = "--lr-img or --lr-net, or a larger --ridge"
+"""flags that a regression diverges by"""
+
+ONLINE_BATCH = 1000  # distilled images of a step of a network, at most
+
+
+@dataclass(frozen=True)
+class Config:
+    """The method's settings; the names are the official code's where it has them.
+
+    Raises:
+        ValueError: a field is out of its range, or two do not go together.
+    """
+
+    backbone: str = "frepo_convnet"
+    """network of students, and but for its norm of the pool: a name of `bash run.sh list`, options after a colon"""
+    pool_norm: Literal["batch", "instance", "layer", "group", "none", "same"] = "batch"
+    """norm of the pool's networks; same: as the students' (the only one for a backbone without that option)"""
+    iterations: Count = 500_000
+    """steps of the images (num_train_steps)"""
+    batch_real: Count = 1024
+    """real images of a step"""
+    lr_img: Positive = 3e-4
+    """first learning rate of images and labels (LAMB), which falls to a tenth as a cosine"""
+    lr_net: Positive = 3e-4
+    """learning rate of the pool's networks (Adam)"""
+    num_nn_state: Count = 10
+    """networks of the pool"""
+    max_online_updates: Count = 100
+    """a network that has taken more steps is replaced"""
+    learn_label: bool = True
+    """whether labels are learned, or stay as they begin"""
+    use_flip: bool = False
+    """whether the kernel has mirrored images too"""
+    ridge: Positive = 1e-6
+    """regulariser of the regression, in units of the mean of the kernel's diagonal"""
+    zca: bool = False
+    """whether networks take images normalised and then whitened over whole images (ZCA), or normalised only"""
+    augment: str = ""
+    """augmentation of students of the standard protocol: "" for none, a DSA strategy, or kornia:..."""
+    student_augment: str = "color_crop_rotate_translate_cutout"
+    """that of students of --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
+    student_steps: Count | None = None
+    """steps of a student of --protocol own; None for the official number for so many images"""
+    student_lr: Positive = 3e-4
+    """highest learning rate of such a student (Adam)"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.zca and self.augment.startswith("kornia:"):
+            raise ValueError("augment is of kornia, which takes no whitened images; with zca take a DSA strategy")
+        augmentation(self.augment)
+        check_strategy(self.student_augment)
+        name = self.backbone.partition(":")[0]
+        normed = [known for known, builder in BACKBONES.items() if "norm" in signature(builder).parameters]
+        if self.pool_norm != "same" and name not in normed:
+            raise ValueError(
+                f"backbone {name} has no norm to be {self.pool_norm} in the pool; take pool_norm same, or one of "
+                f"{', '.join(normed)}"
+            )
+
+    @property
+    def pool_backbone(self) -> str:
+        """Network of the pool."""
+        if self.pool_norm == "same":
+            return self.backbone
+        name, _, options = self.backbone.partition(":")
+        kept = [option for option in options.split(",") if option and not option.startswith("norm=")]
+        return f"{name}:{','.join([*kept, f'norm={self.pool_norm}'])}"
+
+
+@dataclass
+class Online:
+    """A network of the pool."""
+
+    network: nn.Module
+    optimizer: torch.optim.Adam
+    age: int
+    """steps it has taken, or counts as having taken"""
+
+
+def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+    """Distil a data set; continues from the run's checkpoint, networks of the pool included.
+
+    Args:
+        real: the training set, on the device to work on.
+        ipc: images per class.
+        config: the settings.
+        run: its generators, checkpoints, scalars, progress, and stages.
+
+    Returns:
+        `ipc` images of each class, sorted by class, in pixels, on the device of `real`, with soft labels; the learned
+        labels are its own "labels".
+
+    Raises:
+        InputError: images too large to be whitened, a backbone without features, or the regression diverged.
+    """
+    from timm.optim.lamb import Lamb  # slow to import
+
+    real = real.in_memory() if config.zca else real
+    device, count = real.images.device, real.num_classes
+    space, whitening = _space(real, config, run)
+    whole = space(real.images) if isinstance(real.images, Tensor) else None
+    state = run.restore() or _initial(real, ipc, space, run)
+    images, labels = (state[name].to(device).requires_grad_() for name in ("images", "labels"))
+    learned = [images, labels] if config.learn_label else [images]
+    # optax.lamb is the paper's: no clipping, no weight decay, and yet the ratio of norms
+    optimizer = Lamb(learned, config.lr_img, weight_decay=0.0, max_grad_norm=None, always_adapt=True)
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+    pool = [_online(real, config, run, number, 0) for number in range(config.num_nn_state)]
+    for number, kept in enumerate(state.get("pool", [])):
+        pool[number].network.load_state_dict(kept["network"])
+        pool[number].optimizer.load_state_dict(kept["optimizer"])
+        pool[number].age = kept["age"]
+
+    with run.progress("distil", config.iterations, state["iteration"]) as bar:
+        for iteration in range(state["iteration"], config.iterations):
+            begun = time.perf_counter()
+            number = int(torch.randint(len(pool), (), generator=run.generator("pool", iteration)))
+            which = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
+            which = which.to(device)
+            x = space(real.images[which]) if whole is None else whole[which]
+            try:
+                targets = centred(real.labels[which], count).to(labels)
+                loss, accuracy = objective(pool[number].network, images, labels, x, targets, config)
+                label_loss = -margin(labels)
+                gradients = torch.autograd.grad(loss + label_loss, learned)
+            except torch.linalg.LinAlgError:  # also where features are not finite
+                raise diverged("the regression", iteration, "no positive definite kernel", REMEDY) from None
+            value = loss.item()
+            check_finite("the regression", iteration, {"loss": value}, REMEDY)
+            for leaf, gradient in zip(learned, gradients, strict=True):
+                leaf.grad = gradient
+            optimizer.param_groups[0]["lr"] = _rate(iteration, config)
+            optimizer.step()
+
+            if pool[number].age > config.max_online_updates:
+                pool[number] = _online(real, config, run, number, iteration + 1)
+            else:
+                _update(pool[number], images.detach(), labels.detach(), run.generator("online", iteration))
+            bar.set_postfix(loss=f"{value:.4g}", refresh=False)
+            bar.update()
+            scalars = {"loss": value, "label_loss": label_loss.detach(), "accuracy": 100 * accuracy}
+            run.log(iteration, **scalars, seconds=time.perf_counter() - begun)
+            if run.due() or iteration == config.iterations - 1:
+                state = {"iteration": iteration + 1, "images": images.detach(), "labels": labels.detach()}
+                state["pool"] = [
+                    {"network": o.network.state_dict(), "optimizer": o.optimizer.state_dict(), "age": o.age}
+                    for o in pool
+                ]
+                run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, REMEDY)
+
+    images, labels = images.detach(), labels.detach()
+    training: dict[str, Any] = {"steps": config.student_steps, "lr": config.student_lr}
+    training["augment"] = config.student_augment
+    if whitening is not None:
+        training["whitening"] = os.path.relpath(whitening, run.folder)
+    return DistilledSet.of(
+        real,
+        space.inverse(images),
+        probabilities(labels * _scale(count) + 1 / count),
+        augment=config.augment,
+        backbone=config.backbone,
+        training=training,
+        own={"labels": labels},
+    )
+
+
+# --- what is minimised ------------------------------------------------------------------------------------------
+
+
+def objective(
+    network: nn.Module, images: Tensor, labels: Tensor, x: Tensor, y: Tensor, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of the regression on real images, and its accuracy.
+
+    Args:
+        network: of the pool; put into evaluation mode.
+        images: (N, C, H, W), as networks take them.
+        labels: (N, K), learned.
+        x: (B, C, H, W) real images, as networks take them.
+        y: (B, K) their centred labels.
+        config: says whether images are mirrored, and how much is regularised.
+
+    Returns:
+        a scalar with the graph to images and labels, and the part of real images whose class is predicted.
+
+    Raises:
+        torch.linalg.LinAlgError: the regularised kernel is not positive definite.
+        InputError: the network has no features before a linear classifier.
+    """
+    network.eval()
+    with torch.no_grad():
+        theirs = embedding(network, x)
+    if config.use_flip:
+        images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
+    ours = embedding(network, images)
+    predicted = regressed(ours @ ours.T, theirs @ ours.T, labels, config.ridge)
+    with torch.no_grad():
+        accuracy = (predicted.argmax(1) == y.argmax(1)).float().mean()
+    return squared(predicted, y), accuracy
+
+
+def margin(labels: Tensor) -> Tensor:
+    """Return by how much the largest of each row of (N, K) leads, at most 1 / K, averaged over rows.
+
+    >>> margin(torch.tensor([[0.5, 0.3, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).item()  # 0.2, and 1 that counts as 0.25
+    0.22499999403953552
+    """
+    first, second = labels.topk(2, dim=1).values.unbind(1)
+    return (first - second).clamp(max=1 / labels.shape[1]).mean()
+
+
+def _rate(iteration: int, config: Config) -> float:
+    """Return the learning rate of an iteration: a cosine from lr_img to a tenth of it."""
+    return config.lr_img * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * iteration / config.iterations)))
+
+
+def _scale(num_classes: int) -> float:
+    return math.sqrt(num_classes / 10)
+
+
+def _initial(real: ImageSet, ipc: int, space: nn.Module, run: Run) -> dict[str, Any]:
+    images = space(torch.cat([real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)]))
+    classes = torch.arange(real.num_classes, device=images.device).repeat_interleave(ipc)
+    labels = centred(classes, real.num_classes).to(images) / _scale(real.num_classes)
+    return {"iteration": 0, "images": images, "labels": labels}
+
+
+# --- the pool ---------------------------------------------------------------------------------------------------
+
+
+def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) -> Online:
+    """Return an untrained network; the first ones count as of different ages."""
+    channels, size, _ = real.image_shape
+    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
+    network = build(config.pool_backbone, **shape, generator=run.generator("network", number, born))
+    network = network.to(real.images.device, memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
+    age = 0 if born else config.max_online_updates // config.num_nn_state * number
+    return Online(network, torch.optim.Adam(network.parameters(), lr=config.lr_net), age)
+
+
+def _update(online: Online, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    """Let a network take a step on the images, or on as many of them as a batch holds."""
+    if len(images) > ONLINE_BATCH:
+        which = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
+        images, labels = images[which], labels[which]
+    online.optimizer.zero_grad(set_to_none=True)
+    squared(online.network.train()(images), labels).backward()
+    online.optimizer.step()
+    online.age += 1
+
+
+# --- whitening --------------------------------------------------------------------------------------------------
+
+
+def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten, Path | None]:
+    """Return pixels to what networks take, and the file of the whitening, which all runs on this data share."""
+    normalize = Normalize(real.mean, real.std).to(real.images.device)
+    if not config.zca:
+        return normalize, None
+    path = run.stage("whitening-normalised", real.identity(), seed=0).folder / "whitening.safetensors"
+    if not path.exists():
+        Whiten.fit_normalised(real.images, normalize).save(path)
+    return Whiten.load(path).to(real.images.device), path
+
+
+# --- how long it takes ------------------------------------------------------------------------------------------
+
+
+def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
+    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
+    ours, theirs = ipc * num_classes, min(config.batch_real, examples)
+    probe, real = min(ours, PROBE), min(theirs, PROBE)
+    copies = 2 if config.use_flip else 1
+
+    def features(network: nn.Module, shape: tuple[int, ...]) -> None:
+        with torch.no_grad():
+            embedding(network.eval(), torch.randn(real, *shape))
+
+    def matching_step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        images = torch.randn(probe, *shape, requires_grad=True)
+        torch.autograd.grad(embedding(network.eval(), images).square().sum(), images)
+
+    online: Callable[..., None] = partial(training_steps, images=probe)
+    return [
+        (config.iterations * theirs / real, features),
+        (config.iterations * copies * ours / probe, matching_step),
+        (config.iterations * min(ours, ONLINE_BATCH) / probe / TIMED, online),
+    ]
+
+
+def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
+    """Return what the training of one student in the authors' way consists of."""
+    batch = min(ipc * num_classes, LARGEST_BATCH)
+    steps, probe = config.student_steps or steps_for(ipc * num_classes), min(batch, PROBE)
+    return [(steps * batch / probe / TIMED, partial(training_steps, images=probe))]
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------
+
+GREY = ("mnist", "fashion_mnist", "digits")
+WHITENED = ("cifar10", "cifar100", "tiny_imagenet")  # sets of 128 px and more: see the deviations
+DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # of DSA, which is the nearest to the authors' own
+DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
+
+
+# Quick, on 2,000 held-out training images of CIFAR-10 at 16 px (ipc 1, 500 iterations, seed 0, two --protocol own
+# students), percent at (lr_img, lr_net): 33.6 (0.01, 1e-3), 31.3 (0.01, 3e-3), 31.1 (0.01, 0.01), 24.3 (0.03, 3e-3).
+
+
+def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
+    upright = dataset in GREY
+    fields: dict[str, Any] = {"augment": DSA_STRATEGY_DIGITS if upright else DSA_STRATEGY}
+    fields["student_augment"] = f"{'' if upright else 'flip_'}color_crop_rotate_translate_cutout"
+    fields["zca"] = dataset in WHITENED
+    many = dataset in ("cifar100", "tiny_imagenet") and ipc > 1
+    fields["use_flip"] = not (upright or many or dataset == "imagenet")
+    if name == "paper":  # script/distill.py and the readme's commands; five students, as there
+        fields["backbone"] = f"frepo_{convnet_for(dataset)}"
+        return Recipe(Config(**fields), Evaluation(students=5))
+    fields |= {"backbone": f"frepo_{convnet_for(dataset, 16)}", "iterations": 800, "batch_real": 256}
+    fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
+    fields |= {"student_steps": 500, "student_lr": 3e-3}
+    return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
+
+
+RECIPES: dict[str, dict[str, RecipeOf]] = {"frepo": {name: partial(_recipe, name) for name in ("paper", "quick")}}

@@ -1,0 +1,101 @@
+"""Finite networks trained as KIP's authors do: least squares on centred labels, for sets of the method.
+
+A student's weights are drawn from N(0, w_std^2 / fan in), its biases from N(0, b_std^2). It takes steps of SGD on half
+the mean squared error, with a learning rate that falls as a cosine to 0 from the largest at which gradient descent on
+the first weights' tangent kernel converges. The authors' network is `--backbone convnet:width=1024,norm=none` (their
+"ConvNet3"); 100 images a step, 5000 steps.
+
+nn_training.ipynb of google-research/kip, for Nguyen et al. 2021 (arXiv 2107.13034). Deviations: that largest rate is
+estimated on distilled images, not on held-out real ones, and by power iteration; a batch of a set of fewer than 100
+images has each of them once.
+"""
+
+from math import cos, pi
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.runs.run import Run
+from distill.training.protocol import Protocol
+from distill.training.whiten import preprocessing
+
+__all__ = ["BATCH", "largest_rate", "protocol"]
+
+BATCH, MOMENTUM, L2, INPUTS = 100, 0.9, 1e-3, 50
+"""of nn_training.ipynb: images a step, of SGD, l2_regularization, and empirical_ntk_num_inputs"""
+
+
+def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+    """Return the authors' way of training students.
+
+    Args:
+        distilled: the set, on the device to work on.
+        place: the folder of its file.
+        run: of the evaluation, its generators.
+
+    Raises:
+        InputError: the set is not one of this method, or the file of its whitening is gone.
+    """
+    kept = distilled.training
+    if missing := sorted({"steps", "w_std", "b_std", "labels"} - set(kept) - set(distilled.own)):
+        raise InputError(f"the set lacks {', '.join(missing)} of kip's training; take --protocol standard")
+    space = preprocessing(distilled, place).to(distilled.labels.device)
+    images, labels, steps = space(distilled.images[:]), distilled.own["labels"], kept["steps"]
+    an_epoch = -(-len(images) // BATCH)
+    seen = images[torch.linspace(0, len(images) - 1, min(INPUTS, len(images))).long()]
+
+    def train(network: nn.Module, name: str) -> None:
+        _draw(network, kept["w_std"], kept["b_std"], run.generator("student", name, "initial"))
+        lr = largest_rate(network, seen)
+        optimizer = torch.optim.SGD(network.train().parameters(), lr=lr, momentum=MOMENTUM, weight_decay=L2)
+        generator, batches = run.generator("student", name, "order"), []
+        for step in range(steps):
+            batches = batches or list(torch.randperm(len(images), generator=generator).to(images.device).split(BATCH))
+            batch = batches.pop(0)
+            optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + cos(pi * step / steps))
+            optimizer.zero_grad(set_to_none=True)
+            (0.5 * (network(images[batch]) - labels[batch]).square().mean()).backward()
+            optimizer.step()
+
+    return Protocol(train, -(-steps // an_epoch), preprocess=space)
+
+
+@torch.no_grad()
+def _draw(network: nn.Module, w_std: float, b_std: float, generator: torch.Generator) -> None:
+    """Draw kernels, matrices and their biases anew."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            drawn = torch.randn(module.weight.shape, generator=generator)
+            module.weight.copy_(drawn * (w_std / module.weight[0].numel() ** 0.5))
+            if module.bias is not None:
+                module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * b_std)
+
+
+def largest_rate(network: nn.Module, images: Tensor, rounds: int = 30) -> float:
+    """Return the learning rate up to which gradient descent on the mean squared error converges, linearised.
+
+    That is 2 N K over the largest eigenvalue of the tangent kernel of the sum of the logits over sqrt(K), which in wide
+    networks is that of each logit. Its matrix is not built: J J^T goes on a vector by one pass back and one forth.
+
+    Args:
+        network: its gradients and mode stay as they are.
+        images: (N, C, H, W) as it takes them.
+        rounds: of power iteration from the vector of ones, to which the first eigenvector of such kernels is near.
+    """
+    training, weights = network.training, list(network.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        logits = network.eval()(images)
+        summed = logits.sum(1) / logits.shape[1] ** 0.5
+        vector = torch.ones_like(summed, requires_grad=True)
+        back = torch.autograd.grad(summed, weights, vector, create_graph=True, materialize_grads=True)  # J^T vector
+        point = vector
+        for _ in range(rounds):
+            point = point.detach() / point.detach().norm()
+            along = torch.autograd.grad(summed, weights, point, retain_graph=True, materialize_grads=True)
+            (point,) = torch.autograd.grad(back, vector, along, retain_graph=True)  # its derivative by the vector: J
+    network.train(training)
+    return 2 * logits.numel() / point.norm().item()

@@ -1,0 +1,1 @@
+"""MTT and TESLA."""

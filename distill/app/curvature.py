@@ -1,0 +1,256 @@
+"""`bash run.sh curvature RUN ...`: how curved the loss of a run's students is in the input, and the paper's bounds."""
+
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from distill.app.flags import find_device, parse
+from distill.app.start import Place, identity_of, real_data, spare_threads
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.evaluation.columns import family
+from distill.evaluation.trained import students_of
+from distill.reports.figures import curve, histogram, surface
+from distill.reports.tables import aligned, find_rows
+from distill.runs.files import write_text
+from distill.runs.own_files import record_in
+from distill.runs.progress import progress
+from distill.runs.run import difference
+from distill.training.features import embedding
+from robust import PGD, Threat, threat_named, withstands
+from robust.ranges import Count, Positive, Range, check_ranges
+from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
+
+__all__ = ["run_curvature"]
+
+
+@dataclass(frozen=True)
+class CurvatureCommand:
+    """Measure the curvature of the loss of a finished run's students (section 5 of the GUARD paper)."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of runs of a method; several are drawn together, and saved with the first"""
+    images: Count = 200
+    """test images, as many of each class"""
+    students: Count = 3
+    """at most"""
+    rho: Annotated[float, Range(above=0, most=1e4)] | None = None
+    """L2 radius of the bounds, pixels in [0, 1]; the default is the paper's l2 threat"""
+    h: Positive = 0.75
+    """L2 step of the finite difference, pixels in [0, 1]; 3 in CIFAR-10's normalised units"""
+    eps: str = ""
+    """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
+    data_dir: Path = Place.data_dir
+    """folder of the real data sets"""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """image files that cannot be read: end when one is met, or look for them first and leave them out"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def run_curvature(flags: list[str]) -> int:
+    """Print a line of measures for each run and draw the figures.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: no folder of a run of a method, or a value out of range.
+    """
+    helping = {"-h", "--help"} & {*flags}
+    if (not flags or flags[0].startswith("-")) and not helping:
+        raise InputError("curvature takes the folder of a run: bash run.sh curvature RUN")
+    asked = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")
+    for place in asked.runs:
+        if not (place / "results.jsonl").exists():
+            raise InputError(f"{place} is no folder of a finished run: it has no results.jsonl")
+    if asked.images < 1 or asked.students < 1 or not asked.h > 0 or not (asked.rho is None or asked.rho > 0):
+        raise InputError(
+            f"images {asked.images}, students {asked.students}, h {asked.h}, rho {asked.rho}: all must be > 0"
+        )
+    _radii(asked.eps)
+    device = find_device(asked.device)
+    lines, eigenvalues, curves = [], {}, {}
+    total = len(asked.runs) * (3 * asked.students + 1)
+    with warnings.catch_warnings(record=True) as said, progress("curvature", total, 0, "task") as bar:
+        warnings.simplefilter("always")
+        for place in asked.runs:
+            run = _Run(place, asked, device)
+            found = [_measure(run, model, asked, bar.update) for model in run.models]
+            lines.append([run.label, *_cells(found)])
+            eigenvalues[run.label] = torch.cat([one.terms.lambda_1 for one in found])
+            curves[run.label] = _curve(run, asked.eps)
+            bar.update()
+    for line in dict.fromkeys(str(warning.message) for warning in said):
+        print(f"run.sh: {line}", file=sys.stderr)  # eigenvalues that have not converged
+    folder = asked.runs[0] / "curvature"
+    histogram(folder / "lambda_1.png", eigenvalues)
+    curve(folder / "accuracy.png", curves, radius="radius ε of PGD-10 (linf), pixels in [0, 1]")
+    first = _Run(asked.runs[0], asked, device)
+    _draw_surface(first, folder / "loss.png")
+    table = aligned([["", *HEADER], *lines])
+    text = f"{table}{_legend(first, asked)}\n"
+    write_text(folder / "curvature.txt", text)
+    print(text, end="")
+    print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
+    return 0
+
+
+class _Run:
+    """A finished run, read from its folder: its students, some of its test images, its distilled set."""
+
+    def __init__(self, place: Path, asked: CurvatureCommand, device: torch.device):
+        rows = find_rows([place])
+        content = record_in(place) or {}
+        experiment = content.get("experiment") or {}
+        if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
+            raise InputError(f"{place} has no distilled set; give the folder of a method's run")
+        self.distilled = DistilledSet.load(place).to(device)
+        where = (experiment["dataset"], asked.data_dir, experiment["image_size"], experiment["split"], asked.damaged)
+        train, test = real_data(*where)
+        found = identity_of(train, test)
+        if content.get("data") != found:
+            raise InputError(
+                f"{place} was run on other data than {asked.data_dir} has ({difference(content.get('data'), found)}): "
+                "give its --data-dir"
+            )
+        test = test.subset(asked.images).to(device)
+        self.test = replace(test, images=test.images[:])  # few enough to be in memory
+        spare_threads(self.test, device)
+        self.label = f"{rows[0]['method']} {rows[0]['dataset']} ipc {rows[0]['ipc']} seed {rows[0]['seed']}"
+        count = min(asked.students, 1 + max(row["student"] for row in rows))
+        own = rows[0]["loss"] == "own"
+        self.models: list[nn.Module] = students_of(place, self.distilled, rows[0]["backbone"], count, own=own)
+        channels, size, _ = self.test.image_shape
+        self.rho = asked.rho if asked.rho is not None else threat_named("l2", family(channels, size)).eps
+
+
+@dataclass(frozen=True)
+class _Measures:
+    """Of one student; tensors over the test images but for the last two, which are over the distilled ones."""
+
+    terms: BoundTerms
+    cosine: Tensor
+    finite: Tensor
+    of_distilled: BoundTerms
+    lipschitz: Tensor
+
+
+HEADER = ("λ1", "distilled λ1", "|cos(grad, v1)|", "eq. 7", "loss", "rho|grad|", "rho²λ1/2", "bound (2)", "PGD loss")
+HEADER += ("(2) holds", "distilled: (2) holds", "(3): L ≥")
+
+
+def _measure(run: _Run, model: nn.Module, asked: CurvatureCommand, done: object) -> _Measures:
+    x, y = run.test.images, run.test.labels
+    labels = run.distilled.labels if run.distilled.labels.ndim == 1 else run.distilled.labels.argmax(1)
+    distilled = run.distilled.images.clamp(0, 1)  # an attacker's images are pixels; distilled ones may leave [0, 1]
+    generator = torch.Generator().manual_seed(0)
+    terms = bound_terms(model, x, y, run.rho, generator=generator)
+    done()
+    of_distilled = bound_terms(model, distilled, labels, run.rho, generator=generator)
+    done()
+    _, vectors = top_eigenvalue(model, x, y, generator=generator)
+    cosine, finite = gradient_cosine(model, x, y, vectors), finite_difference_curvature(model, x, y, h=asked.h)
+    done()
+    lipschitz = torch.zeros(0)
+    present = torch.isin(labels, y)
+    if present.any():
+        some = BoundTerms(
+            run.rho,
+            *(
+                getattr(of_distilled, name)[present]
+                for name in ("loss", "gradient", "curvature", "lambda_1", "adversarial_loss")
+            ),
+        )
+        with torch.no_grad():
+            features = [embedding(model, part) for part in (x, distilled[present])]
+        transfer = transfer_terms(
+            terms,
+            some,
+            real_targets=y,
+            distilled_targets=labels[present],
+            real_features=features[0],
+            distilled_features=features[1],
+        )
+        lipschitz = transfer.least_lipschitz
+    return _Measures(terms, cosine, finite, of_distilled, lipschitz)
+
+
+def _cells(found: list[_Measures]) -> list[str]:
+    """Return the means over images and students."""
+
+    def mean(of: list[Tensor]) -> str:
+        return f"{fmean(each.double().mean().item() for each in of):.3g}"
+
+    terms, distilled = [one.terms for one in found], [one.of_distilled for one in found]
+    return [
+        mean([t.lambda_1 for t in terms]),
+        mean([t.lambda_1 for t in distilled]),
+        mean([one.cosine for one in found]),
+        mean([one.finite for one in found]),
+        mean([t.loss for t in terms]),
+        mean([t.gradient for t in terms]),
+        mean([t.curvature for t in terms]),
+        mean([t.bound for t in terms]),
+        mean([t.adversarial_loss for t in terms]),
+        *(f"{100 * fmean(t.holds.double().mean().item() for t in of):.1f} %" for of in (terms, distilled)),
+        f"{max(one.lipschitz.max().item() for one in found):.3g}",
+    ]
+
+
+def _legend(run: _Run, asked: CurvatureCommand) -> str:
+    return (
+        f"means over {len(run.test)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
+        f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {asked.h:g}; (2) bounds the "
+        f"loss in an L2 ball of rho = {run.rho:g}, PGD loss is what 20 steps found there; (3), from the test images to "
+        "the distilled ones, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
+    )
+
+
+def _radii(eps: str) -> list[float]:
+    try:
+        return sorted(threat_named(f"linf:{text}").eps for text in eps.split(",") if text)
+    except ValueError as error:
+        raise InputError(f"--eps: {error}") from None
+
+
+def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
+    """Return (eps, mean accuracy, standard deviation) under PGD-10, an image once fooled staying so."""
+    eps = eps or ("0,0.05,0.1,0.2,0.3" if run.test.image_shape[0] == 1 else "0,1/255,2/255,4/255,8/255")
+    points, standing = (
+        [],
+        [torch.ones(len(run.test), dtype=torch.bool, device=run.test.images.device)] * len(run.models),
+    )
+    for radius in _radii(eps):
+        attack = PGD(Threat("linf", radius))
+        generator = torch.Generator().manual_seed(0)
+        standing = [
+            withstands(m, run.test.images, run.test.labels, attack, standing=who, generator=generator)
+            for m, who in zip(run.models, standing, strict=True)
+        ]
+        accuracies = torch.stack([100 * who.double().mean() for who in standing])
+        points.append((radius, accuracies.mean().item(), accuracies.std().item() if len(accuracies) > 1 else None))
+    return points
+
+
+def _draw_surface(run: _Run, path: Path) -> None:
+    """Draw the loss of the first student around the first image that it classifies right, else around the first."""
+    x, y, model = run.test.images, run.test.labels, run.models[0]
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero().flatten().tolist()
+    which = (right or [0])[0]
+    losses, steps = loss_surface(
+        model, x[which], y[which], extent=4 * run.rho, generator=torch.Generator().manual_seed(0)
+    )
+    surface(path, losses, steps, steps)

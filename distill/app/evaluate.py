@@ -1,0 +1,207 @@
+"""`bash run.sh evaluate PATH`: students and attacks for a distilled set that exists."""
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from distill.app.flags import find_device, parse, peek
+from distill.app.start import Place, foresee, identity_of, spare_threads
+from distill.data import DATASETS, FILES, ImageSet, fingerprint, label, load
+from distill.data.shards import Shards
+from distill.distilled import DistilledSet
+from distill.errors import InputError, unknown
+from distill.evaluation.classes import check
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.results import missing
+from distill.experiment import Evaluation
+from distill.published.reading import Read, Reading, bring, is_ours
+from distill.reports.outcome import finish, show
+from distill.reports.tables import find_rows, render
+from distill.runs.files import hash_of
+from distill.runs.foreign import reachable
+from distill.runs.run import Run, locked
+from distill.training.protocol import ProtocolOf, chosen
+from robust.ranges import Whole, check_ranges
+
+__all__ = ["digest_of", "folder_of", "run_evaluate"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What `bash run.sh evaluate PATH` computes; a run's config."""
+
+    distilled: Annotated[str, tyro.conf.Suppress]
+    """sha256 of the distilled set's file"""
+    dataset: str
+    """real data set to judge on"""
+    backbone: str
+    """network of the students"""
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
+    """students and attacks"""
+    recipe: Literal["paper", "quick"]
+    """how many students and test images: 50 and all, or 3 and 2,000"""
+    seed: Whole = 0
+    """root of the randomness of students and attacks"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Everything that `bash run.sh evaluate PATH` takes."""
+
+    judgement: Annotated[Judgement, tyro.conf.arg(name="")]
+    place: Annotated[Place, tyro.conf.arg(name="")]
+    backbones: str = ""
+    """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
+    reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
+    """how a set of other code is read"""
+
+
+def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Read) -> int:
+    """Judge a distilled set that exists.
+
+    Args:
+        flags: the words behind `evaluate`.
+        protocols: by method, its own way of training students.
+        read: reads sets that other code made.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: no path is given, it is no distilled set, its method has no own way of training students, or a
+            network or an attack is none.
+    """
+    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+        raise InputError(
+            "evaluate takes a path first: distilled.safetensors, the folder of its run, or a published set"
+        )
+    helping = flags[0] in ("-h", "--help")
+    path = reachable(Path("PATH" if helping else flags[0]))
+    if not helping:
+        path = _published(path, flags[1:], read) or path
+    distilled = None if helping else DistilledSet.load(path)
+    early = peek(flags, "--recipe", "--device")
+    device = find_device(early["--device"] or "auto")
+    recipe = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
+    evaluation = Evaluation(3, test_images=2000) if recipe == "quick" else Evaluation(50)
+    file = path / "distilled.safetensors" if path.is_dir() else path
+    digest = "" if distilled is None else digest_of(file)
+    dataset, backbone = ("cifar10", "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
+    judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
+    default = EvaluateCommand(judgement, Place())
+    asked = parse(EvaluateCommand, default, flags if helping else flags[1:], "bash run.sh evaluate PATH")
+    judgement, place = asked.judgement, asked.place
+    if judgement.dataset not in DATASETS:
+        raise unknown("data set", judgement.dataset, DATASETS)
+
+    name = distilled.method or path.stem
+    own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
+    judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
+    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
+    check(distilled, test)
+    identity, shape = identity_of(train, test), test.image_shape[:2]
+    runs: list[Run] = []
+    for each in judgements:
+        other = "" if each.backbone == distilled.backbone else each.backbone
+        place_of = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
+        runs.append(Run(place_of, each, data=identity, seed=each.seed, device=device))
+    rows_have = [
+        {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed, "backbone": each.backbone}
+        | {"loss": each.evaluation.how, "recipe": each.recipe, "set": digest[:16]}
+        | {"config": run.config_hash(distilled=distilled.config or digest)}
+        for each, run in zip(judgements, runs, strict=True)
+    ]
+    absent = [
+        missing(run.folder, each.evaluation, *shape, labels)
+        for each, run, labels in zip(judgements, runs, rows_have, strict=True)
+    ]
+    for each in judgements:
+        foresee(each.backbone, each.evaluation, test)
+    if any(each != [] for each in absent):
+        spare_threads(test, device)
+        distilled, train, test = distilled.to(device), train.to(device), test.to(device)
+    for each, run, labels, columns in zip(judgements, runs, rows_have, absent, strict=True):
+        if columns == []:
+            print(f"finished already in {run.folder}", file=sys.stderr)
+            show(run.folder)
+            continue
+        if columns:
+            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
+        protocol = own and own(distilled, file.parent, run)
+        with locked(run.begin(attacks=each.evaluation.attacks).folder):
+            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
+            finish(rows, run.folder)
+    if len(runs) > 1:
+        print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
+    return 0
+
+
+def digest_of(file: Path) -> str:
+    """Return what a distilled set is known by: the sha256 of its file, with those of the files that hold its images."""
+    images = DistilledSet.load(file).images
+    shards = images.paths if isinstance(images, Shards) else []
+    digests = [hash_of(path) for path in (file, *shards)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:
+    """Return the place of a judgement below the folder of all runs.
+
+    Args:
+        name: of the set's method, or file.
+        digest: of the set.
+        dataset: it is judged on, as `distill.data.label` names it.
+        seed: of students and attacks.
+        other: the students' network; "" where it is the set's own.
+    """
+    suffix = f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', other)}" if other else ""
+    return Path("evaluate", dataset, f"{name}-{digest[:12]}", f"seed{seed}{suffix}")
+
+
+def _published(path: Path, flags: list[str], read: Read) -> Path | None:
+    """Return the folder of a set of other code, now one of ours; None where it is ours already."""
+    if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
+        return None
+    dataset = peek(flags, "--dataset")["--dataset"]
+    default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), Place())
+    asked = parse(EvaluateCommand, default, flags, "bash run.sh evaluate PATH")
+    place, reading = asked.place, asked.reading
+    if is_ours(path, reading):
+        return None
+    if dataset is None:
+        raise InputError(f"{path} does not say of which data set it is: give --dataset, one of {', '.join(DATASETS)}")
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    data = fingerprint(dataset, place.data_dir)
+    return bring(path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read)
+
+
+def _several(text: str) -> list[str]:
+    """Return the backbones of a list, whose options may have commas too.
+
+    >>> _several("convnet:width=64,depth=2,alexnet,timm:resnet18:stem=stride1")
+    ['convnet:width=64,depth=2', 'alexnet', 'timm:resnet18:stem=stride1']
+    """
+    names = re.split(r",(?!\w+=[^:,]*(?:,|$))", text)
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def _real_data(dataset: str, place: Place, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+    """Return the real images at the distilled ones' size, and their name in tables (cifar10, cifar10-16px)."""
+    name = label(dataset, place.data_dir)
+    if dataset in FILES:
+        usual = FILES[dataset] in (None, size)
+        return load(dataset, place.data_dir, size, place.damaged), name if usual else f"{name}-{size}px"
+    train, test = load(dataset, place.data_dir)
+    if test.image_shape[1] == size:
+        return (train, test), name
+    return (train.resized(size), test.resized(size)), f"{name}-{size}px"

@@ -1,0 +1,120 @@
+"""Words of the command line into values; what is wrong with them becomes one line."""
+
+import argparse
+import io
+import re
+from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+import tyro
+
+from distill.errors import InputError, one_line
+from distill.runs.ranks import launched, local
+
+__all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
+
+T = TypeVar("T")
+
+
+def peek(flags: list[str], *names: str) -> dict[str, str | None]:
+    """Return the raw values of a few flags, on which the defaults of the others depend; None where absent."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(name, nargs="?")
+    found, _ = parser.parse_known_args(flags)
+    return {name: getattr(found, name.strip("-")) for name in names}
+
+
+def whole_number(flag: str, text: str, least: int) -> int:
+    """Return a flag's value.
+
+    Raises:
+        InputError: it is no whole number, or too small.
+    """
+    if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
+        raise InputError(f"{flag} is {one_line(text, 40)}; it takes a whole number >= {least}")
+    return int(text)
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device that works here.
+
+    Raises:
+        InputError: it does not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and launched():
+        name = f"cuda:{local()}"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
+        ) from None
+    return torch.device(name)
+
+
+def flags_of(settings: Any, prefix: str = "--") -> list[str]:
+    """Return the flags that say what a dataclass says: of numbers, texts, None, and dataclasses of these.
+
+    >>> from distill.training.students import Training
+    >>> flags_of(Training(epochs=20), "--student.")[:4]
+    ['--student.epochs', '20', '--student.lr', '0.01']
+    """
+    words: list[str] = []
+    for field in fields(settings):
+        name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(settings, field.name)
+        if is_dataclass(value):
+            words += flags_of(value, f"{name}.")
+        elif value != "":
+            words += [name, str(value)]
+    return words
+
+
+def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
+    """Return the command that the flags describe, starting from a default.
+
+    Raises:
+        InputError: what tyro says of wrong flags, as one line.
+        SystemExit: after --help.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
+    except ValueError as error:  # a field refuses its value
+        raise InputError(_in_short(str(error))) from None
+    except OverflowError:
+        raise InputError(f"a number is too large. See {program} --help") from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = said.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
+        lines = [line.strip("│ ") for line in text.splitlines()[1:] if line.strip("│─- ")]
+        raise InputError(f"{_in_short(' '.join(' '.join(lines).split()))}; see {program} --help") from None
+
+
+def _in_short(text: str) -> str:
+    """Return what tyro says of wrong flags, without the paths of fields and the help of the flags that it proposes.
+
+    >>> _in_short("Unrecognized options: --lr Perhaps you meant: --lr-img FLOAT of images --lr-net FLOAT of nets")
+    'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
+    >>> _in_short("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
+    '--student.batch-size is 0; it must be >= 1'
+    """
+    group, text = re.fullmatch(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL).groups()
+    group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
+    field = re.match(r"([a-z][a-z0-9_]*) is ", text)
+    if field:
+        flag = ".".join(filter(None, (group, field[1]))).replace("_", "-")
+        text = f"--{flag} is {text[field.end() :]}"
+    elif group:
+        text = f"--{group}: {text}"
+    text, proposed, options = text.rstrip(".").partition(" Perhaps you meant: ")
+    if not proposed:
+        return text
+    names = dict.fromkeys(re.findall(r"(?:^| )(--[a-z.-]+) [A-Z{]", options))
+    return f"{text}; did you mean {', '.join(list(names)[:5])}" if names else text

@@ -1,1 +1,0 @@
-"""What `bash run.sh` does beside running a method: a file a word."""

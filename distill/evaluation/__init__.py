@@ -1,0 +1,1 @@
+"""How good a distilled set is: students, columns, verdicts, rows, statistics."""

@@ -1,0 +1,199 @@
+"""The networks that an evaluation needs: students on the distilled set, and what transfer attacks are made on.
+
+Each is trained once and kept in the run's folder, students/NAME.safetensors; training that was cut short starts anew.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.evaluation.columns import family
+from distill.experiment import Evaluation
+from distill.models import build
+from distill.runs.files import read_tensors
+from distill.runs.ranks import barrier, first
+from distill.runs.run import Run
+from distill.training.augment import augmentation
+from distill.training.protocol import Protocol
+from distill.training.students import TOGETHER, Training, fits_together, train_epochs, train_student, train_together
+from distill.training.whiten import preprocessing
+from robust import Normalize, loss_named
+from robust.losses.named import drawing_from
+
+__all__ = ["Trained", "students_of"]
+
+SURROGATE = {"batch_size": 128, "lr": 0.01}
+"""SGD of the surrogate on the real data, with the students' momentum and weight decay"""
+
+
+class Trained:
+    """Networks from pixels in [0, 1] to logits, each with its normalisation inside.
+
+    Args:
+        distilled: the set to train on, on the device to work on.
+        real: the real training images.
+        evaluation: how many students, and how they are trained.
+        backbone: the students' network.
+        run: folder and generators.
+        own: the method's own way of training students; None for the standard one.
+    """
+
+    def __init__(
+        self,
+        distilled: DistilledSet,
+        real: ImageSet,
+        evaluation: Evaluation,
+        backbone: str,
+        run: Run,
+        own: Protocol | None = None,
+    ):
+        self.distilled, self.real, self.evaluation, self.backbone, self.run = distilled, real, evaluation, backbone, run
+        self.own, self.epochs = own, evaluation.student.epochs + 1 if own is None else own.epochs
+        first_layer = None if own is None else own.preprocess
+        self.normalize = (first_layer or Normalize(distilled.mean, distilled.std)).to(distilled.images.device)
+        self.augmentation = augmentation(distilled.augment, distilled.mean, distilled.std)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The distilled images, normalised, (N, C, H, W)."""
+        return self.normalize(self.distilled.images[:])
+
+    def students(self) -> Iterator[tuple[int, nn.Module, float]]:
+        """Yield (number, student, seconds that an epoch of its training took).
+
+        Students that fit together are trained in fixed groups, so that none depends on which of them was there already.
+        """
+        training = self.evaluation.student
+        pattern = self._untrained(self.backbone, "student", 0)
+        alone = self.own is not None or training.loss != "cross_entropy"
+        alone = alone or not fits_together(pattern, self.images, training.batch_size)
+        group = 1 if alone else TOGETHER
+        for begin in range(0, self.evaluation.students, group):
+            numbers = range(begin, min(begin + group, self.evaluation.students))
+
+            def train(networks: list[nn.Module], numbers: range = numbers) -> None:
+                generators = [self.run.generator("student", number, "training") for number in numbers]
+                if len(networks) == 1:
+                    self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0])
+                else:
+                    arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
+                    train_together(networks, *arguments)
+
+            networks = [self._untrained(self.backbone, "student", number) for number in numbers]
+            kept = self._kept([str(number) for number in numbers], networks, train)
+            for number, (model, seconds) in zip(numbers, kept, strict=True):
+                yield number, model, seconds / self.epochs
+
+    def surrogate(self, name: str) -> nn.Module | None:
+        """Return the network that `transfer` or `transfer_student` is made on; None for other names."""
+        if name == "transfer":
+            network = self._untrained(self.backbone, "surrogate", name)
+            return self._kept([f"surrogate-{name}"], [network], lambda each: self._train_on_real(each[0]))[0][0]
+        if name == "transfer_student":
+            network = self._untrained(self.evaluation.transfer_backbone, "surrogate", name)
+            generator = self.run.generator("surrogate", name, "training")
+            plain = replace(self.evaluation.student, loss="cross_entropy")
+            train = lambda each: self._train_on_distilled(each[0], name, plain, generator)  # noqa: E731
+            return self._kept([f"surrogate-{name}"], [network], train)[0][0]
+        return None
+
+    def _untrained(self, backbone: str, *address: str | int) -> nn.Module:
+        _, channels, size, _ = self.distilled.images.shape
+        shape = {"channels": channels, "image_size": size, "num_classes": len(self.distilled.classes)}
+        return build(backbone, **shape, generator=self.run.generator(*address)).to(self.distilled.images.device)
+
+    def _kept(
+        self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
+    ) -> list[tuple[nn.Module, float]]:
+        """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
+        files = [f"students/{name}.safetensors" for name in names]
+        barrier()  # all processes find the same files
+        if not all(self.run.has(file) for file in files):
+            start = time.perf_counter()
+            train(networks)
+            seconds = (time.perf_counter() - start) / len(networks)
+            for network, file in zip(networks, files, strict=True):
+                if first() and not self.run.has(file):
+                    self.run.keep(file, network.state_dict(), {"seconds": seconds})
+            barrier()
+        kept = []
+        for network, file in zip(networks, files, strict=True):
+            state, facts = self.run.kept(file) or ({}, {})
+            fill(network, state, self.run.folder / file)
+            kept.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
+        return kept
+
+    def _train_on_distilled(
+        self, network: nn.Module, name: str, training: Training, generator: torch.Generator
+    ) -> None:
+        if self.own is not None:
+            self.own.train(network, name)
+            return
+        channels, size = self.images.shape[1:3]
+        loss = None
+        if training.loss != "cross_entropy":
+            on_pixels = drawing_from(loss_named(training.loss, family(channels, size)), generator)
+
+            def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+                return on_pixels(nn.Sequential(self.normalize, network), self.normalize.inverse(x), y)
+
+        train_student(network, self.images, self.distilled.labels, training, generator, self.augmentation, loss)
+
+    def _train_on_real(self, network: nn.Module) -> None:
+        training = self.evaluation.student
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=SURROGATE["lr"], momentum=training.momentum, weight_decay=training.weight_decay
+        )
+        train_epochs(
+            network,
+            self.normalize(self.real.images),
+            self.real.labels,
+            optimizer,
+            epochs=self.evaluation.surrogate_epochs,
+            batch_size=SURROGATE["batch_size"],
+            generator=self.run.generator("surrogate", "transfer", "training"),
+        )
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Load the weights of a file into the network that it should be of.
+
+    Raises:
+        InputError: they are of another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise InputError(f"{path} has the weights of another network; delete it to have it made anew") from None
+
+
+def students_of(
+    folder: Path, distilled: DistilledSet, backbone: str, count: int, *, own: bool = False
+) -> list[nn.Module]:
+    """Return the first students of a finished run, from pixels to logits, in evaluation mode.
+
+    Args:
+        folder: the run's.
+        distilled: its set, on the device to work on.
+        backbone: the students' network.
+        count: how many.
+        own: whether they were trained in the way of the set's method.
+    """
+    first_layer = preprocessing(distilled, folder) if own else Normalize(distilled.mean, distilled.std)
+    _, channels, size, _ = distilled.images.shape
+    shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
+    models = []
+    for number in range(count):
+        network = build(backbone, **shape, generator=torch.Generator())
+        path = folder / "students" / f"{number}.safetensors"
+        fill(network, read_tensors(path)[0], path)
+        models.append(nn.Sequential(first_layer, network).to(distilled.images.device).eval())
+    return models

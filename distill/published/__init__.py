@@ -1,0 +1,1 @@
+"""Sets of other code: formats, colour spaces, labels; reading without unpickling."""

@@ -1,0 +1,258 @@
+"""Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import safe_open, save_file
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.runs.foreign import brief, open_regular, parse_json, refuse_irregular
+
+__all__ = [
+    "UNFINISHED",
+    "Checkpoint",
+    "cannot_write",
+    "disk_errors",
+    "hash_of",
+    "read_tensors",
+    "remove_unfinished",
+    "write_atomic",
+    "write_tensors",
+    "write_text",
+]
+
+UNFINISHED = ".unfinished"
+"""how the temporary name of a file ends; one that a killed process left is removed by the next that has the folder"""
+FACTS = "guard-facts-1"
+"""the key of safetensors' metadata under which files of a run have theirs, as JSON: several keys have no order"""
+SEAL = "sha256"
+"""of a file's tensors and facts, among its facts: safetensors itself has no checksum"""
+PROBE = 2**20
+"""bytes that are written to learn why a write failed"""
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make the file under a temporary name, then put it in place at once.
+
+    Args:
+        path: where the file goes; its folder is made.
+        write: writes the file whose path it gets.
+
+    Raises:
+        InputError: the file cannot be written there: no space, no permission, a folder of that name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+        try:
+            with disk_errors(temporary.parent):
+                write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return the line for a file that cannot be written."""
+    reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make space, and the same command continues" if full else "choose another folder (--runs DIR)"
+    return InputError(f"cannot write {path}: {reason}; {advice}")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise what the disk says where a library that writes has an error of its own for it (torch, safetensors).
+
+    Args:
+        folder: where it writes.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        probe = folder / f".probe.{os.getpid()}{UNFINISHED}"
+        try:  # a full disk says so again, and any other fault is a fault of ours
+            probe.write_bytes(bytes(PROBE))
+        finally:
+            probe.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes of this machine left half written.
+
+    Args:
+        folder: where it is.
+        name: of what they wrote.
+    """
+    for left in folder.glob(f".{name}.*{UNFINISHED}"):
+        writer = left.name.removesuffix(UNFINISHED).rpartition(".")[2]
+        if not writer.isdecimal() or _is_alive(int(writer)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None, key: str = FACTS
+) -> None:
+    """Write tensors as safetensors, atomically; the same content gives the same bytes.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        facts: of JSON's types, kept beside them; a hash of the content is added, by which damage is seen.
+        key: of safetensors' metadata, where they are kept.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    facts = dict(facts or {})
+    metadata = {key: json.dumps(facts | {SEAL: _seal(contiguous, facts)})}
+    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Return the sha256 of contiguous tensors on the CPU and of what is said of them."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_of(path: Path | str | bytes) -> str:
+    """Return the sha256 of a file's bytes, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(
+    path: Path, only: Iterable[str] | None = None, key: str = FACTS
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a safetensors file, on the CPU.
+
+    Args:
+        path: of the file.
+        only: names of the tensors to read; None for all, which are then compared with the file's hash.
+        key: of the metadata, where the facts are.
+
+    Returns:
+        tensors by name; the facts, or the plain metadata of a file without that key.
+
+    Raises:
+        InputError: there is no such file, or it is damaged or of another format.
+    """
+    advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
+    refuse_irregular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys()) if only is None else only
+            tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+        raise InputError(f"{path} is not a whole safetensors file ({brief(error)}){advice}") from None
+    if key not in metadata:
+        return tensors, dict(metadata)
+    try:
+        facts = dict(parse_json(metadata[key]))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} has damaged metadata {key}{advice}") from None
+    seal = facts.pop(SEAL, None)
+    if only is None and seal not in (None, _seal(tensors, facts)):
+        raise InputError(f"{path} is damaged: its content is not what was written{advice}")
+    return tensors, facts
+
+
+def read_state(path: Path) -> dict:
+    """Return a checkpoint, read without unpickling code.
+
+    Raises:
+        InputError: it is damaged or holds more than tensors and numbers.
+    """
+    refuse_irregular(path)
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
+            if (bad := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {bad} is another")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+        raise InputError(
+            f"checkpoint {path} is damaged or foreign ({type(error).__name__}: {brief(error)}); "
+            "delete it to start this run anew, or choose another folder (--runs DIR)"
+        ) from None
+
+
+class Checkpoint:
+    """The state of unfinished work, in one file: tensors and numbers.
+
+    Args:
+        path: of the file.
+        seconds: a checkpoint this old is due for another.
+        writes: whether this process is the one that writes it.
+    """
+
+    def __init__(self, path: Path, seconds: float, *, writes: bool = True):
+        self.path, self.seconds, self.writes = path, seconds, writes
+        self._saved_at = time.perf_counter()
+
+    def restore(self) -> dict | None:
+        """Return the last state, or None where there is none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return read_state(self.path) if self.path.exists() else None
+
+    def due(self) -> bool:
+        """Tell whether the last checkpoint is old enough for another."""
+        return time.perf_counter() - self._saved_at >= self.seconds
+
+    def save(self, state: dict) -> None:
+        """Write a state atomically."""
+        if self.writes:
+            write_atomic(self.path, lambda temporary: torch.save(state, temporary))
+        self._saved_at = time.perf_counter()
+
+    def remove(self) -> None:
+        """Remove the file: the work is done."""
+        if self.writes:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""Progress bars with the time left: a bar in a terminal, a line now and then in a log."""
+
+import sys
+
+from tqdm import tqdm
+
+from distill.runs.ranks import first
+
+__all__ = ["progress"]
+
+
+def progress(description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
+    """Return a bar, to be used in a `with` block and moved by `.update()`.
+
+    Args:
+        description: what is going on.
+        total: units of the whole work.
+        done: units done already (a resumed run); the estimate of the time left does not count them.
+        unit: name of the unit.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit,
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 20.0,
+        maxinterval=20.0,
+        smoothing=0.1,
+        bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
+        leave=not terminal,
+        disable=not first(),
+    )

@@ -1,0 +1,197 @@
+"""Several processes on one run, as `distill.launch` or torchrun starts them; a single process is the first of one.
+
+The first process writes what all share: configs, checkpoints, tables. The others compute.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+
+import torch
+import torch.distributed as dist
+
+from distill.errors import InputError
+from distill.runs.launch import ENDING, STORE
+
+__all__ = [
+    "announces",
+    "asked",
+    "barrier",
+    "check_asked",
+    "first",
+    "joined",
+    "launched",
+    "leave",
+    "local",
+    "rank",
+    "refuse",
+    "refused",
+    "share",
+    "start",
+    "world",
+]
+
+PATIENCE = timedelta(days=7)
+"""how long a process waits for the others: while one attacks students, the rest wait"""
+
+
+def launched() -> bool:
+    """Return whether this is one of several processes, each of which was told its number."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def world() -> int:
+    """Return how many processes there are."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local() -> int:
+    """Return the number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0
+
+
+def first() -> bool:
+    """Return whether this process writes what all share."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share(units: list) -> list:
+    """Return this process's part of independent units of work: every world-th, from its own number on.
+
+    >>> share(["a", "b", "c"])
+    ['a', 'b', 'c']
+    """
+    return units[rank() :: world()]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the other processes for the block; a process that was started alone is alone.
+
+    Args:
+        device: of this process.
+    """
+    if not launched():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world(), timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for what this process does not come to
+
+
+@cache
+def _store() -> dist.Store:
+    """Return the store by which the processes find each other, and leave word."""
+    if STORE in os.environ:
+        store: dist.Store = dist.FileStore(os.environ[STORE], world())
+    else:
+        store = next(dist.rendezvous("env://"))[0]
+    store.set_timeout(PATIENCE)
+    # torchrun's store outlives a restart: without a prefix of its own it would call the processes that died.
+    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _may_ask() -> bool:
+    """Return whether the store answers without waiting for another of the processes."""
+    own = STORE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return launched() and (own or dist.is_initialized())
+
+
+def refuse() -> bool:
+    """Leave word that bad input ends all processes.
+
+    Returns:
+        whether this process is the first to do so, which is the one that tells the user.
+    """
+    try:
+        return not _may_ask() or _store().add("refused", 1) == 1
+    except RuntimeError:  # the store is gone
+        return True
+
+
+def refused() -> bool:
+    """Return whether another process has met bad input, so that what this one met is a consequence."""
+    try:
+        return _may_ask() and _store().check(["refused"])
+    except RuntimeError:  # the store is gone
+        return False
+
+
+def announces() -> bool:
+    """Return whether this process says what concerns the whole command; of several the first, or `distill.launch`."""
+    return first() and STORE not in os.environ
+
+
+def asked() -> int:
+    """Return how many processes the environment variable NPROC asks for, 1 where it is not set.
+
+    Raises:
+        InputError: it is no whole number >= 1.
+    """
+    text = os.environ.get("NPROC", "1")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise InputError(f"NPROC is {text[:40]}; it takes a whole number of processes >= 1")
+    return int(text)
+
+
+def check_asked(count: int, device: torch.device) -> None:
+    """Refuse more processes than there is place for.
+
+    Args:
+        count: processes.
+        device: that --device names.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if count == 1:
+        return
+    if device.type == "cuda":
+        if device.index is not None:
+            raise InputError(f"NPROC is {count}, but --device is {device}: give --device cuda, of which each takes one")
+        most, place = torch.cuda.device_count(), "GPUs, of which each process takes one"
+    elif device.type == "cpu":
+        cores = os.cpu_count() or 1
+        most, place = max(8, 2 * cores), f"processes on {cores} cores"
+    else:
+        raise InputError(f"NPROC is {count}, but --device is {device}; several processes take cpu or cuda")
+    if count > most:
+        raise InputError(f"NPROC is {count}; this machine has place for at most {most} {place}")
+
+
+def start(count: int, arguments: list[str]) -> None:
+    """Become `distill.launch`, which starts this command line in so many processes."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until `launch` listens
+    words = ["-m", "distill.runs.launch", str(count), *arguments]
+    os.execv(sys.executable, [sys.executable, *words])
+
+
+def leave(code: int) -> None:
+    """End this process; one of several that ends badly does not wait for the others' collectives."""
+    if code and launched():
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,206 @@
+"""Training a network on a small set held in memory: students on a distilled set, and DC's network between matchings.
+
+`train_student` is the field's protocol (`evaluate_synset` of the DatasetCondensation code): SGD with momentum 0.9 and
+weight decay 5e-4, E + 1 epochs, the learning rate divided by ten, with fresh momentum, after epoch E/2 + 1.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from distill.training.augment import Augmentation
+from robust import loss_named
+from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges, shown
+
+__all__ = [
+    "TOGETHER",
+    "Training",
+    "fits_together",
+    "overhead_bound",
+    "train_epochs",
+    "train_student",
+    "train_together",
+]
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+TOGETHER = 10
+"""students that are trained, or classes whose synthetic gradients are taken, in one pass"""
+SMALL = 3000
+"""images x height x width of a step up to which a CPU trains ten ConvNets faster together (run.sh bench students)"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a student is trained.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    epochs: Count = 1000
+    """E; as in the official code E + 1 epochs are run, the learning rate falling to a tenth after epoch E/2 + 1"""
+    lr: Positive = 0.01
+    """learning rate of SGD"""
+    momentum: UpToOne = 0.9
+    """of SGD"""
+    weight_decay: NonNegative = 5e-4
+    """L2 penalty of SGD"""
+    batch_size: Count = 256
+    """images a step"""
+    loss: str = "cross_entropy"
+    """NAME[:field=value,...][@THREAT], on pixels in [0, 1]; `bash run.sh list` has the names"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        try:
+            loss_named(self.loss)
+        except ValueError as error:
+            raise ValueError(f"loss is {shown(self.loss)}: {error}") from None
+
+
+def train_epochs(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    augmentation: Augmentation | None = None,
+    loss: Loss | None = None,
+) -> None:
+    """Train a network in place, in training mode, over shuffled epochs.
+
+    Args:
+        network: takes images as given, (N, C, H, W), to logits (N, K).
+        images: (N, C, H, W), normalised.
+        labels: (N,) classes or (N, K) probabilities.
+        optimizer: over the network's parameters.
+        epochs: passes over the images.
+        batch_size: images a step; a set that fits in one batch is not shuffled, as its mean loss has no order.
+        generator: CPU generator of the order and of the augmentation.
+        augmentation: drawn anew, one parameter set an image, for every batch.
+        loss: (network, images, labels) -> scalar; None is cross-entropy.
+    """
+    loss = loss or (lambda network, x, y: F.cross_entropy(network(x), y))
+    network.train()
+    for _ in range(epochs):
+        for x, y in _epoch(images, labels, batch_size, generator, augmentation):
+            optimizer.zero_grad(set_to_none=True)
+            loss(network, x, y).backward()
+            optimizer.step()
+
+
+def _epoch(
+    images: Tensor, labels: Tensor, batch_size: int, generator: torch.Generator, augmentation: Augmentation | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of an epoch, in an order and with an augmentation that the generator draws."""
+    if len(images) <= batch_size:
+        batches = [slice(None)]
+    else:
+        batches = torch.randperm(len(images), generator=generator).to(images.device).split(batch_size)
+    for batch in batches:
+        x = images[batch]
+        if augmentation is not None:
+            x = augmentation.apply(x, augmentation.sample(len(x), tuple(x.shape[1:]), generator))
+        yield x, labels[batch]
+
+
+def _phases(training: Training) -> tuple[tuple[float, int], ...]:
+    """Return (learning rate, epochs) of the two phases."""
+    first = training.epochs // 2 + 2
+    return (training.lr, first), (0.1 * training.lr, training.epochs + 1 - first)
+
+
+def train_student(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    training: Training,
+    generator: torch.Generator,
+    augmentation: Augmentation | None = None,
+    loss: Loss | None = None,
+) -> None:
+    """Train a student in place by the field's protocol; arguments as in `train_epochs`."""
+    for lr, epochs in _phases(training):
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay
+        )
+        train_epochs(
+            network,
+            images,
+            labels,
+            optimizer,
+            epochs=epochs,
+            batch_size=training.batch_size,
+            generator=generator,
+            augmentation=augmentation,
+            loss=loss,
+        )
+
+
+def train_together(
+    networks: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    training: Training,
+    generators: Sequence[torch.Generator],
+    augmentation: Augmentation | None = None,
+) -> None:
+    """Train several students in place, each step once for all of them.
+
+    The results are those of `train_student`, network by network, within float tolerance.
+
+    Args:
+        networks: of one architecture that `fits_together`.
+        images: (N, C, H, W), normalised.
+        labels: (N,) classes or (N, K) probabilities.
+        training: the protocol.
+        generators: CPU generator of each network's order and augmentation.
+        augmentation: as in `train_epochs`.
+    """
+    base = networks[0].train()
+    stacked = {name: p.detach().requires_grad_() for name, p in stack_module_state(list(networks))[0].items()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(base, parameters, (x,)), y)
+
+    losses = vmap(loss)
+    for lr, epochs in _phases(training):
+        optimizer = torch.optim.SGD(
+            stacked.values(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay
+        )
+        for _ in range(epochs):
+            each = [_epoch(images, labels, training.batch_size, generator, augmentation) for generator in generators]
+            for batches in zip(*each, strict=True):
+                x, y = (torch.stack(part) for part in zip(*batches, strict=True))
+                optimizer.zero_grad(set_to_none=True)
+                losses(stacked, x, y).sum().backward()
+                optimizer.step()
+    with torch.no_grad():
+        for number, network in enumerate(networks):
+            for name, parameter in network.named_parameters():
+                parameter.copy_(stacked[name][number])
+
+
+def fits_together(network: nn.Module, images: Tensor, batch_size: int) -> bool:
+    """Return whether `train_together` can train such networks, and is faster than one after another.
+
+    They must be without buffers (BatchNorm) and dropout, and a step must be bound by its overhead.
+    """
+    alone = any(True for _ in network.buffers()) or "Drop" in repr(network)
+    return not alone and overhead_bound(images[:batch_size])
+
+
+def overhead_bound(images: Tensor) -> bool:
+    """Return whether a step on images (N, C, H, W) costs overhead more than arithmetic.
+
+    On a GPU one on a distilled set does (not measured), on a CPU one of at most SMALL pixels.
+    """
+    return images.device.type != "cpu" or len(images) * images.shape[2] * images.shape[3] <= SMALL

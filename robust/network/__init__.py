@@ -1,0 +1,1 @@
+"""How a network is called: modes, batches, expected answers, gradients."""

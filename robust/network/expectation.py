@@ -1,0 +1,118 @@
+"""Models with random answers (dropout or noise at evaluation), seen through their expected answer.
+
+Expectation over transformation: Athalye et al. 2018 (arXiv 1707.07397, 1802.00420). On one random answer an attack with
+more steps can look weaker: it stops at the first unlucky answer, and the next answer at the same point is another.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.network.modes import Model, evaluating, inside
+from robust.ranges import Count, check_number
+
+__all__ = ["PASSES", "Expected", "expected", "is_random"]
+
+PASSES = 20
+"""forward passes that an expectation is taken over, AutoAttack's `eot_iter` for random models"""
+LOOKED_AT = 8
+"""images of a batch that tell whether a model is random"""
+
+
+class Expected(nn.Module):
+    """The expected answer of a random model: the logarithm of its class probabilities' mean over several passes.
+
+    For a model that is not random these are its logits up to a constant for each example. PGD and APGD average their
+    gradients over as many passes; every other attack differentiates through the mean, one pass in memory at a time.
+
+    Raises:
+        ValueError: passes < 1.
+
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
+    >>> Expected(lambda x: x, 5)(logits).allclose(logits.log_softmax(1))
+    True
+    """
+
+    def __init__(self, model: Model, passes: int = PASSES):
+        super().__init__()
+        check_number("passes", passes, Count)
+        self.model: Model = model
+        self.passes: int = passes
+        self.training: bool = False
+
+    def train(self, mode: bool = True) -> "Expected":
+        """Put the model in training or evaluation mode."""
+        super().train(mode)
+        self.training = False
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return log of the mean probabilities, (N, ...) -> (N, K)."""
+        return _Mean.apply(images, self.model, self.passes)  # pyright: ignore[reportReturnType]
+
+    def around_inside(self) -> "Expected":
+        """Return the same around the network inside a DistributedDataParallel or a compiled model."""
+        network = inside(self.model)
+        return self if network is self.model else Expected(network, self.passes)
+
+
+class _Mean(torch.autograd.Function):
+    """Log of the mean probabilities; the backward pass draws anew, and holds the graph of one pass at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, model: Model, passes: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.no_grad():
+            mean = torch.stack([model(images).log_softmax(1) for _ in range(passes)]).logsumexp(0)
+        ctx.model, ctx.passes = model, passes
+        ctx.save_for_backward(images, mean)
+        return mean - torch.tensor(passes).to(mean).log()
+
+    @staticmethod
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images, mean = ctx.saved_tensors
+        total = torch.zeros_like(images)
+        for _ in range(ctx.passes):
+            with torch.enable_grad():
+                points = images.detach().requires_grad_()
+                answer = ctx.model(points).log_softmax(1)
+            if answer.requires_grad:
+                share = gradients * (answer.detach() - mean).exp()  # of this pass in the mean of the probabilities
+                (part,) = torch.autograd.grad(answer, points, share, allow_unused=True)
+                total = total if part is None else total + part
+        return total, None, None
+
+
+@torch.no_grad()
+def is_random(model: Model, images: Tensor) -> bool:
+    """Tell whether two passes of the model over the same images differ by more than rounding, in evaluation mode.
+
+    Args:
+        model: maps pixels (N, ...) to logits (N, K).
+        images: (N, ...) pixels in [0, 1]; the first 8 are looked at.
+
+    Returns:
+        False for no images.
+    """
+    few = images[:LOOKED_AT]
+    if len(few) == 0:
+        return False
+    with evaluating(model):
+        first, second = model(few), model(few)
+    if not first.is_floating_point():
+        return False
+    coarse = torch.finfo(first.dtype).eps ** 0.5 * first.abs().amax()
+    return bool(((first - second).abs() > coarse).any())
+
+
+def expected(model: Model, images: Tensor, *, passes: int = PASSES) -> Model:
+    """Return the model itself, or its expected answer where its answers on these images are random.
+
+    Args:
+        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside.
+        images: (N, ...) pixels in [0, 1]; the first 8 are looked at.
+        passes: forward passes that the expectation is taken over, >= 1.
+    """
+    if isinstance(model, Expected) or not is_random(model, images):
+        return model
+    return Expected(model, passes)

@@ -1,0 +1,1 @@
+"""Second derivatives: closed forms of layers, compiled gradients."""

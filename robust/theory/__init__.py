@@ -1,0 +1,1 @@
+"""Curvature of a loss, and the paper's bounds."""
