@@ -18,20 +18,21 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run, locked
 from distill.training.features import embedding
 from distill.training.students import train_epochs
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "herding", "k_center", "work"]
+__all__ = ["METHODS", "Config", "distill", "herding", "k_center", "work"]
 
 Choice = Literal["random", "herding", "kcenter"]
 
@@ -183,6 +184,28 @@ def _recipe(name: str, choice: Choice, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(choice, backbone, extractor_epochs=5), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    choice: {name: partial(_recipe, name, choice) for name in ("paper", "quick")} for choice in get_args(Choice)
-}
+_method = partial(Method, distill=distill, work=work)
+
+METHODS = (
+    _method(
+        "random",
+        "random real images",
+        "no paper: a baseline",
+        "coresets",
+        presets(_recipe, "random"),
+    ),
+    _method(
+        "herding",
+        "real images whose mean features follow those of the class",
+        "Welling, ICML 2009",
+        "coresets",
+        presets(_recipe, "herding"),
+    ),
+    _method(
+        "kcenter",
+        "real images that cover the features of the class",
+        "Sener, Savarese, ICLR 2018, arXiv 1708.00489",
+        "coresets",
+        presets(_recipe, "kcenter"),
+    ),
+)

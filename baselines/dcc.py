@@ -24,20 +24,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.app.estimate import Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
 from distill.methods import dc
+from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.run import Run
 from distill.training.augment import Augmentation
 from distill.training.matching import DISTANCES, gradients_by_class
 from distill.training.students import TOGETHER, overhead_bound
+from distill.training.work import Work
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, cross_entropy
 from robust.ranges import Whole, check_ranges
 
-__all__ = ["LOOPS", "RECIPES", "Config", "distill", "match", "settled", "work"]
+__all__ = ["LOOPS", "METHODS", "Config", "distill", "match", "settled", "work"]
 
 LOOPS = dc.LOOPS | {1: (10, 5)}
 """ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
@@ -178,7 +179,28 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")}
-    for method in ("dcc", "dsac", "guard_dcc")
-}
+_method = partial(Method, distill=distill, work=work)
+
+METHODS = (
+    _method(
+        "dcc",
+        "DC that matches the gradient of several classes together (contrastive signals)",
+        "Lee et al., ICML 2022, arXiv 2202.02916",
+        "dcc",
+        presets(_recipe, "dcc"),
+    ),
+    _method(
+        "dsac",
+        "DCC with DSA's siamese augmentation",
+        "Lee et al., ICML 2022, arXiv 2202.02916",
+        "dcc",
+        presets(_recipe, "dsac"),
+    ),
+    _method(
+        "guard_dcc",
+        "DCC with the curvature-regularised loss on the real images",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_dcc"),
+    ),
+)

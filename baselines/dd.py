@@ -44,20 +44,21 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
 from distill.training.ridge import probabilities
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, Positive, Range, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
+__all__ = ["METHODS", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
 
 REMEDY = "--distill-lr or --lr"
 """flags that a distillation diverges by"""
@@ -390,6 +391,27 @@ def _quick(method: str, ipc: int) -> Config:
     return Config("convnet:width=16,depth=2", **fields, labels="learned" if method == "sldd" else "hard")
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")} for method in ("dd", "sldd")
-}
+_method = partial(
+    Method,
+    distill=distill,
+    work=work,
+    protocol=protocol,
+    student_work=student_work,
+)
+
+METHODS = (
+    _method(
+        "dd",
+        "unrolled training: a few gradient steps on the set make a network classify real images",
+        "Wang et al. 2018, arXiv 1811.10959",
+        "dd",
+        presets(_recipe, "dd"),
+    ),
+    _method(
+        "sldd",
+        "DD with learned soft labels",
+        "Sucholutsky, Schonlau, IJCNN 2021, arXiv 1910.02551",
+        "sldd",
+        presets(_recipe, "sldd"),
+    ),
+)

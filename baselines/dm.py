@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.app.estimate import PROBE, Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
@@ -39,10 +39,11 @@ from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.features import embedding
 from distill.training.students import TOGETHER, overhead_bound
+from distill.training.work import PROBE, Work
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from robust.ranges import Count, Positive, Whole, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "match", "work"]
+__all__ = ["METHODS", "Config", "distill", "match", "work"]
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,21 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")} for method in ("dm", "guard_dm")
-}
+_method = partial(Method, distill=distill, work=work)
+
+METHODS = (
+    _method(
+        "dm",
+        "distribution matching: mean features in random networks match the real ones",
+        "Zhao, Bilen, WACV 2023, arXiv 2110.04181",
+        "dm",
+        presets(_recipe, "dm"),
+    ),
+    _method(
+        "guard_dm",
+        "DM with a feature extractor trained by the curvature-regularised loss (a negative result)",
+        "Xue et al., arXiv 2403.10045, appendix B",
+        "guard",
+        presets(_recipe, "guard_dm"),
+    ),
+)

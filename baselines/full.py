@@ -8,22 +8,17 @@ al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from distill.app.estimate import Work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.run import Run
 from distill.training.students import Training
+from distill.training.work import Work
 
-__all__ = ["ANY_IPC", "RECIPES", "WHOLE", "Config", "distill", "work"]
-
-ANY_IPC = True
-"""no ipc is too large"""
-WHOLE = True
-"""one set for every ipc"""
+__all__ = ["METHODS", "Config", "distill", "work"]
 
 
 @dataclass(frozen=True)
@@ -78,4 +73,16 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {"full": {name: partial(_recipe, name) for name in ("paper", "quick")}}
+METHODS = (
+    Method(
+        "full",
+        "the whole training set, an upper bound",
+        "no paper: a baseline",
+        "coresets",
+        presets(_recipe),
+        distill=distill,
+        work=work,
+        more_than_class=True,
+        whole_class=True,
+    ),
+)

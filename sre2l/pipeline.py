@@ -21,18 +21,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from distill.app.estimate import PROBE, Work
 from distill.data import DATASETS, FILES, ImageSet
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.runs.foreign import brief
 from distill.runs.own_files import beside
 from distill.runs.ranks import first
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
+from distill.training.work import PROBE, Work
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
@@ -43,12 +44,7 @@ from sre2l.training import require_single
 from sre2l.validate import Validate, divergence, train
 from sre2l.weights import load_teacher
 
-__all__ = ["ANY_IPC", "PARALLEL", "RECIPES", "Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
-
-PARALLEL = True
-"""several processes may work on one run"""
-ANY_IPC = True
-"""images begin as noise: a class may get more of them than it has real ones"""
+__all__ = ["METHODS", "Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
 
 
 @dataclass(frozen=True)
@@ -343,7 +339,46 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(_quick(method, dataset, ipc), Evaluation(2, attacks, test_images=500, protocol="own"))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "pair", "quick")}
-    for method in ("sre2l", "guard_sre2l", "cda", "guard_cda")
-}
+_method = partial(
+    Method,
+    distill=distill,
+    work=work,
+    protocol=protocol,
+    student_work=student_work,
+    check=check,
+    incomplete=lacks,
+    parallel=True,
+    more_than_class=True,
+    in_benchmark=False,
+)
+
+METHODS = (
+    _method(
+        "sre2l",
+        "squeeze, recover, relabel: images with the classes and BatchNorm statistics that a teacher expects",
+        "Yin, Xing, Shen, NeurIPS 2023, arXiv 2306.13092",
+        "sre2l",
+        presets(_recipe, "sre2l", names=("paper", "pair", "quick")),
+    ),
+    _method(
+        "guard_sre2l",
+        "SRe2L from a teacher trained by the curvature-regularised loss",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_sre2l", names=("paper", "pair", "quick")),
+    ),
+    _method(
+        "cda",
+        "SRe2L with a curriculum of crops",
+        "Yin, Shen, TMLR 2024, arXiv 2311.18838",
+        "cda",
+        presets(_recipe, "cda", names=("paper", "pair", "quick")),
+    ),
+    _method(
+        "guard_cda",
+        "CDA from a teacher trained by the curvature-regularised loss",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_cda", names=("paper", "pair", "quick")),
+    ),
+)

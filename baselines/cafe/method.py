@@ -37,11 +37,11 @@ import torch
 from torch import Tensor, nn
 
 from baselines.cafe.alignment import Weights, align
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
 from distill.methods.dc import DSA_STRATEGY, DSA_STRATEGY_DIGITS
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
@@ -50,10 +50,11 @@ from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
 from distill.training.students import train_epochs
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "weights", "work"]
+__all__ = ["METHODS", "Config", "distill", "weights", "work"]
 
 REMEDY = "--lr-img or --lr-net"
 """flags that an alignment diverges by"""
@@ -330,7 +331,28 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")}
-    for method in ("cafe", "cafe_dsa", "guard_cafe")
-}
+_method = partial(Method, distill=distill, work=work)
+
+METHODS = (
+    _method(
+        "cafe",
+        "aligned features: every layer's mean features of a class match the real ones",
+        "Wang et al., CVPR 2022, arXiv 2203.01531",
+        "cafe",
+        presets(_recipe, "cafe"),
+    ),
+    _method(
+        "cafe_dsa",
+        "CAFE with DSA's siamese augmentation",
+        "Wang et al., CVPR 2022, arXiv 2203.01531",
+        "cafe",
+        presets(_recipe, "cafe_dsa"),
+    ),
+    _method(
+        "guard_cafe",
+        "CAFE with the curvature-regularised loss in the discrimination term",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_cafe"),
+    ),
+)

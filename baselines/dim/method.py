@@ -32,24 +32,23 @@ from torch import Tensor, nn
 
 from baselines.dim.gan import Adversarial, Gan, Generator, batches, checked, pretrained
 from baselines.dim.generated import STUDENT_BATCH, Groups, drawn, protocol, sgd, without_cutout
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.run import Run, describe, locked
 from distill.training.students import train_epochs
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 
-__all__ = ["ANY_IPC", "RECIPES", "Config", "distill", "logit_distance", "protocol", "student_work", "work"]
+__all__ = ["METHODS", "Config", "distill", "logit_distance", "protocol", "student_work", "work"]
 
 REMEDY = "--match-lr, --match-weight or --lr-net"
 """flags that the matching of logits diverges by"""
 
-ANY_IPC = True
-"""a generator makes as many as one asks for"""
 OFFICIAL_POOL = (
     "convnet",
     "resnet18:norm=batch,width=32,blocks=1",
@@ -335,4 +334,17 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {"dim": {name: partial(_recipe, name, "dim") for name in ("paper", "quick")}}
+METHODS = (
+    Method(
+        "dim",
+        "distils a generator instead of images",
+        "Wang et al. 2023, arXiv 2303.04707",
+        "dim",
+        presets(_recipe, "dim"),
+        distill=distill,
+        work=work,
+        protocol=protocol,
+        student_work=student_work,
+        more_than_class=True,
+    ),
+)

@@ -35,11 +35,10 @@ import torch
 from torch import Tensor, nn
 
 from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
-from distill.app.estimate import PROBE, Work, training_steps
-from distill.app.estimate import STEPS as TIMED
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import BACKBONES, build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, diverged
@@ -48,10 +47,12 @@ from distill.training.augment import augmentation
 from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
+from distill.training.work import PROBE, Work, training_steps
+from distill.training.work import STEPS as TIMED
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
+__all__ = ["METHODS", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img or --lr-net, or a larger --ridge"
 """flags that a regression diverges by"""
@@ -381,4 +382,16 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {"frepo": {name: partial(_recipe, name) for name in ("paper", "quick")}}
+METHODS = (
+    Method(
+        "frepo",
+        "ridge regression on the features of a pool of networks, with learned labels",
+        "Zhou, Nezhadarya, Ba, NeurIPS 2022, arXiv 2206.00719",
+        "frepo",
+        presets(_recipe),
+        distill=distill,
+        work=work,
+        protocol=protocol,
+        student_work=student_work,
+    ),
+)

@@ -33,20 +33,21 @@ from torch import Tensor, nn
 
 from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, tiled
 from baselines.kip.least_squares import BATCH, protocol
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "objective", "protocol", "student_work", "work"]
+__all__ = ["METHODS", "Config", "distill", "objective", "protocol", "student_work", "work"]
 
 MEMORY = 2**30
 """bytes that the pairs of images of one tile may take, about"""
@@ -318,4 +319,16 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(convnet_for(dataset), **fields), Evaluation(students=5))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {"kip": {name: partial(_recipe, name) for name in ("paper", "quick")}}
+METHODS = (
+    Method(
+        "kip",
+        "ridge regression by the kernel of an infinitely wide network",
+        "Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
+        "kip",
+        presets(_recipe),
+        distill=distill,
+        work=work,
+        protocol=protocol,
+        student_work=student_work,
+    ),
+)

@@ -32,11 +32,11 @@ import torch
 from torch import Tensor, nn
 
 from baselines.mtt.trajectories import Expert, Gradient, Trajectories, experts, logits_at, match
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import diverged
@@ -45,10 +45,11 @@ from distill.training.augment import Augmentation, augmentation
 from distill.training.protocol import Protocol
 from distill.training.students import Training, train_student
 from distill.training.whiten import Whiten, preprocessing
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "protocol", "student_work", "work"]
+__all__ = ["METHODS", "Config", "distill", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img, --lr-lr or --max-start-epoch"
 """flags that a matching diverges by"""
@@ -375,7 +376,34 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")}
-    for method in ("mtt", "guard_mtt", "tesla")
-}
+_method = partial(
+    Method,
+    distill=distill,
+    work=work,
+    protocol=protocol,
+    student_work=student_work,
+)
+
+METHODS = (
+    _method(
+        "mtt",
+        "trajectory matching: training on the set follows the weights of training on the real images",
+        "Cazenavette et al., CVPR 2022, arXiv 2203.11932",
+        "mtt",
+        presets(_recipe, "mtt"),
+    ),
+    _method(
+        "tesla",
+        "MTT with a gradient of constant memory and soft labels",
+        "Cui et al., ICML 2023, arXiv 2211.10586",
+        "tesla",
+        presets(_recipe, "tesla"),
+    ),
+    _method(
+        "guard_mtt",
+        "MTT with experts trained by the curvature-regularised loss",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_mtt"),
+    ),
+)

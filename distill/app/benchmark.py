@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import torch
 
 from distill.app.cells import SET, Cell, run_cells
+from distill.app.distil import resolve_flags
 from distill.app.evaluate import digest_of, folder_of
 from distill.app.flags import find_device, flags_of, parse, whole_number
 from distill.app.start import Place, identity_of, real_data
@@ -26,7 +26,8 @@ from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
 from distill.evaluation.columns import columns
 from distill.evaluation.results import missing
-from distill.experiment import Evaluation, Experiment
+from distill.experiment import Evaluation
+from distill.methods.method import Method
 from distill.models import build
 from distill.reports.comparison import FULL, LAYOUTS
 from distill.reports.tables import find_rows
@@ -37,8 +38,6 @@ from robust.ranges import Count, Range, check_ranges
 
 __all__ = ["run_benchmark"]
 
-Settle = Callable[[str, str, list[str]], tuple[Experiment, Place]]
-"""(method, data set, flags) -> what `bash run.sh METHOD DATASET` would run; raises InputError"""
 OWN = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
 """flags that tell cells apart or place them, which are the benchmark's"""
 
@@ -89,14 +88,12 @@ class BenchmarkCommand:
         check_ranges(self)
 
 
-def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:
+def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     """Run the cells that are missing, and write the tables.
 
     Args:
         flags: the words behind `benchmark`.
-        methods: modules by name.
-        default: those of a table in which none are named.
-        settle: reads the command line of a cell.
+        methods: all, by name.
 
     Returns:
         the exit code: 0 where every cell is done, 1 where some failed.
@@ -105,7 +102,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
         InputError: a name is unknown or a value out of range; nothing has run then.
     """
     asked = parse(BenchmarkCommand, BenchmarkCommand(), flags, "bash run.sh benchmark")
-    cells = _cells(asked, methods, default, settle)
+    cells = _cells(asked, methods)
     mine = cells if not asked.cell else _part(cells, asked.cell)
     if asked.dry_run:
         for cell in mine:
@@ -149,15 +146,15 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
 # --- which cells ---------------------------------------------------------------------------------------------------
 
 
-def _cells(
-    asked: BenchmarkCommand, methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle
-) -> list[Cell]:
+def _cells(asked: BenchmarkCommand, methods: Mapping[str, Method]) -> list[Cell]:
     """Return all cells, the first seed of all before the second.
 
     Raises:
         InputError: a name is unknown, or a value out of range.
     """
-    chosen = _names(asked.methods, "method", methods) or list(default)
+    chosen = _names(asked.methods, "method", methods) or [
+        name for name, method in methods.items() if method.in_benchmark
+    ]
     datasets = _names(asked.datasets, "data set", DATASETS)
     ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(asked.ipc.split(","))]
     extra = _extra(asked.flags, methods)
@@ -174,16 +171,16 @@ def _cells(
         build(asked.backbone, channels=3, image_size=64, num_classes=10, generator=torch.Generator())
 
     def protocol(method: str) -> list[str]:
-        return ["--protocol", asked.protocol if hasattr(methods[method], "protocol") else "standard"]
+        return ["--protocol", asked.protocol if methods[method].protocol else "standard"]
 
     facts = cache(_facts)
     return [
-        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle, facts)
+        _cell(asked, methods, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], facts)
         for seed in range(asked.seeds)
         for dataset in datasets
         for ipc in ipcs
         for method in chosen
-        if ipc == ipcs[0] or not hasattr(methods[method], "WHOLE")
+        if ipc == ipcs[0] or not methods[method].whole_class
     ]
 
 
@@ -219,12 +216,12 @@ def _extra(texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, lis
 
 def _cell(
     asked: BenchmarkCommand,
+    methods: Mapping[str, Method],
     method: str,
     dataset: str,
     ipc: int,
     seed: int,
     extra: list[str],
-    settle: Settle,
     facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
 ) -> Cell:
     """Return a cell, whose command line is checked, and whose folder is its own or empty."""
@@ -233,7 +230,7 @@ def _cell(
         value = getattr(asked, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     flags += extra
-    experiment, place = settle(method, dataset, [*flags, "--device", asked.device])
+    experiment, place = resolve_flags(methods[method], dataset, [*flags, "--device", asked.device])
     folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
     where = (dataset, place.data_dir, experiment.image_size, experiment.split)
     known = facts(*where) if (folder / "experiment.json").exists() else None
@@ -249,7 +246,7 @@ def _cell(
         return known is None or missing(finished, experiment.evaluation, *known[1]) == []
 
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
-    network = asked.backbone or _usual(dataset, experiment.recipe, settle)
+    network = asked.backbone or _usual(methods[FULL], dataset, experiment.recipe)
     same = network in ("recipe", experiment.config.backbone)
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
@@ -277,10 +274,9 @@ def _facts(
     return identity_of(train, test), test.image_shape[:2]
 
 
-@cache
-def _usual(dataset: str, recipe: str, settle: Settle) -> str:
+def _usual(full: Method, dataset: str, recipe: str) -> str:
     """Return the network in which a recipe trains on the whole set."""
-    return settle(FULL, dataset, ["--recipe", recipe])[0].config.backbone
+    return resolve_flags(full, dataset, ["--recipe", recipe])[0].config.backbone
 
 
 def _part(cells: list[Cell], text: str) -> list[Cell]:

@@ -7,7 +7,6 @@ time grows with the number of images). Checked against whole runs in docs/cost.m
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,14 +16,14 @@ from torch import nn
 
 from distill.evaluation.columns import Column, columns
 from distill.experiment import Recipe
+from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
-from distill.training.students import TOGETHER, Training, fits_together, train_epochs, train_together
+from distill.training.students import TOGETHER, fits_together
+from distill.training.work import PROBE, STEPS, Step, training_steps
 from robust import CurvatureRegularizedLoss, GradientNorm, loss_named
 
-__all__ = ["PROBE", "STEPS", "Step", "Work", "estimate", "human", "training_steps"]
+__all__ = ["estimate", "human"]
 
-PROBE = 32  # images of a timed step, at most
-STEPS = 5  # of training that are timed together, as one alone has the optimizer's set-up in it
 STANDING = 0.6  # of the test images are attacked through all steps: students misclassify many, and attacks stop early
 GRADIENTS = {  # of the attacks that have no steps of their own; looks without a gradient count a third
     "autoattack": 2000,  # a hundred times (APGD-CE, nine targets, FAB of nine targets), 5,000 looks; most fall before
@@ -35,13 +34,6 @@ GRADIENTS = {  # of the attacks that have no steps of their own; looks without a
     "worst": 0,
 }
 
-Step = Callable[[nn.Module, tuple[int, int, int]], None]
-"""(network, (C, H, W)) -> nothing: does one step on random images"""
-Work = tuple[float, Step]
-"""how often a step is taken, and the step"""
-WorkOf = Callable[..., list[Work]]
-"""(config, ipc, num_classes, size of the training set) -> what a distillation consists of: `work` of a method"""
-
 
 def estimate(
     recipe: Recipe,
@@ -51,7 +43,7 @@ def estimate(
     num_classes: int,
     examples: int,
     tests: int,
-    student_work: WorkOf | None = None,
+    student_work: StudentWorkOf | None = None,
 ) -> float:
     """Return the seconds a recipe takes on the CPU.
 
@@ -100,19 +92,6 @@ def estimate(
         count = epochs * ipc * num_classes / batch / STEPS
         seconds += count * _seconds(partial(training_steps, images=batch), built(evaluation.transfer_backbone), shape)
     return seconds
-
-
-def training_steps(
-    network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01, networks: int = 1
-) -> None:
-    """Train a network, or several like it together, for STEPS steps on so many images."""
-    x, y = torch.randn(images, *shape), torch.zeros(images, dtype=torch.long)
-    if networks > 1:
-        generators = [torch.Generator() for _ in range(networks)]
-        train_together([network] * networks, x, y, Training(STEPS - 1), generators)  # E means E + 1
-        return
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
-    train_epochs(network, x, y, optimizer, epochs=STEPS, batch_size=images, generator=torch.Generator())
 
 
 def _passes(loss: Any) -> float:

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
-from distill.app.estimate import PROBE, STEPS, Work, training_steps
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
@@ -45,6 +45,7 @@ from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.training.real_side import real_side, share_moved
 from distill.training.students import TOGETHER, overhead_bound, train_epochs
+from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import (
     CompiledGradients,
     CrossEntropy,
@@ -54,7 +55,7 @@ from robust import (
 )
 from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["RECIPES", "Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
+__all__ = ["METHODS", "Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
 
 Matching = Callable[..., tuple[Tensor, Tensor]]
 """what is called as `match` is"""
@@ -384,7 +385,35 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-RECIPES: dict[str, dict[str, RecipeOf]] = {
-    method: {name: partial(_recipe, name, method) for name in ("paper", "quick")}
-    for method in ("dc", "dsa", "guard_dc", "guard_dsa")
-}
+_method = partial(Method, distill=distill, work=work)
+
+METHODS = (
+    _method(
+        "dc",
+        "gradient matching: the set gives networks the gradients of the real images",
+        "Zhao, Mopuri, Bilen, ICLR 2021, arXiv 2006.05929",
+        "dc",
+        presets(_recipe, "dc"),
+    ),
+    _method(
+        "dsa",
+        "DC with one siamese augmentation on the real and the synthetic batch of a class",
+        "Zhao, Bilen, ICML 2021, arXiv 2102.08259",
+        "dsa",
+        presets(_recipe, "dsa"),
+    ),
+    _method(
+        "guard_dc",
+        "DC with the curvature-regularised loss on the real images",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_dc"),
+    ),
+    _method(
+        "guard_dsa",
+        "DSA with the curvature-regularised loss on the real images",
+        "Xue et al., arXiv 2403.10045",
+        "guard",
+        presets(_recipe, "guard_dsa"),
+    ),
+)

@@ -11,8 +11,9 @@ import pytest
 
 from distill.app.benchmark import BenchmarkCommand
 from distill.app.curvature import CurvatureCommand
+from distill.app.distil import resolve_flags
 from distill.app.evaluate import Judgement
-from distill.app.main import find_methods, settle
+from distill.app.registry import find_methods
 from distill.app.start import Place, foresee
 from distill.errors import LONGEST, InputError, one_line
 from distill.experiment import Evaluation, Experiment
@@ -33,7 +34,7 @@ def listed(program: str, capsys: pytest.CaptureFixture[str], words: list[str]) -
     """Return (flag, what its help says that it takes), of `METHOD DATASET --help`."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        settle(words[0], words[1], find_methods()[words[0]], ["--help"])
+        resolve_flags(find_methods()[words[0]], words[1], ["--help"])
     text = capsys.readouterr().out
     found = re.findall(r"^[│ ] +(?:-\w, )?(--[\w.-]+)(?:, --[\w.-]+)? +([A-Z{][^ ]*)", text, re.M)
     assert len(found) > 20, program
@@ -43,7 +44,7 @@ def listed(program: str, capsys: pytest.CaptureFixture[str], words: list[str]) -
 def tried(method: str, flag: str, value: str | None = None) -> str | None:
     """Return the line with which a value is refused, None where it is taken."""
     try:
-        experiment, _ = settle(method, "digits", find_methods()[method], [flag if value is None else f"{flag}={value}"])
+        experiment, _ = resolve_flags(find_methods()[method], "digits", [flag if value is None else f"{flag}={value}"])
         foresee(experiment.config.backbone, experiment.evaluation, toy())
     except InputError as error:
         line = one_line(error)
@@ -81,7 +82,7 @@ def configs() -> Iterator[Any]:
     yield from (Training(), Evaluation(), Place(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
     yield Judgement("", "digits", "convnet", Evaluation(), "quick")
     for name, module in find_methods().items():
-        for recipe in module.RECIPES[name].values():
+        for recipe in module.recipes.values():
             for ipc in (1, 10):
                 found = recipe("cifar10", ipc)
                 yield found.evaluation

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import robust
-from distill.app.main import find_methods
+from distill.app.listing import as_markdown
+from distill.app.registry import find_methods
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -69,9 +70,13 @@ def test_a_method_s_page_has_all_parts(path: Path) -> None:
 
 
 def test_every_method_has_a_page() -> None:
-    text = "".join(path.read_text() for path in (DOCS / "methods").glob("*.md"))
-    named = set(re.findall(r"`([a-z0-9_]+)`", text)) | set(re.findall(r"run\.sh (\w+) ", text))
-    assert {name for name in find_methods() if name not in named and name.removeprefix("guard_") not in named} == set()
+    assert {method.page for method in find_methods().values()} == {path.stem for path in PAGES}
+
+
+@pytest.mark.parametrize(("page", "pages"), [("README.md", "docs/methods/"), ("docs/methods/index.md", "")])
+def test_lists_of_methods_are_made_of_the_contract(page: str, pages: str) -> None:
+    expected = as_markdown(find_methods(), pages)
+    assert expected in (ROOT / page).read_text(), f"{page} lists other methods; it should have:\n{expected}"
 
 
 def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines.dm import RECIPES, Config, distill, match, work
+from baselines.dm import METHODS, Config, distill, match, work
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
@@ -19,6 +19,8 @@ from distill.training.augment import augmentation
 from distill.training.features import embedding
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 IPC, ITERATIONS, BATCH, EPOCHS = 2, 4, 6, 2
 SHAPE = {"channels": 3, "image_size": 8, "num_classes": 2}

@@ -14,7 +14,7 @@ from torch import nn
 from baselines.cafe import alignment
 from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights, align
-from baselines.cafe.method import RECIPES, Config, distill, weights, work
+from baselines.cafe.method import METHODS, Config, distill, weights, work
 from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
@@ -25,6 +25,8 @@ from distill.training.augment import augmentation
 from distill.training.features import embedding, taps
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy, write_toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 GUARD = CurvatureRegularizedLoss(weight=0.5, h=1.0)
 LOSSES = {"cafe": CrossEntropy(), "guard_cafe": GUARD}

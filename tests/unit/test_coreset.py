@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from baselines.coreset import RECIPES, Config, distill, herding, k_center, work
+from baselines.coreset import METHODS, Config, distill, herding, k_center, work
 from distill.runs.run import Run
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 FEATURES = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

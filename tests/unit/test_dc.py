@@ -10,13 +10,15 @@ import torch
 from baselines import dcc
 from distill.errors import InputError
 from distill.methods import dc
-from distill.methods.dc import LOOPS, RECIPES, Config, distill, loops, match, work
+from distill.methods.dc import LOOPS, METHODS, Config, distill, loops, match, work
 from distill.models import build
 from distill.runs.run import Run
 from distill.training.matching import layerwise
 from distill.training.real_side import share_moved
 from robust import CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 SMALL = Config(CrossEntropy(), backbone="convnet:width=4", iterations=5, outer_loop=2, inner_loop=1, batch_real=6)
 

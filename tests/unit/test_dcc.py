@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines import dcc
-from baselines.dcc import LOOPS, RECIPES, Config, distill, match, settled, work
+from baselines.dcc import LOOPS, METHODS, Config, distill, match, settled, work
 from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
@@ -20,6 +20,8 @@ from distill.training.augment import augmentation
 from distill.training.matching import DISTANCES
 from robust import CrossEntropy, CurvatureRegularizedLoss
 from tests.toy import toy, write_toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 GUARD = CurvatureRegularizedLoss(weight=3.0, h=1.0)
 LOSSES = {"dcc": CrossEntropy(), "guard_dcc": GUARD}

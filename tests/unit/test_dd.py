@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from baselines.dd import (
-    RECIPES,
+    METHODS,
     Config,
     cropped_and_flipped,
     descent,
@@ -29,6 +29,8 @@ from distill.models import build
 from distill.runs.run import Run
 from robust import Normalize
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 SMALL = Config(backbone="convnet:width=4,depth=2", distill_epochs=2, epochs=4, batch_size=16, decay_epochs=2)
 SMOOTH = "convnet:width=4,depth=2,activation=swish"

@@ -27,7 +27,7 @@ from baselines.dim.gan import (
     pretrained,
 )
 from baselines.dim.generated import Groups, drawn, rebuilt, without_cutout
-from baselines.dim.method import RECIPES, Config, distill, logit_distance, matched, protocol, student_work, work
+from baselines.dim.method import METHODS, Config, distill, logit_distance, matched, protocol, student_work, work
 from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
@@ -38,6 +38,8 @@ from distill.runs.run import Run
 from distill.training.augment import DSA
 from robust import Normalize
 from tests.toy import toy, write_toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 SETTINGS = Adversarial(
     width=4, dim_noise=6, epochs=2, epoch_steps=2, batch_size=8, lr=1e-3, penalty=10.0, seed=0

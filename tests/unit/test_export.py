@@ -174,7 +174,7 @@ def test_all_methods_that_whiten_as_mtt_are_known(method: str, tmp_path: Path) -
     (line, _) = export(ours, tmp_path, "mtt", tmp_path / "out")
     assert "whitened (kornia's ZCA" in line
     assert "left out" not in line
-    assert set(AS_MTT) == set(mtt.RECIPES)
+    assert set(AS_MTT) == {method.name for method in mtt.METHODS}
 
 
 def official_evaluation(path: Path, test: ImageSet, epochs: int) -> float:

@@ -17,7 +17,7 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 from baselines.frepo import method as frepo
-from baselines.frepo.method import RECIPES, Config, distill, margin, objective, protocol, student_work, work
+from baselines.frepo.method import METHODS, Config, distill, margin, objective, protocol, student_work, work
 from baselines.frepo.students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
@@ -29,6 +29,8 @@ from distill.training.ridge import centred, probabilities
 from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy, write_toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 SMALL = Config(
     "frepo_convnet:width=4,depth=2",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from baselines.kip.kernels import fully_connected
 from baselines.kip.least_squares import largest_rate
-from baselines.kip.method import RECIPES, Config, distill, objective, protocol, student_work, work
+from baselines.kip.method import METHODS, Config, distill, objective, protocol, student_work, work
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -24,6 +24,8 @@ from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 SMALL = Config("convnet:width=4,depth=2", kernel="fc", iterations=8, target_batch=20, student_steps=30)
 CONVNET = replace(SMALL, kernel="convnet", depth=2, prepend=False, iterations=3, target_batch=6, chunk=5)

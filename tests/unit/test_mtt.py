@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from baselines.mtt import method as mtt
 from baselines.mtt import trajectories
-from baselines.mtt.method import RECIPES, Config, distill, protocol, student_work, work
+from baselines.mtt.method import METHODS, Config, distill, protocol, student_work, work
 from baselines.mtt.trajectories import Expert, Trajectories, experts, match
 from distill.data import ImageSet, imageset
 from distill.data.image_files import ImageFiles
@@ -27,6 +27,8 @@ from distill.runs.run import Run
 from distill.training.augment import augmentation
 from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 SHAPE = {"channels": 3, "image_size": 8, "num_classes": 2}

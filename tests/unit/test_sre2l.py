@@ -21,7 +21,7 @@ from distill.errors import InputError
 from distill.runs.run import Run, describe
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.pipeline import RECIPES, Config, check, protocol
+from sre2l.pipeline import METHODS, Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Labels, Relabel, digest, relabel, view
@@ -29,6 +29,8 @@ from sre2l.squeeze import FILE, Squeeze, squeeze
 from sre2l.training import in_parts, seeded
 from sre2l.validate import Validate, _optimizer, divergence, own_part, train
 from tests.toy import toy
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 TINY = "convnet:width=4,depth=2,norm=batch"
 DROPPING = "timm:ghostnet_050"
@@ -352,7 +354,7 @@ import hashlib
 import torch
 from torch import nn
 from distill.models import build
-from sre2l.pipeline import RECIPES
+from sre2l.pipeline import METHODS
 
 for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 1 before a convolution of stride 2
     config = RECIPES["sre2l"]["quick"](dataset, 1).config

@@ -15,7 +15,7 @@ from distill.runs.divergence import is_finite
 from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from sre2l.checkpoint import FirstBad, OwnCheckpoint
-from sre2l.pipeline import RECIPES, Config, distill, lacks, protocol
+from sre2l.pipeline import METHODS, Config, distill, lacks, protocol
 from sre2l.precision import Compute
 from sre2l.recover import Recover, read_units, recover
 from sre2l.relabel import Labels, Relabel, digest, relabel
@@ -23,6 +23,8 @@ from sre2l.squeeze import FILE, squeeze
 from sre2l.validate import Validate, train
 from tests.toy import toy
 from tests.unit.test_sre2l import FLOATS, SMALL, TINY, network, run_in
+
+RECIPES = {method.name: method.recipes for method in METHODS}
 
 CROPS = Relabel(3, 4, "cutmix", crop_min=0.5)
 

@@ -1,0 +1,162 @@
+"""`bash run.sh METHOD DATASET`: distil, train students on the result, attack them, report."""
+
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import tyro
+
+from distill.app.estimate import estimate, human
+from distill.app.evaluate import digest_of
+from distill.app.flags import find_device, parse, peek, whole_number
+from distill.app.start import Place, foresee, identity_of, real_data, spare_threads
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError, unknown
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.results import missing
+from distill.experiment import Experiment, Recipe
+from distill.methods.method import Method
+from distill.reports.outcome import finish, show
+from distill.reports.tables import save_grid
+from distill.runs.ranks import (
+    announces,
+    asked,
+    barrier,
+    check_asked,
+    first,
+    joined,
+    launched,
+    start,
+    world,
+)
+from distill.runs.run import Run, locked
+from distill.training.protocol import chosen
+
+__all__ = ["MethodCommand", "resolve_flags", "run_method"]
+
+
+@dataclass(frozen=True)
+class MethodCommand:
+    """Everything that `bash run.sh METHOD DATASET` takes."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    place: Annotated[Place, tyro.conf.arg(name="")]
+
+
+def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Experiment, Place]:
+    """Return what the flags ask for, on top of the recipe.
+
+    Raises:
+        InputError: a flag is unknown, or a value out of range.
+    """
+    early = peek(flags, "--ipc", "--recipe", "--device")
+    recipes = method.recipes
+    device = find_device(early["--device"] or "auto")
+    name = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
+    if name not in recipes:
+        raise unknown("recipe", name, recipes)
+    ipc = whole_number("--ipc", early["--ipc"] or "1", least=1)
+    recipe = recipes[name](dataset, ipc)
+    experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
+    default = MethodCommand(experiment, Place())
+    command = parse(MethodCommand, default, flags, f"bash run.sh {method.name} {dataset}")
+    return command.experiment, command.place
+
+
+def run_method(method: Method, dataset: str, flags: list[str]) -> int:
+    """Distil, judge, report."""
+    experiment, place = resolve_flags(method, dataset, flags)
+    device = find_device(place.device)
+    own = chosen(experiment.evaluation.protocol, method.name, method.protocol)
+    processes = world() if launched() else asked()
+    if (processes > 1 or launched()) and not method.parallel:
+        raise InputError(f"{method.name} runs in one process; NPROC and torchrun are for methods of sre2l")
+    if not launched():
+        check_asked(processes, device)
+    with joined(device):
+        where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
+        train, test = real_data(*where)
+        data = experiment.data_name(place.data_dir)
+        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
+        options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
+        run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
+        channels, size, _ = test.image_shape
+        labels = {"method": method.name, "dataset": data, "ipc": experiment.ipc, "seed": experiment.seed}
+        labels |= {"backbone": experiment.config.backbone, "loss": experiment.evaluation.how}
+        labels |= {"recipe": experiment.recipe, "config": run.config_hash()}
+        absent = missing(run.folder, experiment.evaluation, channels, size, labels)
+        if absent == []:
+            print(f"finished already in {run.folder}", file=sys.stderr)
+            return show(run.folder)
+        train, test = train.to(device), test.to(device)
+        spare_threads(train, device)
+        smallest = int(train.labels.bincount(minlength=train.num_classes).min())
+        if experiment.ipc > smallest and not method.more_than_class:
+            raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
+        backbone = experiment.config.backbone
+        foresee(backbone, experiment.evaluation, train)
+        path = run.folder / "distilled.safetensors"
+        distils = not path.exists() or (method.incomplete is not None and method.incomplete(path))
+        if distils and method.check is not None:
+            method.check(train, experiment.ipc, experiment.config, processes)
+        if absent:
+            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
+        else:
+            quick = peek(flags, "--recipe")["--recipe"] is None
+            announce(quick, experiment, data, method, train, len(test), device)
+        if processes > 1 and not launched():  # all that can be refused was
+            start(processes, [method.name, dataset, *flags])
+
+        with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
+            if distils:
+                distilled = method.distill(train, experiment.ipc, experiment.config, run)
+                if first():
+                    made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
+                    replace(distilled, method=method.name, **made).save(path)
+            barrier()
+            distilled = DistilledSet.load(path).to(device)
+            if distilled.run not in ("", run.fingerprint(evaluation=None)):
+                raise InputError(f"{path} belongs to another run; move it away, and the same command makes this run's")
+            run.finish()
+            if first():
+                save_grid(distilled, run.folder / "grid.png")
+            labels["set"] = digest_of(path)[:16]
+            protocol = own and own(distilled, run.folder, run)
+            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
+            return finish(rows, run.folder) if first() else 0
+
+
+def announce(
+    chosen_here: bool,
+    experiment: Experiment,
+    data: str,
+    method: Method,
+    train: ImageSet,
+    tests: int,
+    device: torch.device,
+) -> None:
+    """Say which recipe runs, and on a CPU how long it and the other will take."""
+    if not announces():
+        return
+    text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
+    if device.type != "cpu":
+        print(f"{text}, on {device}", file=sys.stderr)
+        return
+
+    def hours(recipe: Recipe) -> str:
+        sizes = (train.image_shape, train.num_classes, len(train), tests)
+        ipc = round(len(train) / train.num_classes) if method.whole_class else experiment.ipc
+        return human(estimate(recipe, method.work, ipc, *sizes, method.student_work))
+
+    this = hours(Recipe(experiment.config, experiment.evaluation))
+    if chosen_here:
+        text = f"No GPU here: {text} (about {this})"
+        with suppress(InputError):  # its network does not take images of this size
+            paper = hours(method.recipes["paper"](experiment.dataset, experiment.ipc))
+            text = f"{text}; --recipe paper would take about {paper}"
+    else:
+        text = f"{text}: about {this} on this CPU"
+    print(text, file=sys.stderr)

@@ -1,0 +1,90 @@
+"""The contract of a method: one record, whose fields are all that the rest of the program knows of a method.
+
+A module exports METHODS, a tuple of these. It is found where it lies (`distill.methods`, `baselines`, `sre2l`), or is
+named from outside as `package.module:name` (see `distill.app.registry`).
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.experiment import Recipe, RecipeOf
+from distill.runs.run import Run
+from distill.training.protocol import ProtocolOf
+from distill.training.work import Work
+
+__all__ = ["Check", "Distill", "Method", "StudentWorkOf", "WorkOf", "presets"]
+
+Distill = Callable[[ImageSet, int, Any, Run], DistilledSet]
+"""(training set on the device to work on, images per class, config, run) -> the distilled set. It continues from the
+run's checkpoint, draws from `run.generator(...)` alone, and imports nothing of evaluation, reports, published or app"""
+WorkOf = Callable[[Any, int, int, int], list[Work]]
+"""(config, images per class, number of classes, size of the training set) -> the steps of a distillation"""
+StudentWorkOf = Callable[[Any, int, int], list[Work]]
+"""(config, images per class, number of classes) -> the steps of training one student by the method's own protocol"""
+Check = Callable[[ImageSet, int, Any, int], None]
+"""(training set, images per class, config, number of processes) -> nothing: raises InputError before any work"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of distillation.
+
+    Raises:
+        ValueError: a field cannot be what it is.
+    """
+
+    name: str
+    """on the command line, in folders and in tables: lower-case letters, digits and underscores"""
+    summary: str
+    """one line without a full stop, for `list`, `--help`, the README and the docs"""
+    paper: str
+    """authors, venue and identifier of the paper"""
+    page: str
+    """name of its page in docs/methods"""
+    recipes: Mapping[str, RecipeOf]
+    """name of a preset -> (data set, images per class) -> the preset; every method has "paper" and "quick" """
+    distill: Distill
+    work: WorkOf
+    protocol: ProtocolOf | None = None
+    """the authors' own way of training students, for `--protocol own`; None where it is the standard one"""
+    student_work: StudentWorkOf | None = None
+    """the steps of `protocol`, for the estimate; None where they are about those of the standard protocol"""
+    check: Check | None = None
+    """refuses what it can before any work; None where the config's ranges are enough"""
+    incomplete: Callable[[Path], bool] | None = None
+    """tells whether files beside a finished set are missing, so that `distill` has to make them again"""
+    parallel: bool = False
+    """whether `distill` shares its work out to several processes"""
+    more_than_class: bool = False
+    """whether a set may have more images per class than the smallest class has real ones"""
+    whole_class: bool = False
+    """whether the set is the whole training set, whatever the images per class"""
+    in_benchmark: bool = True
+    """whether `benchmark` without --methods has it"""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"name is {self.name!r}; it takes lower-case letters, digits and underscores")
+        if not self.summary or "\n" in self.summary or self.summary.endswith("."):
+            raise ValueError(f"summary of {self.name} is {self.summary!r}; it is one line without a full stop")
+        if missing := {"paper", "quick"} - set(self.recipes):
+            raise ValueError(f"{self.name} has no recipe {', '.join(sorted(missing))}")
+
+
+def presets(
+    recipe: Callable[..., Recipe], *fixed: str, names: tuple[str, ...] = ("paper", "quick")
+) -> dict[str, RecipeOf]:
+    """Return the recipes of a method by name.
+
+    Args:
+        recipe: (name of the recipe, *fixed, data set, images per class) -> the recipe.
+        fixed: what stands between them, such as the name of the method.
+        names: of the recipes.
+    """
+    return {name: partial(recipe, name, *fixed) for name in names}
