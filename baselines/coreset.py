@@ -10,7 +10,7 @@ Features are what the last layer of a network is given that was trained on the r
 coresets do not say how long theirs was trained; here `extractor_epochs` of SGD (momentum 0.9, weight decay 5e-4).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal, get_args
 
@@ -184,6 +184,13 @@ def _recipe(name: str, choice: Choice, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(choice, backbone, extractor_epochs=5), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    extractor_epochs=1,
+    batch_train=16,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(Method, distill=distill, work=work)
 
 METHODS = (
@@ -192,20 +199,20 @@ METHODS = (
         "random real images",
         "no paper: a baseline",
         "coresets",
-        presets(_recipe, "random"),
+        presets(_recipe, "random", smoke=_smoke),
     ),
     _method(
         "herding",
         "real images whose mean features follow those of the class",
         "Welling, ICML 2009",
         "coresets",
-        presets(_recipe, "herding"),
+        presets(_recipe, "herding", smoke=_smoke),
     ),
     _method(
         "kcenter",
         "real images that cover the features of the class",
         "Sener, Savarese, ICLR 2018, arXiv 1708.00489",
         "coresets",
-        presets(_recipe, "kcenter"),
+        presets(_recipe, "kcenter", smoke=_smoke),
     ),
 )

@@ -179,6 +179,17 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    outer_loop=2,
+    inner_loop=1,
+    outer_warmup=1,
+    inner_warmup=1,
+    batch_real=8,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(Method, distill=distill, work=work)
 
 METHODS = (
@@ -187,20 +198,20 @@ METHODS = (
         "DC that matches the gradient of several classes together (contrastive signals)",
         "Lee et al., ICML 2022, arXiv 2202.02916",
         "dcc",
-        presets(_recipe, "dcc"),
+        presets(_recipe, "dcc", smoke=_smoke),
     ),
     _method(
         "dsac",
         "DCC with DSA's siamese augmentation",
         "Lee et al., ICML 2022, arXiv 2202.02916",
         "dcc",
-        presets(_recipe, "dsac"),
+        presets(_recipe, "dsac", smoke=_smoke),
     ),
     _method(
         "guard_dcc",
         "DCC with the curvature-regularised loss on the real images",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_dcc"),
+        presets(_recipe, "guard_dcc", smoke=_smoke),
     ),
 )

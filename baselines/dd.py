@@ -32,7 +32,7 @@ one; sorted by class; seeds are addressed. Not here: networks from files, SLDD's
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -391,6 +391,16 @@ def _quick(method: str, ipc: int) -> Config:
     return Config("convnet:width=16,depth=2", **fields, labels="learned" if method == "sldd" else "hard")
 
 
+_smoke = partial(
+    replace,
+    epochs=1,
+    epoch_iterations=3,
+    batch_size=16,
+    distill_steps=1,
+    distill_epochs=2,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(
     Method,
     distill=distill,
@@ -405,13 +415,13 @@ METHODS = (
         "unrolled training: a few gradient steps on the set make a network classify real images",
         "Wang et al. 2018, arXiv 1811.10959",
         "dd",
-        presets(_recipe, "dd"),
+        presets(_recipe, "dd", smoke=_smoke),
     ),
     _method(
         "sldd",
         "DD with learned soft labels",
         "Sucholutsky, Schonlau, IJCNN 2021, arXiv 1910.02551",
         "sldd",
-        presets(_recipe, "sldd"),
+        presets(_recipe, "sldd", smoke=_smoke),
     ),
 )

@@ -20,7 +20,7 @@ are addressed.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -321,6 +321,14 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    batch_real=8,
+    batch_train=16,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(Method, distill=distill, work=work)
 
 METHODS = (
@@ -329,13 +337,13 @@ METHODS = (
         "distribution matching: mean features in random networks match the real ones",
         "Zhao, Bilen, WACV 2023, arXiv 2110.04181",
         "dm",
-        presets(_recipe, "dm"),
+        presets(_recipe, "dm", smoke=_smoke),
     ),
     _method(
         "guard_dm",
         "DM with a feature extractor trained by the curvature-regularised loss (a negative result)",
         "Xue et al., arXiv 2403.10045, appendix B",
         "guard",
-        presets(_recipe, "guard_dm"),
+        presets(_recipe, "guard_dm", smoke=_smoke),
     ),
 )

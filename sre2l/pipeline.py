@@ -339,6 +339,16 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(_quick(method, dataset, ipc), Evaluation(2, attacks, test_images=500, protocol="own"))
 
 
+def _smoke(config: Config) -> Config:
+    return replace(
+        config,
+        squeeze=replace(config.squeeze, epochs=2, batch_size=16, warmup_epochs=1),
+        recover=replace(config.recover, iterations=3),
+        relabel=replace(config.relabel, epochs=3, batch_size=min(4, config.relabel.batch_size)),
+        backbone="convnet:width=8,depth=2,norm=batch",
+    )
+
+
 _method = partial(
     Method,
     distill=distill,
@@ -358,27 +368,27 @@ METHODS = (
         "squeeze, recover, relabel: images with the classes and BatchNorm statistics that a teacher expects",
         "Yin, Xing, Shen, NeurIPS 2023, arXiv 2306.13092",
         "sre2l",
-        presets(_recipe, "sre2l", names=("paper", "pair", "quick")),
+        presets(_recipe, "sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
     ),
     _method(
         "guard_sre2l",
         "SRe2L from a teacher trained by the curvature-regularised loss",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_sre2l", names=("paper", "pair", "quick")),
+        presets(_recipe, "guard_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
     ),
     _method(
         "cda",
         "SRe2L with a curriculum of crops",
         "Yin, Shen, TMLR 2024, arXiv 2311.18838",
         "cda",
-        presets(_recipe, "cda", names=("paper", "pair", "quick")),
+        presets(_recipe, "cda", smoke=_smoke, names=("paper", "pair", "quick")),
     ),
     _method(
         "guard_cda",
         "CDA from a teacher trained by the curvature-regularised loss",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_cda", names=("paper", "pair", "quick")),
+        presets(_recipe, "guard_cda", smoke=_smoke, names=("paper", "pair", "quick")),
     ),
 )

@@ -29,7 +29,7 @@ another through the network (the sums are the same); CE(net(T)) is left out; see
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -331,6 +331,17 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    max_steps=2,
+    max_epochs=2,
+    window=2,
+    batch_watch=4,
+    batch_real=8,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(Method, distill=distill, work=work)
 
 METHODS = (
@@ -339,20 +350,20 @@ METHODS = (
         "aligned features: every layer's mean features of a class match the real ones",
         "Wang et al., CVPR 2022, arXiv 2203.01531",
         "cafe",
-        presets(_recipe, "cafe"),
+        presets(_recipe, "cafe", smoke=_smoke),
     ),
     _method(
         "cafe_dsa",
         "CAFE with DSA's siamese augmentation",
         "Wang et al., CVPR 2022, arXiv 2203.01531",
         "cafe",
-        presets(_recipe, "cafe_dsa"),
+        presets(_recipe, "cafe_dsa", smoke=_smoke),
     ),
     _method(
         "guard_cafe",
         "CAFE with the curvature-regularised loss in the discrimination term",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_cafe"),
+        presets(_recipe, "guard_cafe", smoke=_smoke),
     ),
 )

@@ -23,7 +23,7 @@ CIFAR; and those of `baselines.gan`, whose generator makes images of 8 to 64 px:
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -334,13 +334,45 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    width=4,
+    gan_epochs=1,
+    gan_epoch_steps=2,
+    gan_batch=8,
+    match_epochs=1,
+    match_epoch_steps=2,
+    match_batch=8,
+    net_steps=1,
+    student_epochs=3,
+    backbone="convnet:width=8,depth=2",
+    pool=("convnet:width=8,depth=2",),
+)
+
 METHODS = (
     Method(
         "dim",
         "distils a generator instead of images",
         "Wang et al. 2023, arXiv 2303.04707",
         "dim",
-        presets(_recipe, "dim"),
+        presets(
+            _recipe,
+            "dim",
+            smoke=partial(
+                replace,
+                width=4,
+                gan_epochs=1,
+                gan_epoch_steps=2,
+                gan_batch=8,
+                match_epochs=1,
+                match_epoch_steps=2,
+                match_batch=8,
+                net_steps=1,
+                student_epochs=3,
+                backbone="convnet:width=8,depth=2",
+                pool=("convnet:width=8,depth=2",),
+            ),
+        ),
         distill=distill,
         work=work,
         protocol=protocol,

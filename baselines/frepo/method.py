@@ -25,7 +25,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -382,13 +382,32 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    batch_real=16,
+    num_nn_state=2,
+    student_steps=5,
+    backbone="frepo_convnet:width=8,depth=2",
+)
+
 METHODS = (
     Method(
         "frepo",
         "ridge regression on the features of a pool of networks, with learned labels",
         "Zhou, Nezhadarya, Ba, NeurIPS 2022, arXiv 2206.00719",
         "frepo",
-        presets(_recipe),
+        presets(
+            _recipe,
+            smoke=partial(
+                replace,
+                iterations=3,
+                batch_real=16,
+                num_nn_state=2,
+                student_steps=5,
+                backbone="frepo_convnet:width=8,depth=2",
+            ),
+        ),
         distill=distill,
         work=work,
         protocol=protocol,

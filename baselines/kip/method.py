@@ -23,7 +23,7 @@ Not here: augmented targets, the Myrtle kernels, label solve.
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -319,13 +319,24 @@ def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(convnet_for(dataset), **fields), Evaluation(students=5))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    target_batch=20,
+    student_steps=5,
+    backbone="convnet:width=8,depth=2",
+)
+
 METHODS = (
     Method(
         "kip",
         "ridge regression by the kernel of an infinitely wide network",
         "Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
         "kip",
-        presets(_recipe),
+        presets(
+            _recipe,
+            smoke=_smoke,
+        ),
         distill=distill,
         work=work,
         protocol=protocol,

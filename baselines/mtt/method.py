@@ -23,7 +23,7 @@ that its --lr_img 1000 is 500 here; seeds are addressed, and all runs share one 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -376,6 +376,21 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(loss, **fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    num_experts=2,
+    train_epochs=3,
+    batch_train=16,
+    iterations=3,
+    syn_steps=2,
+    expert_epochs=1,
+    max_start_epoch=2,
+    expert_images=200,
+    student_epochs=3,
+    lr_img=10.0,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(
     Method,
     distill=distill,
@@ -390,20 +405,20 @@ METHODS = (
         "trajectory matching: training on the set follows the weights of training on the real images",
         "Cazenavette et al., CVPR 2022, arXiv 2203.11932",
         "mtt",
-        presets(_recipe, "mtt"),
+        presets(_recipe, "mtt", smoke=_smoke),
     ),
     _method(
         "tesla",
         "MTT with a gradient of constant memory and soft labels",
         "Cui et al., ICML 2023, arXiv 2211.10586",
         "tesla",
-        presets(_recipe, "tesla"),
+        presets(_recipe, "tesla", smoke=_smoke),
     ),
     _method(
         "guard_mtt",
         "MTT with experts trained by the curvature-regularised loss",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_mtt"),
+        presets(_recipe, "guard_mtt", smoke=_smoke),
     ),
 )

@@ -385,6 +385,15 @@ def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
+_smoke = partial(
+    replace,
+    iterations=3,
+    outer_loop=2,
+    inner_loop=1,
+    batch_real=8,
+    backbone="convnet:width=8,depth=2",
+)
+
 _method = partial(Method, distill=distill, work=work)
 
 METHODS = (
@@ -393,27 +402,27 @@ METHODS = (
         "gradient matching: the set gives networks the gradients of the real images",
         "Zhao, Mopuri, Bilen, ICLR 2021, arXiv 2006.05929",
         "dc",
-        presets(_recipe, "dc"),
+        presets(_recipe, "dc", smoke=_smoke),
     ),
     _method(
         "dsa",
         "DC with one siamese augmentation on the real and the synthetic batch of a class",
         "Zhao, Bilen, ICML 2021, arXiv 2102.08259",
         "dsa",
-        presets(_recipe, "dsa"),
+        presets(_recipe, "dsa", smoke=_smoke),
     ),
     _method(
         "guard_dc",
         "DC with the curvature-regularised loss on the real images",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_dc"),
+        presets(_recipe, "guard_dc", smoke=_smoke),
     ),
     _method(
         "guard_dsa",
         "DSA with the curvature-regularised loss on the real images",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_dsa"),
+        presets(_recipe, "guard_dsa", smoke=_smoke),
     ),
 )

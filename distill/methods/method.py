@@ -6,16 +6,17 @@ named from outside as `package.module:name` (see `distill.app.registry`).
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Recipe, RecipeOf
+from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.runs.run import Run
 from distill.training.protocol import ProtocolOf
+from distill.training.students import Training
 from distill.training.work import Work
 
 __all__ = ["Check", "Distill", "Method", "StudentWorkOf", "WorkOf", "presets"]
@@ -29,6 +30,10 @@ StudentWorkOf = Callable[[Any, int, int], list[Work]]
 """(config, images per class, number of classes) -> the steps of training one student by the method's own protocol"""
 Check = Callable[[ImageSet, int, Any, int], None]
 """(training set, images per class, config, number of processes) -> nothing: raises InputError before any work"""
+
+
+SMOKE = Evaluation(1, "linf", test_images=100, student=Training(epochs=3))
+"""students and attack of the recipes "smoke\""""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class Method:
     page: str
     """name of its page in docs/methods"""
     recipes: Mapping[str, RecipeOf]
-    """name of a preset -> (data set, images per class) -> the preset; every method has "paper" and "quick" """
+    """name of a preset -> (data set, images per class) -> the preset. Every method has "paper" (the paper's settings),
+    "quick" (minutes on two cores) and "smoke" (seconds; shows that the method runs, its numbers mean nothing)"""
     distill: Distill
     work: WorkOf
     protocol: ProtocolOf | None = None
@@ -73,18 +79,29 @@ class Method:
             raise ValueError(f"name is {self.name!r}; it takes lower-case letters, digits and underscores")
         if not self.summary or "\n" in self.summary or self.summary.endswith("."):
             raise ValueError(f"summary of {self.name} is {self.summary!r}; it is one line without a full stop")
-        if missing := {"paper", "quick"} - set(self.recipes):
+        if missing := {"paper", "quick", "smoke"} - set(self.recipes):
             raise ValueError(f"{self.name} has no recipe {', '.join(sorted(missing))}")
 
 
 def presets(
-    recipe: Callable[..., Recipe], *fixed: str, names: tuple[str, ...] = ("paper", "quick")
+    recipe: Callable[..., Recipe],
+    *fixed: str,
+    smoke: Callable[[Any], Any],
+    names: tuple[str, ...] = ("paper", "quick"),
 ) -> dict[str, RecipeOf]:
-    """Return the recipes of a method by name.
+    """Return the recipes of a method by name: `names`, and "smoke", made of "quick".
 
     Args:
         recipe: (name of the recipe, *fixed, data set, images per class) -> the recipe.
         fixed: what stands between them, such as the name of the method.
-        names: of the recipes.
+        smoke: the config of "quick" -> one that ends in seconds on images of 8 px: `partial(replace, iterations=3)`.
+        names: of the recipes that `recipe` makes.
     """
-    return {name: partial(recipe, name, *fixed) for name in names}
+    made: dict[str, RecipeOf] = {name: partial(recipe, name, *fixed) for name in names}
+
+    def smoke_of(dataset: str, ipc: int) -> Recipe:
+        quick = made["quick"](dataset, ipc)
+        protocol = quick.evaluation.protocol
+        return Recipe(smoke(quick.config), replace(SMOKE, protocol=protocol))
+
+    return made | {"smoke": smoke_of}
