@@ -1,6 +1,7 @@
 """The plan of the house, held: who may import whom, no rooms without a name, no field that nothing reads."""
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -52,13 +53,49 @@ from sre2l.squeeze import Squeeze
 from sre2l.validate import Validate
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT = {
-    "robust": {"robust"},
-    "distill": {"robust", "distill"},
-    "sre2l": {"robust", "distill", "sre2l"},
-    "baselines": {"robust", "distill", "baselines"},
+PACKAGES = ("robust", "distill", "baselines", "sre2l")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess"}
+"""files of robust that belong to no room"""
+CORE = {f"distill.{name}" for name in ("errors", "runs", "models", "data", "distilled", "training", "experiment")}
+METHODS = {"distill.methods", "baselines", "sre2l"}
+ARROWS: dict[str, set[str]] = {
+    # robust: torch alone
+    "robust.ranges": set(),
+    "robust.per_example": set(),
+    "robust.spec": {"robust.ranges"},
+    "robust.threat": {"robust.ranges", "robust.per_example", "robust.spec"},
+    "robust.preprocess": {"robust.ranges"},
+    "robust.network": FLOOR,
+    "robust.second_order": FLOOR | {"robust.network"},
+    "robust.losses": FLOOR | {"robust.network", "robust.second_order"},
+    "robust.attacks": FLOOR | {"robust.network", "robust.losses"},
+    "robust.theory": FLOOR | {"robust.network", "robust.second_order", "robust.losses", "robust.attacks"},
+    "robust.evaluation": FLOOR | {"robust.network", "robust.losses", "robust.attacks"},
+    "robust.teacher": FLOOR | {"robust.network", "robust.second_order", "robust.losses"},
+    # the core of distill
+    "distill.errors": set(),
+    "distill.runs": {"distill.errors"},
+    "distill.models": {"distill.errors"},
+    "distill.data": {"distill.errors", "distill.runs"},
+    "distill.distilled": {"distill.errors", "distill.runs", "distill.data"},
+    "distill.training": {"distill.errors", "distill.runs", "distill.data", "distill.models", "distill.distilled"},
+    "distill.experiment": {"distill.errors", "distill.data", "distill.training"},
+    # methods, and beside them what is done with their sets
+    "distill.methods": CORE,
+    "baselines": CORE | {"distill.methods"},
+    "sre2l": CORE | {"distill.methods"},
+    "distill.evaluation": CORE,
+    "distill.published": CORE,
+    "distill.reports": CORE | {"distill.evaluation"},
+    # the only room that looks into all others
+    "distill.app": CORE | METHODS | {"distill.evaluation", "distill.published", "distill.reports"},
+    "distill.__main__": {"distill.app", "distill.runs"},
 }
-SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+"""room -> the rooms that it may import, beside itself; outside robust, every room may import robust"""
+REGISTRIES = {"distill/app/registry.py", "distill/data/__init__.py", "distill/models/__init__.py", "robust/spec.py"}
+"""files that import modules by a name that is found at run time; all other imports are statements"""
 
 
 OPTIONAL = {"torchattacks", "scipy", "numpy", "PIL"}
@@ -82,19 +119,67 @@ def imported(source: Path | ast.AST) -> set[str]:
     return found
 
 
+def room(module: str) -> str:
+    """Return the room of a module: a package of methods is one, of robust and distill each folder and each file."""
+    first, *rest = module.split(".")
+    return first if first in METHODS or not rest else f"{first}.{rest[0]}"
+
+
+def arrows(path: Path) -> set[str]:
+    """Return the rooms that a file imports, inside functions too, but for its own; robust is one of them outside it."""
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            modules |= {f"{base}.{alias.name}" if base in PACKAGES else base for alias in node.names}
+    rooms = {room(module) for module in modules if module.split(".")[0] in PACKAGES}
+    return {name for name in rooms if name != own and (own.startswith("robust") or not name.startswith("robust"))}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_flow_one_way(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    if path.name != "__main__.py":
-        assert imported(path) & set(MAY_IMPORT) <= MAY_IMPORT[package]
-    if package == "robust":
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    if own in PACKAGES and own not in METHODS:  # robust/__init__.py has the public names of its rooms
+        assert own == "robust"
+    else:
+        assert own in ARROWS, f"{own} is a new room: say in ARROWS which rooms it may import"
+        assert arrows(path) <= ARROWS[own]
+    if own.startswith("robust"):
         assert imported(path) <= {"robust", "torch", *OPTIONAL, *sys.stdlib_module_names}
         at_the_top = ast.Module([node for node in ast.parse(path.read_text()).body if _is_import(node)], [])
         assert imported(at_the_top) <= {"robust", "torch", *sys.stdlib_module_names}
 
 
-def test_nobody_imports_the_composition_root() -> None:
-    assert not [path for path in SOURCES if "distill.app.main" in path.read_text(encoding="utf-8")]
+def test_arrows_have_no_cycle() -> None:
+    done: list[str] = []
+    while ready := [name for name, allowed in ARROWS.items() if name not in done and allowed <= set(done)]:
+        done += ready
+    assert set(done) == set(ARROWS)
+
+
+def test_modules_are_imported_by_statements() -> None:
+    """An import written as a string is an arrow that nobody sees."""
+    found = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if re.search(r"\bimport_module\b|\b__import__\b|\bimportlib\b(?!\.(metadata|util))", path.read_text())
+    }
+    assert found <= REGISTRIES
+
+
+def test_no_module_takes_the_private_names_of_another() -> None:
+    taken = {
+        f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+        for alias in node.names
+        if alias.name.startswith("_")
+    }
+    assert taken == set()
 
 
 def test_rooms_have_names() -> None:
