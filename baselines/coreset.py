@@ -137,9 +137,9 @@ def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
     name = "extractor.safetensors"
     with locked(stage.folder, wait=True):
-        if (kept := stage.kept(name)) is None:
+        if (kept := stage.read_tensors(name)) is None:
             _train(network, images, real.labels, config, stage)
-            stage.keep(name, network.state_dict(), {"backbone": config.backbone})
+            stage.write_tensors(name, network.state_dict(), {"backbone": config.backbone})
             stage.finish()
         else:
             network.load_state_dict(kept[0])

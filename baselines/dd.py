@@ -324,7 +324,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         if kept["fixed"]:
             number = int(name) if name.isdecimal() else 0
             if number == len(kept["fixed"]):
-                run.say(
+                run.notify(
                     f"the set is for {number} known networks: student {number} and all later ones repeat earlier ones"
                 )
             generator = torch.Generator().manual_seed(kept["fixed"][number % len(kept["fixed"])])

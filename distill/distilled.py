@@ -12,7 +12,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no
     mean, std         per channel, to normalise pixels for a student's network
     augment           policy of a student's training
     backbone          network that the images were made with, and a student's by default
-    training          what the method's own way of training students needs (`distill.protocol`)
+    training          what the method's own way of training students needs (`distill.training.protocol`)
     config            hash of the settings that made it, which sets of other seeds share
     run               hash of the run that made it
     shards            names of the files with the images, where they are not in this one
@@ -73,7 +73,7 @@ class DistilledSet:
     std: tuple[float, ...]
     """per channel"""
     augment: str = ""
-    """policy for training students, see `distill.augment`; "" for none"""
+    """policy for training students, see `distill.training.augment`; "" for none"""
     backbone: str = "convnet"
     """network of the distillation, and by default of the students"""
     method: str = ""

@@ -29,8 +29,8 @@ from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models import build
 from distill.runs.foreign import brief
-from distill.runs.own_files import beside
-from distill.runs.ranks import first
+from distill.runs.own_files import companion_path
+from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
 from robust import Normalize, loss_named
@@ -98,7 +98,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     classes = torch.arange(real.num_classes).repeat_interleave(ipc)
     normalize = Normalize(real.mean, real.std).to(run.device)
     labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
-    if config.pictures and first():
+    if config.pictures and is_main_process():
         write_pictures(images, classes, real.classes, run.folder / "pictures")
     return DistilledSet.of(
         real,
@@ -177,13 +177,13 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    store = beside(place, kept["labels"], "labels")
+    store = companion_path(place, kept["labels"], "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
     judged, (channels, size) = None, distilled.images.shape[1:3]
     if "teacher" in kept:  # which sets of other code come without
         shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
         network = build(str(kept.get("teacher_backbone", "")), **shape, generator=torch.Generator())
-        path = beside(place, kept["teacher"], "teacher")
+        path = companion_path(place, kept["teacher"], "teacher")
         if not path.exists():
             Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
         load_teacher(network, path)

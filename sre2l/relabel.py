@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors, write_text
 from distill.runs.foreign import read_json
-from distill.runs.ranks import barrier, first, share
+from distill.runs.ranks import barrier, is_main_process, units_of_this_process
 from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges
@@ -155,7 +155,7 @@ def _label(
 ) -> None:
     """Label all epochs of a stage that are not there yet."""
     network = compute.faster(compute.place(network, stage.device).eval())
-    whole = share(list(range(config.epochs)))
+    whole = units_of_this_process(list(range(config.epochs)))
     barrier()  # all processes find the same files
     todo = [epoch for epoch in whole if not epoch_file(stage.folder, epoch).exists()]
     with stage.progress("relabel", len(whole), len(whole) - len(todo), unit="epoch") as bar:
@@ -171,7 +171,7 @@ def _label(
                 )
             write_tensors(epoch_file(stage.folder, epoch), drawn, {"of": f"{stage.folder.name}/{epoch}"})
             bar.update()
-    if first():
+    if is_main_process():
         facts = {"format": FORMAT, "images": len(images), "digest": digest(images)} | describe(config)
         write_text(stage.folder / "labels.json", json.dumps(facts, indent=2))
     barrier()

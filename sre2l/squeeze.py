@@ -24,7 +24,7 @@ from distill.evaluation.columns import family
 from distill.models import build
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
-from distill.runs.ranks import barrier, first, rank, world
+from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
@@ -127,7 +127,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
             if config.start != "scratch":
                 take(network, weights_of(config.start, backbone, network, channels), f"squeeze.start, {config.start},")
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
-            if first():
+            if is_main_process():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
                 facts |= {"stage": stage.folder.name}
                 write_tensors(path, network.state_dict(), facts)
@@ -201,7 +201,7 @@ class _Loss(nn.Module):
 
 def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
     """Train in place from where the checkpoint is; return the seconds that it took."""
-    _check_batches(network, real, config, world(), run.device)
+    _check_batches(network, real, config, world_size(), run.device)
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

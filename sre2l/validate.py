@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.runs.ranks import barrier, first, rank, world
+from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
@@ -106,7 +106,7 @@ def train(
     model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
     path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
-    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=first())
+    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
     bad = FirstBad(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
@@ -141,9 +141,9 @@ def own_part(count: int) -> tuple[slice, float]:
     >>> own_part(50)
     (slice(0, 50, None), 0.02)
     """
-    if count < 2 * world():
+    if count < 2 * world_size():
         return slice(0, count), 1 / count
-    return slice(rank() * count // world(), (rank() + 1) * count // world()), world() / count
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size()), world_size() / count
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from baselines.kip import method as kip
 from baselines.mtt import method as mtt
 from baselines.mtt.trajectories import Expert
 from distill.app.export import ExportCommand
-from distill.app.start import Place
+from distill.app.start import RunOptions
 from distill.distilled import DistilledSet
 from distill.evaluation.columns import Certification
 from distill.experiment import Evaluation, Experiment
@@ -111,7 +111,7 @@ def test_files_are_of_one_idea() -> None:
     [
         *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
         *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
-        *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
+        *(Certification, Training, Evaluation, Experiment, RunOptions, DistilledSet, Reading, ExportCommand, Raw),
         *(
             Threat,
             PGD,

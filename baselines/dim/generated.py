@@ -140,7 +140,7 @@ class Groups:
         return [DSA(part) for part in ("flip", "color", others, "cutout") if part and (part in named or part == others)]
 
     def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> list[Any]:
-        """Return each part's draws: see `distill.augment.Augmentation`."""
+        """Return each part's draws: see `distill.training.augment.Augmentation`."""
         return [part.sample(n, shape, generator) for part in self.parts]
 
     def apply(self, images: Tensor, parameters: list[Any]) -> Tensor:

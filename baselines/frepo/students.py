@@ -2,7 +2,7 @@
 
 As `script/eval.py` of the official code has it: the learning rate rises over 500 steps and falls as a cosine to a
 hundredth, batches of up to 500 images follow each other in their order, each is changed by one operation of a strategy,
-drawn anew, with draws of its own for each image. DSA (`distill.augment`) has operations of the same names, but others:
+drawn anew, with draws of its own for each image. DSA (`distill.training.augment`) has operations of the same names, but others:
 here the colours change less, warps repeat the border, holes are a quarter of a side and lie inside the image, shifts
 are by parts of pixels. They act on what networks take, normalised or whitened images, where 0 is the mean.
 
@@ -134,7 +134,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
     if kept["steps"] is None and count not in STEPS:
         known = ", ".join(map(str, STEPS))
-        run.say(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
+        run.notify(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
 
     def train(network: nn.Module, name: str) -> None:
         options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}

@@ -234,7 +234,7 @@ def _targets_of_class(real: ImageSet, config: Config, run: Run) -> int:
             f"target_batch is {config.target_batch}; {real.name} has {real.num_classes} classes, take more"
         )
     if (taken := int(counts.clamp(max=each).sum())) < each * real.num_classes:
-        run.say(
+        run.notify(
             f"target_batch is {config.target_batch}, but classes of {real.name} have fewer: a step has {taken} images"
         )
     return each

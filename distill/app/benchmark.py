@@ -21,7 +21,7 @@ import torch
 from distill.app.cells import SET, Cell, run_cells
 from distill.app.evaluate import digest_of, folder_of
 from distill.app.flags import find_device, flags_of, parse, whole_number
-from distill.app.start import Place, identity_of, real_data
+from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
 from distill.evaluation.columns import columns
@@ -37,7 +37,7 @@ from robust.ranges import Count, Range, check_ranges
 
 __all__ = ["run_benchmark"]
 
-Settle = Callable[[str, str, list[str]], tuple[Experiment, Place]]
+ResolveFlags = Callable[[str, str, list[str]], tuple[Experiment, RunOptions]]
 """(method, data set, flags) -> what `bash run.sh METHOD DATASET` would run; raises InputError"""
 OWN = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
 """flags that tell cells apart or place them, which are the benchmark's"""
@@ -78,9 +78,9 @@ class BenchmarkCommand:
     """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
     dry_run: bool = False
     """print the command and the state of each cell, and run none"""
-    data_dir: Path = Place.data_dir
+    data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
-    runs: Path = Place.runs
+    runs: Path = RunOptions.runs
     """folder of all runs; the tables are in its benchmark/"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
@@ -89,14 +89,16 @@ class BenchmarkCommand:
         check_ranges(self)
 
 
-def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle) -> int:
+def run_benchmark(
+    flags: list[str], methods: Mapping[str, ModuleType], default: Sequence[str], resolve_flags: ResolveFlags
+) -> int:
     """Run the cells that are missing, and write the tables.
 
     Args:
         flags: the words behind `benchmark`.
         methods: modules by name.
         default: those of a table in which none are named.
-        settle: reads the command line of a cell.
+        resolve_flags: reads the command line of a cell.
 
     Returns:
         the exit code: 0 where every cell is done, 1 where some failed.
@@ -105,7 +107,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
         InputError: a name is unknown or a value out of range; nothing has run then.
     """
     asked = parse(BenchmarkCommand, BenchmarkCommand(), flags, "bash run.sh benchmark")
-    cells = _cells(asked, methods, default, settle)
+    cells = _cells(asked, methods, default, resolve_flags)
     mine = cells if not asked.cell else _part(cells, asked.cell)
     if asked.dry_run:
         for cell in mine:
@@ -150,7 +152,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, ModuleType], default: 
 
 
 def _cells(
-    asked: BenchmarkCommand, methods: Mapping[str, ModuleType], default: Sequence[str], settle: Settle
+    asked: BenchmarkCommand, methods: Mapping[str, ModuleType], default: Sequence[str], resolve_flags: ResolveFlags
 ) -> list[Cell]:
     """Return all cells, the first seed of all before the second.
 
@@ -178,7 +180,7 @@ def _cells(
 
     facts = cache(_facts)
     return [
-        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], settle, facts)
+        _cell(asked, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], resolve_flags, facts)
         for seed in range(asked.seeds)
         for dataset in datasets
         for ipc in ipcs
@@ -224,7 +226,7 @@ def _cell(
     ipc: int,
     seed: int,
     extra: list[str],
-    settle: Settle,
+    resolve_flags: ResolveFlags,
     facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
 ) -> Cell:
     """Return a cell, whose command line is checked, and whose folder is its own or empty."""
@@ -233,7 +235,7 @@ def _cell(
         value = getattr(asked, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     flags += extra
-    experiment, place = settle(method, dataset, [*flags, "--device", asked.device])
+    experiment, place = resolve_flags(method, dataset, [*flags, "--device", asked.device])
     folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
     where = (dataset, place.data_dir, experiment.image_size, experiment.split)
     known = facts(*where) if (folder / "experiment.json").exists() else None
@@ -249,7 +251,7 @@ def _cell(
         return known is None or missing(finished, experiment.evaluation, *known[1]) == []
 
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
-    network = asked.backbone or _usual(dataset, experiment.recipe, settle)
+    network = asked.backbone or _usual(dataset, experiment.recipe, resolve_flags)
     same = network in ("recipe", experiment.config.backbone)
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
@@ -278,9 +280,9 @@ def _facts(
 
 
 @cache
-def _usual(dataset: str, recipe: str, settle: Settle) -> str:
+def _usual(dataset: str, recipe: str, resolve_flags: ResolveFlags) -> str:
     """Return the network in which a recipe trains on the whole set."""
-    return settle(FULL, dataset, ["--recipe", recipe])[0].config.backbone
+    return resolve_flags(FULL, dataset, ["--recipe", recipe])[0].config.backbone
 
 
 def _part(cells: list[Cell], text: str) -> list[Cell]:

@@ -23,7 +23,7 @@ from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of, run_evaluate
 from distill.app.export import EXPORTS, run_export
 from distill.app.flags import find_device, parse, peek, whole_number
-from distill.app.start import Place, foresee, identity_of, real_data, spare_threads
+from distill.app.start import RunOptions, check_before_running, identity_of, real_data, spare_threads
 from distill.app.table import run_table
 from distill.data import DATASETS, ImageSet
 from distill.distilled import DistilledSet
@@ -38,21 +38,21 @@ from distill.reports.outcome import finish, show
 from distill.reports.tables import FORMATS, save_grid
 from distill.runs.launch import INTERRUPTED
 from distill.runs.ranks import (
-    announces,
-    asked,
     barrier,
-    check_asked,
-    first,
-    joined,
+    become_launcher,
+    check_processes,
+    claim_error_report,
+    failed_elsewhere,
+    is_main_process,
     launched,
-    refuse,
-    refused,
-    start,
-    world,
+    process_group,
+    reports_to_user,
+    requested_processes,
+    world_size,
 )
 from distill.runs.run import Run, locked
 from distill.training.augment import STRATEGIES
-from distill.training.protocol import chosen
+from distill.training.protocol import selected_protocol
 from robust import ATTACKS, LOSSES, THREATS
 
 PACKAGES = ("distill.methods", "sre2l", "baselines")
@@ -88,7 +88,7 @@ class MethodCommand:
     """Everything that `bash run.sh METHOD DATASET` takes."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    place: Annotated[Place, tyro.conf.arg(name="")]
+    place: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
 def main(arguments: list[str]) -> int:
@@ -103,7 +103,7 @@ def _main(arguments: list[str]) -> int:
         _refuse_unreadable(arguments)
         return command(arguments)
     except InputError as error:
-        if refuse():
+        if claim_error_report():
             print(one_line(f"run.sh: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a table went away
@@ -114,13 +114,13 @@ def _main(arguments: list[str]) -> int:
         print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if refused():
+        if failed_elsewhere():
             return 2
-        if announces():
+        if reports_to_user():
             print(INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
-        if refused():  # another process ended in the middle of what they share
+        if failed_elsewhere():  # another process ended in the middle of what they share
             return 2
         if not _is_out_of_memory(error):
             raise
@@ -179,7 +179,7 @@ def command(arguments: list[str]) -> int:
             run_benchmark,
             methods=methods,
             default=[name for name, module in methods.items() if not module.__name__.startswith("sre2l.")],
-            settle=lambda method, dataset, flags: settle(method, dataset, methods[method], flags),
+            resolve_flags=lambda method, dataset, flags: resolve_flags(method, dataset, methods[method], flags),
         ),
         "compare": run_compare,
         "curvature": run_curvature,
@@ -211,7 +211,7 @@ def find_methods() -> dict[str, ModuleType]:
 # --- bash run.sh METHOD DATASET ------------------------------------------------------------------------------------
 
 
-def settle(method: str, dataset: str, module: ModuleType, flags: list[str]) -> tuple[Experiment, Place]:
+def resolve_flags(method: str, dataset: str, module: ModuleType, flags: list[str]) -> tuple[Experiment, RunOptions]:
     """Return what the flags ask for, on top of the recipe.
 
     Raises:
@@ -226,22 +226,22 @@ def settle(method: str, dataset: str, module: ModuleType, flags: list[str]) -> t
     ipc = whole_number("--ipc", early["--ipc"] or "1", least=1)
     recipe = recipes[name](dataset, ipc)
     experiment = Experiment(method, dataset, recipe.config, recipe.evaluation, name, ipc)
-    default = MethodCommand(experiment, Place())
+    default = MethodCommand(experiment, RunOptions())
     command = parse(MethodCommand, default, flags, f"bash run.sh {method} {dataset}")
     return command.experiment, command.place
 
 
 def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) -> int:
     """Distil, judge, report."""
-    experiment, place = settle(method, dataset, module, flags)
+    experiment, place = resolve_flags(method, dataset, module, flags)
     device = find_device(place.device)
-    own = chosen(experiment.evaluation.protocol, method, getattr(module, "protocol", None))
-    processes = world() if launched() else asked()
+    own = selected_protocol(experiment.evaluation.protocol, method, getattr(module, "protocol", None))
+    processes = world_size() if launched() else requested_processes()
     if (processes > 1 or launched()) and not hasattr(module, "PARALLEL"):
         raise InputError(f"{method} runs in one process; NPROC and torchrun are for methods of sre2l")
     if not launched():
-        check_asked(processes, device)
-    with joined(device):
+        check_processes(processes, device)
+    with process_group(device):
         where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
         train, test = real_data(*where)
         data = experiment.data_name(place.data_dir)
@@ -262,23 +262,23 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
         if experiment.ipc > smallest and not hasattr(module, "ANY_IPC"):
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
-        foresee(backbone, experiment.evaluation, train)
+        check_before_running(backbone, experiment.evaluation, train)
         path = run.folder / "distilled.safetensors"
         distils = not path.exists() or (hasattr(module, "lacks") and module.lacks(path))
         if distils and hasattr(module, "check"):
             module.check(train, experiment.ipc, experiment.config, processes)
         if absent:
-            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
+            run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
         else:
             quick = peek(flags, "--recipe")["--recipe"] is None
             announce(quick, experiment, data, module, train, len(test), device)
         if processes > 1 and not launched():  # all that can be refused was
-            start(processes, [method, dataset, *flags])
+            become_launcher(processes, [method, dataset, *flags])
 
         with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
             if distils:
                 distilled = module.distill(train, experiment.ipc, experiment.config, run)
-                if first():
+                if is_main_process():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
                     replace(distilled, method=method, **made).save(path)
             barrier()
@@ -286,12 +286,12 @@ def run_method(method: str, dataset: str, module: ModuleType, flags: list[str]) 
             if distilled.run not in ("", run.fingerprint(evaluation=None)):
                 raise InputError(f"{path} belongs to another run; move it away, and the same command makes this run's")
             run.finish()
-            if first():
+            if is_main_process():
                 save_grid(distilled, run.folder / "grid.png")
             labels["set"] = digest_of(path)[:16]
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
-            return finish(rows, run.folder) if first() else 0
+            return finish(rows, run.folder) if is_main_process() else 0
 
 
 def announce(
@@ -304,7 +304,7 @@ def announce(
     device: torch.device,
 ) -> None:
     """Say which recipe runs, and on a CPU how long it and the other will take."""
-    if not announces():
+    if not reports_to_user():
         return
     text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
     if device.type != "cpu":
@@ -331,7 +331,7 @@ def announce(
 def read_published(
     path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
 ) -> DistilledSet:
-    """Read a published set (`distill.reading.Read`), and its teacher's labels where it has some."""
+    """Read a published set (`distill.published.reading.Read`), and its teacher's labels where it has some."""
     found = importlib.import_module("distill.published.read").read(path, reading, real, folder, say)
     if reading.fkd is None:
         return found

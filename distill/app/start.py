@@ -17,7 +17,7 @@ from distill.models import build
 from robust import loss_named
 from robust.ranges import NonNegative, Range, check_ranges
 
-__all__ = ["Place", "foresee", "identity_of", "real_data", "spare_threads"]
+__all__ = ["RunOptions", "check_before_running", "identity_of", "real_data", "spare_threads"]
 
 MOST_WORKERS = 8
 """beyond it a GPU is rarely faster fed, and each takes memory"""
@@ -26,7 +26,7 @@ MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
-class Place:
+class RunOptions:
     """Where things are, and how they are read: no result depends on it but by which files are damaged.
 
     Raises:
@@ -85,7 +85,7 @@ def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
     return {"train": train.summary, "test": test.summary, "classes": names}
 
 
-def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
+def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
     """Refuse an impossible network, attack or loss before hours of work, and before anything is written.
 
     Raises:

@@ -19,7 +19,7 @@ from distill.evaluation.columns import family
 from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.files import read_tensors
-from distill.runs.ranks import barrier, first
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.training.augment import augmentation
 from distill.training.protocol import Protocol
@@ -116,17 +116,17 @@ class Trained:
         """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
         files = [f"students/{name}.safetensors" for name in names]
         barrier()  # all processes find the same files
-        if not all(self.run.has(file) for file in files):
+        if not all(self.run.has_tensors(file) for file in files):
             start = time.perf_counter()
             train(networks)
             seconds = (time.perf_counter() - start) / len(networks)
             for network, file in zip(networks, files, strict=True):
-                if first() and not self.run.has(file):
-                    self.run.keep(file, network.state_dict(), {"seconds": seconds})
+                if is_main_process() and not self.run.has_tensors(file):
+                    self.run.write_tensors(file, network.state_dict(), {"seconds": seconds})
             barrier()
         kept = []
         for network, file in zip(networks, files, strict=True):
-            state, facts = self.run.kept(file) or ({}, {})
+            state, facts = self.run.read_tensors(file) or ({}, {})
             fill(network, state, self.run.folder / file)
             kept.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
         return kept

@@ -164,7 +164,9 @@ def distill(
     siamese = augmentation(config.augment, real.mean, real.std)
     outer_loop, inner_loop = loops(config, ipc, table)
     if ipc not in table and ipc < max(table) and None in (config.outer_loop, config.inner_loop):
-        run.say(f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)")
+        run.notify(
+            f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)"
+        )
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
     def sample(class_: int, n: int, *address: str | int) -> Tensor:
@@ -205,7 +207,7 @@ def distill(
                     teachers = (teacher_of(network, each, images.device, None) for each in (config, plain))
                     share = share_moved(images[0], *teachers, DISTANCES[config.distance], **sides)
                     if share < NOTHING:
-                        run.say(_nothing_moves(share, config.real_loss))
+                        run.notify(_nothing_moves(share, config.real_loss))
                 gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity

@@ -19,7 +19,15 @@ from distill.errors import InputError
 from distill.published.hugging_face import read_hugging_face
 from distill.published.mtt_files import read_mtt
 from distill.published.pairs import pair_in, pixels_or_unsaid, with_channels_first
-from distill.published.raw import SPACES, Raw, checked_constants, checked_labels, only, pair, unsorted
+from distill.published.raw import (
+    SPACES,
+    Raw,
+    checked_constants,
+    checked_labels,
+    read_pair,
+    single_file,
+    unsorted_warning,
+)
 from distill.published.reading import Reading, factor_in
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.foreign import brief, parse_json
@@ -35,7 +43,7 @@ STEP = 3
 
 def _dc(path: Path, reading: Reading) -> Raw:
     if path.is_dir() and (found := sorted(path.glob("res_*.pt"))):
-        path = only(path, found)
+        path = single_file(path, found)
     content = read_pickle(path)
     sets = content.get("data") if isinstance(content, dict) else None
     if not isinstance(sets, (list, tuple)) or not sets:
@@ -43,14 +51,14 @@ def _dc(path: Path, reading: Reading) -> Raw:
     if not -len(sets) <= reading.experiment < len(sets):
         raise InputError(f"--experiment is {reading.experiment}; {path} has {len(sets)}, from 0 to {len(sets) - 1}")
     number = reading.experiment % len(sets)
-    images, labels = pair(path, sets[number], f"experiment {number}")
+    images, labels = read_pair(path, sets[number], f"experiment {number}")
     named = re.search(r"(?:^|_)(DCC|DC|DSAC|DSA|DM|CAFE)_([A-Za-z0-9]+)_", path.name)
     method, dataset = (named[1].lower(), named[2]) if named else ("dc", "")
     said = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
     if not named:
         said += " (its name does not say which method)"
     augment = "dsa" if method in ("dsa", "dsac", "dm") else "dc"
-    return Raw(images, labels, method, "normalised", said, augment, warnings=unsorted(labels), dataset=dataset)
+    return Raw(images, labels, method, "normalised", said, augment, warnings=unsorted_warning(labels), dataset=dataset)
 
 
 def _dd(path: Path, reading: Reading) -> Raw:
@@ -58,7 +66,7 @@ def _dd(path: Path, reading: Reading) -> Raw:
     steps = read_pickle(path)
     if not isinstance(steps, (list, tuple)) or any(not isinstance(s, (list, tuple)) or len(s) != STEP for s in steps):
         raise InputError(f"{path} is no results.pth of DD's code: it needs a list of (images, labels, learning rate)")
-    images, labels = zip(*(pair(path, step[:2], f"step {n}") for n, step in enumerate(steps)), strict=True)
+    images, labels = zip(*(read_pair(path, step[:2], f"step {n}") for n, step in enumerate(steps)), strict=True)
     lrs = [as_tensor(step[2], f"{path}: learning rate of step {n}").flatten() for n, step in enumerate(steps)]
     if any(len(lr) != 1 or lr <= 0 for lr in lrs) or len({(x.shape, y.shape) for x, y in zip(images, labels)}) > 1:  # noqa: B905
         raise InputError(f"{path} is no results.pth of DD's code: steps differ in shape, or lack a learning rate > 0")
@@ -106,7 +114,7 @@ def _idc(path: Path, reading: Reading) -> Raw:
     content = read_pickle(path)
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise InputError(f"{path} is no data.pt of IDC's code: it needs a list of images and labels")
-    images, labels = pair(path, content, "")
+    images, labels = read_pair(path, content, "")
     factor = reading.factor or factor_in(path)
     if factor is None:
         raise InputError(
@@ -117,7 +125,7 @@ def _idc(path: Path, reading: Reading) -> Raw:
         raise InputError(f"--factor is {factor}; the images have {images.shape[-1]} pixels")
     if labels.ndim == 2:
         raise InputError(f"{path} has soft labels; IDC's are classes")
-    stored, warnings = len(images), unsorted(labels)
+    stored, warnings = len(images), unsorted_warning(labels)
     images, labels = unpacked(images, labels, factor)
     said = f"IDC's data.pt, factor {factor}: {stored} images hold {len(images)}, enlarged bilinearly"
     return Raw(images, labels, "idc", "pixels", said, warnings=warnings)
@@ -188,7 +196,7 @@ def _ours(path: Path, reading: Reading) -> Raw:
         raise InputError(f"{path} is no set of ours: neither distilled.safetensors nor an .npz of `bash run.sh export`")
     try:
         kept = parse_json(str(arrays["guard-distilled-1"]))
-        images, labels = pair(path, [arrays["images"], arrays["labels"]])
+        images, labels = read_pair(path, [arrays["images"], arrays["labels"]])
         own = {name.removeprefix("own."): as_tensor(a, name) for name, a in arrays.items() if name.startswith("own.")}
         said = f"our .npz of {brief(kept['method']) or 'a set'} on {brief(kept['dataset'])}"
         names = tuple(kept["classes"])
@@ -213,7 +221,7 @@ def _arrays(path: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
     arrays = read_npz(path)
     if not {images, labels} <= set(arrays):
         raise InputError(f"{path} has arrays {brief(', '.join(arrays)) or '(none)'}; expected {images} and {labels}")
-    x, y = pair(path, [arrays[images], arrays[labels]], "")
+    x, y = read_pair(path, [arrays[images], arrays[labels]], "")
     channels_first = x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)  # RFAD's
     if not (channels_first or x.shape[3] in (1, 3)) or y.ndim != 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"

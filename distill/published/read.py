@@ -1,7 +1,7 @@
 """Distilled sets as other code publishes them, made into ours: what is recognised is in docs/published.md.
 
-A file is recognised by its content (`recognised`), read as it is (`baselines.formats`), without running anything of it
-(`distill.unpickled`), and brought to pixels (`baselines.spaces`).
+A file is recognised by its content (`recognised_source`), read as it is (`distill.published.formats`), without running anything of it
+(`distill.published.unpickled`), and brought to pixels (`distill.published.spaces`).
 """
 
 import re
@@ -22,14 +22,14 @@ from distill.published.formats import OURS, SOURCES, STEP
 from distill.published.hugging_face import STATE
 from distill.published.mtt_files import images_in
 from distill.published.pairs import pair_in
-from distill.published.raw import Raw, only
+from distill.published.raw import Raw, single_file
 from distill.published.reading import OFFICIAL, Reading
-from distill.published.spaces import WHITENED, doubts, pixels_of, uncertain
+from distill.published.spaces import WHITENED, ambiguous_space, contradictions, pixels_of
 from distill.published.unpickled import read_npz, read_pickle
 from distill.runs.foreign import brief, refuse_irregular
 from distill.training.augment_dc import augmentation_of_students
 
-__all__ = ["read", "recognised"]
+__all__ = ["read", "recognised_source"]
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """of students in the official codes of DSA, DM and MTT; without flip for digits"""
@@ -53,7 +53,7 @@ def read(
     Raises:
         InputError: it is no such set, is damaged, tries to run something, or does not fit the data set.
     """
-    source = recognised(path, reading) if reading.source == "auto" else reading.source
+    source = recognised_source(path, reading) if reading.source == "auto" else reading.source
     _refuse_unused(path, source, reading)
     single = path.is_dir() and source in SINGLE and not (path / "data.pt").exists()
     raw = SOURCES[source](_file_in(path) if single else path, reading)
@@ -70,7 +70,7 @@ def read(
     if space == "by data set":
         space = "normalised" if train.name in ("mnist", "fashion_mnist") else "whitened"
     if space == "unsaid":
-        raise uncertain(path, raw.images, train, source)
+        raise ambiguous_space(path, raw.images, train, source)
     if space == "whitened" and source not in WHITENED:
         raise InputError(
             f"--space is whitened, but no set of source {source} is; sources that are: {', '.join(WHITENED)}"
@@ -91,7 +91,7 @@ def read(
     for warning in (
         *raw.warnings,
         *_strange(raw, labels, train),
-        *doubts(raw.images, pixels, source, space, told, train),
+        *contradictions(raw.images, pixels, source, space, told, train),
     ):
         say(f"warning: {warning}")
     try:
@@ -137,7 +137,7 @@ def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
             raise InputError(f"{said} is for sets of {' or '.join(sources)}; {path} is read as {source}: leave it out")
 
 
-def recognised(path: Path, reading: Reading | None = None) -> str:
+def recognised_source(path: Path, reading: Reading | None = None) -> str:
     """Return whose format a file or folder has, by what is in it.
 
     Args:
@@ -202,7 +202,7 @@ def _file_in(folder: Path) -> Path:
     found = _arrays_in(folder)
     if not found:
         raise _nobodys(folder, "the folder has no .npz, .pt or .pth")
-    return only(folder, found)
+    return single_file(folder, found)
 
 
 def _arrays_in(folder: Path) -> list[Path]:
@@ -224,7 +224,7 @@ def _folder_source(path: Path, reading: Reading) -> str:
     if folders:
         return "sre2l" if all(NUMBERED.fullmatch(name) for name in folders) else "imagefolder"
     if _arrays_in(path):
-        return recognised(_file_in(path), reading)
+        return recognised_source(_file_in(path), reading)
     names = brief(", ".join(sorted(each.name for each in path.iterdir())[:4]))
     if next(path.glob("epoch_*/batch_*.tar"), None) or re.match(r"epoch_\d+$", path.name):
         raise InputError(

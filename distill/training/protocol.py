@@ -1,6 +1,6 @@
 """A method's own way of training students, where it is another than the field's common one.
 
-By default all sets are judged by one protocol (`distill.students.Training`). A method that trains students in its own
+By default all sets are judged by one protocol (`distill.training.students.Training`). A method that trains students in its own
 way exports beside `distill`
 
     protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol
@@ -19,7 +19,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.run import Run
 
-__all__ = ["Protocol", "ProtocolOf", "chosen"]
+__all__ = ["Protocol", "ProtocolOf", "selected_protocol"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]
 """what a method module exports as `protocol`"""
 
 
-def chosen(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
+def selected_protocol(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
     """Return a method's own way of training students where it is asked for, None for the standard one.
 
     Args:

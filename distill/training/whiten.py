@@ -19,7 +19,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.foreign import brief
-from distill.runs.own_files import beside
+from distill.runs.own_files import companion_path
 from robust import Normalize
 
 __all__ = ["Whiten", "preprocessing", "ridge_zca"]
@@ -189,7 +189,7 @@ def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
         InputError: the file is gone, holds something else, or is neither in that folder nor a stage of our runs.
     """
     if "whitening" in distilled.training:
-        path = beside(place, distilled.training["whitening"], "whitening")
+        path = companion_path(place, distilled.training["whitening"], "whitening")
         layer = Whiten.load(path)
         if len(layer.mean) != distilled.images.shape[1:].numel():
             raise InputError(f"{path} is a whitening of {len(layer.mean)} numbers, and the images have others")

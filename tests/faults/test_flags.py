@@ -12,8 +12,8 @@ import pytest
 from distill.app.benchmark import BenchmarkCommand
 from distill.app.curvature import CurvatureCommand
 from distill.app.evaluate import Judgement
-from distill.app.main import find_methods, settle
-from distill.app.start import Place, foresee
+from distill.app.main import find_methods, resolve_flags
+from distill.app.start import RunOptions, check_before_running
 from distill.errors import LONGEST, InputError, one_line
 from distill.experiment import Evaluation, Experiment
 from distill.published.reading import Reading
@@ -33,7 +33,7 @@ def listed(program: str, capsys: pytest.CaptureFixture[str], words: list[str]) -
     """Return (flag, what its help says that it takes), of `METHOD DATASET --help`."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        settle(words[0], words[1], find_methods()[words[0]], ["--help"])
+        resolve_flags(words[0], words[1], find_methods()[words[0]], ["--help"])
     text = capsys.readouterr().out
     found = re.findall(r"^[│ ] +(?:-\w, )?(--[\w.-]+)(?:, --[\w.-]+)? +([A-Z{][^ ]*)", text, re.M)
     assert len(found) > 20, program
@@ -43,8 +43,10 @@ def listed(program: str, capsys: pytest.CaptureFixture[str], words: list[str]) -
 def tried(method: str, flag: str, value: str | None = None) -> str | None:
     """Return the line with which a value is refused, None where it is taken."""
     try:
-        experiment, _ = settle(method, "digits", find_methods()[method], [flag if value is None else f"{flag}={value}"])
-        foresee(experiment.config.backbone, experiment.evaluation, toy())
+        experiment, _ = resolve_flags(
+            method, "digits", find_methods()[method], [flag if value is None else f"{flag}={value}"]
+        )
+        check_before_running(experiment.config.backbone, experiment.evaluation, toy())
     except InputError as error:
         line = one_line(error)
         assert line
@@ -78,7 +80,7 @@ def test_flags_refuse_nonsense(method: str, request: pytest.FixtureRequest, caps
 
 def configs() -> Iterator[Any]:
     """Yield every dataclass that flags fill, the configs of all recipes among them."""
-    yield from (Training(), Evaluation(), Place(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
+    yield from (Training(), Evaluation(), RunOptions(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
     yield Judgement("", "digits", "convnet", Evaluation(), "quick")
     for name, module in find_methods().items():
         for recipe in module.RECIPES[name].values():

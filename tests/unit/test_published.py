@@ -28,8 +28,8 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.published import spaces
 from distill.published.formats import SOURCES, unpacked
-from distill.published.read import read, recognised
-from distill.published.reading import Reading, bring
+from distill.published.read import read, recognised_source
+from distill.published.reading import Reading, import_set
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.run import Run
 from distill.training.ridge import probabilities
@@ -74,7 +74,7 @@ def test_dc(legacy: bool, tmp_path: Path) -> None:
     images = save_dc(path)
     if legacy:
         torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
-    assert recognised(path) == recognised(tmp_path) == "dc"
+    assert recognised_source(path) == recognised_source(tmp_path) == "dc"
     for number, x in ((0, images[0]), (1, images[1]), (-1, images[1])):
         found, said = taken(path, experiment=number)
         assert torch.allclose(Normalize(found.mean, found.std)(found.images), x, atol=1e-6)
@@ -140,7 +140,7 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
     lrs = [0.02 * n for n in range(1, 7)]
     steps = [(x[n % 2], y[n % 2], torch.tensor([lrs[n]], requires_grad=True)) for n in range(6)]
     torch.save(steps, tmp_path / "results.pth")
-    assert recognised(tmp_path / "results.pth") == recognised(tmp_path) == "dd"
+    assert recognised_source(tmp_path / "results.pth") == recognised_source(tmp_path) == "dd"
     found, said = taken(tmp_path)
     assert found.method == ("sldd" if soft else "dd")
     assert "2 steps taken 3 times" in said[0]
@@ -170,7 +170,9 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
 def test_rates_of_whole_numbers_are_kept(tmp_path: Path) -> None:
     """They were written as whole numbers of more digits than are read again."""
     torch.save([(drawn(4, 3, 8, 8), CLASSES, torch.tensor([2**62]))], tmp_path / "results.pth")
-    kept = bring(tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
+    kept = import_set(
+        tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read
+    )
     assert DistilledSet.load(kept).training["lrs"] == [2.0**62]
 
 
@@ -183,7 +185,7 @@ def test_mtt_normalised(tmp_path: Path) -> None:
     x = drawn(4, 3, 8, 8)
     save_mtt(tmp_path, x)
     save_mtt(tmp_path, x + 1, which="1000")
-    assert recognised(tmp_path) == recognised(tmp_path / "images_1000.pt") == "mtt"
+    assert recognised_source(tmp_path) == recognised_source(tmp_path / "images_1000.pt") == "mtt"
     with pytest.raises(InputError, match=r"does not say whether .* correlate by -0\.01, pixels of toy by 0\.56"):
         taken(tmp_path)
     found, _ = taken(tmp_path, space="normalised", lr=0.02)
@@ -243,7 +245,7 @@ def test_frepo(count: int, tmp_path: Path) -> None:
     whitened = (((nhwc(pixels) - mean) / std).reshape(4, -1) - centre) @ reference_zca(rows - centre)
     labels = (np.eye(2)[CLASSES.numpy()] - 0.5) / np.sqrt(2 / 10)
     np.savez(tmp_path / "step000100.npz", image=whitened.reshape(4, 8, 8, 3).astype("f4"), label=labels.astype("f4"))
-    assert recognised(tmp_path / "step000100.npz") == "frepo"
+    assert recognised_source(tmp_path / "step000100.npz") == "frepo"
     found, said = taken(tmp_path / "step000100.npz", real)
     assert (found.images - pixels).abs().max() < 1e-3
     assert found.labels.tolist() == CLASSES.tolist()
@@ -300,7 +302,7 @@ def test_kip(tmp_path: Path) -> None:
     labels = np.eye(2)[CLASSES.numpy()] - 0.5
     path = tmp_path / "kip_cifar10_ConvNet3_ssize4_zca_nol_noaug_ckpt1000.npz"
     np.savez(path, images=whitened, labels=labels)
-    assert recognised(path) == "kip"
+    assert recognised_source(path) == "kip"
     found, said = taken(path)
     assert np.abs(unit(nhwc(found.images)) - unit(nhwc(pixels))).max() < 1e-4  # all that KIP keeps of an image
     assert (found.images - pixels).abs().mean() < 0.03
@@ -341,7 +343,7 @@ def test_idc_unpacks(size: int, factor: int, tmp_path: Path) -> None:
     place.mkdir()
     torch.save([images, CLASSES], place / "data.pt")
     real = REAL.resized(size)
-    assert recognised(place) == recognised(place / "data.pt") == "idc"
+    assert recognised_source(place) == recognised_source(place / "data.pt") == "idc"
     assert torch.equal(taken(place, real)[0].images, found)
     torch.save([images, CLASSES], tmp_path / "data.pt")
     with pytest.raises(InputError, match="give --factor 2"):
@@ -362,7 +364,7 @@ def test_sre2l(tmp_path: Path) -> None:
     write_pictures(tmp_path / "syn", ["new000", "new001"])
     (tmp_path / "FKD_cutmix_fp16" / "epoch_0").mkdir(parents=True)
     (tmp_path / "FKD_cutmix_fp16" / "epoch_0" / "batch_0.tar").write_bytes(b"")
-    assert recognised(tmp_path / "syn") == "sre2l"
+    assert recognised_source(tmp_path / "syn") == "sre2l"
     found, said = taken(tmp_path / "syn")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == pytest.approx([50, 50, 150, 150], abs=2)
@@ -374,7 +376,7 @@ def test_sre2l(tmp_path: Path) -> None:
 
 def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "a", ["below", "above"])  # the toy set has them the other way round
-    assert recognised(tmp_path / "a") == "imagefolder"
+    assert recognised_source(tmp_path / "a") == "imagefolder"
     found, _ = taken(tmp_path / "a")
     assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == [150, 150, 50, 50]
     assert found.labels.tolist() == [0, 0, 1, 1]
@@ -395,7 +397,7 @@ def test_hugging_face_without_the_package(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "state.json").write_text("{}")
-    assert recognised(tmp_path) == "hf"
+    assert recognised_source(tmp_path) == "hf"
     with pytest.raises(InputError, match="needs the package datasets: pip install datasets"):
         taken(tmp_path)
 
@@ -408,7 +410,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict({"image": pictures, "label": [1, 1, 0, 0]}, features=features)
     for name, folder in (("a", made), ("b", datasets.DatasetDict({"train": made}))):
         folder.save_to_disk(str(tmp_path / name))
-        assert recognised(tmp_path / name) == "hf"
+        assert recognised_source(tmp_path / name) == "hf"
         found, _ = taken(tmp_path / name)
         assert found.labels.tolist() == [0, 0, 1, 1]
         assert (255 * found.images[:, 0, 0, 0]).tolist() == [0, 10, 20, 30]
@@ -581,7 +583,7 @@ def test_averages_of_ftd(tmp_path: Path) -> None:
     torch.save(CLASSES, tmp_path / "ema_labels_best.pt")
     torch.save(smooth(4), tmp_path / "images_zca_best.pt")
     for path in (tmp_path, tmp_path / "ema_images_best.pt"):
-        assert recognised(path) == "mtt"
+        assert recognised_source(path) == "mtt"
         assert torch.allclose(Normalize(REAL.mean, REAL.std)(taken(path, space="normalised")[0].images), x, atol=1e-5)
     assert torch.equal(taken(tmp_path / "images_zca_best.pt")[0].images, smooth(4))
     (tmp_path / "ema_labels_best.pt").unlink()
@@ -638,10 +640,10 @@ def test_what_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     for place in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(InputError, match=r"no distilled set that is known: .*--source names one"):
-            recognised(place)
+            recognised_source(place)
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="it has arrays x"):
-        recognised(tmp_path / "a.npz")
+        recognised_source(tmp_path / "a.npz")
     save_dc(tmp_path / "a.pt")
     for source, line in (("dd", "no results.pth"), ("idc", "no data.pt"), ("frepo", "not a whole .npz")):
         with pytest.raises(InputError, match=line):
@@ -836,7 +838,9 @@ def test_the_same_file_on_other_data_is_another_set(tmp_path: Path) -> None:
     torch.save([smooth(4), CLASSES], tmp_path / "data.pt")
     other = replace(REAL, mean=(0.1,) * 3, classes=("x", "y"))
     places = [
-        bring(tmp_path / "data.pt", Reading(factor=1), "toy", data, tmp_path, lambda size, r=r: r.resized(size), read)
+        import_set(
+            tmp_path / "data.pt", Reading(factor=1), "toy", data, tmp_path, lambda size, r=r: r.resized(size), read
+        )
         for data, r in (("first", REAL), ("second", other), ("first", REAL))
     ]
     assert places[0] == places[2] != places[1]
@@ -865,10 +869,10 @@ def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None
     for name, content in (("whole", fields | {"training": {"whitening": "/x"}}), ("damaged", fields | change)):
         arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
         np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
-    kept = bring(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
+    kept = import_set(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert DistilledSet.load(kept).training == {}  # no file elsewhere is named by a set of others
     with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
-        bring(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
+        import_set(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert "\n" not in str(error.value)
     assert len(list((tmp_path / "published" / "toy").iterdir())) == 1
 
@@ -879,7 +883,7 @@ def test_the_factor_in_a_path_makes_another_reading(tmp_path: Path) -> None:
         path = tmp_path / f"factor{factor}" / "data.pt"
         path.parent.mkdir()
         torch.save([smooth(4), CLASSES], path)
-        kept = bring(path, Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
+        kept = import_set(path, Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
         counts.append(len(DistilledSet.load(kept).images))
     assert counts == [4, 16]
 
@@ -918,7 +922,7 @@ def test_calls_that_torch_allows_and_a_set_does_not_need_are_refused(zipped: boo
 def test_weights_are_told_by_what_they_are(tmp_path: Path) -> None:
     torch.save(torch.nn.Conv2d(3, 3, 3).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match="no distilled set that is known: it holds a dict of weight, bias"):
-        recognised(tmp_path / "weights.pth")
+        recognised_source(tmp_path / "weights.pth")
 
 
 def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> None:
