@@ -128,11 +128,9 @@ def k_center(features: Tensor, n: int) -> Tensor:
 
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     """Return the features (N, D) of a network trained on the real images, which runs of any ipc and choice share."""
-    channels, size, _ = real.image_shape
     fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment")}
     stage = run.stage("extractor", {"data": real.identity(), "extractor": fields})
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.backbone, **shape, generator=stage.generator("network")).to(real.images.device)
+    network = build(config.backbone, like=real, generator=stage.generator("network")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
     name = "extractor.safetensors"

@@ -117,9 +117,8 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(backbone, **shape, generator=stage.generator("teacher"))
+    channels = real.image_shape[0]
+    network = build(backbone, like=real, generator=stage.generator("teacher"))
     with locked(stage.folder, wait=True):
         path = stage.folder / FILE
         barrier()

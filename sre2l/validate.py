@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.data.images import Images
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.precision import Compute
-from sre2l.relabel import Labels, leaves_one, view
+from sre2l.relabel import leaves_one, view
 from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
 
 __all__ = ["Decay", "Validate", "divergence", "own_part", "train"]
@@ -76,7 +78,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def train(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Labels,
     normalize: Normalize,
     config: Validate,
@@ -160,7 +162,7 @@ def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
 
 def _epoch(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Labels,
     epoch: int,
     normalize: Normalize,

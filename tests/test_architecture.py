@@ -25,6 +25,7 @@ from distill.experiment import Evaluation, Experiment
 from distill.methods import dc
 from distill.published.raw import Raw
 from distill.published.reading import Reading
+from distill.training.crop_labels import Batch
 from distill.training.protocol import Protocol
 from distill.training.students import Training
 from robust import (
@@ -47,7 +48,7 @@ from robust import (
 from sre2l import pipeline
 from sre2l.precision import Compute
 from sre2l.recover import Recover
-from sre2l.relabel import Batch, Relabel
+from sre2l.relabel import Relabel
 from sre2l.squeeze import Squeeze
 from sre2l.validate import Validate
 

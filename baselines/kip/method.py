@@ -41,6 +41,7 @@ from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
+from distill.training.method_training import MethodTraining
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
 from robust import Normalize
@@ -152,16 +153,15 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, "--lr")
 
     hard, labels = classes.repeat_interleave(ipc), labels.detach().float()
-    training: dict[str, Any] = {"steps": config.student_steps, "w_std": config.w_std, "b_std": config.b_std}
-    if whitening is not None:
-        training["whitening"] = os.path.relpath(whitening, run.folder)
+    file = None if whitening is None else os.path.relpath(whitening, run.folder)
+    training = MethodTraining(steps=config.student_steps, w_std=config.w_std, b_std=config.b_std, whitening=file)
     return DistilledSet.of(
         real,
         space.inverse(images.detach().float()),
         probabilities(labels + 1 / real.num_classes) if config.labels == "learned" else hard,
         backbone=config.backbone,
         training=training,
-        own={"labels": labels},
+        training_tensors={"labels": labels},
     )
 
 

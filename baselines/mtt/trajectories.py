@@ -175,9 +175,7 @@ def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Modu
 
 
 def _untrained(real: ImageSet, expert: Expert, stage: Run, number: int) -> nn.Module:
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    return build(expert.backbone, **shape, generator=stage.generator("expert", number))
+    return build(expert.backbone, like=real, generator=stage.generator("expert", number))
 
 
 def _flat(network: nn.Module) -> Tensor:

@@ -52,6 +52,7 @@ from distill.runs.ranks import (
 )
 from distill.runs.run import Run, locked
 from distill.training.augment import STRATEGIES
+from distill.training.method_training import MethodTraining
 from distill.training.protocol import selected_protocol
 from robust import ATTACKS, LOSSES, THREATS
 
@@ -329,13 +330,20 @@ def announce(
 
 
 def read_published(
-    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
+    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, notify: Callable[[str], None]
 ) -> DistilledSet:
-    """Read a published set (`distill.published.reading.Read`), and its teacher's labels where it has some."""
-    found = importlib.import_module("distill.published.read").read(path, reading, real, folder, say)
+    """Read a published set (`distill.published.reading.Read`), and its teacher's labels where `--fkd` names them."""
+    from distill.published.read import read  # slow to import, and needed by few commands
+
+    distilled = read(path, reading, real, folder, notify)
     if reading.fkd is None:
-        return found
-    return importlib.import_module("distill.published.fkd").with_labels(found, Path(reading.fkd), folder, say)
+        return distilled
+    from distill.published.fkd import with_labels
+    from sre2l.precision import Compute
+    from sre2l.validate import Validate
+
+    settings = MethodTraining(validate=dict(vars(Validate())), compute=dict(vars(Compute())))
+    return with_labels(distilled, Path(reading.fkd), folder, notify, settings)
 
 
 # --- the other commands ----------------------------------------------------------------------------------------------
@@ -352,7 +360,9 @@ def run_list(flags: list[str]) -> int:
     """
     if flags and flags[0] not in ("-h", "--help"):
         raise InputError(f"list takes no words, but got {' '.join(flags)}")
-    methods, sources = find_methods(), importlib.import_module("distill.published.formats").SOURCES
+    from distill.published.formats import SOURCES  # slow to import, and needed by few commands
+
+    methods = find_methods()
     lines = {
         "methods": ", ".join(methods),
         "recipes": _recipes(methods),
@@ -364,7 +374,7 @@ def run_list(flags: list[str]) -> int:
         "dc:crop_scale_rotate, or kornia:Name(...)+Name(...)",
         "attacks": "linf_star, linf, l2 (the paper's: PGD of 10 steps), "
         f"{', '.join((*ATTACKS, *SPECIAL))}; fields after a colon, a threat behind @: pgd:steps=50,restarts=5@8/255",
-        "published": f"sets of other code that evaluate reads (--source): {', '.join(sources)}",
+        "published": f"sets of other code that evaluate reads (--source): {', '.join(SOURCES)}",
         "exports": f"{', '.join(EXPORTS)}: formats that export writes",
         "threats": "pixels in [0, 1]; by name, or written: 8/255, l2:0.5",
     }

@@ -92,9 +92,8 @@ def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet
         InputError: with what is wrong.
     """
     channels, size, _ = images.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": images.num_classes}
     for spec in (backbone, *([evaluation.transfer_backbone] if "transfer_student" in evaluation.attacks else [])):
-        build(spec, **shape, generator=torch.Generator())
+        build(spec, like=images, generator=torch.Generator())
     columns(evaluation, channels, size)
     try:
         loss_named(evaluation.student.loss, family(channels, size))

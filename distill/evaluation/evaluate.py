@@ -5,8 +5,8 @@ students/K-correct.safetensors    for `clean` and each column a bool per test im
 students/K-distances.safetensors  for minimum-norm attacks how far each test image's adversarial is
 students/surrogate-*.safetensors  networks that transfer attacks are made on
 
-The network that a method trained on the real data, where it has one (`distill.training.protocol`), is judged in the same way:
-students/teacher-*, and its rows are in teacher.jsonl.
+The network that a method trained on the real data, where it has one (`distill.training.protocol`), is judged in the
+same way: students/teacher-*, and its rows are in teacher.jsonl.
 """
 
 import json

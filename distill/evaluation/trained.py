@@ -106,9 +106,8 @@ class Trained:
         return None
 
     def _untrained(self, backbone: str, *address: str | int) -> nn.Module:
-        _, channels, size, _ = self.distilled.images.shape
-        shape = {"channels": channels, "image_size": size, "num_classes": len(self.distilled.classes)}
-        return build(backbone, **shape, generator=self.run.generator(*address)).to(self.distilled.images.device)
+        network = build(backbone, like=self.distilled, generator=self.run.generator(*address))
+        return network.to(self.distilled.images.device)
 
     def _kept(
         self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
@@ -188,11 +187,9 @@ def students_of(
         own: whether they were trained in the way of the set's method.
     """
     first_layer = preprocessing(distilled, folder) if own else Normalize(distilled.mean, distilled.std)
-    _, channels, size, _ = distilled.images.shape
-    shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
     models = []
     for number in range(count):
-        network = build(backbone, **shape, generator=torch.Generator())
+        network = build(backbone, like=distilled, generator=torch.Generator())
         path = folder / "students" / f"{number}.safetensors"
         fill(network, read_tensors(path)[0], path)
         models.append(nn.Sequential(first_layer, network).to(distilled.images.device).eval())

@@ -159,7 +159,6 @@ def distill(
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
     """
-    channels, size, _ = real.image_shape
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
     outer_loop, inner_loop = loops(config, ipc, table)
@@ -186,13 +185,7 @@ def distill(
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            network = build(
-                config.backbone,
-                channels=channels,
-                image_size=size,
-                num_classes=real.num_classes,
-                generator=run.generator("network", iteration),
-            ).to(images)
+            network = build(config.backbone, like=real, generator=run.generator("network", iteration)).to(images)
             losses = torch.zeros(2, device=images.device)
             for step in range(outer_loop):
                 here = (iteration, step)

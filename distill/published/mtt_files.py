@@ -13,6 +13,7 @@ from distill.published.raw import Raw, checked_constants, checked_rate, read_pai
 from distill.published.reading import Reading, companions
 from distill.published.unpickled import as_tensor, read_pickle
 from distill.runs.foreign import read_json
+from distill.training.method_training import MethodTraining
 from robust import Normalize
 
 __all__ = ["images_in", "read_mtt"]
@@ -62,16 +63,20 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
     name = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}, {len(files)} parts of one set,"
-    said = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
-    said += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
+    description = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
+    description += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
     if constants is not None:  # not every data set has constants in MTT's code
         images, space = Normalize(*constants).inverse(images), "pixels"
-        said += f", normalised with the mean and std in {card.name}, undone"
-    training, own = {} if lr is None else {"lr": float(lr), "epochs": 1000}, {}
+        description += f", normalised with the mean and std in {card.name}, undone"
+    training, own = MethodTraining(), {}
+    if lr is not None:
+        training = MethodTraining(lr=float(lr), epochs=1000)
     if labels.ndim == 2 and not is_probability(labels):
-        said, own, labels = f"{said}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
+        description, own, labels = f"{description}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
     warnings += unsorted_warning(labels)
-    return Raw(images, labels, "mtt", space, said, "dsa", "", training, own, warnings=warnings, constants=constants)
+    return Raw(
+        images, labels, "mtt", space, description, "dsa", "", training, own, warnings=warnings, constants=constants
+    )
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from distill.data.official import Constants
 from distill.errors import InputError
 from distill.published.unpickled import as_tensor
 from distill.runs.foreign import brief
+from distill.training.method_training import MethodTraining
 
 __all__ = [
     "SPACES",
@@ -43,15 +44,15 @@ class Raw:
     """name of the method, as far as it is known"""
     space: str
     """"pixels", "normalised", "whitened", "by data set" (FRePo), or "unsaid" """
-    said: str
+    description: str
     """what it is, for the user"""
     augment: str = ""
     """of its students; "dsa", "dc": what DSA's or DC's code trains students with on the data set"""
     backbone: str = ""
     """of students; "" for a ConvNet of the size"""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: MethodTraining = field(default_factory=MethodTraining)
     """of `DistilledSet`"""
-    own: dict[str, Tensor] = field(default_factory=dict)
+    training_tensors: dict[str, Tensor] = field(default_factory=dict)
     """of `DistilledSet`"""
     names: tuple[str, ...] | None = None
     """of the classes that labels count; None for those of the data set"""

@@ -1,11 +1,12 @@
-"""Distilled sets as other code publishes them, made into ours: what is recognised is in docs/published.md.
+"""Reads distilled sets of other code as a `DistilledSet`; docs/published.md lists the formats.
 
-A file is recognised by its content (`recognised_source`), read as it is (`distill.published.formats`), without running anything of it
-(`distill.published.unpickled`), and brought to pixels (`distill.published.spaces`).
+The format is recognised by the content of the file (`recognised_source`). The file is read without executing anything
+in it (`distill.published.formats`, `unpickled`), and its images are converted to pixels (`distill.published.spaces`).
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
 def read(
-    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
+    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, notify: Callable[[str], None]
 ) -> DistilledSet:
     """Read a published set.
 
@@ -45,7 +46,7 @@ def read(
         reading: whose format it has, and what neither format nor name say.
         real: side in pixels -> the real training images, which give names, constants and whitenings.
         folder: where a whitening that students need is written.
-        say: is told what the set was taken for, then warnings, a line each.
+        notify: takes one line: first how the set was read, then warnings.
 
     Returns:
         the set in pixels; mean and std are those of the code that made it.
@@ -80,20 +81,20 @@ def read(
             f"--space is {space}, but {path} ({source}) has {' or '.join(raw.spaces)} by its format: leave it out"
         )
     pixels, (mean, std), whitening, how = pixels_of(raw.images, source, space, train, folder)
-    training = raw.training | ({} if whitening is None else {"whitening": whitening})
+    training = replace(raw.training, whitening=whitening)
     mean, std = raw.constants or (mean, std)
     augment = raw.augment if reading.augment is None else reading.augment
     if augment == "dsa":
         augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
     elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name says
         augment = augmentation_of_students(train.name, "convnet")
-    say(f"{raw.said}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
+    notify(f"{raw.description}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
     for warning in (
         *raw.warnings,
         *_strange(raw, labels, train),
         *contradictions(raw.images, pixels, source, space, told, train),
     ):
-        say(f"warning: {warning}")
+        notify(f"warning: {warning}")
     try:
         return DistilledSet(
             images=pixels,
@@ -106,7 +107,7 @@ def read(
             backbone=raw.backbone or _backbone(pixels.shape[-1]),
             method=raw.method,
             training=training,
-            own=raw.own,
+            training_tensors=raw.training_tensors,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no distilled set: {brief(error, 200)}") from None
@@ -133,8 +134,10 @@ def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
     for name, sources in USES.items():
         value = getattr(reading, name)
         if value != getattr(Reading(), name) and source not in sources:
-            said = f"--{name}" if value is True else f"--{name} {value}"
-            raise InputError(f"{said} is for sets of {' or '.join(sources)}; {path} is read as {source}: leave it out")
+            description = f"--{name}" if value is True else f"--{name} {value}"
+            raise InputError(
+                f"{description} is for sets of {' or '.join(sources)}; {path} is read as {source}: leave it out"
+            )
 
 
 def recognised_source(path: Path, reading: Reading | None = None) -> str:

@@ -137,7 +137,7 @@ def failed_elsewhere() -> bool:
 
 
 def reports_to_user() -> bool:
-    """Return whether this process says what concerns the whole command; of several the first, or `distill.runs.launch`."""
+    """Return whether this process prints messages about the whole command: the main process, if `launch` does not."""
     return is_main_process() and STORE not in os.environ
 
 

@@ -10,9 +10,10 @@ from torch import nn
 from distill.models import build
 from distill.runs.ranks import is_main_process, process_group, world_size
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
 from robust import Normalize, RobustTeacher
 from sre2l.precision import Compute
-from sre2l.relabel import Labels, Relabel, digest, relabel
+from sre2l.relabel import Relabel, relabel
 from sre2l.squeeze import Squeeze, squeeze
 from sre2l.validate import Validate, train
 from tests.toy import toy

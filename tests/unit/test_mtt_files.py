@@ -73,7 +73,7 @@ def test_parts_with_other_rates_need_one(tmp_path: Path) -> None:
         torch.save(torch.tensor(0.1 + number), tmp_path / f"lr_{number}.pt")
     with pytest.raises(InputError, match="other learning rates each: give --lr"):
         taken(tmp_path, space="normalised")
-    assert taken(tmp_path, space="normalised", lr=0.2)[0].training["lr"] == 0.2
+    assert taken(tmp_path, space="normalised", lr=0.2)[0].training.lr == 0.2
 
 
 def test_parts_are_another_reading_and_no_parts_the_one_of_before(tmp_path: Path) -> None:
@@ -115,4 +115,4 @@ def test_a_card_nested_without_end_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged"):
         taken(tmp_path)
     (tmp_path / "learned_lr.json").write_text(json.dumps({"lr": None, "space": "normalised"}))
-    assert taken(tmp_path)[0].training == {}
+    assert taken(tmp_path)[0].training.to_json() == {}

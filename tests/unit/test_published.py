@@ -32,6 +32,7 @@ from distill.published.read import read, recognised_source
 from distill.published.reading import Reading, import_set
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.run import Run
+from distill.training.method_training import MethodTraining
 from distill.training.ridge import probabilities
 from distill.training.whiten import Whiten, preprocessing, ridge_zca
 from robust import Normalize
@@ -144,10 +145,10 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
     found, said = taken(tmp_path)
     assert found.method == ("sldd" if soft else "dd")
     assert "2 steps taken 3 times" in said[0]
-    assert found.training["lrs"] == pytest.approx(lrs)
-    order = torch.tensor(found.training["order"])
+    assert found.training.lrs == pytest.approx(lrs)
+    order = torch.tensor(found.training.order)
     assert torch.allclose(Normalize(found.mean, found.std)(found.images)[order], x, atol=1e-6)
-    assert torch.equal(found.own.get("labels", found.labels)[order], y)
+    assert torch.equal(found.training_tensors.get("labels", found.labels)[order], y)
     if soft:
         assert torch.allclose(found.labels[order], probabilities(y.flatten(0, 1)).view_as(y), atol=1e-6)
     else:
@@ -173,7 +174,7 @@ def test_rates_of_whole_numbers_are_kept(tmp_path: Path) -> None:
     kept = import_set(
         tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read
     )
-    assert DistilledSet.load(kept).training["lrs"] == [2.0**62]
+    assert DistilledSet.load(kept).training.lrs == [2.0**62]
 
 
 def save_mtt(folder: Path, images: Tensor, labels: Tensor = CLASSES, which: str = "best") -> None:
@@ -190,10 +191,10 @@ def test_mtt_normalised(tmp_path: Path) -> None:
         taken(tmp_path)
     found, _ = taken(tmp_path, space="normalised", lr=0.02)
     assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x, atol=1e-5)
-    assert found.training == {"lr": 0.02, "epochs": 1000}
+    assert found.training == MethodTraining(lr=0.02, epochs=1000)
     found, said = taken(tmp_path / "images_1000.pt", space="normalised")
     assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x + 1, atol=1e-5)
-    assert found.training == {}
+    assert found.training == MethodTraining()
     assert "learning rate not in the file" in said[0]
     (tmp_path / "images_best.pt").unlink()
     save_mtt(tmp_path, x, which="2000")
@@ -249,7 +250,7 @@ def test_frepo(count: int, tmp_path: Path) -> None:
     found, said = taken(tmp_path / "step000100.npz", real)
     assert (found.images - pixels).abs().max() < 1e-3
     assert found.labels.tolist() == CLASSES.tolist()
-    assert torch.allclose(found.own["labels"], torch.from_numpy(labels).float())
+    assert torch.allclose(found.training_tensors["labels"], torch.from_numpy(labels).float())
     layer = preprocessing(found, tmp_path)
     assert np.abs(nhwc(layer(pixels)).reshape(4, -1) - whitened).max() < 1e-3
     assert "frepo's" in said[0]
@@ -272,7 +273,7 @@ def test_frepo_of_grey_digits_is_standardised_with_learned_labels(tmp_path: Path
     scaled = y * 0.2**0.5 + 0.5
     assert torch.allclose(found.labels[:3], scaled[:3], atol=1e-6)
     assert found.labels[3].tolist() == [0.0, 1.0]
-    assert "whitening" not in found.training
+    assert found.training.whitening is None
 
 
 def test_students_of_published_frepo_sets_are_trained_in_its_own_way(tmp_path: Path) -> None:
@@ -283,10 +284,10 @@ def test_students_of_published_frepo_sets_are_trained_in_its_own_way(tmp_path: P
     assert found.backbone == "frepo_convnet"
     way = frepo_students.protocol(found, tmp_path, Run(tmp_path / "run", None).begin())
     assert (way.epochs, type(way.preprocess).__name__) == (frepo_students.steps_for(4), "Whiten")
-    assert found.training["augment"].startswith("flip_")
+    assert found.training.augment.startswith("flip_")
     grey = named("mnist", toy(channels=1))
     np.savez(tmp_path / "b.npz", image=nhwc(grey.images[:4]), label=labels)
-    assert taken(tmp_path / "b.npz", grey)[0].training["augment"].startswith("color_")
+    assert taken(tmp_path / "b.npz", grey)[0].training.augment.startswith("color_")
 
 
 def test_kip(tmp_path: Path) -> None:
@@ -554,12 +555,12 @@ def test_datm(tmp_path: Path) -> None:
     torch.save(torch.tensor(0.0123), tmp_path / "lr_best.pt")
     found, said = taken(tmp_path, space="normalised")
     assert torch.allclose(found.labels, logits.softmax(1))
-    assert torch.equal(found.own["labels"], logits)
-    assert found.training["lr"] == pytest.approx(0.0123)
+    assert torch.equal(found.training_tensors["labels"], logits)
+    assert found.training.lr == pytest.approx(0.0123)
     assert "learning rate 0.0123, labels are logits" in said[0]
     save_mtt(tmp_path, x, logits.softmax(1))  # TESLA's are probabilities
     assert torch.allclose(taken(tmp_path, space="normalised", lr=0.5)[0].labels, logits.softmax(1))
-    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training.lr == 0.5
 
 
 @pytest.mark.parametrize("rate", [[0.1, 0.2], [-0.1], [0.0]])
@@ -568,7 +569,7 @@ def test_a_learned_rate_that_is_none_is_told(rate: list[float], tmp_path: Path) 
     torch.save(torch.tensor(rate), tmp_path / "lr_best.pt")
     with pytest.raises(InputError, match=r"lr_best\.pt holds no learning rate, one number > 0; give --lr"):
         taken(tmp_path, space="normalised")
-    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training.lr == 0.5
 
 
 def test_images_and_labels_need_no_number(tmp_path: Path) -> None:
@@ -870,7 +871,7 @@ def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None
         arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
         np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
     kept = import_set(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
-    assert DistilledSet.load(kept).training == {}  # no file elsewhere is named by a set of others
+    assert DistilledSet.load(kept).training == MethodTraining()  # no file elsewhere is named by a set of others
     with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
         import_set(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert "\n" not in str(error.value)
@@ -1007,8 +1008,8 @@ def test_the_record_of_constants_fits_the_data_sets() -> None:
 def test_a_card_of_our_export_is_read_and_a_damaged_one_told(tmp_path: Path) -> None:
     save_mtt(tmp_path, drawn(4, 3, 8, 8))
     (tmp_path / "learned_lr.json").write_text(json.dumps({"lr": 0.03, "space": "normalised"}))
-    assert taken(tmp_path)[0].training["lr"] == 0.03
-    assert taken(tmp_path, lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path)[0].training.lr == 0.03
+    assert taken(tmp_path, lr=0.5)[0].training.lr == 0.5
     (tmp_path / "learned_lr.json").write_text("{")
     with pytest.raises(InputError, match=r"learned_lr\.json is damaged"):
         taken(tmp_path)

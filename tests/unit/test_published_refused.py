@@ -20,6 +20,7 @@ from distill.errors import InputError
 from distill.published.read import recognised_source
 from distill.published.reading import Reading, import_set
 from distill.published.unpickled import read_npz, read_pickle
+from distill.training.method_training import MethodTraining
 from distill.training.whiten import Whiten, preprocessing
 from tests.toy import toy
 from tests.unit.test_published import CLASSES, REAL, drawn, read, save_dc, save_mtt, taken, write_pictures
@@ -187,15 +188,17 @@ def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> N
     for folder in ("set", "elsewhere"):
         Whiten.fit(toy(40).images).save(tmp_path / folder / "whitening.safetensors")
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere" / "whitening.safetensors")
-    found = DistilledSet.of(REAL, drawn(4, 3, 8, 8), CLASSES, training={"whitening": place})
+    found = DistilledSet.of(REAL, drawn(4, 3, 8, 8), CLASSES, training=MethodTraining(whitening=place))
     with pytest.raises(InputError, match=r"names its whitening .*, which is not in its folder"):
         preprocessing(found, tmp_path / "set")
     for allowed in ("whitening.safetensors", "../../stages/whitening-0123abc/whitening.safetensors"):
         Whiten.fit(toy(40).images).save(tmp_path / "set" / allowed)
-        assert isinstance(preprocessing(replace(found, training={"whitening": allowed}), tmp_path / "set"), Whiten)
+        assert isinstance(
+            preprocessing(replace(found, training=MethodTraining(whitening=allowed)), tmp_path / "set"), Whiten
+        )
     Whiten.fit(toy(40, channels=1).images).save(tmp_path / "set" / "other.safetensors")
     with pytest.raises(InputError, match="whitening of 64 numbers"):
-        preprocessing(replace(found, training={"whitening": "other.safetensors"}), tmp_path / "set")
+        preprocessing(replace(found, training=MethodTraining(whitening="other.safetensors")), tmp_path / "set")
 
 
 # --- a file of ours that others made ---------------------------------------------------------------------------------
