@@ -129,18 +129,16 @@ def k_center(features: Tensor, n: int) -> Tensor:
 
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     """Return the features (N, D) of a network trained on the real images, which runs of any ipc and choice share."""
-    channels, size, _ = real.image_shape
     fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment")}
     stage = run.stage("extractor", {"data": real.identity(), "extractor": fields})
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.backbone, **shape, generator=stage.generator("network")).to(real.images.device)
+    network = build(config.backbone, like=real, generator=stage.generator("network")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
     name = "extractor.safetensors"
     with locked(stage.folder, wait=True):
-        if (kept := stage.kept(name)) is None:
+        if (kept := stage.read_tensors(name)) is None:
             _train(network, images, real.labels, config, stage)
-            stage.keep(name, network.state_dict(), {"backbone": config.backbone})
+            stage.write_tensors(name, network.state_dict(), {"backbone": config.backbone})
             stage.finish()
         else:
             network.load_state_dict(kept[0])

@@ -48,6 +48,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.runs.divergence import check_finite
@@ -193,8 +194,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         normalize.inverse(images.flatten(0, 1)[by_class]),
         probabilities(labels) if labels.is_floating_point() else labels,
         backbone=config.backbone,
-        training={"order": order, "lrs": F.softplus(raw_lrs).tolist(), "weights": config.weights, "fixed": seeds},
-        own={"labels": labels} if labels.is_floating_point() else {},
+        training=MethodTraining(order=order, lrs=F.softplus(raw_lrs).tolist(), weights=config.weights, fixed=seeds),
+        training_tensors={"labels": labels} if labels.is_floating_point() else {},
     )
 
 
@@ -275,9 +276,7 @@ def _leaves(weights: Parameters) -> Parameters:
 
 def _untrained(backbone: str, weights: str, data: ImageSet | DistilledSet, generator: torch.Generator) -> nn.Module:
     """Return a network for images of the set, on the CPU."""
-    _, channels, size, _ = data.images.shape
-    sizes = {"channels": channels, "image_size": size, "num_classes": len(data.classes)}
-    return _drawn(build(backbone, **sizes, generator=generator), weights, generator)
+    return _drawn(build(backbone, like=data, generator=generator), weights, generator)
 
 
 @torch.no_grad()
@@ -300,36 +299,38 @@ def _drawn(network: nn.Module, weights: str, generator: torch.Generator) -> nn.M
 # --- students ----------------------------------------------------------------------------------------------------
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return the authors' way of training students: the distilled steps, and nothing else.
 
     Of N known networks, student k starts as that of number k mod N.
 
     Args:
         distilled: the set, on the device to work on.
-        place: not needed.
+        folder: not needed.
         run: of the evaluation, its generators.
 
     Raises:
         InputError: the set does not say how.
     """
-    kept, device = distilled.training, distilled.labels.device
-    if missing := sorted({"order", "lrs", "weights", "fixed"} - set(kept)):
+    training, device = distilled.training, distilled.labels.device
+    weights, seeds = training.weights, training.fixed
+    if training.order is None or training.lrs is None or weights is None or seeds is None:
+        missing = training.missing("order", "lrs", "weights", "fixed")
         raise InputError(f"the set lacks {', '.join(missing)} of dd's training; take --protocol standard")
-    order, lrs = (torch.tensor(kept[name], device=device) for name in ("order", "lrs"))
+    order, lrs = (torch.tensor(values, device=device) for values in (training.order, training.lrs))
     images = Normalize(distilled.mean, distilled.std).to(lrs)(distilled.images[:])[order]
-    labels = distilled.own.get("labels", distilled.labels)[order]
+    labels = distilled.training_tensors.get("labels", distilled.labels)[order]
 
     def train(network: nn.Module, name: str) -> None:
-        _drawn(network, kept["weights"], run.generator("student", name, "initial"))
-        if kept["fixed"]:
+        _drawn(network, weights, run.generator("student", name, "initial"))
+        if seeds:
             number = int(name) if name.isdecimal() else 0
-            if number == len(kept["fixed"]):
-                run.say(
+            if number == len(seeds):
+                run.notify(
                     f"the set is for {number} known networks: student {number} and all later ones repeat earlier ones"
                 )
-            generator = torch.Generator().manual_seed(kept["fixed"][number % len(kept["fixed"])])
-            known = _untrained(distilled.backbone, kept["weights"], distilled, generator).state_dict()
+            generator = torch.Generator().manual_seed(seeds[number % len(seeds)])
+            known = _untrained(distilled.backbone, weights, distilled, generator).state_dict()
             if {key: v.shape for key, v in known.items()} != {k: v.shape for k, v in network.state_dict().items()}:
                 raise InputError(f"the set is for a known {distilled.backbone}; take it, or --protocol standard")
             network.load_state_dict(known)

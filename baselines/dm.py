@@ -105,9 +105,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         return normalize(real.sample(class_, n, run.generator(*address, class_)))
 
     def untrained(*address: str | int) -> nn.Module:
-        channels, size, _ = real.image_shape
-        shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-        return build(config.backbone, **shape, generator=run.generator(*address)).to(normalize.mean)
+        return build(config.backbone, like=real, generator=run.generator(*address)).to(normalize.mean)
 
     state = run.restore() or {"iteration": 0}
     extractor = None

@@ -3,7 +3,7 @@
 import sys
 
 from distill.app.main import main
-from distill.runs.ranks import leave
+from distill.runs.ranks import exit_process
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -1,35 +1,36 @@
 """The result of a distillation, and its file.
 
 distilled.safetensors holds the tensors
-    images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]. A set larger than SHARD has
-            them in files beside it, distilled-00001-of-00031.safetensors, ..., of which the metadata has the names
+    images  (N, C, H, W) float32, pixels; not clamped: an optimised image may leave [0, 1]. The images of a set larger
+            than SHARD are in files beside it, distilled-00001-of-00031.safetensors, ..., which the metadata name
     labels  (N,) int64 classes, or (N, K) float32 soft labels
-    own.*   float32, what the method's own way of training students needs besides: learned labels of another kind than
-            probabilities, weights of a generator
-and, in the metadata under the one key "guard-distilled-1" (safetensors keeps no order of several), JSON with
+    own.*   float32, further tensors that the method's own protocol needs, `DistilledSet.training_tensors`: learned
+            labels that are no probabilities, weights of a generator
+and, in the metadata under the one key "guard-distilled-1" (safetensors does not preserve the order of keys), JSON with
     dataset, method   names
     classes           names of the classes
     mean, std         per channel, to normalise pixels for a student's network
-    augment           policy of a student's training
+    augment           augmentation policy of a student's training
     backbone          network that the images were made with, and a student's by default
-    training          what the method's own way of training students needs (`distill.protocol`)
-    config            hash of the settings that made it, which sets of other seeds share
-    run               hash of the run that made it
-    shards            names of the files with the images, where they are not in this one
+    training          settings that the method's own protocol needs (`distill.method_training`)
+    config            hash of the settings that made the set; sets that differ only in the seed share it
+    run               hash of the run that made the set
+    shards            names of the files with the images, where they are not in this file
 """
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.foreign import brief
 from robust.ranges import Positive, check_number
@@ -40,28 +41,28 @@ FORMAT = "guard-distilled-1"
 SHARD = 2**30
 """bytes of images in one file, about"""
 SHARD_NAME = re.compile(r"[\w.=+ -]+\.safetensors")
-"""of a file with a part of the images; never a path"""
+"""of a file with some of the images; never a path"""
 OWN = "own."
+"""prefix of the names of `training_tensors` in the file"""
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
+"""metadata that every file has"""
 LATER = ("config", "training", "run")
-"""fields that files of earlier versions may lack"""
-
-
+"""metadata that files of earlier versions may lack"""
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*")
 """of a method or a data set; never a path"""
 
 
 @dataclass(frozen=True)
 class DistilledSet:
-    """A few images per class, and how a student on them is trained.
+    """A few images per class, and how students are trained on them.
 
     Raises:
         ValueError: tensors that do not fit each other or the classes, fields of another type,
             or a name that no folder may have.
     """
 
-    images: Tensor | Shards | ImageFiles
-    """(N, C, H, W) float32 pixels, unclamped; in files where they are larger than memory"""
+    images: Images
+    """(N, C, H, W) float32 pixels, unclamped; `Shards` or `ImageFiles` where they are larger than memory"""
     labels: Tensor
     """(N,) int64 classes or (N, K) float32 soft labels, probabilities"""
     dataset: str
@@ -73,19 +74,19 @@ class DistilledSet:
     std: tuple[float, ...]
     """per channel"""
     augment: str = ""
-    """policy for training students, see `distill.augment`; "" for none"""
+    """augmentation policy for training students, see `distill.training.augment`; "" for none"""
     backbone: str = "convnet"
     """network of the distillation, and by default of the students"""
     method: str = ""
     """name of the method that made the set"""
     config: str = ""
-    """hash of all settings that made the set but the seed, "" where they are unknown: sets of one are one method's"""
+    """hash of all settings that made the set except the seed, "" where they are unknown"""
     run: str = ""
-    """hash of the run that made the set, its seed and data included, "" where it is unknown"""
-    training: dict[str, Any] = field(default_factory=dict)
-    """of JSON's types: what the method's own way of training students needs, {} where it has none"""
-    own: dict[str, Tensor] = field(default_factory=dict)
-    """the tensors that it needs besides, by name"""
+    """hash of the run that made the set, including its seed and data, "" where the run is unknown"""
+    training: MethodTraining = field(default_factory=MethodTraining)
+    """settings that the method's own protocol for students needs"""
+    training_tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """tensors that this protocol needs, by name"""
 
     def __post_init__(self) -> None:
         for what in ("dataset", "method"):  # folders and files are named by them
@@ -97,8 +98,8 @@ class DistilledSet:
             raise ValueError("augment, backbone, config, run and the classes are texts, and one of them is none")
         if not all(each.isprintable() and len(each) <= 500 for each in texts[:4]):
             raise ValueError("augment, backbone, config and run are short texts of signs that can be printed")
-        if not isinstance(self.training, dict):
-            raise ValueError(f"training is a {type(self.training).__name__}; it must be a dict")
+        if not isinstance(self.training, MethodTraining):
+            raise ValueError(f"training is a {type(self.training).__name__}; it must be a MethodTraining")
         check_number("mean", self.mean, tuple[float, ...])
         check_number("std", self.std, tuple[Positive, ...])
         n, k, shape = len(self.images), len(self.classes), tuple(self.images.shape)
@@ -121,16 +122,54 @@ class DistilledSet:
             raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {shape[1]} channels")
 
     @classmethod
-    def of(cls, real: ImageSet, images: Tensor | Shards, labels: Tensor, **fields: Any) -> "DistilledSet":
-        """Return the set that stands for a real one: it has its name, classes and normalisation.
+    def of(
+        cls,
+        real: ImageSet,
+        images: Images,
+        labels: Tensor,
+        *,
+        augment: str = "",
+        backbone: str = "convnet",
+        method: str = "",
+        training: MethodTraining | None = None,
+        training_tensors: Mapping[str, Tensor] | None = None,
+    ) -> "DistilledSet":
+        """Return the distilled set of a real one, with the real set's name, classes and normalisation.
 
         Args:
             real: the training set.
             images: as the field.
             labels: as the field.
-            fields: the other fields.
+            augment: as the field.
+            backbone: as the field.
+            method: as the field.
+            training: as the field; None for no settings.
+            training_tensors: as the field; None for no tensors.
         """
-        return cls(images, labels, real.name, real.classes, real.mean, real.std, **fields)
+        return cls(
+            images,
+            labels,
+            real.name,
+            real.classes,
+            real.mean,
+            real.std,
+            augment=augment,
+            backbone=backbone,
+            method=method,
+            training=training or MethodTraining(),
+            training_tensors=training_tensors or {},
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @property
     def ipc(self) -> float:
@@ -139,16 +178,16 @@ class DistilledSet:
 
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
-        values = {name: getattr(self, name) for name in (*FIELDS, *LATER)}
-        tensors = {"labels": self.labels} | {f"{OWN}{name}": tensor for name, tensor in self.own.items()}
+        values = {name: getattr(self, name) for name in (*FIELDS, *LATER)} | {"training": self.training.to_json()}
+        tensors = {"labels": self.labels} | {f"{OWN}{name}": tensor for name, tensor in self.training_tensors.items()}
         rows = max(1, SHARD // (4 * self.images.shape[1:].numel()))
         if len(self.images) <= rows:
             tensors["images"] = self.images[:].float()
         else:
             count = -(-len(self.images) // rows)
             values["shards"] = [f"{path.stem}-{n:05d}-of-{count:05d}{path.suffix}" for n in range(1, count + 1)]
-            for name, part in zip(values["shards"], self.images.split(rows), strict=True):
-                write_tensors(path.with_name(name), {"images": part.float()})
+            for name, images in zip(values["shards"], self.images.split(rows), strict=True):
+                write_tensors(path.with_name(name), {"images": images.float()})
         write_tensors(path, tensors, values, FORMAT)
 
     @classmethod
@@ -163,19 +202,33 @@ class DistilledSet:
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
         tensors, values = read_tensors(path, key=FORMAT)
-        own = {name.removeprefix(OWN): tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
+        training_tensors = {name.removeprefix(OWN): tensors.pop(name) for name in list(tensors) if name.startswith(OWN)}
         if not {*FIELDS} <= set(values) or not {"labels"} <= set(tensors) <= {"images", "labels"}:
             found = f"tensors {', '.join(sorted(tensors)) or 'none'}, metadata {', '.join(sorted(values)) or 'none'}"
             raise InputError(f"{path} is no distilled set: it has {brief(found)}; expected images, labels and {FORMAT}")
         try:
-            if "images" not in tensors:
+            if "images" in tensors:
+                images: Images = tensors["images"]
+            else:
                 names = list(map(str, values["shards"]))
                 if not all(SHARD_NAME.fullmatch(name) for name in names):
                     raise ValueError("shards are names of .safetensors beside it, and one of them is none")
-                tensors["images"] = Shards([path.with_name(name) for name in names])
-            lists = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-            fields = {name: values[name] for name in FIELDS} | {name: values[name] for name in LATER if name in values}
-            return cls(**tensors, **fields | lists, own=own)
+                images = Shards([path.with_name(name) for name in names])
+            return cls(
+                images,
+                tensors["labels"],
+                dataset=values["dataset"],
+                classes=tuple(values["classes"]),
+                mean=tuple(values["mean"]),
+                std=tuple(values["std"]),
+                augment=values["augment"],
+                backbone=values["backbone"],
+                method=values["method"],
+                config=values.get("config", ""),
+                run=values.get("run", ""),
+                training=MethodTraining.from_json(values.get("training", {})),
+                training_tensors=training_tensors,
+            )
         except InputError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -183,8 +236,8 @@ class DistilledSet:
 
     def to(self, device: torch.device | str) -> "DistilledSet":
         """Return the set with its tensors on a device."""
-        moved = {"images": self.images.to(device), "labels": self.labels.to(device)}
-        return DistilledSet(**self.__dict__ | moved | {"own": {name: t.to(device) for name, t in self.own.items()}})
+        moved = {name: tensor.to(device) for name, tensor in self.training_tensors.items()}
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), training_tensors=moved)
 
 
 def is_probability(labels: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as TF
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
-from distill.runs.ranks import rank, world
+from distill.runs.ranks import rank, world_size
 from distill.runs.run import Run
 from sre2l.crops import Augment, cut, draw_crops
 
@@ -50,7 +50,7 @@ def batches(
     steps = len(real) // batch_size
     order = torch.randperm(len(real), generator=run.generator("squeeze", "order", epoch))
     order = order[: steps * batch_size].view(steps, batch_size)
-    mine = slice(rank() * batch_size // world(), (rank() + 1) * batch_size // world())
+    mine = slice(rank() * batch_size // world_size(), (rank() + 1) * batch_size // world_size())
     if isinstance(real.images, ImageFiles):
         seeds = torch.randint(2**62, (steps, batch_size), generator=run.generator("squeeze", "crop", epoch))
         keys = torch.stack([order, seeds], -1)[begin:, mine]

@@ -17,6 +17,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,18 +27,20 @@ from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.runs.foreign import brief
-from distill.runs.own_files import beside
-from distill.runs.ranks import first
+from distill.runs.own_files import companion_path
+from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
 from distill.training.protocol import Protocol
 from distill.training.work import PROBE, Work
 from robust import Normalize, loss_named
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
-from sre2l.relabel import Labels, Relabel, digest, leaves_one, mend, relabel
+from sre2l.relabel import Relabel, leaves_one, mend, relabel
 from sre2l.squeeze import FILE, Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
 from sre2l.training import require_single
@@ -94,20 +97,20 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     classes = torch.arange(real.num_classes).repeat_interleave(ipc)
     normalize = Normalize(real.mean, real.std).to(run.device)
     labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
-    if config.pictures and first():
+    if config.pictures and is_main_process():
         write_pictures(images, classes, real.classes, run.folder / "pictures")
     return DistilledSet.of(
         real,
         images,
         classes,
         backbone=config.backbone,
-        training={
-            "labels": os.path.relpath(labels, run.folder),
-            "teacher": os.path.relpath(run.stages / squeezed / FILE, run.folder),
-            "teacher_backbone": config.backbone,
-            "validate": vars(config.validate),
-            "compute": vars(config.compute),
-        },
+        training=MethodTraining(
+            labels=os.path.relpath(labels, run.folder),
+            teacher=os.path.relpath(run.stages / squeezed / FILE, run.folder),
+            teacher_backbone=config.backbone,
+            validate=vars(config.validate),
+            compute=vars(config.compute),
+        ),
     )
 
 
@@ -130,9 +133,7 @@ def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
         )
     if config.recover.images and not Path(config.recover.images).is_dir():
         raise InputError(f"recover.images is {config.recover.images}: no such folder")
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.backbone, **shape, generator=torch.Generator())
+    network = build(config.backbone, like=real, generator=torch.Generator())
     if not config.recover.images:
         BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
     if leaves_one(images, batch_size):
@@ -147,11 +148,11 @@ def lacks(path: Path) -> bool:
     Args:
         path: of the set's file.
     """
-    kept = DistilledSet.load(path).training
+    training = DistilledSet.load(path).training
     files = [
-        path.parent / kept[name] / within
-        for name, within in (("teacher", ""), ("labels", "labels.json"))
-        if name in kept
+        path.parent / named / within
+        for named, within in ((training.teacher, ""), (training.labels, "labels.json"))
+        if named is not None
     ]
     return not all(file.exists() for file in files)
 
@@ -167,19 +168,18 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     Raises:
         InputError: there are no labels, they or the teacher are not where they were, or are not of these images.
     """
-    kept = distilled.training
-    if "labels" not in kept:
+    training = distilled.training
+    if training.labels is None:
         raise InputError(
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    store = beside(place, kept["labels"], "labels")
+    store = companion_path(place, training.labels, "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
-    judged, (channels, size) = None, distilled.images.shape[1:3]
-    if "teacher" in kept:  # which sets of other code come without
-        shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
-        network = build(str(kept.get("teacher_backbone", "")), **shape, generator=torch.Generator())
-        path = beside(place, kept["teacher"], "teacher")
+    judged = None
+    if training.teacher is not None:  # which sets of other code come without
+        network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
+        path = companion_path(place, training.teacher, "teacher")
         if not path.exists():
             Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
         load_teacher(network, path)
@@ -188,9 +188,11 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     labels = Labels(store, digest(distilled.images), len(distilled.classes))
     # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
     try:
-        before = {"decay": "all" if kept["validate"].get("optimizer") == "sgd" else "kernels"}
-        config, compute = Validate(**before | kept["validate"]), Compute(**kept["compute"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if training.validate is None or training.compute is None:
+            raise ValueError("validate or compute is missing")
+        before: dict[str, Any] = {"decay": "all" if training.validate.get("optimizer") == "sgd" else "kernels"}
+        config, compute = Validate(**before | training.validate), Compute(**training.compute)
+    except (TypeError, ValueError) as error:
         raise InputError(f"the set in {place} does not say how its students are trained ({brief(error)})") from None
 
     def train_one(network: nn.Module, name: str) -> None:

@@ -33,7 +33,7 @@ from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
-from distill.runs.ranks import barrier, share
+from distill.runs.ranks import barrier, units_of_this_process
 from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
@@ -141,7 +141,7 @@ def recover(
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
-    mine = share(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
+    mine = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
     todo = [(n, who) for n, who in mine if not _file(stage, n).exists()]
     with stage.progress("recover", len(mine) * config.iterations, unit="step") as bar:
         bar.update((len(mine) - len(todo)) * config.iterations)

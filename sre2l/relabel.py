@@ -1,45 +1,33 @@
-"""Relabel: what the teacher says of crops of the distilled images, kept so that students see the very same crops.
+"""Relabel: the teacher's logits for crops of the distilled images, stored so that students see the very same crops.
 
-FKD ("A Fast Knowledge Distillation Framework", Shen & Xing, ECCV 2022), as SRe2L uses it: an epoch of a student's
-training is an order of the images, a crop and a flip of each, a mixture of each batch (CutMix or MixUp with lambda from
-Beta(alpha, alpha)), and the teacher's logits of the mixed crops. The folder of the stage holds
-
-    labels.json               number and digest of the images, batch size, mixture, epochs
-    epoch-NNNN.safetensors    order (N,) int32, boxes (N, 4) int16, flips (N,) bool, partners (N,) int32: positions in
-                              the order, shares (batches,) float32, mixed (batches, 4) int16: the rectangle of CutMix,
-                              logits (N, K) float16
-
-Each epoch is a unit of its own, so that processes share them without a word. The official store is read by a patched
-fetcher of torch, keyed by the index of a batch's first image; this one by `epoch`, a list of batches.
+The store and its files are those of `distill.training.crop_labels`. CutMix and MixUp take lambda from
+Beta(alpha, alpha). Each epoch is labelled independently, so that processes share the epochs without communication.
 
 Deviation: the teacher is in evaluation mode (for CIFAR the official code leaves it in training mode, where its
 statistics drift).
 """
 
-import hashlib
-import json
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from distill.data.images import Images
 from distill.errors import InputError
-from distill.runs.files import read_tensors, write_tensors, write_text
 from distill.runs.foreign import read_json
-from distill.runs.ranks import barrier, first, share
+from distill.runs.ranks import barrier, is_main_process, units_of_this_process
 from distill.runs.run import Run, describe
+from distill.training.crop_labels import Batch, batches, digest, epoch_file, facts_in, write_epoch, write_facts
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["FORMAT", "Batch", "Labels", "Relabel", "digest", "epoch_file", "leaves_one", "mend", "relabel", "view"]
+__all__ = ["Relabel", "leaves_one", "mend", "relabel", "view"]
 
-FORMAT = "guard-labels-1"
 PARTS = ("relabel", "compute")
 """of the settings of a stage, each a dataclass"""
 
@@ -71,30 +59,10 @@ class Relabel:
         check_ranges(self)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step of a student."""
-
-    who: Tensor
-    """(n,) indices of the images"""
-    boxes: Tensor
-    """(n, 4) crops: top, left, height, width"""
-    flips: Tensor
-    """(n,) bool: mirrored"""
-    partners: Tensor
-    """(n,) positions in the batch of the images mixed in"""
-    share: float
-    """MixUp: what stays of the image"""
-    mixed: tuple[int, int, int, int]
-    """CutMix: top, left, bottom, right of the rectangle that comes from the partner"""
-    logits: Tensor
-    """(n, K) of the teacher"""
-
-
 def relabel(
     teacher: RobustTeacher,
     made_by: str,
-    images: Tensor,
+    images: Images,
     normalize: Normalize,
     config: Relabel,
     compute: Compute,
@@ -125,7 +93,7 @@ def relabel(
     return stage.folder
 
 
-def mend(folder: Path, teacher: nn.Module, images: Tensor, normalize: Normalize, run: Run) -> None:
+def mend(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize, run: Run) -> None:
     """Label the epochs again whose files are gone from a store that `relabel` made, if these are its images.
 
     Args:
@@ -143,7 +111,7 @@ def mend(folder: Path, teacher: nn.Module, images: Tensor, normalize: Normalize,
         config, compute = Relabel(**relabelled), Compute(**computed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    whole = _facts(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
+    whole = facts_in(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
     if whole or settings.get("images") != digest(images):
         return
     options = {"seed": seed, "device": run.device, "checkpoint_seconds": run.checkpoint_seconds}
@@ -151,41 +119,34 @@ def mend(folder: Path, teacher: nn.Module, images: Tensor, normalize: Normalize,
 
 
 def _label(
-    network: nn.Module, images: Tensor, normalize: Normalize, config: Relabel, compute: Compute, stage: Run
+    network: nn.Module, images: Images, normalize: Normalize, config: Relabel, compute: Compute, stage: Run
 ) -> None:
     """Label all epochs of a stage that are not there yet."""
     network = compute.faster(compute.place(network, stage.device).eval())
-    whole = share(list(range(config.epochs)))
+    whole = units_of_this_process(list(range(config.epochs)))
     barrier()  # all processes find the same files
     todo = [epoch for epoch in whole if not epoch_file(stage.folder, epoch).exists()]
     with stage.progress("relabel", len(whole), len(whole) - len(todo), unit="epoch") as bar:
         for epoch in todo:
             drawn = _draw(len(images), images.shape[-1], config, stage.generator("relabel", epoch))
             with torch.no_grad(), compute.autocast(stage.device):
-                logits = [network(normalize(view(images, batch, config.mix))) for batch in _batches(drawn, config)]
+                logits = [
+                    network(normalize(view(images, batch, config.mix))) for batch in batches(drawn, config.batch_size)
+                ]
             drawn["logits"] = torch.cat(logits).half()
             if not drawn["logits"].isfinite().all():
                 raise InputError(
                     f"relabelling diverged in iteration {epoch} (the teacher's logits are not finite in float16); "
                     "take a smaller --squeeze.lr"
                 )
-            write_tensors(epoch_file(stage.folder, epoch), drawn, {"of": f"{stage.folder.name}/{epoch}"})
+            write_epoch(stage.folder, epoch, drawn)
             bar.update()
-    if first():
-        facts = {"format": FORMAT, "images": len(images), "digest": digest(images)} | describe(config)
-        write_text(stage.folder / "labels.json", json.dumps(facts, indent=2))
+    if is_main_process():
+        write_facts(stage.folder, images, config.epochs, config.batch_size, config.mix, describe(config))
     barrier()
 
 
-def digest(images: Tensor) -> str:
-    """Return a fingerprint of images: the same for the same pixels in the same order."""
-    whole = hashlib.sha256()
-    for part in images.split(256):
-        whole.update(part.float().cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()
-
-
-def view(images: Tensor, batch: Batch, mix: str) -> Tensor:
+def view(images: Images, batch: Batch, mix: str) -> Tensor:
     """Return what the teacher sees, and the students, of a batch: (n, C, H, H) pixels."""
     seen = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
     if mix == "none":
@@ -198,82 +159,6 @@ def view(images: Tensor, batch: Batch, mix: str) -> Tensor:
     return seen
 
 
-class Labels:
-    """A store of labels, epoch by epoch.
-
-    Args:
-        folder: of the stage.
-        images: digest of the images that it must belong to.
-        classes: number of classes of the labels; None for any.
-
-    Raises:
-        InputError: there is no whole store, or it belongs to other images.
-    """
-
-    def __init__(self, folder: Path, images: str, classes: int | None = None):
-        self.folder, self.images, self.classes = folder, images, classes
-        facts = _facts(folder)
-        if facts is None:
-            raise InputError(
-                f"{folder} holds no labels (no readable labels.json); run the method again, or take --protocol standard"
-            )
-        if facts["format"] != FORMAT:
-            raise InputError(f"{folder} has the format {facts['format']}, not {FORMAT}")
-        if facts["digest"] != images:
-            raise InputError(
-                f"the labels in {folder} belong to other images ({facts['images']} of digest {facts['digest'][:12]}, "
-                f"these have {images[:12]}); relabel these: run the method again with another --runs"
-            )
-        missing = [epoch for epoch in range(facts["epochs"]) if not epoch_file(folder, epoch).exists()]
-        if missing:
-            raise InputError(f"{folder} lacks the labels of {len(missing)} epochs, the first {missing[0]}")
-        self.count: int = facts["images"]
-        self.epochs: int = facts["epochs"]
-        self.mix: str = facts["mix"]
-        self.batch_size: int = facts["batch_size"]
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch.
-
-        Raises:
-            InputError: its file is damaged, or another store's.
-        """
-        path = epoch_file(self.folder, number)
-        tensors, facts = read_tensors(path)
-        ours = f"{self.folder.name}/{number}"
-        if facts.get("of", ours) != ours or not self._fits(tensors):  # files of earlier versions do not say whose
-            raise InputError(f"{path} has not the labels of epoch {number} of these images; delete it")
-        yield from _batches(tensors, self)
-
-    def _fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Return whether tensors are an epoch of this store."""
-        n, batches = self.count, -(-self.count // self.batch_size)
-        k = self.classes or (tensors["logits"].shape[-1] if "logits" in tensors else 0)
-        shapes = {"order": (n,), "boxes": (n, 4), "flips": (n,), "partners": (n,), "shares": (batches,)}
-        shapes |= {"mixed": (batches, 4), "logits": (n, k)}
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
-            return False
-        lengths = torch.tensor([len(part) for part in tensors["order"].split(self.batch_size)])
-        partners = tensors["partners"]
-        inside = (partners >= 0) & (partners < lengths.repeat_interleave(lengths))
-        whole = torch.equal(tensors["order"].long().sort().values, torch.arange(n))
-        return whole and bool(inside.all()) and bool(tensors["logits"].isfinite().all())
-
-
-KINDS = {"format": str, "digest": str, "mix": str, "images": int, "epochs": int, "batch_size": int}
-"""of what labels.json must say"""
-
-
-def _facts(folder: Path) -> dict[str, Any] | None:
-    """Return what labels.json says of a store; None where it cannot be read, or lacks something."""
-    try:
-        facts = read_json(folder / "labels.json")
-        sound = all(isinstance(facts[name], kind) for name, kind in KINDS.items()) and facts["batch_size"] > 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return facts if sound else None
-
-
 def leaves_one(images: int, batch_size: int) -> bool:
     """Return whether a batch of an epoch has a single image.
 
@@ -281,11 +166,6 @@ def leaves_one(images: int, batch_size: int) -> bool:
     (True, False)
     """
     return batch_size == 1 or images % batch_size == 1
-
-
-def epoch_file(folder: Path, epoch: int) -> Path:
-    """Return the file of an epoch in a store."""
-    return folder / f"epoch-{epoch:04d}.safetensors"
 
 
 def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) -> dict[str, Tensor]:
@@ -310,13 +190,3 @@ def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """Draw from Beta(alpha, alpha), (count,): of two Gamma variables, the first's share."""
     x, y = torch._standard_gamma(torch.full((2, count), alpha, dtype=torch.float64), generator=generator)
     return (x / (x + y)).float()
-
-
-def _batches(tensors: dict[str, Tensor], config: Any) -> Iterator[Batch]:
-    """Yield the batches of an epoch's tensors, of which logits may be missing."""
-    parts = [tensors[name].split(config.batch_size) for name in ("order", "boxes", "flips", "partners")]
-    logits = tensors["logits"].split(config.batch_size) if "logits" in tensors else [torch.empty(0)] * len(parts[0])
-    for number, (who, boxes, flips, partners) in enumerate(zip(*parts, strict=True)):
-        mixed = tuple(tensors["mixed"][number].tolist())
-        kept = float(tensors["shares"][number])
-        yield Batch(who.long(), boxes.long(), flips, partners.long(), kept, mixed, logits[number])

@@ -24,7 +24,7 @@ from distill.evaluation.columns import family
 from distill.models import build
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
-from distill.runs.ranks import barrier, first, rank, world
+from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
@@ -117,9 +117,8 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
     loss = loss_named(config.loss, family(*real.image_shape[:2]))
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(backbone, **shape, generator=stage.generator("teacher"))
+    channels = real.image_shape[0]
+    network = build(backbone, like=real, generator=stage.generator("teacher"))
     with locked(stage.folder, wait=True):
         path = stage.folder / FILE
         barrier()
@@ -127,7 +126,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
             if config.start != "scratch":
                 take(network, weights_of(config.start, backbone, network, channels), f"squeeze.start, {config.start},")
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
-            if first():
+            if is_main_process():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
                 facts |= {"stage": stage.folder.name}
                 write_tensors(path, network.state_dict(), facts)
@@ -201,7 +200,7 @@ class _Loss(nn.Module):
 
 def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
     """Train in place from where the checkpoint is; return the seconds that it took."""
-    _check_batches(network, real, config, world(), run.device)
+    _check_batches(network, real, config, world_size(), run.device)
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

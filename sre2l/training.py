@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import InputError
-from distill.runs.ranks import world
+from distill.runs.ranks import world_size
 from sre2l.precision import Compute
 
 __all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single", "seeded"]
@@ -33,7 +33,7 @@ def cosine(peak: float, epoch: int, epochs: int, warmup: int, start: float = 0.1
 
 def of_all_processes(module: nn.Module, device: torch.device) -> nn.Module:
     """Return the module, its gradients averaged over all processes where there are several."""
-    if world() == 1:
+    if world_size() == 1:
         return module
     return DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
 

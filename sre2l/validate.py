@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.runs.ranks import barrier, first, rank, world
+from distill.data.images import Images
+from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint
 from sre2l.precision import Compute
-from sre2l.relabel import Labels, leaves_one, view
+from sre2l.relabel import leaves_one, view
 from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
 
 __all__ = ["Decay", "Validate", "divergence", "own_part", "train"]
@@ -76,7 +78,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def train(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Labels,
     normalize: Normalize,
     config: Validate,
@@ -106,7 +108,7 @@ def train(
     model = of_all_processes(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
     path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
-    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=first())
+    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
     bad = FirstBad(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
@@ -141,9 +143,9 @@ def own_part(count: int) -> tuple[slice, float]:
     >>> own_part(50)
     (slice(0, 50, None), 0.02)
     """
-    if count < 2 * world():
+    if count < 2 * world_size():
         return slice(0, count), 1 / count
-    return slice(rank() * count // world(), (rank() + 1) * count // world()), world() / count
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size()), world_size() / count
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
@@ -160,7 +162,7 @@ def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
 
 def _epoch(
     model: nn.Module,
-    images: Tensor,
+    images: Images,
     labels: Labels,
     epoch: int,
     normalize: Normalize,

@@ -19,13 +19,14 @@ from baselines.kip import method as kip
 from baselines.mtt import method as mtt
 from baselines.mtt.trajectories import Expert
 from distill.app.export import ExportCommand
-from distill.app.start import Place
+from distill.app.start import RunOptions
 from distill.distilled import DistilledSet
 from distill.evaluation.columns import Certification
 from distill.experiment import Evaluation, Experiment
 from distill.methods import dc
 from distill.published.raw import Raw
 from distill.published.reading import Reading
+from distill.training.crop_labels import Batch
 from distill.training.protocol import Protocol
 from distill.training.students import Training
 from robust import (
@@ -48,7 +49,7 @@ from robust import (
 from sre2l import pipeline
 from sre2l.precision import Compute
 from sre2l.recover import Recover
-from sre2l.relabel import Batch, Relabel
+from sre2l.relabel import Relabel
 from sre2l.squeeze import Squeeze
 from sre2l.validate import Validate
 
@@ -58,7 +59,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess"}
 """files of robust that belong to no room"""
-CORE = {f"distill.{name}" for name in ("errors", "runs", "models", "data", "distilled", "training", "experiment")}
+CORE_NAMES = ("errors", "runs", "models", "data", "method_training", "distilled", "training", "experiment")
+CORE = {f"distill.{name}" for name in CORE_NAMES}
 METHODS = {"distill.methods", "baselines", "sre2l"}
 ARROWS: dict[str, set[str]] = {
     # robust: torch alone
@@ -79,8 +81,9 @@ ARROWS: dict[str, set[str]] = {
     "distill.runs": {"distill.errors"},
     "distill.models": {"distill.errors"},
     "distill.data": {"distill.errors", "distill.runs"},
-    "distill.distilled": {"distill.errors", "distill.runs", "distill.data"},
-    "distill.training": {"distill.errors", "distill.runs", "distill.data", "distill.models", "distill.distilled"},
+    "distill.method_training": set(),
+    "distill.distilled": {"distill.errors", "distill.runs", "distill.data", "distill.method_training"},
+    "distill.training": CORE - {"distill.training", "distill.experiment"},
     "distill.experiment": {"distill.errors", "distill.data", "distill.training"},
     # methods, and beside them what is done with their sets
     "distill.methods": CORE,
@@ -196,7 +199,7 @@ def test_files_are_of_one_idea() -> None:
     [
         *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
         *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
-        *(Certification, Training, Evaluation, Experiment, Place, DistilledSet, Reading, ExportCommand, Raw),
+        *(Certification, Training, Evaluation, Experiment, RunOptions, DistilledSet, Reading, ExportCommand, Raw),
         *(
             Threat,
             PGD,

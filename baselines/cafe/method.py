@@ -151,12 +151,11 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     state = run.restore() or {"iteration": 0, **_initial(real, ipc, config, run, sample)}
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
-    sizes = {"channels": real.image_shape[0], "image_size": real.image_shape[1], "num_classes": real.num_classes}
 
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            network = build(config.backbone, **sizes, generator=run.generator("network", iteration)).to(images)
+            network = build(config.backbone, like=real, generator=run.generator("network", iteration)).to(images)
             passed = sum(iteration >= share * config.iterations for share in MILESTONES)
             losses, steps, epochs = torch.zeros(2, device=images.device), 0, 0
             seen: deque[float] = deque(maxlen=config.window)

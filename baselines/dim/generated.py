@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from baselines.dim.gan import Generator, conditioned
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.runs.run import Run
 from distill.training.augment import DSA
 from distill.training.protocol import Protocol
@@ -21,25 +22,26 @@ __all__ = ["STUDENT_BATCH", "Groups", "drawn", "protocol", "rebuilt", "sgd", "wi
 
 STUDENT_BATCH = 128
 """images of a student's step"""
+INSTEAD = "take --protocol standard"
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return the authors' way of training students: in each epoch on as many images as the set has, drawn anew.
 
     Args:
         distilled: the set, on the device to work on; it has the generator.
-        place: not needed.
+        folder: not needed.
         run: of the evaluation, its generators.
 
     Raises:
         InputError: the set has no whole generator, or does not say how students are trained.
     """
-    generator, kept, labels = rebuilt(distilled), distilled.training, distilled.labels
-    normalize, groups = Normalize(distilled.mean, distilled.std).to(labels.device), Groups(kept["augment"])
+    generator, (epochs, lr, augment), labels = rebuilt(distilled), _settings(distilled.training), distilled.labels
+    normalize, groups = Normalize(distilled.mean, distilled.std).to(labels.device), Groups(augment)
 
     def train(network: nn.Module, name: str) -> None:
-        optimizer = sgd(network, kept["lr"])
-        for epoch in range(kept["epochs"]):
+        optimizer = sgd(network, lr)
+        for epoch in range(epochs):
             pixels = drawn(generator, labels, len(distilled.classes), run.generator("student", name, "noise", epoch))
             train_epochs(
                 network,
@@ -52,7 +54,24 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
                 augmentation=groups,
             )
 
-    return Protocol(train, kept["epochs"])
+    return Protocol(train, epochs)
+
+
+def _settings(training: MethodTraining) -> tuple[int, float, str]:
+    """Return epochs, learning rate and augmentation of students.
+
+    Raises:
+        InputError: the set lacks a field of dim's.
+    """
+    epochs, lr, augment = training.epochs, training.lr, training.augment
+    if epochs is None or lr is None or augment is None:
+        raise _lacking(training)
+    return epochs, lr, augment
+
+
+def _lacking(training: MethodTraining) -> InputError:
+    missing = training.missing("width", "dim_noise", "epochs", "lr", "augment")
+    return InputError(f"the set lacks {', '.join(missing)} of dim's training; {INSTEAD}")
 
 
 def rebuilt(distilled: DistilledSet) -> Generator:
@@ -61,37 +80,34 @@ def rebuilt(distilled: DistilledSet) -> Generator:
     Raises:
         InputError: fields or tensors are missing, of another kind, or more than it has.
     """
-    kept, (_, channels, size, _) = distilled.training, distilled.images.shape
-    instead = "take --protocol standard"
+    training, (channels, size, _) = distilled.training, distilled.image_shape
     if distilled.labels.ndim != 1:
-        raise InputError(f"the set has soft labels, a generator of dim takes classes; {instead}")
-    if missing := sorted({"width", "dim_noise", "epochs", "lr", "augment"} - set(kept)):
-        raise InputError(f"the set lacks {', '.join(missing)} of dim's training; {instead}")
-    for name, least in (("width", 1), ("dim_noise", len(distilled.classes) + 1), ("epochs", 1)):
-        if type(kept[name]) is not int or kept[name] < least:
-            raise InputError(f"{name} of the set is {kept[name]!r}; it must be a whole number >= {least}, or {instead}")
-    if type(kept["lr"]) not in (int, float) or not 0 < kept["lr"] < float("inf"):
-        raise InputError(f"lr of the set is {kept['lr']!r}; it must be a finite number > 0, or {instead}")
-    if not isinstance(kept["augment"], str):
-        raise InputError(f"augment of the set is {kept['augment']!r}; it must name groups of DSA, or {instead}")
+        raise InputError(f"the set has soft labels, a generator of dim takes classes; {INSTEAD}")
+    _settings(training)
+    width, dim_noise = training.width, training.dim_noise
+    if width is None or dim_noise is None:
+        raise _lacking(training)
+    if dim_noise <= distilled.num_classes:
+        wanted = f"it must be a whole number >= {distilled.num_classes + 1}"
+        raise InputError(f"dim_noise of the set is {dim_noise}; {wanted}, or {INSTEAD}")
     with torch.device("meta"):  # no memory for weights that the file does not have
-        generator = Generator(channels, size, kept["dim_noise"], kept["width"])
+        generator = Generator(channels, size, dim_noise, width)
     expected = {name: tensor for name, tensor in generator.state_dict().items() if tensor.is_floating_point()}
-    for name in sorted(expected.keys() | distilled.own.keys()):
+    for name in sorted(expected.keys() | distilled.training_tensors.keys()):
         wanted, found = (
             f"{tensor.dtype} {tuple(tensor.shape)}".removeprefix("torch.") if tensor is not None else "absent"
-            for tensor in (expected.get(name), distilled.own.get(name))
+            for tensor in (expected.get(name), distilled.training_tensors.get(name))
         )
         if wanted != found:
-            raise InputError(f"{name} of the set's generator is {found}, it must be {wanted}; {instead}")
-        if not distilled.own[name].isfinite().all():
-            raise InputError(f"{name} of the set's generator has values that are not finite; {instead}")
+            raise InputError(f"{name} of the set's generator is {found}, it must be {wanted}; {INSTEAD}")
+        if not distilled.training_tensors[name].isfinite().all():
+            raise InputError(f"{name} of the set's generator has values that are not finite; {INSTEAD}")
     counters = {
         name: torch.zeros((), dtype=torch.long, device=distilled.labels.device)
         for name in generator.state_dict()
         if name not in expected
     }
-    generator.load_state_dict(distilled.own | counters, assign=True)
+    generator.load_state_dict({**distilled.training_tensors, **counters}, assign=True)
     return generator.eval().requires_grad_(False)
 
 
@@ -140,7 +156,7 @@ class Groups:
         return [DSA(part) for part in ("flip", "color", others, "cutout") if part and (part in named or part == others)]
 
     def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> list[Any]:
-        """Return each part's draws: see `distill.augment.Augmentation`."""
+        """Return each part's draws: see `distill.training.augment.Augmentation`."""
         return [part.sample(n, shape, generator) for part in self.parts]
 
     def apply(self, images: Tensor, parameters: list[Any]) -> Tensor:

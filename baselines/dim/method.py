@@ -11,8 +11,8 @@
 gen_condense.py, pool_match.py --match logit --match-aug and validate.py of its official code have it.
 
 No step depends on ipc, so that runs of all ipc share the generator (`Run.stage`), and those of all seeds what came
-first. A set's file has its weights (`DistilledSet.own`), with which --protocol own trains students as the authors do:
-on `ipc` images a class, drawn anew in each epoch. `images` are one such draw, for all that wants a set of images.
+first. A set's file has its weights (`DistilledSet.training_tensors`). With them --protocol own trains students as the
+authors do: on `ipc` images a class, drawn anew in each epoch. `images` are one such draw, for whatever needs images.
 `training` has width, dim_noise, and the epochs, learning rate and augmentation of those students.
 
 Deviations from the official code: the last generator, and the last state of a student, not the best on the test set;
@@ -35,6 +35,7 @@ from baselines.dim.generated import STUDENT_BATCH, Groups, drawn, protocol, sgd,
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
@@ -142,14 +143,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         labels,
         augment=without_cutout(config.augment),
         backbone=config.backbone,
-        training={
-            "width": config.width,
-            "dim_noise": _adversarial(config, real.num_classes).dim_noise,
-            "epochs": config.student_epochs,
-            "lr": config.lr_net,
-            "augment": without_cutout(config.augment),
-        },
-        own={name: tensor for name, tensor in weights if tensor.is_floating_point()},
+        training=MethodTraining(
+            width=config.width,
+            dim_noise=_adversarial(config, real.num_classes).dim_noise,
+            epochs=config.student_epochs,
+            lr=config.lr_net,
+            augment=without_cutout(config.augment),
+        ),
+        training_tensors={name: tensor for name, tensor in weights if tensor.is_floating_point()},
     )
 
 
@@ -232,9 +233,7 @@ def logit_distance(network: nn.Module, real: Tensor, made: Tensor) -> Tensor:
 def _network(real: ImageSet, config: Config, stage: Run, epoch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return the untrained network of an epoch, and its optimizer."""
     which = int(torch.randint(len(config.pool), (), generator=stage.generator("pool", epoch)))
-    channels, size, _ = real.image_shape
-    sizes = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.pool[which], **sizes, generator=stage.generator("network", epoch)).to(real.labels.device)
+    network = build(config.pool[which], like=real, generator=stage.generator("network", epoch)).to(real.labels.device)
     return network.train(), sgd(network, config.lr_net)
 
 
@@ -289,8 +288,10 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
     def network_steps(network: nn.Module, shape: tuple[int, int, int], *, spec: str) -> None:
         if (spec, shape) not in made:
-            sizes = {"channels": shape[0], "image_size": shape[1], "num_classes": num_classes}
-            made[spec, shape] = build(spec, **sizes, generator=torch.Generator())
+            channels, size, _ = shape
+            made[spec, shape] = build(
+                spec, channels=channels, image_size=size, num_classes=num_classes, generator=torch.Generator()
+            )
         training_steps(made[spec, shape], shape, images=min(second, few))
 
     each = of_matching * (config.net_steps + 1) * second / min(second, few) / STEPS / len(config.pool)

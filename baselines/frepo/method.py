@@ -38,6 +38,7 @@ from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, sq
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import BACKBONES, build
 from distill.models.convnet import convnet_for
@@ -208,10 +209,12 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, REMEDY)
 
     images, labels = images.detach(), labels.detach()
-    training: dict[str, Any] = {"steps": config.student_steps, "lr": config.student_lr}
-    training["augment"] = config.student_augment
-    if whitening is not None:
-        training["whitening"] = os.path.relpath(whitening, run.folder)
+    training = MethodTraining(
+        steps=config.student_steps,
+        lr=config.student_lr,
+        augment=config.student_augment,
+        whitening=None if whitening is None else os.path.relpath(whitening, run.folder),
+    )
     return DistilledSet.of(
         real,
         space.inverse(images),
@@ -219,7 +222,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         augment=config.augment,
         backbone=config.backbone,
         training=training,
-        own={"labels": labels},
+        training_tensors={"labels": labels},
     )
 
 
@@ -289,9 +292,7 @@ def _initial(real: ImageSet, ipc: int, space: nn.Module, run: Run) -> dict[str, 
 
 def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) -> Online:
     """Return an untrained network; the first ones count as of different ages."""
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    network = build(config.pool_backbone, **shape, generator=run.generator("network", number, born))
+    network = build(config.pool_backbone, like=real, generator=run.generator("network", number, born))
     network = network.to(real.images.device, memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
     age = 0 if born else config.max_online_updates // config.num_nn_state * number
     return Online(network, torch.optim.Adam(network.parameters(), lr=config.lr_net), age)

@@ -2,9 +2,9 @@
 
 As `script/eval.py` of the official code has it: the learning rate rises over 500 steps and falls as a cosine to a
 hundredth, batches of up to 500 images follow each other in their order, each is changed by one operation of a strategy,
-drawn anew, with draws of its own for each image. DSA (`distill.augment`) has operations of the same names, but others:
-here the colours change less, warps repeat the border, holes are a quarter of a side and lie inside the image, shifts
-are by parts of pixels. They act on what networks take, normalised or whitened images, where 0 is the mean.
+drawn anew, with draws of its own for each image. DSA (`distill.training.augment`) has other operations of the same
+names: here the colours change less, warps repeat the border, holes are a quarter of a side and lie inside the image,
+shifts are by parts of pixels. They act on what networks take, normalised or whitened images, where 0 is the mean.
 
 Deviations: between the numbers of images that the code knows, steps lie on the line; of fewer than 1000 steps half warm
 up.
@@ -14,7 +14,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +108,13 @@ def train_regressor(
     network.to(memory_format=torch.contiguous_format)  # as one that was read from its file
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return the authors' way of training students: regression on the learned labels.
 
     Args:
-        distilled: the set, on the device to work on; its own has labels, its `training` steps, lr and augment.
-        place: the folder of its file.
+        distilled: the set, on the device to work on; its `training_tensors` have labels, its `training` has lr and
+            augment, and steps where they do not depend on the number of images.
+        folder: of its file.
         run: of the evaluation, its generators.
 
     Returns:
@@ -123,23 +123,22 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     Raises:
         InputError: the set has no learned labels, or damaged ones, or the file of its whitening is gone.
     """
-    kept, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
-    if "labels" not in distilled.own or not {"steps", "lr", "augment"} <= set(kept):
-        raise InputError("the set lacks the learned labels, steps, lr or augment of frepo; take --protocol standard")
-    labels = distilled.own["labels"]
+    training, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
+    lr, augment, labels = training.lr, training.augment, distilled.training_tensors.get("labels")
+    if lr is None or augment is None or labels is None:
+        raise InputError("the set lacks the learned labels, lr or augment of frepo; take --protocol standard")
     if labels.shape != (count, classes) or not labels.isfinite().all():
         found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
         raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
-    space = preprocessing(distilled, place).to(distilled.labels.device)
-    images, steps = space(distilled.images[:]), kept["steps"] or steps_for(count)
-    if kept["steps"] is None and count not in STEPS:
+    space = preprocessing(distilled, folder).to(distilled.labels.device)
+    images, steps = space(distilled.images[:]), training.steps or steps_for(count)
+    if training.steps is None and count not in STEPS:
         known = ", ".join(map(str, STEPS))
-        run.say(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
+        run.notify(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
 
     def train(network: nn.Module, name: str) -> None:
-        options: dict[str, Any] = {"steps": steps, "lr": kept["lr"], "strategy": kept["augment"]}
-        options["generator"] = run.generator("student", name, "training")
-        train_regressor(network, images, labels, **options)
+        generator = run.generator("student", name, "training")
+        train_regressor(network, images, labels, steps=steps, lr=lr, strategy=augment, generator=generator)
 
     return Protocol(train, max(1, round(steps * min(count, LARGEST_BATCH) / count)), preprocess=space)
 

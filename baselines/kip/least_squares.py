@@ -29,27 +29,29 @@ BATCH, MOMENTUM, L2, INPUTS = 100, 0.9, 1e-3, 50
 """of nn_training.ipynb: images a step, of SGD, l2_regularization, and empirical_ntk_num_inputs"""
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return the authors' way of training students.
 
     Args:
         distilled: the set, on the device to work on.
-        place: the folder of its file.
+        folder: of its file.
         run: of the evaluation, its generators.
 
     Raises:
         InputError: the set is not one of this method, or the file of its whitening is gone.
     """
-    kept = distilled.training
-    if missing := sorted({"steps", "w_std", "b_std", "labels"} - set(kept) - set(distilled.own)):
-        raise InputError(f"the set lacks {', '.join(missing)} of kip's training; take --protocol standard")
-    space = preprocessing(distilled, place).to(distilled.labels.device)
-    images, labels, steps = space(distilled.images[:]), distilled.own["labels"], kept["steps"]
+    training, labels = distilled.training, distilled.training_tensors.get("labels")
+    steps, w_std, b_std = training.steps, training.w_std, training.b_std
+    if steps is None or w_std is None or b_std is None or labels is None:
+        missing = training.missing("steps", "w_std", "b_std") + ["labels"] * (labels is None)
+        raise InputError(f"the set lacks {', '.join(sorted(missing))} of kip's training; take --protocol standard")
+    space = preprocessing(distilled, folder).to(distilled.labels.device)
+    images = space(distilled.images[:])
     an_epoch = -(-len(images) // BATCH)
     seen = images[torch.linspace(0, len(images) - 1, min(INPUTS, len(images))).long()]
 
     def train(network: nn.Module, name: str) -> None:
-        _draw(network, kept["w_std"], kept["b_std"], run.generator("student", name, "initial"))
+        _draw(network, w_std, b_std, run.generator("student", name, "initial"))
         lr = largest_rate(network, seen)
         optimizer = torch.optim.SGD(network.train().parameters(), lr=lr, momentum=MOMENTUM, weight_decay=L2)
         generator, batches = run.generator("student", name, "order"), []

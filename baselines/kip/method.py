@@ -37,6 +37,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
@@ -153,16 +154,15 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 run.save(iteration + 1, state | {"optimizer": optimizer.state_dict()}, "--lr")
 
     hard, labels = classes.repeat_interleave(ipc), labels.detach().float()
-    training: dict[str, Any] = {"steps": config.student_steps, "w_std": config.w_std, "b_std": config.b_std}
-    if whitening is not None:
-        training["whitening"] = os.path.relpath(whitening, run.folder)
+    file = None if whitening is None else os.path.relpath(whitening, run.folder)
+    training = MethodTraining(steps=config.student_steps, w_std=config.w_std, b_std=config.b_std, whitening=file)
     return DistilledSet.of(
         real,
         space.inverse(images.detach().float()),
         probabilities(labels + 1 / real.num_classes) if config.labels == "learned" else hard,
         backbone=config.backbone,
         training=training,
-        own={"labels": labels},
+        training_tensors={"labels": labels},
     )
 
 
@@ -235,7 +235,7 @@ def _targets_of_class(real: ImageSet, config: Config, run: Run) -> int:
             f"target_batch is {config.target_batch}; {real.name} has {real.num_classes} classes, take more"
         )
     if (taken := int(counts.clamp(max=each).sum())) < each * real.num_classes:
-        run.say(
+        run.notify(
             f"target_batch is {config.target_batch}, but classes of {real.name} have fewer: a step has {taken} images"
         )
     return each

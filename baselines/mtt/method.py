@@ -36,6 +36,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
@@ -138,11 +139,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         InputError: images too large for memory, or an expert or the matching diverged.
     """
     real = real.in_memory()  # experts see all images in each epoch
-    device, shape = real.images.device, real.image_shape
+    device = real.images.device
     space, whitening = _space(real, config, run)
     teachers = experts(real, space, _expert(config), config.num_experts, run)
-    sizes = {"channels": shape[0], "image_size": shape[1], "num_classes": real.num_classes}
-    network = build(config.backbone, **sizes, generator=run.generator("network")).to(device)
+    network = build(config.backbone, like=real, generator=run.generator("network")).to(device)
     siamese = augmentation(config.augment, real.mean, real.std)
     classes = torch.arange(real.num_classes, device=device).repeat_interleave(ipc)
     state = run.restore() or _initial(real, ipc, space, config, run)
@@ -171,9 +171,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 state = {"iteration": iteration + 1, "images": images, "velocity": velocity, "labels": labels}
                 run.save(iteration + 1, state | {"lr": lr, "lr_velocity": lr_velocity}, REMEDY)
 
-    training: dict[str, Any] = {"lr": lr.item(), "epochs": config.student_epochs}
-    if whitening is not None:
-        training["whitening"] = os.path.relpath(whitening, run.folder)
+    file = None if whitening is None else os.path.relpath(whitening, run.folder)
+    training = MethodTraining(lr=lr.item(), epochs=config.student_epochs, whitening=file)
     return DistilledSet.of(
         real, space.inverse(images), labels, augment=config.augment, backbone=config.backbone, training=training
     )
@@ -256,12 +255,12 @@ def _said(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
 # --- students in the authors' way --------------------------------------------------------------------------------
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return the authors' way of training students: the field's, with the learned learning rate.
 
     Args:
         distilled: the set, on the device to work on; its `training` has lr and epochs.
-        place: the folder of its file.
+        folder: of its file.
         run: of the evaluation, its generators.
 
     Returns:
@@ -270,11 +269,12 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     Raises:
         InputError: the set does not say the learning rate, or the file of its whitening is gone.
     """
-    if "lr" not in distilled.training:
+    lr, epochs = distilled.training.lr, distilled.training.epochs
+    if lr is None or epochs is None:
         raise InputError("the set lacks the learned learning rate of mtt's students; give --lr, or --protocol standard")
-    kept, space = distilled.training, preprocessing(distilled, place).to(distilled.labels.device)
+    space = preprocessing(distilled, folder).to(distilled.labels.device)
     images, siamese = space(distilled.images[:]), augmentation(distilled.augment, distilled.mean, distilled.std)
-    training = Training(epochs=kept["epochs"], lr=kept["lr"])
+    training = Training(epochs=epochs, lr=lr)
 
     def train(network: nn.Module, name: str) -> None:
         generator = run.generator("student", name, "training")

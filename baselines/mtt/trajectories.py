@@ -134,7 +134,7 @@ def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: R
     stage = run.stage("experts", {"data": real.identity(), "expert": describe(expert)}, expert.seed)
     paths = [stage.folder / f"{number:03d}.safetensors" for number in range(count)]
     with locked(stage.folder, wait=True):
-        missing = [number for number, path in enumerate(paths) if not stage.has(path.name)]
+        missing = [number for number, path in enumerate(paths) if not stage.has_tensors(path.name)]
         if missing:
             _train(missing, paths, real, space, expert, stage)
     return Trajectories(paths)
@@ -168,14 +168,14 @@ def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Modu
                 if stage.due():
                     kept = {"number": number, "network": network.state_dict(), "snapshots": torch.stack(snapshots)}
                     stage.save(step + 1, kept, remedy)
-            stage.keep(paths[number].name, {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone})
+            stage.write_tensors(
+                paths[number].name, {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone}
+            )
             stage.save((number + 1) * expert.epochs, {})
 
 
 def _untrained(real: ImageSet, expert: Expert, stage: Run, number: int) -> nn.Module:
-    channels, size, _ = real.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": real.num_classes}
-    return build(expert.backbone, **shape, generator=stage.generator("expert", number))
+    return build(expert.backbone, like=real, generator=stage.generator("expert", number))
 
 
 def _flat(network: nn.Module) -> Tensor:

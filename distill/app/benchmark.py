@@ -21,7 +21,7 @@ from distill.app.cells import SET, Cell, run_cells
 from distill.app.distil import resolve_flags
 from distill.app.evaluate import digest_of, folder_of
 from distill.app.flags import find_device, flags_of, parse, whole_number
-from distill.app.start import Place, identity_of, real_data
+from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
 from distill.evaluation.columns import columns
@@ -77,9 +77,9 @@ class BenchmarkCommand:
     """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
     dry_run: bool = False
     """print the command and the state of each cell, and run none"""
-    data_dir: Path = Place.data_dir
+    data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
-    runs: Path = Place.runs
+    runs: Path = RunOptions.runs
     """folder of all runs; the tables are in its benchmark/"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""

@@ -20,7 +20,7 @@ from distill.evaluation.intervals import difference, unit_of
 from distill.reports.indices import UNBIASED
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.tables import Row, aligned, find_rows
-from distill.runs.own_files import record_in
+from distill.runs.own_files import read_record
 
 __all__ = ["run_compare"]
 
@@ -210,7 +210,7 @@ def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:
 
 def _experiment(folder: Path) -> dict[str, Any]:
     """Return the settings of a run; none where its experiment.json is missing."""
-    found = (record_in(folder) or {}).get("experiment") or {}
+    found = (read_record(folder) or {}).get("experiment") or {}
     return found | {"evaluation": found.get("evaluation") or {}}
 
 

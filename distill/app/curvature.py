@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor, nn
 
 from distill.app.flags import find_device, parse
-from distill.app.start import Place, identity_of, real_data, spare_threads
+from distill.app.start import RunOptions, identity_of, real_data, spare_threads
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.evaluation.columns import family
@@ -20,7 +20,7 @@ from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned, find_rows
 from distill.runs.files import write_text
-from distill.runs.own_files import record_in
+from distill.runs.own_files import read_record
 from distill.runs.progress import progress
 from distill.runs.run import difference
 from distill.training.features import embedding
@@ -48,7 +48,7 @@ class CurvatureCommand:
     """L2 step of the finite difference, pixels in [0, 1]; 3 in CIFAR-10's normalised units"""
     eps: str = ""
     """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
-    data_dir: Path = Place.data_dir
+    data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
     damaged: Literal["refuse", "skip"] = "refuse"
     """image files that cannot be read: end when one is met, or look for them first and leave them out"""
@@ -112,7 +112,7 @@ class _Run:
 
     def __init__(self, place: Path, asked: CurvatureCommand, device: torch.device):
         rows = find_rows([place])
-        content = record_in(place) or {}
+        content = read_record(place) or {}
         experiment = content.get("experiment") or {}
         if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")

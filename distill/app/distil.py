@@ -11,7 +11,7 @@ import tyro
 from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
-from distill.app.start import Place, foresee, identity_of, real_data, spare_threads
+from distill.app.start import RunOptions, check_before_running, identity_of, real_data, spare_threads
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
@@ -22,18 +22,18 @@ from distill.methods.method import Method
 from distill.reports.outcome import finish, show
 from distill.reports.tables import save_grid
 from distill.runs.ranks import (
-    announces,
-    asked,
     barrier,
-    check_asked,
-    first,
-    joined,
+    become_launcher,
+    check_processes,
+    is_main_process,
     launched,
-    start,
-    world,
+    process_group,
+    reports_to_user,
+    requested_processes,
+    world_size,
 )
 from distill.runs.run import Run, locked
-from distill.training.protocol import chosen
+from distill.training.protocol import selected_protocol
 
 __all__ = ["MethodCommand", "resolve_flags", "run_method"]
 
@@ -43,10 +43,10 @@ class MethodCommand:
     """Everything that `bash run.sh METHOD DATASET` takes."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    place: Annotated[Place, tyro.conf.arg(name="")]
+    place: Annotated[RunOptions, tyro.conf.arg(name="")]
 
 
-def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Experiment, Place]:
+def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Experiment, RunOptions]:
     """Return what the flags ask for, on top of the recipe.
 
     Raises:
@@ -61,7 +61,7 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     ipc = whole_number("--ipc", early["--ipc"] or "1", least=1)
     recipe = recipes[name](dataset, ipc)
     experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
-    default = MethodCommand(experiment, Place())
+    default = MethodCommand(experiment, RunOptions())
     command = parse(MethodCommand, default, flags, f"bash run.sh {method.name} {dataset}")
     return command.experiment, command.place
 
@@ -70,13 +70,13 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
     """Distil, judge, report."""
     experiment, place = resolve_flags(method, dataset, flags)
     device = find_device(place.device)
-    own = chosen(experiment.evaluation.protocol, method.name, method.protocol)
-    processes = world() if launched() else asked()
+    own = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
+    processes = world_size() if launched() else requested_processes()
     if (processes > 1 or launched()) and not method.parallel:
         raise InputError(f"{method.name} runs in one process; NPROC and torchrun are for methods of sre2l")
     if not launched():
-        check_asked(processes, device)
-    with joined(device):
+        check_processes(processes, device)
+    with process_group(device):
         where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
         train, test = real_data(*where)
         data = experiment.data_name(place.data_dir)
@@ -97,23 +97,23 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
         if experiment.ipc > smallest and not method.more_than_class:
             raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
         backbone = experiment.config.backbone
-        foresee(backbone, experiment.evaluation, train)
+        check_before_running(backbone, experiment.evaluation, train)
         path = run.folder / "distilled.safetensors"
         distils = not path.exists() or (method.incomplete is not None and method.incomplete(path))
         if distils and method.check is not None:
             method.check(train, experiment.ipc, experiment.config, processes)
         if absent:
-            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
+            run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
         else:
             quick = peek(flags, "--recipe")["--recipe"] is None
             announce(quick, experiment, data, method, train, len(test), device)
         if processes > 1 and not launched():  # all that can be refused was
-            start(processes, [method.name, dataset, *flags])
+            become_launcher(processes, [method.name, dataset, *flags])
 
         with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
             if distils:
                 distilled = method.distill(train, experiment.ipc, experiment.config, run)
-                if first():
+                if is_main_process():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
                     replace(distilled, method=method.name, **made).save(path)
             barrier()
@@ -121,12 +121,12 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
             if distilled.run not in ("", run.fingerprint(evaluation=None)):
                 raise InputError(f"{path} belongs to another run; move it away, and the same command makes this run's")
             run.finish()
-            if first():
+            if is_main_process():
                 save_grid(distilled, run.folder / "grid.png")
             labels["set"] = digest_of(path)[:16]
             protocol = own and own(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
-            return finish(rows, run.folder) if first() else 0
+            return finish(rows, run.folder) if is_main_process() else 0
 
 
 def announce(
@@ -139,7 +139,7 @@ def announce(
     device: torch.device,
 ) -> None:
     """Say which recipe runs, and on a CPU how long it and the other will take."""
-    if not announces():
+    if not reports_to_user():
         return
     text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
     if device.type != "cpu":

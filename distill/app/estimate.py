@@ -61,8 +61,8 @@ def estimate(
     channels, size, _ = shape
 
     def built(backbone: str) -> nn.Module:
-        sizes = {"channels": channels, "image_size": size, "num_classes": num_classes}
-        return build(backbone, **sizes, generator=torch.Generator())
+        fresh = torch.Generator()
+        return build(backbone, channels=channels, image_size=size, num_classes=num_classes, generator=fresh)
 
     network = built(recipe.config.backbone)
     evaluation = recipe.evaluation

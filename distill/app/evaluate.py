@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from distill.app.flags import find_device, parse, peek
-from distill.app.start import Place, foresee, identity_of, spare_threads
+from distill.app.start import RunOptions, check_before_running, identity_of, spare_threads
 from distill.data import DATASETS, FILES, ImageSet, fingerprint, label, load
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
@@ -20,13 +20,13 @@ from distill.evaluation.classes import check
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.results import missing
 from distill.experiment import Evaluation
-from distill.published.reading import Read, Reading, bring, is_ours
+from distill.published.reading import Read, Reading, import_set, is_ours
 from distill.reports.outcome import finish, show
 from distill.reports.tables import find_rows, render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
 from distill.runs.run import Run, locked
-from distill.training.protocol import ProtocolOf, chosen
+from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 
 __all__ = ["digest_of", "folder_of", "run_evaluate"]
@@ -58,7 +58,7 @@ class EvaluateCommand:
     """Everything that `bash run.sh evaluate PATH` takes."""
 
     judgement: Annotated[Judgement, tyro.conf.arg(name="")]
-    place: Annotated[Place, tyro.conf.arg(name="")]
+    place: Annotated[RunOptions, tyro.conf.arg(name="")]
     backbones: str = ""
     """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
@@ -97,14 +97,14 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     digest = "" if distilled is None else digest_of(file)
     dataset, backbone = ("cifar10", "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
     judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
-    default = EvaluateCommand(judgement, Place())
+    default = EvaluateCommand(judgement, RunOptions())
     asked = parse(EvaluateCommand, default, flags if helping else flags[1:], "bash run.sh evaluate PATH")
     judgement, place = asked.judgement, asked.place
     if judgement.dataset not in DATASETS:
         raise unknown("data set", judgement.dataset, DATASETS)
 
     name = distilled.method or path.stem
-    own = chosen(judgement.evaluation.protocol, name, protocols.get(distilled.method))
+    own = selected_protocol(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
     (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
     check(distilled, test)
@@ -125,7 +125,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         for each, run, labels in zip(judgements, runs, rows_have, strict=True)
     ]
     for each in judgements:
-        foresee(each.backbone, each.evaluation, test)
+        check_before_running(each.backbone, each.evaluation, test)
     if any(each != [] for each in absent):
         spare_threads(test, device)
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
@@ -135,7 +135,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
             show(run.folder)
             continue
         if columns:
-            run.say(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
+            run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
         protocol = own and own(distilled, file.parent, run)
         with locked(run.begin(attacks=each.evaluation.attacks).folder):
             rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
@@ -172,7 +172,7 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
     if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
         return None
     dataset = peek(flags, "--dataset")["--dataset"]
-    default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), Place())
+    default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())
     asked = parse(EvaluateCommand, default, flags, "bash run.sh evaluate PATH")
     place, reading = asked.place, asked.reading
     if is_ours(path, reading):
@@ -182,7 +182,9 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
     data = fingerprint(dataset, place.data_dir)
-    return bring(path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read)
+    return import_set(
+        path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read
+    )
 
 
 def _several(text: str) -> list[str]:
@@ -195,7 +197,7 @@ def _several(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _real_data(dataset: str, place: Place, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+def _real_data(dataset: str, place: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
     """Return the real images at the distilled ones' size, and their name in tables (cifar10, cifar10-16px)."""
     name = label(dataset, place.data_dir)
     if dataset in FILES:

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from distill.data.official import CONSTANTS, Constants
 from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published.reading import OFFICIAL
 from distill.runs.files import UNFINISHED, disk_errors, hash_of, remove_unfinished, write_text
 from distill.runs.foreign import reachable, read_json
@@ -196,14 +197,15 @@ def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
 
 
 def _mtt(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
-    training = distilled.training if distilled.method in AS_MTT else {}  # of others, rate and ZCA are of another kind
+    as_mtt = distilled.method in AS_MTT  # other methods have a learning rate and a ZCA of another kind
+    training = distilled.training if as_mtt else MethodTraining()
     constants = _constants("mtt", distilled)
-    space = "whitened" if "whitening" in training else "normalised"
+    space = "whitened" if training.whitening is not None else "normalised"
     layer = preprocessing(distilled, place) if space == "whitened" else Normalize(*constants)
     with torch.no_grad():
         torch.save(layer(distilled.images[:]).contiguous(), out / "images_best.pt")
     torch.save(distilled.labels, out / "labels_best.pt")
-    card = {"lr": training.get("lr"), "space": space, "mean": constants[0], "std": constants[1]}
+    card = {"lr": training.lr, "space": space, "mean": constants[0], "std": constants[1]}
     (out / "learned_lr.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     lr = "no learned learning rate" if card["lr"] is None else f"the learned learning rate {card['lr']:.4g}"
     how = "whitened (kornia's ZCA, eps 0.1)" if space == "whitened" else _space(constants)
@@ -222,10 +224,10 @@ def _imagefolder(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
 
 
 def _npz(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
-    training = {name: value for name, value in distilled.training.items() if name != "whitening"}
+    training = replace(distilled.training, whitening=None).to_json()
     fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
     arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}
-    arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.own.items()}
+    arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.training_tensors.items()}
     np.savez(out / "distilled.npz", **arrays, **{FORMAT: np.array(json.dumps(fields))})
     return [f"npz: images (N, C, H, W) in pixels, exact; labels; {FORMAT}, a JSON text{_lost(distilled)}"]
 
@@ -265,7 +267,7 @@ def _space(constants: Constants) -> str:
 
 
 def _lost(distilled: DistilledSet) -> str:
-    return "; the whitening is left out" if "whitening" in distilled.training else ""
+    return "; the whitening is left out" if distilled.training.whitening is not None else ""
 
 
 EXPORTS: dict[str, Callable[[DistilledSet, Path, Path], list[str]]] = {

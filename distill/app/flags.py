@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from distill.errors import InputError, one_line
-from distill.runs.ranks import launched, local
+from distill.runs.ranks import launched, local_rank
 
 __all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
 
@@ -47,7 +47,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and launched():
-        name = f"cuda:{local()}"
+        name = f"cuda:{local_rank()}"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

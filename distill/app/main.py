@@ -1,10 +1,9 @@
 """The command line: finds the command, runs it, and turns every error into one line and an exit code."""
 
-import importlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,18 +17,17 @@ from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
 from distill.app.export import EXPORTS, run_export
 from distill.app.listing import run_list, usage_of
+from distill.app.published import read_published
 from distill.app.registry import find_methods
 from distill.app.table import run_table
-from distill.data import DATASETS, ImageSet
-from distill.distilled import DistilledSet
+from distill.data import DATASETS
 from distill.errors import InputError, one_line, unknown
-from distill.published.reading import Reading
 from distill.reports.tables import FORMATS
 from distill.runs.launch import INTERRUPTED
 from distill.runs.ranks import (
-    announces,
-    refuse,
-    refused,
+    claim_error_report,
+    failed_elsewhere,
+    reports_to_user,
 )
 
 USAGE = """\
@@ -69,7 +67,7 @@ def _main(arguments: list[str]) -> int:
         _refuse_unreadable(arguments)
         return command(arguments)
     except InputError as error:
-        if refuse():
+        if claim_error_report():
             print(one_line(f"run.sh: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a table went away
@@ -80,13 +78,13 @@ def _main(arguments: list[str]) -> int:
         print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if refused():
+        if failed_elsewhere():
             return 2
-        if announces():
+        if reports_to_user():
             print(INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
-        if refused():  # another process ended in the middle of what they share
+        if failed_elsewhere():  # another process ended in the middle of what they share
             return 2
         if not _is_out_of_memory(error):
             raise
@@ -157,13 +155,3 @@ def command(arguments: list[str]) -> int:
     if rest[0] not in DATASETS:
         raise unknown("data set", rest[0], DATASETS)
     return run_method(methods[word], rest[0], rest[1:])
-
-
-def read_published(
-    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
-) -> DistilledSet:
-    """Read a published set (`distill.reading.Read`), and its teacher's labels where it has some."""
-    found = importlib.import_module("distill.published.read").read(path, reading, real, folder, say)
-    if reading.fkd is None:
-        return found
-    return importlib.import_module("distill.published.fkd").with_labels(found, Path(reading.fkd), folder, say)

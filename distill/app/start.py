@@ -17,7 +17,7 @@ from distill.models import build
 from robust import loss_named
 from robust.ranges import NonNegative, Range, check_ranges
 
-__all__ = ["Place", "foresee", "identity_of", "real_data", "spare_threads"]
+__all__ = ["RunOptions", "check_before_running", "identity_of", "real_data", "spare_threads"]
 
 MOST_WORKERS = 8
 """beyond it a GPU is rarely faster fed, and each takes memory"""
@@ -26,7 +26,7 @@ MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
-class Place:
+class RunOptions:
     """Where things are, and how they are read: no result depends on it but by which files are damaged.
 
     Raises:
@@ -85,16 +85,15 @@ def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
     return {"train": train.summary, "test": test.summary, "classes": names}
 
 
-def foresee(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
+def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
     """Refuse an impossible network, attack or loss before hours of work, and before anything is written.
 
     Raises:
         InputError: with what is wrong.
     """
     channels, size, _ = images.image_shape
-    shape = {"channels": channels, "image_size": size, "num_classes": images.num_classes}
     for spec in (backbone, *([evaluation.transfer_backbone] if "transfer_student" in evaluation.attacks else [])):
-        build(spec, **shape, generator=torch.Generator())
+        build(spec, like=images, generator=torch.Generator())
     columns(evaluation, channels, size)
     try:
         loss_named(evaluation.student.loss, family(channels, size))

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, find_damaged, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
-from distill.runs.ranks import first
+from distill.runs.ranks import is_main_process
 
 __all__ = [
     "Listing",
@@ -68,7 +68,7 @@ def find(name: str, root: Path, below: Sequence[str], bring: str) -> Path:
             f"{name} is not in {root}: neither it nor a folder {', '.join(below)} in it holds train/CLASS/*.JPEG and "
             f"val/CLASS/*.JPEG; {bring}, and point --data-dir or DATA_DIR to it"
         )
-    if len(found) > 1 and first():
+    if len(found) > 1 and is_main_process():
         others = ", ".join(map(str, found[1:]))
         print(f"{name} is read from {found[0]}; there is also {others}", file=sys.stderr)
     return found[0]
@@ -160,7 +160,7 @@ def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listin
     if not found:
         return train, test
     names = ", ".join(f"{os.fsdecode(paths[index])} ({why})" for index, why in found[:3])
-    if first():
+    if is_main_process():
         more = ", ..." if len(found) > 3 else ""
         print(f"damaged and left out: {len(found):,} of {len(paths):,} files: {names}{more}", file=sys.stderr)
     sound = torch.ones(len(paths), dtype=torch.bool)
@@ -196,7 +196,7 @@ def held(
     total = sum(map(len, files))
     if 4 * channels * total * size**2 <= _LIMIT:
         return read_all(files)
-    if first():
+    if is_main_process():
         print(
             f"{name}: {total:,} images of {size}x{size} pixels take more than {_LIMIT / 2**30:g} GiB of memory: "
             "they are decoded whenever they are used",

@@ -5,8 +5,8 @@ students/K-correct.safetensors    for `clean` and each column a bool per test im
 students/K-distances.safetensors  for minimum-norm attacks how far each test image's adversarial is
 students/surrogate-*.safetensors  networks that transfer attacks are made on
 
-The network that a method trained on the real data, where it has one (`distill.protocol`), is judged in the same way:
-students/teacher-*, and its rows are in teacher.jsonl.
+The network that a method trained on the real data, where it has one (`distill.training.protocol`), is judged in the
+same way: students/teacher-*, and its rows are in teacher.jsonl.
 """
 
 import json
@@ -28,7 +28,7 @@ from distill.evaluation.trained import Trained
 from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
 from distill.runs.files import write_text
-from distill.runs.ranks import first
+from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
 from distill.training.students import Training
@@ -73,14 +73,14 @@ def evaluate(
     chance = 100 * int(test.labels.bincount().max()) / len(test)
     labels = dict(labels) | {"test": test.digest[:16], "chance": chance}
     if line := check(distilled, test):
-        run.say(line)
+        run.notify(line)
     real, test = in_order_of(distilled, real), in_order_of(distilled, test)
     asked = with_earlier(run.folder, evaluation, *test.image_shape[:2])
     attacked = [column for column in asked if column.base != "worst"]
     attacked.sort(key=lambda column: column.threat.eps if column.threat else 0.0)
     settings = {column.name: column.how for column in attacked}
     if own is not None and (unused := _changed(evaluation.student)):
-        run.say(f"--protocol own trains students as the method's authors do: {', '.join(unused)} has no effect")
+        run.notify(f"--protocol own trains students as the method's authors do: {', '.join(unused)} has no effect")
     trained = Trained(distilled, real, evaluation, backbone, run, own)
     teacher = None if own is None else own.teacher
     judged = evaluation.students + (teacher is not None)
@@ -88,7 +88,7 @@ def evaluate(
 
         def rows_of(name: int | str, model: nn.Module, epoch_seconds: float) -> list[dict[str, Any]]:
             surrogates = {column.name: trained.surrogate(column.base.partition(":")[0]) for column in attacked}
-            if not first():  # it trained with the others, which is all that they share
+            if not is_main_process():  # it trained with the others, which is all that they share
                 return []
             sheet = Sheet(run, name, settings, len(test))
             judge_clean(sheet, model, test)
@@ -170,5 +170,5 @@ def _changed(training: Training) -> list[str]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    if first():
+    if is_main_process():
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -40,7 +40,7 @@ class Sheet:
     def __init__(self, run: Run, student: int | str, settings: Mapping[str, str], images: int):
         self.student, self._run, self._settings = student, run, dict(settings)
         self._files = {kind: f"students/{student}-{kind}.safetensors" for kind in ("correct", "distances")}
-        read = {kind: run.kept(file) or ({}, {}) for kind, file in self._files.items()}
+        read = {kind: run.read_tensors(file) or ({}, {}) for kind, file in self._files.items()}
         self._tensors = {kind: tensors for kind, (tensors, _) in read.items()}
         for kind, tensors in self._tensors.items():
             if any("~" not in name and each.shape[-1:] != (images,) for name, each in tensors.items()):
@@ -104,7 +104,7 @@ class Sheet:
 
     def _save(self, kind: str) -> None:
         facts = {"seconds": self.seconds, "settings": self._settings} if kind == "correct" else None
-        self._run.keep(self._files[kind], self._tensors[kind], facts)
+        self._run.write_tensors(self._files[kind], self._tensors[kind], facts)
 
 
 def _facts(facts: Mapping[str, Any], name: str) -> dict[str, Any]:

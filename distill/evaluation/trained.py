@@ -19,7 +19,7 @@ from distill.evaluation.columns import family
 from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.files import read_tensors
-from distill.runs.ranks import barrier, first
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.training.augment import augmentation
 from distill.training.protocol import Protocol
@@ -106,9 +106,8 @@ class Trained:
         return None
 
     def _untrained(self, backbone: str, *address: str | int) -> nn.Module:
-        _, channels, size, _ = self.distilled.images.shape
-        shape = {"channels": channels, "image_size": size, "num_classes": len(self.distilled.classes)}
-        return build(backbone, **shape, generator=self.run.generator(*address)).to(self.distilled.images.device)
+        network = build(backbone, like=self.distilled, generator=self.run.generator(*address))
+        return network.to(self.distilled.images.device)
 
     def _kept(
         self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
@@ -116,17 +115,17 @@ class Trained:
         """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
         files = [f"students/{name}.safetensors" for name in names]
         barrier()  # all processes find the same files
-        if not all(self.run.has(file) for file in files):
+        if not all(self.run.has_tensors(file) for file in files):
             start = time.perf_counter()
             train(networks)
             seconds = (time.perf_counter() - start) / len(networks)
             for network, file in zip(networks, files, strict=True):
-                if first() and not self.run.has(file):
-                    self.run.keep(file, network.state_dict(), {"seconds": seconds})
+                if is_main_process() and not self.run.has_tensors(file):
+                    self.run.write_tensors(file, network.state_dict(), {"seconds": seconds})
             barrier()
         kept = []
         for network, file in zip(networks, files, strict=True):
-            state, facts = self.run.kept(file) or ({}, {})
+            state, facts = self.run.read_tensors(file) or ({}, {})
             fill(network, state, self.run.folder / file)
             kept.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
         return kept
@@ -188,11 +187,9 @@ def students_of(
         own: whether they were trained in the way of the set's method.
     """
     first_layer = preprocessing(distilled, folder) if own else Normalize(distilled.mean, distilled.std)
-    _, channels, size, _ = distilled.images.shape
-    shape = {"channels": channels, "image_size": size, "num_classes": len(distilled.classes)}
     models = []
     for number in range(count):
-        network = build(backbone, **shape, generator=torch.Generator())
+        network = build(backbone, like=distilled, generator=torch.Generator())
         path = folder / "students" / f"{number}.safetensors"
         fill(network, read_tensors(path)[0], path)
         models.append(nn.Sequential(first_layer, network).to(distilled.images.device).eval())

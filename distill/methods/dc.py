@@ -160,12 +160,13 @@ def distill(
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
     """
-    channels, size, _ = real.image_shape
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
     outer_loop, inner_loop = loops(config, ipc, table)
     if ipc not in table and ipc < max(table) and None in (config.outer_loop, config.inner_loop):
-        run.say(f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)")
+        run.notify(
+            f"no official loops for ipc {ipc}: {outer_loop} matchings, {inner_loop} epochs between (interpolated)"
+        )
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
     def sample(class_: int, n: int, *address: str | int) -> Tensor:
@@ -185,13 +186,7 @@ def distill(
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            network = build(
-                config.backbone,
-                channels=channels,
-                image_size=size,
-                num_classes=real.num_classes,
-                generator=run.generator("network", iteration),
-            ).to(images)
+            network = build(config.backbone, like=real, generator=run.generator("network", iteration)).to(images)
             losses = torch.zeros(2, device=images.device)
             for step in range(outer_loop):
                 here = (iteration, step)
@@ -206,7 +201,7 @@ def distill(
                     teachers = (teacher_of(network, each, images.device, None) for each in (config, plain))
                     share = share_moved(images[0], *teachers, DISTANCES[config.distance], **sides)
                     if share < NOTHING:
-                        run.say(_nothing_moves(share, config.real_loss))
+                        run.notify(_nothing_moves(share, config.real_loss))
                 gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity

@@ -14,14 +14,14 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_type_hints, overload
 
 import torch
 from torch import nn
 
 from distill.errors import InputError, unknown
 
-__all__ = ["BACKBONES", "build"]
+__all__ = ["BACKBONES", "Sized", "build"]
 
 Stem = Literal["auto", "imagenet", "stride1", "stride2"]
 """of a ResNet: its own 7x7 of stride 2 with pooling, or 3x3 without; auto takes stride 1 up to 64 px, its own above"""
@@ -38,12 +38,39 @@ LARGEST = 2**16
 """number that an option of a network takes"""
 
 
-def build(spec: str, *, channels: int, image_size: int, num_classes: int, generator: torch.Generator) -> nn.Module:
+class Sized(Protocol):
+    """What says which images a network is for, such as an `ImageSet` or a `DistilledSet`."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
+
+
+@overload
+def build(spec: str, *, like: Sized, generator: torch.Generator) -> nn.Module: ...
+@overload
+def build(spec: str, *, channels: int, image_size: int, num_classes: int, generator: torch.Generator) -> nn.Module: ...
+def build(
+    spec: str,
+    *,
+    like: Sized | None = None,
+    channels: int = 0,
+    image_size: int = 0,
+    num_classes: int = 0,
+    generator: torch.Generator,
+) -> nn.Module:
     """Return a freshly initialised network on the CPU, in training mode.
 
     Args:
         spec: a name of BACKBONES or of timm ("timm:NAME" where both have it), with options after a colon:
             "convnet:width=64,depth=2".
+        like: a set of images that the network takes, whose classes it tells apart; or, instead, the next three.
         channels: of the images.
         image_size: side of the images in pixels.
         num_classes: length of the logits.
@@ -59,13 +86,12 @@ def build(spec: str, *, channels: int, image_size: int, num_classes: int, genera
     >>> net(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
+    if like is not None:
+        (channels, image_size, _), num_classes = like.image_shape, like.num_classes
     name, _, rest = spec.removeprefix("timm:").partition(":")
-    if name in BACKBONES and not spec.startswith("timm:"):
-        builder = BACKBONES[name]
-        options = _options(name, builder, rest)
-    else:
-        builder = _timm(name)
-        options = _options(name, builder, rest)
+    ours = name in BACKBONES and not spec.startswith("timm:")
+    builder = BACKBONES[name] if ours else _timm(name)
+    options = _options(name, builder, rest)
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -7,6 +7,7 @@ GUARD.
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -15,11 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
+from distill.distilled import FORMAT, OWN
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published.hugging_face import read_hugging_face
 from distill.published.mtt_files import read_mtt
 from distill.published.pairs import pair_in, pixels_or_unsaid, with_channels_first
-from distill.published.raw import SPACES, Raw, checked_constants, checked_labels, only, pair, unsorted
+from distill.published.raw import (
+    SPACES,
+    Raw,
+    checked_constants,
+    checked_labels,
+    read_pair,
+    single_file,
+    unsorted_warning,
+)
 from distill.published.reading import Reading, factor_in
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.foreign import brief, parse_json
@@ -27,7 +38,7 @@ from distill.training.ridge import centred, probabilities
 
 __all__ = ["OURS", "SOURCES", "STEP", "unpacked"]
 
-OURS = {"images", "labels", "guard-distilled-1"}
+OURS = {"images", "labels", FORMAT}
 """arrays of an .npz of `bash run.sh export`"""
 STEP = 3
 """images, labels and learning rate of a step of DD"""
@@ -35,7 +46,7 @@ STEP = 3
 
 def _dc(path: Path, reading: Reading) -> Raw:
     if path.is_dir() and (found := sorted(path.glob("res_*.pt"))):
-        path = only(path, found)
+        path = single_file(path, found)
     content = read_pickle(path)
     sets = content.get("data") if isinstance(content, dict) else None
     if not isinstance(sets, (list, tuple)) or not sets:
@@ -43,14 +54,16 @@ def _dc(path: Path, reading: Reading) -> Raw:
     if not -len(sets) <= reading.experiment < len(sets):
         raise InputError(f"--experiment is {reading.experiment}; {path} has {len(sets)}, from 0 to {len(sets) - 1}")
     number = reading.experiment % len(sets)
-    images, labels = pair(path, sets[number], f"experiment {number}")
+    images, labels = read_pair(path, sets[number], f"experiment {number}")
     named = re.search(r"(?:^|_)(DCC|DC|DSAC|DSA|DM|CAFE)_([A-Za-z0-9]+)_", path.name)
     method, dataset = (named[1].lower(), named[2]) if named else ("dc", "")
-    said = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
+    description = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
     if not named:
-        said += " (its name does not say which method)"
+        description += " (its name does not say which method)"
     augment = "dsa" if method in ("dsa", "dsac", "dm") else "dc"
-    return Raw(images, labels, method, "normalised", said, augment, warnings=unsorted(labels), dataset=dataset)
+    return Raw(
+        images, labels, method, "normalised", description, augment, warnings=unsorted_warning(labels), dataset=dataset
+    )
 
 
 def _dd(path: Path, reading: Reading) -> Raw:
@@ -58,7 +71,7 @@ def _dd(path: Path, reading: Reading) -> Raw:
     steps = read_pickle(path)
     if not isinstance(steps, (list, tuple)) or any(not isinstance(s, (list, tuple)) or len(s) != STEP for s in steps):
         raise InputError(f"{path} is no results.pth of DD's code: it needs a list of (images, labels, learning rate)")
-    images, labels = zip(*(pair(path, step[:2], f"step {n}") for n, step in enumerate(steps)), strict=True)
+    images, labels = zip(*(read_pair(path, step[:2], f"step {n}") for n, step in enumerate(steps)), strict=True)
     lrs = [as_tensor(step[2], f"{path}: learning rate of step {n}").flatten() for n, step in enumerate(steps)]
     if any(len(lr) != 1 or lr <= 0 for lr in lrs) or len({(x.shape, y.shape) for x, y in zip(images, labels)}) > 1:  # noqa: B905
         raise InputError(f"{path} is no results.pth of DD's code: steps differ in shape, or lack a learning rate > 0")
@@ -69,15 +82,17 @@ def _dd(path: Path, reading: Reading) -> Raw:
     by_class = (y.argmax(1) if soft else y).argsort(stable=True)
     order = by_class.argsort().view(count, -1).tolist()
     rates = [float(lr) for lr in lrs]
-    training = {"order": order, "lrs": rates, "weights": "xavier", "fixed": []}
-    said = f"{'sldd' if soft else 'dd'}'s results.pth, {count} steps taken {len(steps) // count} times, learning rates "
-    said += f"{min(rates):.3g} to {max(rates):.3g} (--protocol own takes these steps from fresh networks)"
+    training = MethodTraining(order=order, lrs=rates, weights="xavier", fixed=[])
+    description = (
+        f"{'sldd' if soft else 'dd'}'s results.pth, {count} steps taken {len(steps) // count} times, learning rates "
+    )
+    description += f"{min(rates):.3g} to {max(rates):.3g} (--protocol own takes these steps from fresh networks)"
     backbone = "lenet" if x.shape[1] == 1 else "alexcifarnet"
     method = "sldd" if soft else "dd"
     x, y, own = x[by_class], y[by_class], {}
     if soft:  # free vectors, of which the nearest probabilities are for students of the standard protocol
         y, own = probabilities(y.float()), {"labels": y.float()}
-    return Raw(x, y, method, "normalised", said, "", backbone, training, own)
+    return Raw(x, y, method, "normalised", description, "", backbone, training, own)
 
 
 def _frepo(path: Path, reading: Reading) -> Raw:
@@ -87,9 +102,9 @@ def _frepo(path: Path, reading: Reading) -> Raw:
     scaled = labels * (count / 10) ** 0.5
     # its students, as script/eval.py trains them: images of digits, which are grey, are not mirrored
     augment = f"{'' if images.shape[1] == 1 else 'flip_'}color_crop_rotate_translate_cutout"
-    training, own = {"steps": None, "lr": 3e-4, "augment": augment}, {"labels": labels}
+    training = MethodTraining(lr=3e-4, augment=augment)
     soft = _classified(scaled)
-    return Raw(images, soft, "frepo", "by data set", "FRePo's .npz", "", "frepo_convnet", training, own)
+    return Raw(images, soft, "frepo", "by data set", "FRePo's .npz", "", "frepo_convnet", training, {"labels": labels})
 
 
 def _kip(path: Path, reading: Reading) -> Raw:
@@ -97,7 +112,9 @@ def _kip(path: Path, reading: Reading) -> Raw:
     name = path.name
     space = "normalised" if "nozca" in name else "whitened" if "zca" in name else "unsaid"
     # students of nn_training.ipynb; those of whitened sets would need KIP's whitening as a layer, which it cannot be
-    training = {"steps": 5000, "w_std": 2**0.5, "b_std": 0.1} if space == "normalised" else {}
+    training = MethodTraining()
+    if space == "normalised":
+        training = MethodTraining(steps=5000, w_std=2**0.5, b_std=0.1)
     return Raw(images, _classified(labels), "kip", space, "KIP's .npz", "", "", training, {"labels": labels})
 
 
@@ -106,7 +123,7 @@ def _idc(path: Path, reading: Reading) -> Raw:
     content = read_pickle(path)
     if not isinstance(content, (list, tuple)) or len(content) != 2:
         raise InputError(f"{path} is no data.pt of IDC's code: it needs a list of images and labels")
-    images, labels = pair(path, content, "")
+    images, labels = read_pair(path, content, "")
     factor = reading.factor or factor_in(path)
     if factor is None:
         raise InputError(
@@ -117,10 +134,10 @@ def _idc(path: Path, reading: Reading) -> Raw:
         raise InputError(f"--factor is {factor}; the images have {images.shape[-1]} pixels")
     if labels.ndim == 2:
         raise InputError(f"{path} has soft labels; IDC's are classes")
-    stored, warnings = len(images), unsorted(labels)
+    stored, warnings = len(images), unsorted_warning(labels)
     images, labels = unpacked(images, labels, factor)
-    said = f"IDC's data.pt, factor {factor}: {stored} images hold {len(images)}, enlarged bilinearly"
-    return Raw(images, labels, "idc", "pixels", said, warnings=warnings)
+    description = f"IDC's data.pt, factor {factor}: {stored} images hold {len(images)}, enlarged bilinearly"
+    return Raw(images, labels, "idc", "pixels", description, warnings=warnings)
 
 
 def _tensors(path: Path, reading: Reading) -> Raw:
@@ -134,9 +151,9 @@ def _tensors(path: Path, reading: Reading) -> Raw:
     images = with_channels_first(path, as_tensor(parts[0], f"{path}: images"))
     labels = checked_labels(path, as_tensor(parts[1], f"{path}: labels"), len(images))
     images, space, how = pixels_or_unsaid(images)
-    said = f"tensors of images and labels{how}{f', without its {brief(left)}' if left else ''}"
+    description = f"tensors of images and labels{how}{f', without its {brief(left)}' if left else ''}"
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", path.absolute().stem)[:60].strip(".") or "tensors"
-    return Raw(images, labels, name, space, said, spaces=SPACES[:2])
+    return Raw(images, labels, name, space, description, spaces=SPACES[:2])
 
 
 def unpacked(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -169,7 +186,9 @@ def _pictures(path: Path, reading: Reading) -> Raw:
     counts = torch.tensor([len(files) for files in folders.values()])
     labels = torch.arange(len(folders)).repeat_interleave(counts)
     official = all(NUMBERED.fullmatch(name) for name in folders)
-    said = "SRe2L's, CDA's or GUARD's pictures (JPEG: not exactly what was optimised)" if official else "pictures"
+    description = (
+        "SRe2L's, CDA's or GUARD's pictures (JPEG: not exactly what was optimised)" if official else "pictures"
+    )
     stores = [each for each in (*path.glob("FKD*"), *path.parent.glob("FKD*")) if each.is_dir()]
     warnings = ()
     if stores and reading.fkd is None:
@@ -178,7 +197,15 @@ def _pictures(path: Path, reading: Reading) -> Raw:
     names = tuple(folders)
     method = "sre2l" if official else ""
     return Raw(
-        images, labels, method, "pixels", said, backbone=backbone, names=names, warnings=warnings, spaces=SPACES[:1]
+        images,
+        labels,
+        method,
+        "pixels",
+        description,
+        backbone=backbone,
+        names=names,
+        warnings=warnings,
+        spaces=SPACES[:1],
     )
 
 
@@ -187,22 +214,33 @@ def _ours(path: Path, reading: Reading) -> Raw:
     if not set(arrays) >= OURS:
         raise InputError(f"{path} is no set of ours: neither distilled.safetensors nor an .npz of `bash run.sh export`")
     try:
-        kept = parse_json(str(arrays["guard-distilled-1"]))
-        images, labels = pair(path, [arrays["images"], arrays["labels"]])
-        own = {name.removeprefix("own."): as_tensor(a, name) for name, a in arrays.items() if name.startswith("own.")}
-        said = f"our .npz of {brief(kept['method']) or 'a set'} on {brief(kept['dataset'])}"
-        names = tuple(kept["classes"])
-        fields = {name: kept[name] for name in ("augment", "backbone", "training")}
-        constants = checked_constants(kept["mean"], kept["std"], images.shape[1])
-        if not isinstance(fields["training"], dict) or not all(isinstance(name, str) for name in names):
-            raise TypeError("training is no dict, or a class has no name")
-        fields["training"].pop("whitening", None)  # a path to a file that an .npz does not have
+        facts = parse_json(str(arrays[FORMAT]))
+        images, labels = read_pair(path, [arrays["images"], arrays["labels"]])
+        tensors = {name.removeprefix(OWN): as_tensor(a, name) for name, a in arrays.items() if name.startswith(OWN)}
+        description = f"our .npz of {brief(facts['method']) or 'a set'} on {brief(facts['dataset'])}"
+        names = tuple(facts["classes"])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a class has no name")
+        constants = checked_constants(facts["mean"], facts["std"], images.shape[1])
+        training = MethodTraining.from_json(facts["training"])
+        return Raw(
+            images,
+            labels,
+            facts["method"],
+            "pixels",
+            description,
+            facts["augment"],
+            facts["backbone"],
+            replace(training, whitening=None),  # the path of a file that an .npz does not have
+            tensors,
+            names=names,
+            constants=constants,
+            spaces=SPACES[:1],
+        )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no set of ours: {brief(error, 200)}") from None
-    more = {"own": own, "names": names, "constants": constants, "spaces": SPACES[:1]}
-    return Raw(images, labels, kept["method"], "pixels", said, **more, **fields)
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
@@ -213,7 +251,7 @@ def _arrays(path: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
     arrays = read_npz(path)
     if not {images, labels} <= set(arrays):
         raise InputError(f"{path} has arrays {brief(', '.join(arrays)) or '(none)'}; expected {images} and {labels}")
-    x, y = pair(path, [arrays[images], arrays[labels]], "")
+    x, y = read_pair(path, [arrays[images], arrays[labels]], "")
     channels_first = x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)  # RFAD's
     if not (channels_first or x.shape[3] in (1, 3)) or y.ndim != 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"

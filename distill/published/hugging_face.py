@@ -69,11 +69,11 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
         images = images.float() / 255
     if images.ndim != 4:
         raise InputError(f"{path}: {column} is {tuple(images.shape)}; expected (N, C, H, W)")
-    said = f"a folder of Hugging Face datasets, column {column}"
+    description = f"a folder of Hugging Face datasets, column {column}"
     spaces = SPACES if exact else SPACES[:1]
     labels = checked_labels(path, labels, len(images))
     names = None if names is None else tuple(map(str, names))
-    return Raw(images.float(), labels, "", "pixels", said, names=names, spaces=spaces)
+    return Raw(images.float(), labels, "", "pixels", description, names=names, spaces=spaces)
 
 
 def _part(path: Path) -> Path:

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from distill.distilled import is_probability
 from distill.errors import InputError
-from distill.published.raw import Raw, checked_constants, checked_rate, only, pair, unsorted
+from distill.method_training import MethodTraining
+from distill.published.raw import Raw, checked_constants, checked_rate, read_pair, single_file, unsorted_warning
 from distill.published.reading import Reading, companions
 from distill.published.unpickled import as_tensor, read_pickle
 from distill.runs.foreign import read_json
@@ -40,7 +41,7 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         raise InputError(f"--parts is for a folder of images_0.pt, images_1.pt, ..., and {path} is none")
     for each in files:
         _check(each)
-    pairs = [pair(each, [read_pickle(each), read_pickle(companions(each)["labels"])]) for each in files]
+    pairs = [read_pair(each, [read_pickle(each), read_pickle(companions(each)["labels"])]) for each in files]
     images, labels = _joined(files, pairs)
     beside, lr, space = companions(files[0]), reading.lr, "unsaid"
     if lr is None:
@@ -62,16 +63,20 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
     name = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}, {len(files)} parts of one set,"
-    said = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
-    said += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
+    description = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
+    description += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
     if constants is not None:  # not every data set has constants in MTT's code
         images, space = Normalize(*constants).inverse(images), "pixels"
-        said += f", normalised with the mean and std in {card.name}, undone"
-    training, own = {} if lr is None else {"lr": float(lr), "epochs": 1000}, {}
+        description += f", normalised with the mean and std in {card.name}, undone"
+    training, own = MethodTraining(), {}
+    if lr is not None:
+        training = MethodTraining(lr=float(lr), epochs=1000)
     if labels.ndim == 2 and not is_probability(labels):
-        said, own, labels = f"{said}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
-    warnings += unsorted(labels)
-    return Raw(images, labels, "mtt", space, said, "dsa", "", training, own, warnings=warnings, constants=constants)
+        description, own, labels = f"{description}, labels are logits (DATM's)", {"labels": labels}, labels.softmax(1)
+    warnings += unsorted_warning(labels)
+    return Raw(
+        images, labels, "mtt", space, description, "dsa", "", training, own, warnings=warnings, constants=constants
+    )
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -115,7 +120,7 @@ def _files_of(folder: Path, reading: Reading) -> list[Path]:
             f"{folder} has {parts[0].name} to {parts[-1].name}, whose images are alike, as those of one set in several "
             "iterations: give one of the files, or --parts where they are parts of one set"
         )
-    return [only(folder, found)]
+    return [single_file(folder, found)]
 
 
 def _numbered(folder: Path, like: Path) -> list[Path]:
@@ -133,7 +138,7 @@ def _numbered(folder: Path, like: Path) -> list[Path]:
 def _are_parts(files: list[Path]) -> bool:
     """Return whether files have other classes each, or other images of the same classes, not the same further on."""
     _check(files[0])
-    first, *others = (pair(each, [read_pickle(each), read_pickle(companions(each)["labels"])]) for each in files)
+    first, *others = (read_pair(each, [read_pickle(each), read_pickle(companions(each)["labels"])]) for each in files)
     for images, labels in others:
         if images.shape != first[0].shape or not torch.equal(labels, first[1]):
             continue

@@ -11,10 +11,20 @@ from torch import Tensor
 from distill.data.image_files import ImageFiles
 from distill.data.official import Constants
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published.unpickled import as_tensor
 from distill.runs.foreign import brief
 
-__all__ = ["SPACES", "Raw", "checked_constants", "checked_labels", "checked_rate", "only", "pair", "unsorted"]
+__all__ = [
+    "SPACES",
+    "Raw",
+    "checked_constants",
+    "checked_labels",
+    "checked_rate",
+    "read_pair",
+    "single_file",
+    "unsorted_warning",
+]
 
 NAMES = ("images", "labels")
 """parts of a pair"""
@@ -34,15 +44,15 @@ class Raw:
     """name of the method, as far as it is known"""
     space: str
     """"pixels", "normalised", "whitened", "by data set" (FRePo), or "unsaid" """
-    said: str
+    description: str
     """what it is, for the user"""
     augment: str = ""
     """of its students; "dsa", "dc": what DSA's or DC's code trains students with on the data set"""
     backbone: str = ""
     """of students; "" for a ConvNet of the size"""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: MethodTraining = field(default_factory=MethodTraining)
     """of `DistilledSet`"""
-    own: dict[str, Tensor] = field(default_factory=dict)
+    training_tensors: dict[str, Tensor] = field(default_factory=dict)
     """of `DistilledSet`"""
     names: tuple[str, ...] | None = None
     """of the classes that labels count; None for those of the data set"""
@@ -56,7 +66,7 @@ class Raw:
     """those of SPACES that its images may be in"""
 
 
-def pair(path: Path, parts: Any, which: str = "") -> tuple[Tensor, Tensor]:
+def read_pair(path: Path, parts: Any, which: str = "") -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) float32 and labels, of one another's length, from a list or tuple of both.
 
     Raises:
@@ -120,7 +130,7 @@ def checked_constants(mean: Any, std: Any, channels: int) -> Constants:
     return constants
 
 
-def only(folder: Path, found: list[Path]) -> Path:
+def single_file(folder: Path, found: list[Path]) -> Path:
     """Return the one file of a set that a folder has.
 
     Raises:
@@ -133,7 +143,7 @@ def only(folder: Path, found: list[Path]) -> Path:
     return found[0]
 
 
-def unsorted(labels: Tensor) -> tuple[str, ...]:
+def unsorted_warning(labels: Tensor) -> tuple[str, ...]:
     """Return a warning where classes are not sorted."""
     if labels.ndim == 1 and not torch.equal(labels, labels.sort().values):
         return ("labels are not sorted by class, as the official code has them: do they belong to these images?",)

@@ -1,11 +1,12 @@
-"""Distilled sets as other code publishes them, made into ours: what is recognised is in docs/published.md.
+"""Reads distilled sets of other code as a `DistilledSet`; docs/published.md lists the formats.
 
-A file is recognised by its content (`recognised`), read as it is (`baselines.formats`), without running anything of it
-(`distill.unpickled`), and brought to pixels (`baselines.spaces`).
+The format is recognised by the content of the file (`recognised_source`). The file is read without executing anything
+in it (`distill.published.formats`, `unpickled`), and its images are converted to pixels (`distill.published.spaces`).
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,21 @@ from distill.published.formats import OURS, SOURCES, STEP
 from distill.published.hugging_face import STATE
 from distill.published.mtt_files import images_in
 from distill.published.pairs import pair_in
-from distill.published.raw import Raw, only
+from distill.published.raw import Raw, single_file
 from distill.published.reading import OFFICIAL, Reading
-from distill.published.spaces import WHITENED, doubts, pixels_of, uncertain
+from distill.published.spaces import WHITENED, ambiguous_space, contradictions, pixels_of
 from distill.published.unpickled import read_npz, read_pickle
 from distill.runs.foreign import brief, refuse_irregular
 from distill.training.augment_dc import augmentation_of_students
 
-__all__ = ["read", "recognised"]
+__all__ = ["read", "recognised_source"]
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """of students in the official codes of DSA, DM and MTT; without flip for digits"""
 
 
 def read(
-    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, say: Callable[[str], None]
+    path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, notify: Callable[[str], None]
 ) -> DistilledSet:
     """Read a published set.
 
@@ -45,7 +46,7 @@ def read(
         reading: whose format it has, and what neither format nor name say.
         real: side in pixels -> the real training images, which give names, constants and whitenings.
         folder: where a whitening that students need is written.
-        say: is told what the set was taken for, then warnings, a line each.
+        notify: takes one line: first how the set was read, then warnings.
 
     Returns:
         the set in pixels; mean and std are those of the code that made it.
@@ -53,7 +54,7 @@ def read(
     Raises:
         InputError: it is no such set, is damaged, tries to run something, or does not fit the data set.
     """
-    source = recognised(path, reading) if reading.source == "auto" else reading.source
+    source = recognised_source(path, reading) if reading.source == "auto" else reading.source
     _refuse_unused(path, source, reading)
     single = path.is_dir() and source in SINGLE and not (path / "data.pt").exists()
     raw = SOURCES[source](_file_in(path) if single else path, reading)
@@ -70,7 +71,7 @@ def read(
     if space == "by data set":
         space = "normalised" if train.name in ("mnist", "fashion_mnist") else "whitened"
     if space == "unsaid":
-        raise uncertain(path, raw.images, train, source)
+        raise ambiguous_space(path, raw.images, train, source)
     if space == "whitened" and source not in WHITENED:
         raise InputError(
             f"--space is whitened, but no set of source {source} is; sources that are: {', '.join(WHITENED)}"
@@ -80,20 +81,20 @@ def read(
             f"--space is {space}, but {path} ({source}) has {' or '.join(raw.spaces)} by its format: leave it out"
         )
     pixels, (mean, std), whitening, how = pixels_of(raw.images, source, space, train, folder)
-    training = raw.training | ({} if whitening is None else {"whitening": whitening})
+    training = replace(raw.training, whitening=whitening)
     mean, std = raw.constants or (mean, std)
     augment = raw.augment if reading.augment is None else reading.augment
     if augment == "dsa":
         augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
     elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name says
         augment = augmentation_of_students(train.name, "convnet")
-    say(f"{raw.said}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
+    notify(f"{raw.description}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
     for warning in (
         *raw.warnings,
         *_strange(raw, labels, train),
-        *doubts(raw.images, pixels, source, space, told, train),
+        *contradictions(raw.images, pixels, source, space, told, train),
     ):
-        say(f"warning: {warning}")
+        notify(f"warning: {warning}")
     try:
         return DistilledSet(
             images=pixels,
@@ -106,7 +107,7 @@ def read(
             backbone=raw.backbone or _backbone(pixels.shape[-1]),
             method=raw.method,
             training=training,
-            own=raw.own,
+            training_tensors=raw.training_tensors,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no distilled set: {brief(error, 200)}") from None
@@ -133,11 +134,13 @@ def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
     for name, sources in USES.items():
         value = getattr(reading, name)
         if value != getattr(Reading(), name) and source not in sources:
-            said = f"--{name}" if value is True else f"--{name} {value}"
-            raise InputError(f"{said} is for sets of {' or '.join(sources)}; {path} is read as {source}: leave it out")
+            description = f"--{name}" if value is True else f"--{name} {value}"
+            raise InputError(
+                f"{description} is for sets of {' or '.join(sources)}; {path} is read as {source}: leave it out"
+            )
 
 
-def recognised(path: Path, reading: Reading | None = None) -> str:
+def recognised_source(path: Path, reading: Reading | None = None) -> str:
     """Return whose format a file or folder has, by what is in it.
 
     Args:
@@ -202,7 +205,7 @@ def _file_in(folder: Path) -> Path:
     found = _arrays_in(folder)
     if not found:
         raise _nobodys(folder, "the folder has no .npz, .pt or .pth")
-    return only(folder, found)
+    return single_file(folder, found)
 
 
 def _arrays_in(folder: Path) -> list[Path]:
@@ -224,7 +227,7 @@ def _folder_source(path: Path, reading: Reading) -> str:
     if folders:
         return "sre2l" if all(NUMBERED.fullmatch(name) for name in folders) else "imagefolder"
     if _arrays_in(path):
-        return recognised(_file_in(path), reading)
+        return recognised_source(_file_in(path), reading)
     names = brief(", ".join(sorted(each.name for each in path.iterdir())[:4]))
     if next(path.glob("epoch_*/batch_*.tar"), None) or re.match(r"epoch_\d+$", path.name):
         raise InputError(

@@ -27,7 +27,7 @@ from distill.runs.foreign import reachable, read_json, refuse_irregular
 from distill.training.augment import augmentation
 from robust.ranges import Positive, Range, check_ranges
 
-__all__ = ["OFFICIAL", "Read", "Reading", "bring", "companions", "factor_in", "is_ours"]
+__all__ = ["OFFICIAL", "Read", "Reading", "companions", "factor_in", "import_set", "is_ours"]
 
 OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
@@ -98,7 +98,7 @@ def is_ours(path: Path, reading: Reading) -> bool:
     return ours
 
 
-def bring(
+def import_set(
     path: Path,
     reading: Reading,
     dataset: str,

@@ -2,7 +2,7 @@
 
 pixels       as they are
 normalised   (x - mean) / std by channel, with the constants of the code that made the set: they differ
-whitened     mtt    W (x - mean), kornia's ZCA with eps 0.1 on pixels (`distill.whiten`)
+whitened     mtt    W (x - mean), kornia's ZCA with eps 0.1 on pixels (`distill.training.whiten`)
              frepo  W ((x - mean) / std - m), W = U (S + 0.1 tr(S) / D)^(-1/2) U^T of the normalised training images
              kip    W u, u being the normalised image less its own mean, divided by its own norm; W as in frepo, of u
 
@@ -25,7 +25,7 @@ from distill.errors import InputError
 from distill.training.whiten import Whiten, ridge_zca
 from robust import Normalize
 
-__all__ = ["CONSTANTS", "WHITENED", "Constants", "constants", "doubts", "pixels_of", "uncertain"]
+__all__ = ["CONSTANTS", "WHITENED", "Constants", "ambiguous_space", "constants", "contradictions", "pixels_of"]
 
 WHITENED = ("mtt", "frepo", "kip")
 """codes that whiten"""
@@ -110,7 +110,7 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
 # --- what contradicts --------------------------------------------------------------------------------------------
 
 
-def doubts(
+def contradictions(
     images: Tensor | ImageFiles, pixels: Tensor | ImageFiles, source: str, space: str, told: bool, real: ImageSet
 ) -> list[str]:
     """Return what in the numbers speaks against a space, each a line that says what to give instead.
@@ -150,7 +150,7 @@ def doubts(
     return []
 
 
-def uncertain(path: Path, images: Tensor, real: ImageSet, source: str) -> InputError:
+def ambiguous_space(path: Path, images: Tensor, real: ImageSet, source: str) -> InputError:
     """Make the error for a set that may be in several spaces, with what may help to tell."""
     if source not in WHITENED:
         return InputError(

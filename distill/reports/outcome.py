@@ -12,7 +12,7 @@ from distill.errors import InputError
 from distill.evaluation.intervals import accuracy_interval, wilson
 from distill.reports.tables import TABLES, WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
 from distill.runs.files import write_text
-from distill.runs.own_files import fingerprint_in, read_own
+from distill.runs.own_files import fingerprint_of_folder, read_run_file
 
 __all__ = ["bools_of", "finish", "show"]
 
@@ -74,12 +74,12 @@ def _no_better_than_chance(rows: list[dict[str, Any]]) -> str:
 
 def bools_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Return by column of a run who is classified right, (students, images), corruptions (students, kinds, images)."""
-    students, whose = sorted({row["student"] for row in rows}), fingerprint_in(folder)
+    students, whose = sorted({row["student"] for row in rows}), fingerprint_of_folder(folder)
     names, images = dict.fromkeys(row["attack"] for row in rows), rows[0]["images"]
     sheets = []
     for student in students:
         path = folder / "students" / f"{student}-correct.safetensors"
-        sheets.append(read_own(path, whose)[0])
+        sheets.append(read_run_file(path, whose)[0])
         if not all(name in sheets[-1] and sheets[-1][name].shape[-1] == images for name in names):
             raise InputError(f"{path} does not have the columns of results.jsonl, of {images} images each; delete both")
     return {name: torch.stack([sheet[name] for sheet in sheets]) for name in names}

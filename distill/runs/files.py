@@ -22,12 +22,12 @@ from distill.runs.foreign import brief, open_regular, parse_json, refuse_irregul
 __all__ = [
     "UNFINISHED",
     "Checkpoint",
-    "cannot_write",
     "disk_errors",
     "hash_of",
     "read_tensors",
     "remove_unfinished",
     "write_atomic",
+    "write_error",
     "write_tensors",
     "write_text",
 ]
@@ -64,10 +64,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise write_error(path, error) from None
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
+def write_error(path: Path, error: OSError) -> InputError:
     """Return the line for a file that cannot be written."""
     reason = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,8 +1,9 @@
-"""Starts a command line in several processes: `python -m distill.launch COUNT METHOD DATASET [--flags]`.
+"""Starts a command line in several processes: `python -m distill.runs.launch COUNT METHOD DATASET [--flags]`.
 
-A process that ends with bad input (exit code 2) or interrupted (130) ends all of them with that code. One that dies in
-another way has all of them started again, as torchrun has it, and the run goes on from its last checkpoint. On Linux
-they do not outlive this one. `distill.ranks.start` becomes it, so that it holds no data and imports no torch.
+A process that ends with bad input (exit code 2) or is interrupted (130) ends all processes with that code. If a process
+dies in another way, all are started again, as torchrun does it, and the run resumes from its last checkpoint. On Linux
+the processes do not outlive this one. `distill.runs.ranks.become_launcher` replaces its process by this module, which
+therefore holds no data and does not import torch.
 """
 
 import ctypes
@@ -40,7 +41,7 @@ def launch(count: int, words: list[str]) -> int:
     came: list[int] = []  # signals to end
     for number in ENDING:
         signal.signal(number, lambda got, _: came.append(got))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # `distill.ranks.start` blocks them until they are listened to
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # blocked by `ranks.become_launcher` until here
     with tempfile.TemporaryDirectory(prefix="distill-") as folder:
         for restart in range(RESTARTS + 1):
             processes: list[subprocess.Popen] = []

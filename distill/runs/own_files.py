@@ -13,15 +13,15 @@ from distill.errors import InputError
 from distill.runs.files import read_tensors
 from distill.runs.foreign import brief, read_json
 
-__all__ = ["beside", "digest", "fingerprint_in", "read_own", "record_in"]
+__all__ = ["companion_path", "fingerprint_of_folder", "json_hash", "read_record", "read_run_file"]
 
 
-def digest(description: Any) -> str:
+def json_hash(description: Any) -> str:
     """Return the sha256 of what JSON can say."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def record_in(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """Return what the experiment.json of a folder says, None where there is none: whose the folder is.
 
     Returns:
@@ -45,18 +45,20 @@ def record_in(folder: Path) -> dict[str, Any] | None:
     return {"data": None} | content
 
 
-def fingerprint_in(folder: Path) -> str | None:
+def fingerprint_of_folder(folder: Path) -> str | None:
     """Return the fingerprint of the run that has a folder, None where no run has.
 
     Raises:
         InputError: its experiment.json is damaged.
     """
-    record = record_in(folder)
-    return None if record is None else digest([record["experiment"], record["data"]])
+    record = read_record(folder)
+    return None if record is None else json_hash([record["experiment"], record["data"]])
 
 
-def read_own(path: Path, fingerprint: str | None, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the facts of a file that `Run.keep` wrote.
+def read_run_file(
+    path: Path, fingerprint: str | None, *, tensors: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the facts of a file that `Run.write_tensors` wrote.
 
     Args:
         path: of the file.
@@ -77,7 +79,7 @@ _STAGE = re.compile(r"(\.\./)+stages/[\w-]+(/[\w-]+\.safetensors)?")
 """where our methods keep what their runs share, as a run's folder sees it"""
 
 
-def beside(place: Path, named: Any, what: str) -> Path:
+def companion_path(place: Path, named: Any, what: str) -> Path:
     """Return the path of what a distilled set names, which may be a set of others.
 
     Args:

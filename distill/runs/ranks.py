@@ -1,4 +1,4 @@
-"""Several processes on one run, as `distill.launch` or torchrun starts them; a single process is the first of one.
+"""Several processes on one run, as `distill.runs.launch` or torchrun starts them; a single process is the first of one.
 
 The first process writes what all share: configs, checkpoints, tables. The others compute.
 """
@@ -19,21 +19,21 @@ from distill.errors import InputError
 from distill.runs.launch import ENDING, STORE
 
 __all__ = [
-    "announces",
-    "asked",
     "barrier",
-    "check_asked",
-    "first",
-    "joined",
+    "become_launcher",
+    "check_processes",
+    "claim_error_report",
+    "exit_process",
+    "failed_elsewhere",
+    "is_main_process",
     "launched",
-    "leave",
-    "local",
+    "local_rank",
+    "process_group",
     "rank",
-    "refuse",
-    "refused",
-    "share",
-    "start",
-    "world",
+    "reports_to_user",
+    "requested_processes",
+    "units_of_this_process",
+    "world_size",
 ]
 
 PATIENCE = timedelta(days=7)
@@ -50,17 +50,17 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Return how many processes there are."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
-def local() -> int:
+def local_rank() -> int:
     """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", rank())) if launched() else 0
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Return whether this process writes what all share."""
     return rank() == 0
 
@@ -71,17 +71,17 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share(units: list) -> list:
+def units_of_this_process(units: list) -> list:
     """Return this process's part of independent units of work: every world-th, from its own number on.
 
-    >>> share(["a", "b", "c"])
+    >>> units_of_this_process(["a", "b", "c"])
     ['a', 'b', 'c']
     """
-    return units[rank() :: world()]
+    return units[rank() :: world_size()]
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Join the other processes for the block; a process that was started alone is alone.
 
     Args:
@@ -93,7 +93,7 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world(), timeout=PATIENCE)
+    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=PATIENCE)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for what this process does not come to
 
@@ -102,7 +102,7 @@ def joined(device: torch.device) -> Iterator[None]:
 def _store() -> dist.Store:
     """Return the store by which the processes find each other, and leave word."""
     if STORE in os.environ:
-        store: dist.Store = dist.FileStore(os.environ[STORE], world())
+        store: dist.Store = dist.FileStore(os.environ[STORE], world_size())
     else:
         store = next(dist.rendezvous("env://"))[0]
     store.set_timeout(PATIENCE)
@@ -116,7 +116,7 @@ def _may_ask() -> bool:
     return launched() and (own or dist.is_initialized())
 
 
-def refuse() -> bool:
+def claim_error_report() -> bool:
     """Leave word that bad input ends all processes.
 
     Returns:
@@ -128,7 +128,7 @@ def refuse() -> bool:
         return True
 
 
-def refused() -> bool:
+def failed_elsewhere() -> bool:
     """Return whether another process has met bad input, so that what this one met is a consequence."""
     try:
         return _may_ask() and _store().check(["refused"])
@@ -136,12 +136,12 @@ def refused() -> bool:
         return False
 
 
-def announces() -> bool:
-    """Return whether this process says what concerns the whole command; of several the first, or `distill.launch`."""
-    return first() and STORE not in os.environ
+def reports_to_user() -> bool:
+    """Return whether this process prints messages about the whole command: the main process, if `launch` does not."""
+    return is_main_process() and STORE not in os.environ
 
 
-def asked() -> int:
+def requested_processes() -> int:
     """Return how many processes the environment variable NPROC asks for, 1 where it is not set.
 
     Raises:
@@ -153,7 +153,7 @@ def asked() -> int:
     return int(text)
 
 
-def check_asked(count: int, device: torch.device) -> None:
+def check_processes(count: int, device: torch.device) -> None:
     """Refuse more processes than there is place for.
 
     Args:
@@ -178,8 +178,8 @@ def check_asked(count: int, device: torch.device) -> None:
         raise InputError(f"NPROC is {count}; this machine has place for at most {most} {place}")
 
 
-def start(count: int, arguments: list[str]) -> None:
-    """Become `distill.launch`, which starts this command line in so many processes."""
+def become_launcher(count: int, arguments: list[str]) -> None:
+    """Become `distill.runs.launch`, which starts this command line in so many processes."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     sys.stdout.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until `launch` listens
@@ -187,7 +187,7 @@ def start(count: int, arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, *words])
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process; one of several that ends badly does not wait for the others' collectives."""
     if code and launched():
         for stream in (sys.stdout, sys.stderr):

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from distill.errors import InputError, one_line
 from distill.runs.divergence import diverged, is_finite
-from distill.runs.files import Checkpoint, cannot_write, remove_unfinished, write_tensors, write_text
+from distill.runs.files import Checkpoint, remove_unfinished, write_error, write_tensors, write_text
 from distill.runs.foreign import read_text, refuse_irregular
-from distill.runs.own_files import digest, read_own, record_in
+from distill.runs.own_files import json_hash, read_record, read_run_file
 from distill.runs.progress import progress
 from distill.runs.provenance import provenance
-from distill.runs.ranks import first
+from distill.runs.ranks import is_main_process
 
 __all__ = ["Run", "describe", "locked"]
 
@@ -79,7 +79,7 @@ class Run:
         self.stages = stages or folder / "stages"
         self.experiment, self.data = describe(experiment), data
         self.checkpoint_seconds, self.workers = checkpoint_seconds, workers
-        self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=first())
+        self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=is_main_process())
         self._scalars = None
         self._check()
 
@@ -97,8 +97,8 @@ class Run:
         """
         path = self.folder / "experiment.json"
         content = {"experiment": self.experiment, "data": self.data} | beside
-        found = record_in(self.folder)
-        if first() and (found is None or found | content != found):
+        found = read_record(self.folder)
+        if is_main_process() and (found is None or found | content != found):
             write_text(path, json.dumps(content | {"made_by": provenance(self.device)}, indent=2) + "\n")
         return self
 
@@ -128,7 +128,7 @@ class Run:
         """
         seed = self.seed if seed is None else seed
         config = {"stage": name, "seed": seed, "config": describe(config)}
-        folder = self.stages / f"{name}-{digest(config)[:12]}"
+        folder = self.stages / f"{name}-{json_hash(config)[:12]}"
         options = {"seed": seed, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
         return Run(folder, config, **options, stages=self.stages, workers=self.workers).begin()
 
@@ -141,7 +141,7 @@ class Run:
         experiment = self.experiment
         if isinstance(experiment, dict):
             experiment = {name: value for name, value in experiment.items() if name != "seed"} | instead
-        return digest([experiment, self.data])[:8]
+        return json_hash([experiment, self.data])[:8]
 
     # --- its files -----------------------------------------------------------------------------------------------
 
@@ -152,13 +152,13 @@ class Run:
             instead: fields of the experiment with the value to take instead.
         """
         experiment = self.experiment | instead if isinstance(self.experiment, dict) else self.experiment
-        return digest([experiment, self.data])
+        return json_hash([experiment, self.data])
 
-    def keep(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
         """Write tensors to a file of the run, which then says whose it is; the arguments are those of `kept`."""
         write_tensors(self.folder / name, tensors, dict(facts or {}) | {"run": self.fingerprint()})
 
-    def kept(self, name: str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read_tensors(self, name: str, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the tensors and the facts of a file of the run, None where it is not there.
 
         Args:
@@ -169,15 +169,15 @@ class Run:
             InputError: it is damaged, or of another run.
         """
         path = self.folder / name
-        return read_own(path, self.fingerprint(), tensors=tensors) if path.exists() else None
+        return read_run_file(path, self.fingerprint(), tensors=tensors) if path.exists() else None
 
-    def has(self, name: str) -> bool:
+    def has_tensors(self, name: str) -> bool:
         """Return whether a file of tensors of the run is there; it is not read.
 
         Raises:
             InputError: it is damaged, or of another run.
         """
-        return self.kept(name, tensors=False) is not None
+        return self.read_tensors(name, tensors=False) is not None
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Run:
         Raises:
             InputError: they cannot be written.
         """
-        if not first():
+        if not is_main_process():
             return
         numbers = {name: float(value) for name, value in scalars.items()}
         with self._writing("metrics.jsonl"), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -249,11 +249,11 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise cannot_write(self.folder / name, error) from None
+            raise write_error(self.folder / name, error) from None
 
-    def say(self, line: str) -> None:
+    def notify(self, line: str) -> None:
         """Tell the user something that no error is, on standard error."""
-        if first():
+        if is_main_process():
             tqdm.write(one_line(line), file=sys.stderr)
 
     def progress(self, description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
@@ -263,7 +263,7 @@ class Run:
     def _forget(self, step: int) -> None:
         """Take the scalars of a step and later out of metrics.jsonl, and lines that are none: one was cut short."""
         path = self.folder / "metrics.jsonl"
-        if not first() or not path.exists():
+        if not is_main_process() or not path.exists():
             return
         try:
             lines = read_text(path).splitlines(keepends=True)
@@ -274,7 +274,7 @@ class Run:
     # --- whose folder this is ------------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        found = record_in(self.folder)
+        found = read_record(self.folder)
         if found is None:
             return
         same = found["experiment"] == self.experiment
@@ -338,7 +338,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         InputError: another process has it, and there is no waiting.
     """
-    if not first():  # the first of a run's processes has it for all
+    if not is_main_process():  # the first of a run's processes has it for all
         yield
         return
     try:
@@ -346,7 +346,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             refuse_irregular(folder / ".lock")
         file = open(folder / ".lock", "ab")  # noqa: SIM115  # closed below
     except OSError as error:
-        raise cannot_write(folder / ".lock", error) from None
+        raise write_error(folder / ".lock", error) from None
     with file:
         try:
             import fcntl  # not on Windows, where two processes in one folder are not noticed

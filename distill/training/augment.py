@@ -4,7 +4,7 @@ DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augment
 the official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the
 mean colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
 normalised images are brought to pixels before and back after it. The older one of DC's authors, for students, is in
-`distill.augment_dc`.
+`distill.training.augment_dc`.
 """
 
 import ast

@@ -1,12 +1,13 @@
-"""A method's own way of training students, where it is another than the field's common one.
+"""How students of a method are trained where its authors do it in another way than the standard protocol.
 
-By default all sets are judged by one protocol (`distill.students.Training`). A method that trains students in its own
-way exports beside `distill`
+By default students on all sets are trained by the standard protocol (`distill.training.students.Training`). A method
+with a protocol of its own has a function
 
-    protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol
+    protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol
 
-and writes what it needs into `DistilledSet.training`, which is kept in the set's file; `place` is the folder of that
-file, for methods that need more than fits in it. --protocol own asks for it.
+and writes what that function needs into `DistilledSet.training` and `DistilledSet.training_tensors`, which are stored
+in the set's file. `folder` holds that file, for methods that need more files than this one. The flag `--protocol own`
+selects it.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.run import Run
 
-__all__ = ["Protocol", "ProtocolOf", "chosen"]
+__all__ = ["Protocol", "ProtocolOf", "selected_protocol"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]
 """what a method module exports as `protocol`"""
 
 
-def chosen(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
+def selected_protocol(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
     """Return a method's own way of training students where it is asked for, None for the standard one.
 
     Args:

@@ -19,7 +19,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.foreign import brief
-from distill.runs.own_files import beside
+from distill.runs.own_files import companion_path
 from robust import Normalize
 
 __all__ = ["Whiten", "preprocessing", "ridge_zca"]
@@ -175,12 +175,12 @@ def _check(count: int, size: int, what: str) -> None:
         raise InputError(f"ZCA of {what} needs a matrix of {size}²; take --no-zca or another --image-size")
 
 
-def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
+def preprocessing(distilled: DistilledSet, folder: Path) -> Normalize | Whiten:
     """Return the first layer of students that are trained in the way of the method which made a set.
 
     Args:
-        distilled: the set; where its `training` has "whitening", that names the file of a `Whiten`.
-        place: the folder of its file, from which that name counts.
+        distilled: the set; its `training.whitening` may name the file of a `Whiten`.
+        folder: of the set's file, to which that name is relative.
 
     Returns:
         pixels to what a student's network takes: that whitening, on the CPU, else the set's normalisation.
@@ -188,8 +188,8 @@ def preprocessing(distilled: DistilledSet, place: Path) -> Normalize | Whiten:
     Raises:
         InputError: the file is gone, holds something else, or is neither in that folder nor a stage of our runs.
     """
-    if "whitening" in distilled.training:
-        path = beside(place, distilled.training["whitening"], "whitening")
+    if distilled.training.whitening is not None:
+        path = companion_path(folder, distilled.training.whitening, "whitening")
         layer = Whiten.load(path)
         if len(layer.mean) != distilled.images.shape[1:].numel():
             raise InputError(f"{path} is a whitening of {len(layer.mean)} numbers, and the images have others")

@@ -14,7 +14,7 @@ from distill.app.curvature import CurvatureCommand
 from distill.app.distil import resolve_flags
 from distill.app.evaluate import Judgement
 from distill.app.registry import find_methods
-from distill.app.start import Place, foresee
+from distill.app.start import RunOptions, check_before_running
 from distill.errors import LONGEST, InputError, one_line
 from distill.experiment import Evaluation, Experiment
 from distill.published.reading import Reading
@@ -45,7 +45,7 @@ def tried(method: str, flag: str, value: str | None = None) -> str | None:
     """Return the line with which a value is refused, None where it is taken."""
     try:
         experiment, _ = resolve_flags(find_methods()[method], "digits", [flag if value is None else f"{flag}={value}"])
-        foresee(experiment.config.backbone, experiment.evaluation, toy())
+        check_before_running(experiment.config.backbone, experiment.evaluation, toy())
     except InputError as error:
         line = one_line(error)
         assert line
@@ -79,7 +79,7 @@ def test_flags_refuse_nonsense(method: str, request: pytest.FixtureRequest, caps
 
 def configs() -> Iterator[Any]:
     """Yield every dataclass that flags fill, the configs of all recipes among them."""
-    yield from (Training(), Evaluation(), Place(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
+    yield from (Training(), Evaluation(), RunOptions(), Reading(), CurvatureCommand((Path(),)), BenchmarkCommand())
     yield Judgement("", "digits", "convnet", Evaluation(), "quick")
     for name, module in find_methods().items():
         for recipe in module.recipes.values():

@@ -26,7 +26,7 @@ import torch
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.published.read import read
-from distill.published.reading import Reading, bring
+from distill.published.reading import Reading, import_set
 from distill.training.whiten import preprocessing
 from tests.fuzz.mutations import ELSEWHERE, mutate
 from tests.fuzz.sets import HOW, REAL, WRITERS
@@ -120,7 +120,7 @@ def _read(kind: str, path: Path, place: Path) -> tuple[str, str]:
             kept = path
             if kind != "safetensors":
                 real = REAL if kind != "16 bits" else GREY
-                kept = bring(path, Reading(**HOW.get(kind, {})), "toy", "data", runs, real.resized, read)
+                kept = import_set(path, Reading(**HOW.get(kind, {})), "toy", "data", runs, real.resized, read)
             found = DistilledSet.load(kept)
             preprocessing(found, kept if kept.is_dir() else kept.parent)
             for part in found.images.split(2):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from distill import distilled
 from distill.app.export import export
 from distill.distilled import DistilledSet
+from distill.method_training import MethodTraining
 from distill.training.whiten import Whiten
 from tests.toy import toy
 
@@ -20,7 +22,7 @@ Z = (X - 0.4) / 0.25
 Y = torch.tensor([0, 0, 1, 1])
 ROWS = X.permute(0, 2, 3, 1).numpy()
 CENTRED = np.eye(2, dtype="f4")[Y.numpy()] - 0.5
-MADE = DistilledSet.of(REAL, X, Y, method="dm", training={"lr": 0.1, "epochs": 3})
+MADE = DistilledSet.of(REAL, X, Y, method="dm", training=MethodTraining(lr=0.1, epochs=3))
 
 
 def _dc(folder: Path, *, zipped: bool = True) -> None:
@@ -65,10 +67,8 @@ def _ours(folder: Path) -> None:
     distilled.SHARD = 4 * X[:2].numel()
     try:
         Whiten.fit(REAL.images).save(folder / "whitening.safetensors")
-        named = MADE.training | {"whitening": "whitening.safetensors"}
-        DistilledSet(**MADE.__dict__ | {"training": named, "own": {"labels": X[:, 0, 0]}}).save(
-            folder / "distilled.safetensors"
-        )
+        named = replace(MADE.training, whitening="whitening.safetensors")
+        replace(MADE, training=named, training_tensors={"labels": X[:, 0, 0]}).save(folder / "distilled.safetensors")
     finally:
         distilled.SHARD = kept
 

@@ -58,7 +58,7 @@ def test_a_run_and_its_set_in_both_protocols(data: Path, tmp_path: Path) -> None
     clean = [row["accuracy"] for row in rows(folder) if row["attack"] == "clean"]
     assert min(clean) > 60
     found = DistilledSet.load(folder)
-    assert found.own["labels"].shape == (4, 2)
+    assert found.training_tensors["labels"].shape == (4, 2)
     assert found.labels.shape == (4, 2)
     assert not (folder / "state.pt").exists()
 
@@ -68,14 +68,14 @@ def test_a_run_and_its_set_in_both_protocols(data: Path, tmp_path: Path) -> None
     assert "| own |" in table.read_text()
     network = build(found.backbone, channels=3, image_size=8, num_classes=2, generator=torch.Generator())
     network.load_state_dict(read_tensors(table.parent / "students" / "0.safetensors")[0])
-    model = nn.Sequential(Whiten.load(folder / found.training["whitening"]), network).eval()
+    model = nn.Sequential(Whiten.load(folder / found.training.whitening), network).eval()
     test = load("folder", data, None)[1]
     correct = read_tensors(table.parent / "students" / "0-correct.safetensors")[0]
     with torch.no_grad():
         assert torch.equal(correct["clean"], model(test.images).argmax(1) == test.labels)
         assert correct["clean"].float().mean() > 0.7
         seen = model(found.images)
-    assert (seen - found.own["labels"]).abs().max() < 0.7  # regressed, centred: no logits of cross-entropy
+    assert (seen - found.training_tensors["labels"]).abs().max() < 0.7  # regressed, centred: no logits of cross-entropy
 
 
 def test_digits_are_grey_and_not_whitened(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_digits_are_grey_and_not_whitened(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "frepo" / "digits").rglob("seed0")
     clean = next(row["accuracy"] for row in rows(folder) if row["attack"] == "clean")
     assert clean > 40
-    assert "whitening" not in DistilledSet.load(folder).training
+    assert DistilledSet.load(folder).training.whitening is None
 
 
 def test_a_killed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_damaged_labels_are_told(data: Path, tmp_path: Path, capsys: pytest.Capt
     assert run(*words, "--students", "1") == 0
     path = tmp_path / place(data) / "distilled.safetensors"
     found = DistilledSet.load(path)
-    found.own["labels"][0, 0] = float("nan")
+    found.training_tensors["labels"][0, 0] = float("nan")
     found.save(path)
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--protocol", "own"]
     assert run("evaluate", tmp_path / place(data), *options) == 2

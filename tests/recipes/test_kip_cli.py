@@ -43,8 +43,8 @@ def test_a_set_is_judged_in_both_ways(data: Path, tmp_path: Path, capsys: pytest
     words = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--attacks", "fgsm", "--student.epochs", "10"]
     assert run("kip", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *LEARNED) == 0
     made = DistilledSet.load(tmp_path / place(data))
-    assert set(made.own) == {"labels"}
-    assert made.labels.shape == made.own["labels"].shape == (4, 2)
+    assert set(made.training_tensors) == {"labels"}
+    assert made.labels.shape == made.training_tensors["labels"].shape == (4, 2)
     capsys.readouterr()
     assert run("evaluate", tmp_path / place(data), *words, "--protocol", "own") == 0
     assert "as the method's authors do: --student.epochs has no effect" in capsys.readouterr().err

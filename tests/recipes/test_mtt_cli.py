@@ -104,7 +104,7 @@ def test_a_whitened_set_is_judged_through_its_whitening(data: Path, tmp_path: Pa
     found, test = DistilledSet.load(folder), load("folder", data, None)[1]
     network = build(found.backbone, channels=3, image_size=8, num_classes=2, generator=torch.Generator())
     network.load_state_dict(read_tensors(folder / "students" / "0.safetensors")[0])
-    model = nn.Sequential(Whiten.load(folder / found.training["whitening"]), network).eval()
+    model = nn.Sequential(Whiten.load(folder / found.training.whitening), network).eval()
     (again,) = students_of(folder, found, found.backbone, 1, own=True)
     assert torch.equal(again(test.images), model(test.images))
     (normalised,) = students_of(folder, found, found.backbone, 1)

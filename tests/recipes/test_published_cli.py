@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from distill.app.main import main
 from distill.data import label, load
 from distill.distilled import DistilledSet
+from distill.method_training import MethodTraining
 from distill.runs.files import read_tensors
 from robust import Normalize
 from tests.toy import toy
@@ -145,7 +146,7 @@ def test_own_ways_of_training(data: Path, tmp_path: Path, capsys: pytest.Capture
     (place,) = [path.parent for path in (tmp_path / "second" / "published").rglob("whitening.safetensors")]
     found = DistilledSet.load(place)
     assert (found.images - x).abs().max() < 1e-3
-    assert found.training == {"lr": 0.05, "epochs": 1000, "whitening": "whitening.safetensors"}
+    assert found.training == MethodTraining(lr=0.05, epochs=1000, whitening="whitening.safetensors")
 
 
 class Evil:

@@ -8,11 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distill.models import build
-from distill.runs.ranks import first, joined, world
+from distill.runs.ranks import is_main_process, process_group, world_size
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
 from robust import Normalize, RobustTeacher
 from sre2l.precision import Compute
-from sre2l.relabel import Labels, Relabel, digest, relabel
+from sre2l.relabel import Relabel, relabel
 from sre2l.squeeze import Squeeze, squeeze
 from sre2l.validate import Validate, train
 from tests.toy import toy
@@ -37,14 +38,14 @@ def main(folder: Path) -> None:
     student: nn.Module = build(SPEC, **shape, generator=torch.Generator().manual_seed(5))
     student_config = Validate("sgd", 0.05, 0.01, temperature=2.0, accumulate=2)
     train(student, images, Labels(store, digest(images)), normalize, student_config, floats, run, "0")
-    if first():
+    if is_main_process():
         tensors = {f"teacher.{name}": tensor for name, tensor in teacher.network.state_dict().items()}
         save_file(
             tensors | {f"student.{n}": t for n, t in student.state_dict().items()}, folder / "networks.safetensors"
         )
-    print(f"{world()} processes")
+    print(f"{world_size()} processes")
 
 
 if __name__ == "__main__":
-    with joined(torch.device("cpu")):
+    with process_group(torch.device("cpu")):
         main(Path(sys.argv[1]))

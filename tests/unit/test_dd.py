@@ -25,6 +25,7 @@ from baselines.dd import (
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.run import Run
 from robust import Normalize
@@ -172,11 +173,11 @@ def test_steps_share_the_images(ipc: int, count: int) -> None:
 def test_the_set_says_which_images_a_step_has(tmp_path: Path) -> None:
     made = distill(toy(), 6, replace(SMALL, distill_steps=3, epochs=1), run_in(tmp_path))
     assert made.labels.tolist() == [0] * 6 + [1] * 6
-    order = torch.tensor(made.training["order"])
+    order = torch.tensor(made.training.order)
     assert order.tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
     assert sorted(order.flatten().tolist()) == list(range(12))
-    assert len(made.training["lrs"]) == 6
-    assert json.loads(json.dumps(made.training)) == made.training
+    assert len(made.training.lrs) == 6
+    assert MethodTraining.from_json(json.loads(json.dumps(made.training.to_json()))) == made.training
 
 
 @pytest.mark.parametrize("labels", ["hard", "learned"])
@@ -186,29 +187,31 @@ def test_first_steps_are_those_of_the_paper(labels: str, tmp_path: Path) -> None
     run, real = run_in(tmp_path, config), toy()
     made = distill(real, 2, config, run)
     noise = torch.randn(2, 2, *real.image_shape, generator=run.generator("initial"))
-    images = Normalize(made.mean, made.std)(made.images)[torch.tensor(made.training["order"])]
+    images = Normalize(made.mean, made.std)(made.images)[torch.tensor(made.training.order)]
     moved = (images - noise).abs()
     assert moved.max() < 1.01e-3
     assert moved.median() > 0.9e-3
-    raw = torch.tensor(made.training["lrs"]).expm1().log()
+    raw = torch.tensor(made.training.lrs).expm1().log()
     assert (raw - torch.tensor(0.02).expm1().log()).abs().tolist() == pytest.approx([1e-3] * 4, rel=0.02)
     if labels == "learned":
         one_hot = torch.eye(2)[[0, 0, 1, 1]]
-        assert (made.own["labels"] - one_hot).abs().flatten().tolist() == pytest.approx([1e-3] * 8, rel=0.02)
+        assert (made.training_tensors["labels"] - one_hot).abs().flatten().tolist() == pytest.approx(
+            [1e-3] * 8, rel=0.02
+        )
 
 
 def test_learning_rates_stay_positive(tmp_path: Path) -> None:
     config = replace(SMALL, distill_lr=1e-4, lr=3.0, epochs=3)  # steps of Adam that would make plain rates negative
     made = distill(toy(), 1, config, run_in(tmp_path))
-    assert min(made.training["lrs"]) > 0
-    assert max(made.training["lrs"]) != min(made.training["lrs"])
+    assert min(made.training.lrs) > 0
+    assert max(made.training.lrs) != min(made.training.lrs)
 
 
 @pytest.mark.parametrize("lr", [1e-6, 0.02, 1.0, 50.0])
 def test_the_first_learning_rate_is_the_one_asked_for(lr: float, tmp_path: Path) -> None:
     config = replace(SMALL, distill_epochs=1, distill_lr=lr, epochs=1, epoch_iterations=1, lr=1e-9)
     made = distill(toy(), 1, config, run_in(tmp_path))
-    assert made.training["lrs"] == pytest.approx([lr], rel=1e-4)
+    assert made.training.lrs == pytest.approx([lr], rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_a_short_run_gets_better(labels: str, channels: int, tmp_path: Path) -> 
         images=Normalize(made.mean, made.std).inverse(
             torch.randn(made.images.shape, generator=torch.Generator().manual_seed(3))
         ),
-        training=made.training | {"lrs": [0.02] * 6},
+        training=replace(made.training, lrs=[0.02] * 6),
     )
     after, before = (accuracy(each, test, run) for each in (made, untouched))
     assert after > 0.9 > before + 0.2
@@ -338,13 +341,13 @@ def test_students_take_the_distilled_steps(weights: str, labels: str, tmp_path: 
     assert own.epochs == 2
     own.train(student, "0")
     if weights == "xavier":
-        protocol(replace(made, training=made.training | {"lrs": [0.0] * 4}), tmp_path, run).train(twin, "0")
+        protocol(replace(made, training=replace(made.training, lrs=[0.0] * 4)), tmp_path, run).train(twin, "0")
         assert not any(module.bias.any() for module in twin.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
-    images, targets = Normalize(made.mean, made.std)(made.images), made.own.get("labels", made.labels)
-    assert ("labels" in made.own) == (labels == "learned")
+    images, targets = Normalize(made.mean, made.std)(made.images), made.training_tensors.get("labels", made.labels)
+    assert ("labels" in made.training_tensors) == (labels == "learned")
     torch.testing.assert_close(made.labels.sum(-1) if labels == "learned" else torch.ones(8), torch.ones(8))
-    for step, lr in enumerate(made.training["lrs"]):
-        which = made.training["order"][step % 2]
+    for step, lr in enumerate(made.training.lrs):
+        which = made.training.order[step % 2]
         optimizer = torch.optim.SGD(twin.parameters(), lr=lr)
         F.cross_entropy(twin(images[which]), targets[which]).backward()
         optimizer.step()
@@ -393,7 +396,7 @@ def test_students_of_known_networks_start_from_their_weights(
 def test_a_set_without_steps_is_refused(tmp_path: Path) -> None:
     made = distill(toy(), 1, replace(SMALL, epochs=1), run_in(tmp_path))
     with pytest.raises(InputError, match="lacks fixed, lrs of dd's training; take --protocol standard"):
-        protocol(replace(made, training={"order": [[0, 1]], "weights": "xavier"}), tmp_path, run_in(tmp_path))
+        protocol(replace(made, training=MethodTraining(order=[[0, 1]], weights="xavier")), tmp_path, run_in(tmp_path))
 
 
 # --- data, networks, settings

@@ -18,6 +18,7 @@ from distill.data import ImageSet
 from distill.data.official import CONSTANTS, Constants
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published.read import read
 from distill.published.reading import Reading
 from distill.training.whiten import Whiten
@@ -49,7 +50,7 @@ def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> 
     labels = F.one_hot(LABELS).float() * 0.8 + 0.1 if soft else LABELS
     ours = made(labels=labels)
     if form == "mtt":
-        ours = replace(ours, method="guard_mtt", training={"lr": 0.02, "epochs": 30})
+        ours = replace(ours, method="guard_mtt", training=MethodTraining(lr=0.02, epochs=30))
     if form == "dc" and soft:
         with pytest.raises(InputError, match="soft labels, and dc holds classes; take --to mtt, npz or hf"):
             export(ours, tmp_path, form, tmp_path / "out")
@@ -66,7 +67,7 @@ def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> 
     if form == "npz":
         assert (found.augment, found.backbone, found.method) == ("flip", "convnet:width=4", "dc")
     if form == "mtt":
-        assert (found.training["lr"], json.loads((tmp_path / "out" / "learned_lr.json").read_text())["lr"]) == (
+        assert (found.training.lr, json.loads((tmp_path / "out" / "learned_lr.json").read_text())["lr"]) == (
             0.02,
             0.02,
         )
@@ -134,20 +135,23 @@ def test_pictures_are_equal_but_for_rounding_and_say_so(tmp_path: Path) -> None:
 
 
 def test_npz_keeps_own_tensors_and_training(tmp_path: Path) -> None:
-    ours = made(own={"labels": torch.ones(4, 2)}, training={"order": [[0, 1], [2, 3]], "whitening": "w.safetensors"})
+    ours = made(
+        training_tensors={"labels": torch.ones(4, 2)},
+        training=MethodTraining(order=[[0, 1], [2, 3]], whitening="w.safetensors"),
+    )
     ours = replace(ours, mean=(0.5, 0.5, 0.4), std=(0.1, 0.2, 0.3))  # others than the data set's
     lines = export(ours, tmp_path, "npz", tmp_path / "out")
     assert "the whitening is left out" in lines[0]
     found = back(tmp_path / "out" / "distilled.npz")
-    assert torch.equal(found.own["labels"], torch.ones(4, 2))
-    assert found.training == {"order": [[0, 1], [2, 3]]}
+    assert torch.equal(found.training_tensors["labels"], torch.ones(4, 2))
+    assert found.training == MethodTraining(order=[[0, 1], [2, 3]])
     assert (found.mean, found.std) == (ours.mean, ours.std)
 
 
 def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:
     layer = Whiten.fit(REAL.images)
     layer.save(tmp_path / "whitening.safetensors")
-    ours = made(method="mtt", training={"lr": 0.01, "epochs": 30, "whitening": "whitening.safetensors"})
+    ours = made(method="mtt", training=MethodTraining(lr=0.01, epochs=30, whitening="whitening.safetensors"))
     lines = export(ours, tmp_path, "mtt", tmp_path / "out")
     assert "whitened (kornia's ZCA" in lines[0]
     images = torch.load(tmp_path / "out" / "images_best.pt", weights_only=True)
@@ -158,19 +162,19 @@ def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["frepo", "kip"])
 def test_mtt_of_a_set_that_is_whitened_otherwise_is_normalised(method: str, tmp_path: Path) -> None:
     Whiten.fit_normalised(REAL.images, Normalize(REAL.mean, REAL.std)).save(tmp_path / "whitening.safetensors")
-    training = {"lr": 3e-4, "steps": None, "whitening": "whitening.safetensors"}  # a rate that nobody learned
+    training = MethodTraining(lr=3e-4, whitening="whitening.safetensors")  # a rate that nobody learned
     lines = export(made(method=method, training=training), tmp_path, "mtt", tmp_path / "out")
     assert "normalised with" in lines[0]
     assert "no learned learning rate in learned_lr.json; the whitening is left out" in lines[0]
     found = back(tmp_path / "out")
     assert (found.images - made().images).abs().max() < 1e-6
-    assert found.training == {}
+    assert found.training == MethodTraining()
 
 
 @pytest.mark.parametrize("method", ["mtt", "tesla", "guard_mtt"])
 def test_all_methods_that_whiten_as_mtt_are_known(method: str, tmp_path: Path) -> None:
     Whiten.fit(REAL.images).save(tmp_path / "whitening.safetensors")
-    ours = made(method=method, training={"lr": 0.01, "epochs": 30, "whitening": "whitening.safetensors"})
+    ours = made(method=method, training=MethodTraining(lr=0.01, epochs=30, whitening="whitening.safetensors"))
     (line, _) = export(ours, tmp_path, "mtt", tmp_path / "out")
     assert "whitened (kornia's ZCA" in line
     assert "left out" not in line

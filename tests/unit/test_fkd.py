@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,20 @@ from torchvision.transforms import functional as TF
 from distill.data.pictures import picture_folders, read_all_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published.fkd import agreement, orders, with_labels
 from distill.published.unpickled import read_pickle
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
 from sre2l import pipeline
-from sre2l.relabel import Labels, digest, view
+from sre2l.precision import Compute
+from sre2l.relabel import view
+from sre2l.validate import Validate
 
 SIZE, K, EACH, BATCH, EPOCHS = 16, 4, 3, 5, 3
 NAMES = ("a", "b", "c", "d")
 MEAN, STD = (0.4,) * 3, (0.25,) * 3
+SETTINGS = MethodTraining(validate=dict(vars(Validate())), compute=dict(vars(Compute())))
 Edit = Callable[[list], list]
 
 
@@ -133,7 +139,7 @@ def set_of(folder: Path) -> DistilledSet:
 
 def taken(tmp_path: Path, store: Path) -> tuple[DistilledSet, list[str]]:
     said: list[str] = []
-    return with_labels(set_of(tmp_path / "syn"), store, tmp_path / "ours", said.append), said
+    return with_labels(set_of(tmp_path / "syn"), store, tmp_path / "ours", said.append, SETTINGS), said
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -143,7 +149,7 @@ def test_students_see_what_the_teacher_saw(kind: str, half: bool, tmp_path: Path
     samples = write_images(tmp_path / "syn")
     whole = write_store(tmp_path / "FKD", samples, kind, half=half)
     found, said = taken(tmp_path, tmp_path / "FKD")
-    labels = Labels(tmp_path / "ours" / found.training["labels"], digest(found.images))
+    labels = Labels(tmp_path / "ours" / found.training.labels, digest(found.images))
     assert (labels.epochs, labels.batch_size, labels.mix) == (EPOCHS, BATCH, kind)
     assert f"3 epochs in batches of 5, mixed by {kind}" in said[0]
     for epoch, batches in enumerate(whole):
@@ -230,7 +236,7 @@ def test_few_labels_are_taken_with_a_warning(tmp_path: Path) -> None:
     config = [torch.tensor([[0.0, 0, 1, 1]] * 2), torch.zeros(2).bool(), None, None, None, teacher(images).half()]
     torch.save(config, tmp_path / "FKD" / "epoch_0" / "batch_0.tar")
     said: list[str] = []
-    with_labels(torch_set, tmp_path / "FKD", tmp_path / "ours", said.append)
+    with_labels(torch_set, tmp_path / "FKD", tmp_path / "ours", said.append, SETTINGS)
     assert said[1] == "warning: 2 labels are too few to tell whether they belong to these images in this order"
 
 
@@ -239,7 +245,7 @@ def test_students_train_on_them_without_a_teacher(tmp_path: Path) -> None:
     write_store(tmp_path / "FKD" / "toy" / "99", samples, epochs=30)  # GUARD's code has two folders more
     found, _ = taken(tmp_path, tmp_path / "FKD")
     assert found.method == "sre2l"
-    found.training["validate"]["lr"] = 0.05  # 90 steps
+    found = replace(found, training=replace(found.training, validate=vars(Validate(lr=0.05))))  # 90 steps
     own = pipeline.protocol(found, tmp_path / "ours", Run(tmp_path / "run", None))
     assert (own.teacher, own.epochs) == (None, 30)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, K))
@@ -372,7 +378,7 @@ def test_missing_and_extra_files_are_named(tmp_path: Path) -> None:
     (whole[0][0]).unlink()
     found = set_of_noise(set_of_all_but_one(tmp_path / "syn"))
     with pytest.raises(InputError, match="epoch_0 has labels of 12 images"):
-        with_labels(found, store, tmp_path / "ours", print)
+        with_labels(found, store, tmp_path / "ours", print, SETTINGS)
 
 
 def refused(tmp_path: Path, line: str) -> None:
@@ -391,7 +397,7 @@ def test_labels_are_for_sets_of_pictures(tmp_path: Path) -> None:
     write_store(tmp_path / "FKD", write_images(tmp_path / "syn"), epochs=1)
     other = DistilledSet(**set_of(tmp_path / "syn").__dict__ | {"method": "dc"})
     with pytest.raises(InputError, match="for folders of pictures with classes, not for a set of dc"):
-        with_labels(other, tmp_path / "FKD", tmp_path / "ours", print)
+        with_labels(other, tmp_path / "FKD", tmp_path / "ours", print, SETTINGS)
 
 
 def test_kappa() -> None:

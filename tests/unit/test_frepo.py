@@ -23,6 +23,7 @@ from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.run import Run
 from distill.training.ridge import centred, probabilities
@@ -259,21 +260,21 @@ def test_the_loop_is_the_papers(use_flip: bool, toy64: ImageSet, tmp_path: Path)
     assert [row[1] for row in scalars(tmp_path, "loss")] == pytest.approx(losses, rel=1e-6)
     assert min(leads[:-1]) < 0.5 < leads[0]  # the margin has a gradient in some of the steps
     assert (found.images - normalize.inverse(s)).abs().max() < 1e-6
-    assert (found.own["labels"] - y).abs().max() < 1e-6
+    assert (found.training_tensors["labels"] - y).abs().max() < 1e-6
     assert (s - normalize(first)).abs().max() > 0.01
 
 
 def test_labels_for_students_of_both_protocols(tmp_path: Path) -> None:
     found = distill(toy(), 2, SMALL, run_in(tmp_path))
-    raw = found.own["labels"]
+    raw = found.training_tensors["labels"]
     assert torch.equal(found.labels, probabilities(raw * math.sqrt(0.2) + 0.5))
     assert torch.allclose(found.labels.sum(1), torch.ones(4))
     assert found.labels.min() >= 0
-    assert found.training == {"steps": 30, "lr": 0.002, "augment": "color_crop_rotate_translate_cutout"}
+    assert found.training == MethodTraining(steps=30, lr=0.002, augment="color_crop_rotate_translate_cutout")
     assert found.backbone == "frepo_convnet:width=4,depth=2"
     kept = distill(toy(), 2, replace(SMALL, learn_label=False), run_in(tmp_path / "kept"))
     assert torch.allclose(kept.labels, torch.eye(2).repeat_interleave(2, 0), atol=1e-6)
-    assert not torch.allclose(kept.own["labels"], raw, atol=1e-3)
+    assert not torch.allclose(kept.training_tensors["labels"], raw, atol=1e-3)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     again = distill(toy(), 2, config, resumed)
     assert torch.equal(whole.images, again.images)
     assert torch.equal(whole.labels, again.labels)
-    assert torch.equal(whole.own["labels"], again.own["labels"])
+    assert torch.equal(whole.training_tensors["labels"], again.training_tensors["labels"])
     assert scalars(tmp_path / "whole", "loss", "accuracy") == scalars(tmp_path / "killed", "loss", "accuracy")
 
 
@@ -462,7 +463,7 @@ def test_whitened_images_are_kept_in_pixels_and_judged_through_it(tmp_path: Path
     initial = torch.cat([data.sample(c, 2, run.generator("initial", c)) for c in range(2)])
     assert (found.images - initial).abs().max() < 1e-5
     own = protocol(found, tmp_path, run)
-    assert torch.equal(own.preprocess.matrix, Whiten.load(tmp_path / found.training["whitening"]).matrix)
+    assert torch.equal(own.preprocess.matrix, Whiten.load(tmp_path / found.training.whitening).matrix)
 
 
 # --- students
@@ -515,14 +516,14 @@ def test_the_protocol_of_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
     own.train(ours, "1")
     generator = run_in(tmp_path).generator("student", "1", "training")
     x = Normalize(found.mean, found.std)(found.images)
-    options = {"steps": 30, "lr": 0.002, "strategy": found.training["augment"], "generator": generator}
-    train_regressor(theirs, x, found.own["labels"], **options)
+    options = {"steps": 30, "lr": 0.002, "strategy": found.training.augment, "generator": generator}
+    train_regressor(theirs, x, found.training_tensors["labels"], **options)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
-    free = replace(found, training=found.training | {"steps": None})
+    free = replace(found, training=replace(found.training, steps=None))
     assert protocol(free, tmp_path, run_in(tmp_path)).epochs == 1000
     line = "FRePo trains students on 10, 100, 200, 400, 500, 1000, 2000, 5000 images; on 4 they take 1000 steps"
     assert line in capsys.readouterr().err
-    for broken in (replace(found, own={}), replace(found, training={})):
+    for broken in (replace(found, training_tensors={}), replace(found, training=MethodTraining())):
         with pytest.raises(InputError, match=r"lacks the learned labels.*--protocol standard"):
             protocol(broken, tmp_path, run_in(tmp_path))
 
@@ -667,4 +668,4 @@ def test_grey_images(tmp_path: Path) -> None:
     data = toy(channels=1)
     found = distill(data, 1, SMALL, run_in(tmp_path))
     assert found.images.shape == (2, 1, 8, 8)
-    assert DistilledSet.load(saved(found, tmp_path)).own["labels"].equal(found.own["labels"])
+    assert DistilledSet.load(saved(found, tmp_path)).training_tensors["labels"].equal(found.training_tensors["labels"])

@@ -18,6 +18,7 @@ from baselines.kip.method import METHODS, Config, distill, objective, protocol, 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.run import Run
 from distill.training.ridge import centred, probabilities, regressed
@@ -110,10 +111,12 @@ def test_first_steps_are_those_of_the_paper(init: str, labels: str, tmp_path: Pa
     assert moved.median() > 0.9e-3
     one_hot = centred(torch.tensor([0, 0, 0, 1, 1, 1]), 2)
     if labels == "learned":
-        assert (made.own["labels"] - one_hot).abs().flatten().tolist() == pytest.approx([1e-3] * 12, rel=0.02)
-        torch.testing.assert_close(made.labels, probabilities(made.own["labels"] + 0.5))
+        assert (made.training_tensors["labels"] - one_hot).abs().flatten().tolist() == pytest.approx(
+            [1e-3] * 12, rel=0.02
+        )
+        torch.testing.assert_close(made.labels, probabilities(made.training_tensors["labels"] + 0.5))
     else:
-        assert torch.equal(made.own["labels"], one_hot)
+        assert torch.equal(made.training_tensors["labels"], one_hot)
         assert made.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -138,7 +141,7 @@ def test_images_regress_what_they_did_not(config: Config, channels: int, tmp_pat
     found = losses(tmp_path)
     assert sum(found[-3:]) < 0.5 * sum(found[:3])
     x, y = (Normalize(real.mean, real.std)(images) for images in (made.images, test.images))
-    said = regressed(KERNEL(x, x), KERNEL(y, x), made.own["labels"])
+    said = regressed(KERNEL(x, x), KERNEL(y, x), made.training_tensors["labels"])
     assert (said.argmax(1) == test.labels).double().mean() > 0.9
 
 
@@ -148,14 +151,14 @@ def test_learned_labels_are_kept_as_both(tmp_path: Path) -> None:
     made = DistilledSet.load(tmp_path / "made.safetensors")
     assert made.labels.min() >= 0
     torch.testing.assert_close(made.labels.sum(1), torch.ones(4))
-    assert (made.own["labels"] - centred(torch.tensor([0, 0, 1, 1]), 2)).abs().max() > 0.1
+    assert (made.training_tensors["labels"] - centred(torch.tensor([0, 0, 1, 1]), 2)).abs().max() > 0.1
 
 
 def test_whitening_is_of_the_notebooks_ridge(tmp_path: Path) -> None:
     config = replace(SMALL, zca=True, iterations=1, lr=1e-6)
     run, real = run_in(tmp_path, config), toy()
     made = distill(real, 1, config, run)
-    layer = Whiten.load(tmp_path / made.training["whitening"])
+    layer = Whiten.load(tmp_path / made.training.whitening)
     variance = real.images.flatten(1).double().T.cov()
     ridge = 0.1 * variance.diagonal().mean()
     centred_ = real.images.flatten(1).double() - real.images.flatten(1).double().mean(0)
@@ -198,7 +201,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert (resumed.restore() or {"iteration": 0})["iteration"] == at
     again = distill(toy(), 2, config, resumed)
     assert torch.equal(whole.images, again.images)
-    assert torch.equal(whole.own["labels"], again.own["labels"])
+    assert torch.equal(whole.training_tensors["labels"], again.training_tensors["labels"])
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     assert len(losses(tmp_path / "whole")) == config.iterations
 
@@ -262,12 +265,12 @@ def test_students_are_trained_by_least_squares(labels: str, tmp_path: Path) -> N
     assert own.epochs == 30
     own.train(student, "0")
 
-    protocol(replace(made, training=made.training | {"steps": 0}), tmp_path, run).train(twin, "0")
+    protocol(replace(made, training=replace(made.training, steps=0)), tmp_path, run).train(twin, "0")
     images, weights = own.preprocess(made.images), dict(twin.named_parameters())
     rate = largest_rate(twin, images)
     velocity = {name: torch.zeros_like(p) for name, p in weights.items()}
     for step in range(30):
-        loss = 0.5 * (functional_call(twin, weights, (images,)) - made.own["labels"]).square().mean()
+        loss = 0.5 * (functional_call(twin, weights, (images,)) - made.training_tensors["labels"]).square().mean()
         loss = loss + 0.5 * 1e-3 * sum(p.square().sum() for p in weights.values())
         for (name, p), g in zip(list(weights.items()), torch.autograd.grad(loss, list(weights.values())), strict=True):
             velocity[name] = 0.9 * velocity[name] + g
@@ -281,7 +284,7 @@ def test_students_are_trained_by_least_squares(labels: str, tmp_path: Path) -> N
 def test_students_weights_are_of_the_papers_variance(tmp_path: Path) -> None:
     config = replace(SMALL, w_std=3.0, b_std=0.5, iterations=1)
     made = distill(toy(), 1, config, run_in(tmp_path, config))
-    own = protocol(replace(made, training=made.training | {"steps": 0}), tmp_path, run_in(tmp_path, config))
+    own = protocol(replace(made, training=replace(made.training, steps=0)), tmp_path, run_in(tmp_path, config))
     students = [network_of("convnet:width=64,depth=2,norm=none") for _ in range(2)]
     for number, student in enumerate(students):
         own.train(student, str(number))
@@ -298,8 +301,8 @@ def test_batches_are_of_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         made,
         images=torch.rand(230, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
         labels=torch.arange(230) % 2,
-        own={"labels": centred(torch.arange(230) % 2, 2)},
-        training=made.training | {"steps": 7},
+        training_tensors={"labels": centred(torch.arange(230) % 2, 2)},
+        training=replace(made.training, steps=7),
     )
     seen, network = [], network_of(SMALL.backbone)
     network.register_forward_hook(lambda module, x, y: seen.append(len(x[0])) if module.training else None)
@@ -312,7 +315,9 @@ def test_batches_are_of_a_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_set_of_another_method_is_refused(tmp_path: Path) -> None:
     made = distill(toy(), 1, replace(SMALL, iterations=1), run_in(tmp_path))
     with pytest.raises(InputError, match="lacks labels, w_std of kip's training; take --protocol standard"):
-        protocol(replace(made, own={}, training={"steps": 1, "b_std": 0.1}), tmp_path, run_in(tmp_path))
+        protocol(
+            replace(made, training_tensors={}, training=MethodTraining(steps=1, b_std=0.1)), tmp_path, run_in(tmp_path)
+        )
 
 
 # --- data and settings

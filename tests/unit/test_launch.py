@@ -158,10 +158,10 @@ import sys
 import torch
 import distill.app.main as module
 from distill.errors import InputError
-from distill.runs.ranks import barrier, joined, leave, rank
+from distill.runs.ranks import barrier, process_group, exit_process, rank
 
 def command(arguments):
-    with joined(torch.device("cpu")):
+    with process_group(torch.device("cpu")):
         barrier()
         if rank() == 1:
             raise InputError("two are three; give two")
@@ -169,7 +169,7 @@ def command(arguments):
     return 0
 
 module.command = command
-leave(module.main([]))
+exit_process(module.main([]))
 """
 
 
@@ -207,6 +207,6 @@ def test_more_processes_than_there_is_place_for(
 ) -> None:
     monkeypatch.setenv("NPROC", count)
     with pytest.raises(InputError, match="NPROC is") as raised:
-        ranks.check_asked(ranks.asked(), torch.device(device))
+        ranks.check_processes(ranks.requested_processes(), torch.device(device))
     assert str(raised.value).startswith(line)
     assert len(str(raised.value)) < 400

@@ -21,6 +21,7 @@ from baselines.mtt.trajectories import Expert, Trajectories, experts, match
 from distill.data import ImageSet, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.files import read_tensors
 from distill.runs.run import Run
@@ -411,7 +412,8 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
             optimizer.step()
         assert scalars(tmp_path, "loss")[iteration] == (iteration, pytest.approx(loss.item(), rel=1e-9))
     assert (ours.images - space.inverse(images.detach())).abs().max() < 1e-9
-    assert ours.training == {"lr": pytest.approx(lr.item(), rel=1e-9), "epochs": 1000}
+    assert ours.training == MethodTraining(lr=ours.training.lr, epochs=1000)
+    assert ours.training.lr == pytest.approx(lr.item(), rel=1e-9)
     assert abs(lr.item() - 0.2) > 1e-4
     first = distill(real, 2, replace(config, iterations=1), run_in(tmp_path / "first", stages=run.stages))
     assert (ours.images - first.images).abs().max() > 1e-3
@@ -448,9 +450,9 @@ def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
     found = distill(toy(), 2, config, run_in(tmp_path, config))
     rows = scalars(tmp_path, "loss", "lr")
     assert sum(row[1] for row in rows[-5:]) < 0.6 * sum(row[1] for row in rows[:5])
-    assert rows[-1][2] == found.training["lr"] > 0.05
+    assert rows[-1][2] == found.training.lr > 0.05
     kept = distill(toy(), 2, replace(config, lr_lr=0.0, iterations=3), run_in(tmp_path / "kept", stages=tmp_path))
-    assert kept.training["lr"] == pytest.approx(0.02)
+    assert kept.training.lr == pytest.approx(0.02)
 
 
 def test_guard_changes_the_experts_alone(tmp_path: Path) -> None:
@@ -508,7 +510,7 @@ def test_no_global_randomness_is_touched(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     found = distill(toy(), 1, SMALL, run_in(tmp_path))
     network = build(SMALL.backbone, **SHAPE, generator=torch.Generator())
-    protocol(replace(found, training={"lr": 0.1, "epochs": 2}), tmp_path, run_in(tmp_path)).train(network, "0")
+    protocol(replace(found, training=MethodTraining(lr=0.1, epochs=2)), tmp_path, run_in(tmp_path)).train(network, "0")
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -521,7 +523,7 @@ def test_whitened_images_are_kept_in_pixels(tmp_path: Path) -> None:
     found = distill(real, 2, config, run)
     initial = torch.cat([real.sample(c, 2, run.generator("initial", c)) for c in range(2)])
     assert (found.images - initial).abs().max() < 1e-5
-    kept = tmp_path / found.training["whitening"]
+    kept = tmp_path / found.training.whitening
     assert kept.exists()
     time = kept.stat().st_mtime_ns
     noise = distill(real, 1, replace(config, init="noise"), run_in(tmp_path / "noise", stages=run.stages))
@@ -538,7 +540,7 @@ def test_whitened_images_are_kept_in_pixels(tmp_path: Path) -> None:
 
 
 def test_students_learn_at_the_learned_rate(tmp_path: Path) -> None:
-    found = replace(distill(toy(), 2, SMALL, run_in(tmp_path)), training={"lr": 0.07, "epochs": 4})
+    found = replace(distill(toy(), 2, SMALL, run_in(tmp_path)), training=MethodTraining(lr=0.07, epochs=4))
     own = protocol(found, tmp_path, run_in(tmp_path))
     assert own.epochs == 5
     assert own.teacher is None
@@ -555,7 +557,7 @@ def test_students_learn_at_the_learned_rate(tmp_path: Path) -> None:
             optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-    protocol(replace(found, training={"lr": 0.01, "epochs": 4}), tmp_path, run_in(tmp_path)).train(other, "3")
+    protocol(replace(found, training=MethodTraining(lr=0.01, epochs=4)), tmp_path, run_in(tmp_path)).train(other, "3")
     assert not torch.allclose(next(ours.parameters()), next(other.parameters()), atol=1e-4)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distill.errors import InputError
-from distill.published.read import recognised
-from distill.published.reading import Reading, bring
+from distill.published.read import recognised_source
+from distill.published.reading import Reading, import_set
 from robust import Normalize
 from tests.unit.test_published import CLASSES, REAL, drawn, read, save_mtt, taken
 
@@ -22,7 +22,7 @@ def test_parts_with_other_images_are_one_set(tmp_path: Path) -> None:
     parts = [drawn(4, 3, 8, 8, seed=seed) for seed in range(3)]
     for number, part in enumerate(parts):
         save_mtt(tmp_path, part, which=str(number))
-    assert recognised(tmp_path) == "mtt"
+    assert recognised_source(tmp_path) == "mtt"
     found, said = taken(tmp_path, space="normalised")
     assert found.labels.tolist() == [0] * 6 + [1] * 6
     expected = torch.cat([part[:2] for part in parts] + [part[2:] for part in parts])
@@ -73,7 +73,7 @@ def test_parts_with_other_rates_need_one(tmp_path: Path) -> None:
         torch.save(torch.tensor(0.1 + number), tmp_path / f"lr_{number}.pt")
     with pytest.raises(InputError, match="other learning rates each: give --lr"):
         taken(tmp_path, space="normalised")
-    assert taken(tmp_path, space="normalised", lr=0.2)[0].training["lr"] == 0.2
+    assert taken(tmp_path, space="normalised", lr=0.2)[0].training.lr == 0.2
 
 
 def test_parts_are_another_reading_and_no_parts_the_one_of_before(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_parts_are_another_reading_and_no_parts_the_one_of_before(tmp_path: Path
         save_mtt(tmp_path, drawn(4, 3, 8, 8), which=str(number))
     hows = [Reading(space="normalised", parts=True), Reading(source="mtt", space="normalised")]
     places = [
-        bring(path, how, "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
+        import_set(path, how, "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
         for path, how in zip((tmp_path, tmp_path / "images_0.pt"), hows, strict=True)
     ]
     assert places[0].name != places[1].name
@@ -115,4 +115,4 @@ def test_a_card_nested_without_end_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged"):
         taken(tmp_path)
     (tmp_path / "learned_lr.json").write_text(json.dumps({"lr": None, "space": "normalised"}))
-    assert taken(tmp_path)[0].training == {}
+    assert taken(tmp_path)[0].training.to_json() == {}

@@ -26,10 +26,11 @@ from distill.data import ImageSet, pictures
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.published import spaces
 from distill.published.formats import SOURCES, unpacked
-from distill.published.read import read, recognised
-from distill.published.reading import Reading, bring
+from distill.published.read import read, recognised_source
+from distill.published.reading import Reading, import_set
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.run import Run
 from distill.training.ridge import probabilities
@@ -74,7 +75,7 @@ def test_dc(legacy: bool, tmp_path: Path) -> None:
     images = save_dc(path)
     if legacy:
         torch.save(torch.load(path, weights_only=False), path, _use_new_zipfile_serialization=False)
-    assert recognised(path) == recognised(tmp_path) == "dc"
+    assert recognised_source(path) == recognised_source(tmp_path) == "dc"
     for number, x in ((0, images[0]), (1, images[1]), (-1, images[1])):
         found, said = taken(path, experiment=number)
         assert torch.allclose(Normalize(found.mean, found.std)(found.images), x, atol=1e-6)
@@ -140,14 +141,14 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
     lrs = [0.02 * n for n in range(1, 7)]
     steps = [(x[n % 2], y[n % 2], torch.tensor([lrs[n]], requires_grad=True)) for n in range(6)]
     torch.save(steps, tmp_path / "results.pth")
-    assert recognised(tmp_path / "results.pth") == recognised(tmp_path) == "dd"
+    assert recognised_source(tmp_path / "results.pth") == recognised_source(tmp_path) == "dd"
     found, said = taken(tmp_path)
     assert found.method == ("sldd" if soft else "dd")
     assert "2 steps taken 3 times" in said[0]
-    assert found.training["lrs"] == pytest.approx(lrs)
-    order = torch.tensor(found.training["order"])
+    assert found.training.lrs == pytest.approx(lrs)
+    order = torch.tensor(found.training.order)
     assert torch.allclose(Normalize(found.mean, found.std)(found.images)[order], x, atol=1e-6)
-    assert torch.equal(found.own.get("labels", found.labels)[order], y)
+    assert torch.equal(found.training_tensors.get("labels", found.labels)[order], y)
     if soft:
         assert torch.allclose(found.labels[order], probabilities(y.flatten(0, 1)).view_as(y), atol=1e-6)
     else:
@@ -170,8 +171,10 @@ def test_dd(soft: bool, tmp_path: Path) -> None:
 def test_rates_of_whole_numbers_are_kept(tmp_path: Path) -> None:
     """They were written as whole numbers of more digits than are read again."""
     torch.save([(drawn(4, 3, 8, 8), CLASSES, torch.tensor([2**62]))], tmp_path / "results.pth")
-    kept = bring(tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
-    assert DistilledSet.load(kept).training["lrs"] == [2.0**62]
+    kept = import_set(
+        tmp_path / "results.pth", Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read
+    )
+    assert DistilledSet.load(kept).training.lrs == [2.0**62]
 
 
 def save_mtt(folder: Path, images: Tensor, labels: Tensor = CLASSES, which: str = "best") -> None:
@@ -183,15 +186,15 @@ def test_mtt_normalised(tmp_path: Path) -> None:
     x = drawn(4, 3, 8, 8)
     save_mtt(tmp_path, x)
     save_mtt(tmp_path, x + 1, which="1000")
-    assert recognised(tmp_path) == recognised(tmp_path / "images_1000.pt") == "mtt"
+    assert recognised_source(tmp_path) == recognised_source(tmp_path / "images_1000.pt") == "mtt"
     with pytest.raises(InputError, match=r"does not say whether .* correlate by -0\.01, pixels of toy by 0\.56"):
         taken(tmp_path)
     found, _ = taken(tmp_path, space="normalised", lr=0.02)
     assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x, atol=1e-5)
-    assert found.training == {"lr": 0.02, "epochs": 1000}
+    assert found.training == MethodTraining(lr=0.02, epochs=1000)
     found, said = taken(tmp_path / "images_1000.pt", space="normalised")
     assert torch.allclose(Normalize(REAL.mean, REAL.std)(found.images), x + 1, atol=1e-5)
-    assert found.training == {}
+    assert found.training == MethodTraining()
     assert "learning rate not in the file" in said[0]
     (tmp_path / "images_best.pt").unlink()
     save_mtt(tmp_path, x, which="2000")
@@ -243,11 +246,11 @@ def test_frepo(count: int, tmp_path: Path) -> None:
     whitened = (((nhwc(pixels) - mean) / std).reshape(4, -1) - centre) @ reference_zca(rows - centre)
     labels = (np.eye(2)[CLASSES.numpy()] - 0.5) / np.sqrt(2 / 10)
     np.savez(tmp_path / "step000100.npz", image=whitened.reshape(4, 8, 8, 3).astype("f4"), label=labels.astype("f4"))
-    assert recognised(tmp_path / "step000100.npz") == "frepo"
+    assert recognised_source(tmp_path / "step000100.npz") == "frepo"
     found, said = taken(tmp_path / "step000100.npz", real)
     assert (found.images - pixels).abs().max() < 1e-3
     assert found.labels.tolist() == CLASSES.tolist()
-    assert torch.allclose(found.own["labels"], torch.from_numpy(labels).float())
+    assert torch.allclose(found.training_tensors["labels"], torch.from_numpy(labels).float())
     layer = preprocessing(found, tmp_path)
     assert np.abs(nhwc(layer(pixels)).reshape(4, -1) - whitened).max() < 1e-3
     assert "frepo's" in said[0]
@@ -270,7 +273,7 @@ def test_frepo_of_grey_digits_is_standardised_with_learned_labels(tmp_path: Path
     scaled = y * 0.2**0.5 + 0.5
     assert torch.allclose(found.labels[:3], scaled[:3], atol=1e-6)
     assert found.labels[3].tolist() == [0.0, 1.0]
-    assert "whitening" not in found.training
+    assert found.training.whitening is None
 
 
 def test_students_of_published_frepo_sets_are_trained_in_its_own_way(tmp_path: Path) -> None:
@@ -281,10 +284,10 @@ def test_students_of_published_frepo_sets_are_trained_in_its_own_way(tmp_path: P
     assert found.backbone == "frepo_convnet"
     way = frepo_students.protocol(found, tmp_path, Run(tmp_path / "run", None).begin())
     assert (way.epochs, type(way.preprocess).__name__) == (frepo_students.steps_for(4), "Whiten")
-    assert found.training["augment"].startswith("flip_")
+    assert found.training.augment.startswith("flip_")
     grey = named("mnist", toy(channels=1))
     np.savez(tmp_path / "b.npz", image=nhwc(grey.images[:4]), label=labels)
-    assert taken(tmp_path / "b.npz", grey)[0].training["augment"].startswith("color_")
+    assert taken(tmp_path / "b.npz", grey)[0].training.augment.startswith("color_")
 
 
 def test_kip(tmp_path: Path) -> None:
@@ -300,7 +303,7 @@ def test_kip(tmp_path: Path) -> None:
     labels = np.eye(2)[CLASSES.numpy()] - 0.5
     path = tmp_path / "kip_cifar10_ConvNet3_ssize4_zca_nol_noaug_ckpt1000.npz"
     np.savez(path, images=whitened, labels=labels)
-    assert recognised(path) == "kip"
+    assert recognised_source(path) == "kip"
     found, said = taken(path)
     assert np.abs(unit(nhwc(found.images)) - unit(nhwc(pixels))).max() < 1e-4  # all that KIP keeps of an image
     assert (found.images - pixels).abs().mean() < 0.03
@@ -341,7 +344,7 @@ def test_idc_unpacks(size: int, factor: int, tmp_path: Path) -> None:
     place.mkdir()
     torch.save([images, CLASSES], place / "data.pt")
     real = REAL.resized(size)
-    assert recognised(place) == recognised(place / "data.pt") == "idc"
+    assert recognised_source(place) == recognised_source(place / "data.pt") == "idc"
     assert torch.equal(taken(place, real)[0].images, found)
     torch.save([images, CLASSES], tmp_path / "data.pt")
     with pytest.raises(InputError, match="give --factor 2"):
@@ -362,7 +365,7 @@ def test_sre2l(tmp_path: Path) -> None:
     write_pictures(tmp_path / "syn", ["new000", "new001"])
     (tmp_path / "FKD_cutmix_fp16" / "epoch_0").mkdir(parents=True)
     (tmp_path / "FKD_cutmix_fp16" / "epoch_0" / "batch_0.tar").write_bytes(b"")
-    assert recognised(tmp_path / "syn") == "sre2l"
+    assert recognised_source(tmp_path / "syn") == "sre2l"
     found, said = taken(tmp_path / "syn")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == pytest.approx([50, 50, 150, 150], abs=2)
@@ -374,7 +377,7 @@ def test_sre2l(tmp_path: Path) -> None:
 
 def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "a", ["below", "above"])  # the toy set has them the other way round
-    assert recognised(tmp_path / "a") == "imagefolder"
+    assert recognised_source(tmp_path / "a") == "imagefolder"
     found, _ = taken(tmp_path / "a")
     assert (255 * found.images.mean((2, 3))[:, 0]).round().tolist() == [150, 150, 50, 50]
     assert found.labels.tolist() == [0, 0, 1, 1]
@@ -395,7 +398,7 @@ def test_hugging_face_without_the_package(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "state.json").write_text("{}")
-    assert recognised(tmp_path) == "hf"
+    assert recognised_source(tmp_path) == "hf"
     with pytest.raises(InputError, match="needs the package datasets: pip install datasets"):
         taken(tmp_path)
 
@@ -408,7 +411,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     made = datasets.Dataset.from_dict({"image": pictures, "label": [1, 1, 0, 0]}, features=features)
     for name, folder in (("a", made), ("b", datasets.DatasetDict({"train": made}))):
         folder.save_to_disk(str(tmp_path / name))
-        assert recognised(tmp_path / name) == "hf"
+        assert recognised_source(tmp_path / name) == "hf"
         found, _ = taken(tmp_path / name)
         assert found.labels.tolist() == [0, 0, 1, 1]
         assert (255 * found.images[:, 0, 0, 0]).tolist() == [0, 10, 20, 30]
@@ -552,12 +555,12 @@ def test_datm(tmp_path: Path) -> None:
     torch.save(torch.tensor(0.0123), tmp_path / "lr_best.pt")
     found, said = taken(tmp_path, space="normalised")
     assert torch.allclose(found.labels, logits.softmax(1))
-    assert torch.equal(found.own["labels"], logits)
-    assert found.training["lr"] == pytest.approx(0.0123)
+    assert torch.equal(found.training_tensors["labels"], logits)
+    assert found.training.lr == pytest.approx(0.0123)
     assert "learning rate 0.0123, labels are logits" in said[0]
     save_mtt(tmp_path, x, logits.softmax(1))  # TESLA's are probabilities
     assert torch.allclose(taken(tmp_path, space="normalised", lr=0.5)[0].labels, logits.softmax(1))
-    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training.lr == 0.5
 
 
 @pytest.mark.parametrize("rate", [[0.1, 0.2], [-0.1], [0.0]])
@@ -566,7 +569,7 @@ def test_a_learned_rate_that_is_none_is_told(rate: list[float], tmp_path: Path) 
     torch.save(torch.tensor(rate), tmp_path / "lr_best.pt")
     with pytest.raises(InputError, match=r"lr_best\.pt holds no learning rate, one number > 0; give --lr"):
         taken(tmp_path, space="normalised")
-    assert taken(tmp_path, space="normalised", lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path, space="normalised", lr=0.5)[0].training.lr == 0.5
 
 
 def test_images_and_labels_need_no_number(tmp_path: Path) -> None:
@@ -581,7 +584,7 @@ def test_averages_of_ftd(tmp_path: Path) -> None:
     torch.save(CLASSES, tmp_path / "ema_labels_best.pt")
     torch.save(smooth(4), tmp_path / "images_zca_best.pt")
     for path in (tmp_path, tmp_path / "ema_images_best.pt"):
-        assert recognised(path) == "mtt"
+        assert recognised_source(path) == "mtt"
         assert torch.allclose(Normalize(REAL.mean, REAL.std)(taken(path, space="normalised")[0].images), x, atol=1e-5)
     assert torch.equal(taken(tmp_path / "images_zca_best.pt")[0].images, smooth(4))
     (tmp_path / "ema_labels_best.pt").unlink()
@@ -638,10 +641,10 @@ def test_what_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     for place in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(InputError, match=r"no distilled set that is known: .*--source names one"):
-            recognised(place)
+            recognised_source(place)
     np.savez(tmp_path / "a.npz", x=np.zeros(3))
     with pytest.raises(InputError, match="it has arrays x"):
-        recognised(tmp_path / "a.npz")
+        recognised_source(tmp_path / "a.npz")
     save_dc(tmp_path / "a.pt")
     for source, line in (("dd", "no results.pth"), ("idc", "no data.pt"), ("frepo", "not a whole .npz")):
         with pytest.raises(InputError, match=line):
@@ -836,7 +839,9 @@ def test_the_same_file_on_other_data_is_another_set(tmp_path: Path) -> None:
     torch.save([smooth(4), CLASSES], tmp_path / "data.pt")
     other = replace(REAL, mean=(0.1,) * 3, classes=("x", "y"))
     places = [
-        bring(tmp_path / "data.pt", Reading(factor=1), "toy", data, tmp_path, lambda size, r=r: r.resized(size), read)
+        import_set(
+            tmp_path / "data.pt", Reading(factor=1), "toy", data, tmp_path, lambda size, r=r: r.resized(size), read
+        )
         for data, r in (("first", REAL), ("second", other), ("first", REAL))
     ]
     assert places[0] == places[2] != places[1]
@@ -865,10 +870,10 @@ def test_a_damaged_npz_of_ours_is_one_line(change: dict, tmp_path: Path) -> None
     for name, content in (("whole", fields | {"training": {"whitening": "/x"}}), ("damaged", fields | change)):
         arrays = {"images": drawn(4, 3, 8, 8).numpy(), "labels": CLASSES.numpy()}
         np.savez(tmp_path / f"{name}.npz", **arrays, **{"guard-distilled-1": json.dumps(content)})
-    kept = bring(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
-    assert DistilledSet.load(kept).training == {}  # no file elsewhere is named by a set of others
+    kept = import_set(tmp_path / "whole.npz", Reading(), "toy", "data", tmp_path, real, read)
+    assert DistilledSet.load(kept).training == MethodTraining()  # no file elsewhere is named by a set of others
     with pytest.raises(InputError, match=r"damaged\.npz is no (distilled )?set") as error:
-        bring(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
+        import_set(tmp_path / "damaged.npz", Reading(), "toy", "data", tmp_path, real, read)
     assert "\n" not in str(error.value)
     assert len(list((tmp_path / "published" / "toy").iterdir())) == 1
 
@@ -879,7 +884,7 @@ def test_the_factor_in_a_path_makes_another_reading(tmp_path: Path) -> None:
         path = tmp_path / f"factor{factor}" / "data.pt"
         path.parent.mkdir()
         torch.save([smooth(4), CLASSES], path)
-        kept = bring(path, Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
+        kept = import_set(path, Reading(), "toy", "data", tmp_path, lambda size: REAL.resized(size), read)
         counts.append(len(DistilledSet.load(kept).images))
     assert counts == [4, 16]
 
@@ -918,7 +923,7 @@ def test_calls_that_torch_allows_and_a_set_does_not_need_are_refused(zipped: boo
 def test_weights_are_told_by_what_they_are(tmp_path: Path) -> None:
     torch.save(torch.nn.Conv2d(3, 3, 3).state_dict(), tmp_path / "weights.pth")
     with pytest.raises(InputError, match="no distilled set that is known: it holds a dict of weight, bias"):
-        recognised(tmp_path / "weights.pth")
+        recognised_source(tmp_path / "weights.pth")
 
 
 def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> None:
@@ -1003,8 +1008,8 @@ def test_the_record_of_constants_fits_the_data_sets() -> None:
 def test_a_card_of_our_export_is_read_and_a_damaged_one_told(tmp_path: Path) -> None:
     save_mtt(tmp_path, drawn(4, 3, 8, 8))
     (tmp_path / "learned_lr.json").write_text(json.dumps({"lr": 0.03, "space": "normalised"}))
-    assert taken(tmp_path)[0].training["lr"] == 0.03
-    assert taken(tmp_path, lr=0.5)[0].training["lr"] == 0.5
+    assert taken(tmp_path)[0].training.lr == 0.03
+    assert taken(tmp_path, lr=0.5)[0].training.lr == 0.5
     (tmp_path / "learned_lr.json").write_text("{")
     with pytest.raises(InputError, match=r"learned_lr\.json is damaged"):
         taken(tmp_path)

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from distill.app.export import export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.published.read import recognised
-from distill.published.reading import Reading, bring
+from distill.method_training import MethodTraining
+from distill.published.read import recognised_source
+from distill.published.reading import Reading, import_set
 from distill.published.unpickled import read_npz, read_pickle
 from distill.training.whiten import Whiten, preprocessing
 from tests.toy import toy
@@ -67,7 +68,7 @@ def test_pixels_by_format_are_nothing_else(source: str, space: str, tmp_path: Pa
         path = save_ours(tmp_path / "a.npz")
     else:
         write_pictures(path, ["new000", "new001"] if source == "sre2l" else ["above", "below"])
-    assert recognised(path) == source
+    assert recognised_source(path) == source
     with pytest.raises(InputError, match=f"--space is {space}, but "):
         taken(path, space=space)
     assert len(taken(path, space="pixels")[0].images) == 4
@@ -128,7 +129,7 @@ def test_pipes_and_devices_are_not_waited_for(kind: str, name: str, tmp_path: Pa
         with pytest.raises(InputError, match="not a regular file"):
             read_it(path)
     with pytest.raises(InputError, match="not a regular file"):
-        bring(path, Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
+        import_set(path, Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
     assert not list((tmp_path / "runs").rglob("*.*"))
 
 
@@ -136,11 +137,13 @@ def test_a_file_without_end_is_not_hashed(tmp_path: Path) -> None:
     with open(tmp_path / "a.pt", "wb") as file:
         file.truncate(2**40)
     with pytest.raises(InputError, match=r"has 1,099,511,627,776 bytes, more than the 16 GiB"):
-        bring(tmp_path / "a.pt", Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read)
+        import_set(
+            tmp_path / "a.pt", Reading(), "toy", "data", tmp_path / "runs", lambda size: REAL.resized(size), read
+        )
 
 
 def kept(path: Path, runs: Path) -> Path:
-    return bring(path, Reading(), "toy", "data", runs, lambda size: REAL.resized(size), read)
+    return import_set(path, Reading(), "toy", "data", runs, lambda size: REAL.resized(size), read)
 
 
 def test_a_set_whose_folders_are_renamed_is_another(tmp_path: Path) -> None:
@@ -185,15 +188,17 @@ def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> N
     for folder in ("set", "elsewhere"):
         Whiten.fit(toy(40).images).save(tmp_path / folder / "whitening.safetensors")
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere" / "whitening.safetensors")
-    found = DistilledSet.of(REAL, drawn(4, 3, 8, 8), CLASSES, training={"whitening": place})
+    found = DistilledSet.of(REAL, drawn(4, 3, 8, 8), CLASSES, training=MethodTraining(whitening=place))
     with pytest.raises(InputError, match=r"names its whitening .*, which is not in its folder"):
         preprocessing(found, tmp_path / "set")
     for allowed in ("whitening.safetensors", "../../stages/whitening-0123abc/whitening.safetensors"):
         Whiten.fit(toy(40).images).save(tmp_path / "set" / allowed)
-        assert isinstance(preprocessing(replace(found, training={"whitening": allowed}), tmp_path / "set"), Whiten)
+        assert isinstance(
+            preprocessing(replace(found, training=MethodTraining(whitening=allowed)), tmp_path / "set"), Whiten
+        )
     Whiten.fit(toy(40, channels=1).images).save(tmp_path / "set" / "other.safetensors")
     with pytest.raises(InputError, match="whitening of 64 numbers"):
-        preprocessing(replace(found, training={"whitening": "other.safetensors"}), tmp_path / "set")
+        preprocessing(replace(found, training=MethodTraining(whitening="other.safetensors")), tmp_path / "set")
 
 
 # --- a file of ours that others made ---------------------------------------------------------------------------------
@@ -247,7 +252,7 @@ def hf(tmp_path: Path) -> Path:
 
 def test_the_arrow_file_of_a_folder_is_the_folder(hf: Path) -> None:
     (file,) = hf.glob("*.arrow")
-    assert recognised(file) == "hf"
+    assert recognised_source(file) == "hf"
     assert torch.equal(taken(file)[0].images, taken(hf)[0].images)
     with pytest.raises(InputError, match=r"--space is normalised, but .*hf.* has pixels by its format"):
         taken(hf, space="normalised")

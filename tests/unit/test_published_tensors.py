@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.errors import InputError
-from distill.published.read import recognised
+from distill.published.read import recognised_source
 from tests.toy import toy
 from tests.unit.test_published import CLASSES, REAL, drawn, nhwc, smooth, taken
 
@@ -33,7 +33,7 @@ def test_pairs_and_dicts_are_tensors(content: object, tmp_path: Path) -> None:
     """They were taken for IDC's, or named and not read."""
     path = tmp_path / "my set.pt"
     torch.save(content, path)
-    assert recognised(path) == recognised(tmp_path) == "tensors"
+    assert recognised_source(path) == recognised_source(tmp_path) == "tensors"
     for place in (path, tmp_path):
         found, said = taken(place)
         assert (found.images - X).abs().max() <= (0.5 / 255 + 1e-6 if "bytes" in said[0] else 0)
@@ -46,10 +46,10 @@ def test_pairs_and_dicts_are_tensors(content: object, tmp_path: Path) -> None:
 def test_an_npz_of_both_is_tensors_where_labels_are_classes(tmp_path: Path) -> None:
     for number, names in enumerate((("images", "labels"), ("image", "label"), ("x", "y"))):
         np.savez(tmp_path / f"{number}.npz", **dict(zip(names, (nhwc(X), CLASSES.numpy()), strict=True)))
-        assert recognised(tmp_path / f"{number}.npz") == "tensors"
+        assert recognised_source(tmp_path / f"{number}.npz") == "tensors"
         assert torch.allclose(taken(tmp_path / f"{number}.npz")[0].images, X)
     with pytest.raises(InputError, match=r"several sets: give one file of 0\.npz, 1\.npz, 2\.npz"):
-        recognised(tmp_path)
+        recognised_source(tmp_path)
 
 
 def test_grey_images_need_no_channel(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_values_that_are_no_pixels_are_asked_for(tmp_path: Path) -> None:
 def test_idc_is_taken_where_the_name_or_a_flag_says_so(tmp_path: Path) -> None:
     for name in ("data.pt", "other.pt"):
         torch.save([X, CLASSES], tmp_path / name)
-    assert recognised(tmp_path / "data.pt") == "idc"
+    assert recognised_source(tmp_path / "data.pt") == "idc"
     with pytest.raises(InputError, match=r"--source tensors where it is not IDC's"):
         taken(tmp_path / "data.pt")
     assert torch.equal(taken(tmp_path / "data.pt", source="tensors")[0].images, X)

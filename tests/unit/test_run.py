@@ -189,19 +189,19 @@ def test_tensors_come_back_and_bytes_repeat(tmp_path: Path) -> None:
 def test_a_file_of_another_run_is_refused_by_its_name(tmp_path: Path) -> None:
     ours, theirs = Run(tmp_path / "ours", Whole(), seed=0), Run(tmp_path / "theirs", Whole(ipc=2), seed=0)
     for run in (ours, theirs):
-        run.keep("students/0.safetensors", {"weight": torch.ones(2)}, {"seconds": 1.5})
-    found = ours.kept("students/0.safetensors")
+        run.write_tensors("students/0.safetensors", {"weight": torch.ones(2)}, {"seconds": 1.5})
+    found = ours.read_tensors("students/0.safetensors")
     assert found is not None
     assert torch.equal(found[0]["weight"], torch.ones(2))
     assert found[1] == {"seconds": 1.5}
-    assert ours.kept("students/1.safetensors") is None
+    assert ours.read_tensors("students/1.safetensors") is None
     (tmp_path / "ours" / "students" / "0.safetensors").write_bytes(
         (tmp_path / "theirs" / "students" / "0.safetensors").read_bytes()
     )
     with pytest.raises(InputError, match=r"students/0\.safetensors belongs to another run; delete it"):
-        ours.kept("students/0.safetensors")
+        ours.read_tensors("students/0.safetensors")
     with pytest.raises(InputError, match="belongs to another run"):
-        ours.has("students/0.safetensors")
+        ours.has_tensors("students/0.safetensors")
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:

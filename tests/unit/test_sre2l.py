@@ -18,13 +18,15 @@ from torch.nn import functional as F
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.runs.run import Run, describe
+from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
 from sre2l.pipeline import METHODS, Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
-from sre2l.relabel import Labels, Relabel, digest, relabel, view
+from sre2l.relabel import Relabel, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
 from sre2l.training import in_parts, seeded
 from sre2l.validate import Validate, _optimizer, divergence, own_part, train
@@ -697,12 +699,12 @@ def test_many_images_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert digest(lazy) == digest(images)
     monkeypatch.setattr(distill.distilled, "SHARD", 4 * images[0].numel() * 4)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    made = DistilledSet(lazy, labels, "toy", real.classes, real.mean, real.std, training={"lr": 0.5})
+    made = DistilledSet(lazy, labels, "toy", real.classes, real.mean, real.std, training=MethodTraining(lr=0.5))
     made.save(tmp_path / "distilled.safetensors")
     assert len(list(tmp_path.glob("distilled*"))) == 3
     again = DistilledSet.load(tmp_path / "distilled.safetensors")
     assert torch.equal(again.images[:], images)
-    assert again.training == {"lr": 0.5}
+    assert again.training == MethodTraining(lr=0.5)
     (tmp_path / "distilled-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match="00002"):
         DistilledSet.load(tmp_path / "distilled.safetensors")
@@ -1065,7 +1067,7 @@ def test_students_of_a_set_that_names_no_decay_are_trained_as_before(
 
     images, folder, _ = labelled(tmp_path)
     settings = {name: value for name, value in vars(Validate(optimizer)).items() if name != "decay"}
-    kept = {"labels": str(folder), "validate": settings, "compute": vars(FLOATS)}
+    kept = MethodTraining(labels=str(folder), validate=settings, compute=vars(FLOATS))
     distilled = DistilledSet.of(toy(), images, torch.arange(10) // 5, backbone=TINY, training=kept)
     seen: list[Validate] = []
     monkeypatch.setattr(module, "train", lambda *arguments: seen.append(arguments[4]))
