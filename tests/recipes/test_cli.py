@@ -330,7 +330,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --attacks cw@linf", "cw"),
         ("dc digits --attacks pgd,pgd", "--attacks has pgd@0.3 twice; give it once"),
         ("dc digits --eps 1/255,x --attacks pgd", "threat is 'linf:x'"),
-        ("dc digits --student.loss pgd", "unknown loss 'pgd'; choose from cross_entropy, pgd_at"),
+        ("dc digits --student.loss pgd", "unknown loss 'pgd'; choose from cross_entropy, cure, fast_at"),
         ("dc digits --student.loss trades:beta=x", "beta of loss trades is 'x'; it takes a number"),
         ("compare NOWHERE", "compare takes the folders of two runs"),
         ("compare NOWHERE NOWHERE", "NOWHERE is no folder of a finished run"),
