@@ -103,6 +103,7 @@ def match(
     real_batch: Callable[[int], Tensor],
     siamese: Augmentation | None,
     generator: Callable[[int], torch.Generator],
+    draws: Callable[[int], torch.Generator] | None = None,
     compiled: CompiledGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the distance of all classes together, with respect to the synthetic images.
@@ -114,6 +115,7 @@ def match(
         real_batch: class -> its real images (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
         generator: class -> generator of its augmentation's parameters.
+        draws: class -> generator of a random real_loss; None where it is not random.
         compiled: programs for the gradients of the real batches; None to run them eagerly.
 
     Returns:
@@ -125,7 +127,9 @@ def match(
     total, target = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     leaf, ours, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
     for class_, synthetic in enumerate(leaf):
-        synthetic, real_loss, gradients = dc.real_side(class_, synthetic, teacher, real_batch, siamese, generator)
+        synthetic, real_loss, gradients = dc.real_side(
+            class_, synthetic, teacher, real_batch, siamese, generator, draws
+        )
         losses[1] += real_loss
         target = [t + g / count for t, g in zip(target, gradients, strict=True)]
         ours.append(synthetic)

@@ -34,13 +34,14 @@ from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.features import embedding
 from distill.training.students import TOGETHER, overhead_bound
 from distill.training.work import PROBE, Work
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust.losses import drawing_from, on_inputs
 from robust.ranges import Count, Positive, Whole, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "match", "work"]
@@ -51,11 +52,11 @@ class Config:
     """The method's settings; the names are the official code's where it has them.
 
     Raises:
-        ValueError: a field is out of its range, or a curvature loss that no extractor is trained with.
+        ValueError: a field is out of its range, or a robust loss that no extractor is trained with.
     """
 
-    real_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which an extractor is trained on the real data; its units are those of normalised images"""
+    real_loss: Loss
+    """loss with which an extractor is trained; h in normalised units, eps and sigma in pixels of [0, 1]"""
     extractor_epochs: Whole = 0
     """epochs of that training; 0 is DM: nothing is trained, each iteration has a new random network"""
     backbone: str = "convnet"
@@ -77,8 +78,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.extractor_epochs == 0 and isinstance(self.real_loss, CurvatureRegularizedLoss):
-            raise ValueError("extractor_epochs is 0, so no network is trained with the curvature loss; it must be >= 1")
+        if self.extractor_epochs == 0 and self.real_loss.traits.strength:
+            raise ValueError("extractor_epochs is 0, so no network is trained with real_loss; it must be >= 1")
         augmentation(self.augment)
 
 
@@ -259,7 +260,7 @@ def _train(
     """Train the extractor on the real data from where `state` has it, and leave it there; return it frozen."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     done, total = state.get("trained", 0), _steps(config, real)
-    remedy = "--lr-net" if isinstance(config.real_loss, CrossEntropy) else "--lr-net or --real-loss.weight"
+    remedy = remedy_of(("--lr-net",), "--real-loss", config.real_loss)
     if done:
         network.load_state_dict(state["network"])
         if done < total:
@@ -271,14 +272,14 @@ def _train(
             epoch, batch = divmod(step, total // config.extractor_epochs)
             if batch == 0 or step == done:
                 order = torch.randperm(len(real), generator=run.generator("extractor order", epoch))
-                batches, loss = order.to(real.labels.device).split(config.batch_train), config.real_loss
-                loss = loss.at(epoch) if isinstance(loss, CurvatureRegularizedLoss) else loss
+                batches = order.to(real.labels.device).split(config.batch_train)
+                loss = on_inputs(config.real_loss.at(epoch), normalize)
             x, y = normalize(real.images[batches[batch]]), real.labels[batches[batch]]
             if augment is not None:
                 drawn = augment.sample(len(x), tuple(x.shape[1:]), run.generator("extractor augment", step))
                 x = augment.apply(x, drawn)
             optimizer.zero_grad(set_to_none=True)
-            value = loss(network, x, y)
+            value = drawing_from(loss, run.generator("real_loss", step))(network, x, y)
             value.backward()
             check_finite("the extractor", step, {"loss": value}, remedy, "step")
             optimizer.step()

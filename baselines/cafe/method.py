@@ -44,20 +44,21 @@ from distill.methods.dc import DSA_STRATEGY, DSA_STRATEGY_DIGITS
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust.losses import on_inputs
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "weights", "work"]
 
-REMEDY = "--lr-img or --lr-net"
-"""flags that an alignment diverges by"""
+REMEDY = ("--lr-img", "--lr-net")
+"""flags that an alignment diverges by, beside the strength of its loss"""
 MILESTONES = (0.6, 0.8, 0.9)
 """of the iterations: where the learning rate of the images is halved (1200, 1600 and 1800 of 2000)"""
 
@@ -70,8 +71,8 @@ class Config:
         ValueError: a field is out of its range.
     """
 
-    real_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which the centres of S classify real images; its units are those of normalised images"""
+    real_loss: Loss
+    """loss with which centres of S classify real images; h in normalised units, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
     """network of the features, and of students: a name of `bash run.sh list`, options after a colon"""
     iterations: Count = 2000
@@ -114,12 +115,10 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges(self)
         augmentation(self.augment)
-        loss = self.real_loss
-        if isinstance(loss, CurvatureRegularizedLoss):
-            if loss.h_warmup or loss.batchnorm != "eval":
-                raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks align frozen")
-            if self.inner_weight == 0:
-                raise ValueError("inner_weight is 0, so the curvature loss has no part in anything; it must be > 0")
+        if fields := self.real_loss.only_in_training:
+            raise ValueError(f"real_loss has {fields}, for training a teacher; networks align frozen")
+        if self.real_loss.traits.strength and self.inner_weight == 0:
+            raise ValueError("inner_weight is 0, so real_loss has no part in anything; it must be > 0")
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -140,6 +139,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
+    loss_of_real, remedy = on_inputs(config.real_loss, normalize), remedy_of(REMEDY, "--real-loss", config.real_loss)
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
     def sample(class_: int, n: int, *address: str | int) -> Tensor:
@@ -165,11 +165,12 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 gradient, loss = align(
                     network,
                     images,
-                    config.real_loss,
+                    loss_of_real,
                     weights(config),
                     real_batch=lambda c, here=here: sample(c, config.batch_real, "real", *here),
                     siamese=siamese,
                     generator=lambda c, here=here: run.generator("augment", *here, c),
+                    draws=lambda c, here=here: run.generator("real_loss", *here, c),
                 )
                 velocity = 0.5 * velocity + gradient
                 images = images - 0.5**passed * config.lr_img * velocity
@@ -187,14 +188,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     augment=siamese,
                 )
             alignment, discrimination = (losses / steps).tolist()
-            check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, REMEDY)
+            check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, remedy)
             scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": seen[-1]}
             bar.set_postfix(loss=f"{alignment + discrimination:.4g}", steps=steps, epochs=epochs, refresh=False)
             bar.update()
             seconds = time.perf_counter() - start
             run.log(iteration, loss=alignment + discrimination, steps=steps, epochs=epochs, seconds=seconds, **scalars)
             if run.due() or iteration == config.iterations - 1:
-                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, REMEDY)
+                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, remedy)
 
     augment = config.augment or augmentation_of_students(real.name, config.backbone)  # CAFE's code has DC's evaluation
     return DistilledSet.of(

@@ -47,7 +47,7 @@ from distill.training.protocol import Protocol
 from distill.training.students import Training, train_student
 from distill.training.whiten import Whiten, preprocessing
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "protocol", "student_work", "work"]
@@ -64,8 +64,8 @@ class Config:
         ValueError: a field is out of its range, or two do not go together.
     """
 
-    expert_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which experts are trained on the real data; its units are those of the images that they take"""
+    expert_loss: Loss
+    """loss with which experts are trained; h in the units of their inputs, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
     """network of experts and of students: a name of `bash run.sh list`, options after a colon"""
     num_experts: Annotated[int, Range(least=1, most=100_000)] = 100
@@ -357,7 +357,7 @@ def _paper(method: str, dataset: str, ipc: int) -> dict[str, Any]:
 
 def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
     fields: dict[str, Any] = {"augment": DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY}
-    loss: CrossEntropy | CurvatureRegularizedLoss = CrossEntropy()
+    loss: Loss = CrossEntropy()
     if method == "guard_mtt":  # a penalty for a quarter of each batch: an expert takes 3 times as long, else 7
         loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0, fraction=1.0 if name == "paper" else 0.25)
     if method == "tesla":

@@ -11,6 +11,7 @@ import tyro
 from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
+from distill.app.loss_flags import family_of_data, rules_of_losses
 from distill.app.start import RunOptions, check_before_running, identity_of, real_data, spare_threads
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
@@ -52,7 +53,7 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     Raises:
         InputError: a flag is unknown, or a value out of range.
     """
-    early = peek(flags, "--ipc", "--recipe", "--device")
+    early = peek(flags, "--ipc", "--recipe", "--device", "--image-size")
     recipes = method.recipes
     device = find_device(early["--device"] or "auto")
     name = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
@@ -62,7 +63,8 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     recipe = recipes[name](dataset, ipc)
     experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, RunOptions())
-    command = parse(MethodCommand, default, flags, f"bash run.sh {method.name} {dataset}")
+    rules = rules_of_losses(family_of_data(dataset, early["--image-size"]))
+    command = parse(MethodCommand, default, flags, f"bash run.sh {method.name} {dataset}", rules)
     return command.experiment, command.place
 
 
