@@ -118,7 +118,7 @@ def _in_short(text: str) -> str:
     'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
     >>> _in_short("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
     '--student.batch-size is 0; it must be >= 1'
-    >>> _in_short("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME loss of the real")
+    >>> _in_short("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
     "--real-loss: unknown loss 'gaurd'"
     """
     group, text = re.fullmatch(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL).groups()
