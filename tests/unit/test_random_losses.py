@@ -24,7 +24,17 @@ BALL = Threat("linf", 0.05)
 LOSSES = {"trades": TRADES(BALL, steps=2), "pgd_at": AdversarialTraining(BALL, steps=2), "noise": GaussianNoise(0.1)}
 NET = {"backbone": "convnet:width=4,depth=2"}
 LOOP = NET | {"iterations": 3, "outer_loop": 2, "inner_loop": 1, "batch_real": 6}
-EXPERT = {"num_experts": 2, "train_epochs": 3, "batch_train": 16, "syn_steps": 2, "expert_epochs": 1}
+EXPERT = {
+    "max_start_epoch": 2,
+    "iterations": 3,
+    "lr_img": 1.0,
+    "lr_lr": 0.0,
+    "num_experts": 2,
+    "train_epochs": 3,
+    "batch_train": 16,
+    "syn_steps": 2,
+    "expert_epochs": 1,
+}
 CASES: dict[str, tuple[Callable[..., Any], Callable[[Loss], Any]]] = {
     "dc": (dc.distill, lambda loss: dc.Config(loss, **LOOP)),
     "dsa": (dc.distill, lambda loss: dc.Config(loss, **LOOP, augment="color_crop_flip")),
@@ -39,13 +49,11 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[Loss], Any]]] = {
     "dm": (dm.distill, lambda loss: dm.Config(loss, 2, **NET, iterations=3, batch_real=6, batch_train=16)),
     "mtt": (
         mtt.distill,
-        lambda loss: mtt.Config(loss, **NET, **EXPERT, max_start_epoch=2, iterations=3, lr_img=1.0, lr_lr=0.0),
+        lambda loss: mtt.Config(loss, **NET, **EXPERT),
     ),
     "mtt, whitened": (
         mtt.distill,
-        lambda loss: mtt.Config(
-            loss, **NET, **EXPERT, max_start_epoch=2, iterations=3, lr_img=1.0, lr_lr=0.0, zca=True
-        ),
+        lambda loss: mtt.Config(loss, **NET, **EXPERT, zca=True),
     ),
 }
 
