@@ -233,8 +233,13 @@ class CurvatureRegularizedLoss(Loss):
 
     @property
     def passes(self) -> float:
-        """Measured, in training mode: 4.5 for a penalty of second order, 3 for "loss_difference"."""
-        more = 2.0 if self.penalty == "loss_difference" else 3.5
+        """Measured on a CPU, of small networks in training mode (ConvNet, narrow ResNet-18); docs/sre2l.md has larger ones.
+
+        With `batchnorm` "eval", or a part of the batch, the penalty has passes of its own beside the training pass.
+        """
+        shared = self.batchnorm == "train" and self.fraction == 1
+        first_order, second_order = (1.4, 4.7) if shared else (2.4, 6.0)
+        more = first_order if self.penalty == "loss_difference" else second_order
         return 1 + more * self.fraction if self.weight else 1.0
 
     @property
