@@ -233,7 +233,7 @@ class CurvatureRegularizedLoss(Loss):
 
     @property
     def passes(self) -> float:
-        """Measured on a CPU, of small networks in training mode (ConvNet, narrow ResNet-18); docs/sre2l.md has larger ones.
+        """Measured on a CPU with a ConvNet and a narrow ResNet-18 in training mode; docs/sre2l.md has larger networks.
 
         With `batchnorm` "eval", or a part of the batch, the penalty has passes of its own beside the training pass.
         """
