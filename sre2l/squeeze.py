@@ -232,9 +232,9 @@ def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, comp
             for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
-                    loss = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
-                bad.see(done, loss)
-                total += loss
+                    found = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                bad.see(done, found)
+                total += found
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robust.losses.traits import Loss, Traits, drawing_from
-from robust.network.modes import Model
+from robust.network.modes import Model, is_training
 
 __all__ = ["InPixels", "Preprocessing", "on_inputs"]
 
@@ -98,9 +98,9 @@ def on_inputs(loss: Loss, preprocess: Preprocessing) -> Loss:
 
 def _behind(preprocess: Preprocessing, model: Model) -> Callable[[Tensor], Tensor]:
     """Return the model with the preprocessing before it; a module stays a module, so that a loss sees its modes."""
-    first: object = preprocess
-    if isinstance(first, nn.Module) and isinstance(model, nn.Module):
-        whole = nn.Sequential(first, model)
-        whole.training = model.training  # of the container alone: a new one is in training mode
+    layers: list[Any] = [preprocess, model]
+    if isinstance(model, nn.Module) and isinstance(preprocess, nn.Module):
+        whole = nn.Sequential(*layers)
+        whole.training = is_training(model)  # of the container alone: a new one is in training mode
         return whole
     return lambda pixels: model(preprocess(pixels))

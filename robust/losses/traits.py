@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robust.threat import Threat
 
@@ -72,7 +72,8 @@ class Loss(Protocol):
         ...
 
 
-Called = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Called = Callable[[Any, Tensor, Tensor], Tensor]
+"""(network or other function of inputs, inputs, targets) -> scalar: a loss whose draws, if any, have a generator"""
 Named = dict[str, Callable[[Threat], Loss]]
 """name -> loss at a threat: the NAMED that a file of `robust/losses` exports"""
 
