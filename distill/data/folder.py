@@ -1,14 +1,13 @@
-"""Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, in any format Pillow reads."""
+"""Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, as BMP, JPEG, PNG, PNM, TIFF or WebP."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill.data._folders import Listing, held, image_sets, listing, paired
-from distill.data.headers import all_grey
+from distill.data.decode import all_grey, header
 from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
@@ -75,9 +74,9 @@ def _common_size(paths: np.ndarray) -> int:
     sizes: dict[tuple[int, int], None] = {}
     for path in paths:
         try:
-            with open_regular(path) as file, Image.open(file) as image:
-                sizes[image.size] = None
-        except Exception:  # Pillow raises anything from SyntaxError to struct.error
+            with open_regular(path) as file:
+                sizes[header(file)[:2]] = None
+        except Exception:  # as of `header`
             continue
         if len(sizes) == 2:
             break
