@@ -24,7 +24,7 @@ def peek(flags: list[str], *names: str) -> dict[str, str | None]:
     for name in names:
         parser.add_argument(name, nargs="?")
     found, _ = parser.parse_known_args(flags)
-    return {name: getattr(found, name.strip("-")) for name in names}
+    return {name: getattr(found, name.strip("-").replace("-", "_")) for name in names}
 
 
 def whole_number(flag: str, text: str, least: int) -> int:

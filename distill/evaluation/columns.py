@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 
+from distill.data.facts import threats_for as family
 from distill.errors import InputError, unknown
 from distill.experiment import Evaluation
 from robust import ATTACKS, JSMA, PGD, AutoAttack, Square, Threat, attack_named, paper_attacks, threat_named
@@ -89,11 +90,6 @@ class Column:
         if isinstance(self.attack, JSMA):
             return f"l0:{_short(self.attack.gamma)}"
         return self.threat.named if self.threat else ""
-
-
-def family(channels: int, size: int) -> str:
-    """Return whose threats such images have: grey ones MNIST's, colour ones CIFAR-10's, from 64 px ImageNet's."""
-    return "mnist" if channels == 1 else "imagenet" if size >= 64 else "cifar10"
 
 
 def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:

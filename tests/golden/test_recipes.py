@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from distill.app.registry import find_methods
+from distill.data import FACTS
 
 STORED = Path(__file__).with_name("recipes.json")
 DATASETS = ("cifar10", "cifar100", "digits", "fashion_mnist", "imagenet", "imagenette", "mnist", "tiny_imagenet")
@@ -33,7 +34,7 @@ def hashes(method: str) -> dict[str, str]:
     found = {}
     for name, recipe in METHODS[method].recipes.items():
         for dataset in DATASETS:
-            text = json.dumps([plain(recipe(dataset, ipc)) for ipc in IPCS], sort_keys=True)
+            text = json.dumps([plain(recipe(FACTS[dataset], ipc)) for ipc in IPCS], sort_keys=True)
             found[f"{name} {dataset}"] = hashlib.sha256(text.encode()).hexdigest()[:8]
     return found
 
