@@ -177,8 +177,8 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 def _recipe(name: str, choice: Choice, facts: Facts, ipc: int) -> Recipe:
     if name == "paper":  # the students' protocol of the DC family, without augmentation
-        return Recipe(Config(choice, convnet_for(facts)), Evaluation(students=50))
-    backbone = convnet_for(facts, 64 if ipc == 1 else 32)
+        return Recipe(Config(choice, convnet_for(facts.depth)), Evaluation(students=50))
+    backbone = convnet_for(facts.depth, 64 if ipc == 1 else 32)
     return Recipe(Config(choice, backbone, extractor_epochs=5), Evaluation(students=3, test_images=2000))
 
 

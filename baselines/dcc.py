@@ -172,9 +172,9 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     weight = dc.GUARD_WEIGHT.get((facts.name, ipc > 1), dc.GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method == "guard_dcc" else CrossEntropy()
     if name == "paper":  # the official code: 1000 iterations, batch 256, 20 students
-        fields["backbone"] = convnet_for(facts)
+        fields["backbone"] = convnet_for(facts.depth)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(facts, 32), "iterations": 20, "outer_warmup": 5}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 20, "outer_warmup": 5}
     fields |= {"outer_loop": 10, "inner_loop": 5 if ipc == 1 else 10}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

@@ -308,10 +308,10 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     guard = method == "guard_dm"
     real_loss = CurvatureRegularizedLoss(WEIGHT, h=3.0) if guard else CrossEntropy()
     if name == "paper":  # the official code; students as in section 7.1 of GUARD
-        fields["backbone"] = convnet_for(facts)
+        fields["backbone"] = convnet_for(facts.depth)
         fields["extractor_epochs"] = 50 if guard else 0
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts, 32), "iterations": 500}
+    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 500}
     if guard:
         fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438, others tens of thousands
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))

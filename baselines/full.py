@@ -67,10 +67,10 @@ OF_PARTS = 10_000
 
 def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
     if name == "paper":
-        return Recipe(Config(convnet_for(facts)), Evaluation(5, student=Training(epochs=300)))
+        return Recipe(Config(convnet_for(facts.depth)), Evaluation(5, student=Training(epochs=300)))
     examples = OF_PARTS if facts.parts else facts.examples
     epochs = max(1, round(STEPS / max(1, examples / Training.batch_size)))  # E + 1 are run
-    config = Config(convnet_for(facts, 32))
+    config = Config(convnet_for(facts.depth, 32))
     return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))
 
 

@@ -323,9 +323,9 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
         fields["augment"] = dsa_strategy(facts.flips)
     real_loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0) if method == "guard_cafe" else CrossEntropy()
     if name == "paper":  # the defaults of the official code, and its 20 students
-        fields["backbone"] = convnet_for(facts)
+        fields["backbone"] = convnet_for(facts.depth)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(facts, 32), "iterations": 12}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 12}
     fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

@@ -369,9 +369,9 @@ def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
     many = facts.classes >= 1000 or (facts.classes >= 100 and ipc > 1)
     fields["use_flip"] = not (facts.grey or many)
     if name == "paper":  # script/distill.py and the readme's commands; five students, as there
-        fields["backbone"] = f"frepo_{convnet_for(facts)}"
+        fields["backbone"] = f"frepo_{convnet_for(facts.depth)}"
         return Recipe(Config(**fields), Evaluation(students=5))
-    fields |= {"backbone": f"frepo_{convnet_for(facts, 16)}", "iterations": 800, "batch_real": 256}
+    fields |= {"backbone": f"frepo_{convnet_for(facts.depth, 16)}", "iterations": 800, "batch_real": 256}
     fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
     fields |= {"student_steps": 500, "student_lr": 3e-3}
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))

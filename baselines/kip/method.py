@@ -311,12 +311,12 @@ def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
         # steps) and 17.0 (1 block, 100, 40).
         batch = max(1000 if large else 2000, facts.classes)
         fields = {"kernel": "fc", "depth": 3, "iterations": 100, "target_batch": batch, "student_steps": 1000}
-        return Recipe(Config(convnet_for(facts, 32), **fields), Evaluation(students=3, test_images=2000))
+        return Recipe(Config(convnet_for(facts.depth, 32), **fields), Evaluation(students=3, test_images=2000))
     # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000
     # or more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
     fields = {"kernel": "fc", "target_batch": max(1000, facts.classes)} if large else {}
     fields |= {"zca": "kip" in facts.whitened}
-    return Recipe(Config(convnet_for(facts), **fields), Evaluation(students=5))
+    return Recipe(Config(convnet_for(facts.depth), **fields), Evaluation(students=5))
 
 
 _smoke = partial(

@@ -372,10 +372,10 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     if method == "tesla":
         fields |= {"gradient": "tesla", "iterations": 10_000}  # the default of its code
     if name == "paper":  # five students, as there
-        fields |= {"backbone": convnet_for(facts)} | _paper(method, facts, ipc)
+        fields |= {"backbone": convnet_for(facts.depth)} | _paper(method, facts, ipc)
         return Recipe(Config(loss, **fields), Evaluation(students=5))
     # An expert's epoch is about 80 steps here (79; digits: 90), on all that the data has of 5000 images.
-    fields |= {"backbone": convnet_for(facts, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
+    fields |= {"backbone": convnet_for(facts.depth, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
     fields |= {
         "batch_train": min(64, max(1, 2 ** round(log2(min(facts.examples, 5000) / 80)))),
         "iterations": 300 if ipc == 1 else 150,

@@ -366,11 +366,11 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
-        fields |= {"backbone": convnet_for(facts)}
+        fields |= {"backbone": convnet_for(facts.depth)}
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "backbone": convnet_for(facts, 64), "iterations": 100}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 64), "iterations": 100}
     if ipc > 1:
-        fields |= {"backbone": convnet_for(facts, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
+        fields |= {"backbone": convnet_for(facts.depth, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
         if facts.grey and facts.size > 8:
             # From noise, so few iterations end below random images: MNIST as above 80.9, these 87.5, from these 90.2.
             fields |= {"init": "real"}

@@ -13,7 +13,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distill.data.facts import Facts
 from distill.errors import InputError
 
 __all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "ConvNet", "convnet_for"]
@@ -109,12 +108,15 @@ class ConvNet(nn.Module):
 BACKBONES = {"convnet": ConvNet}
 
 
-def convnet_for(facts: Facts, width: int = 128) -> str:
-    """Return the field's ConvNet for images of a data set's size, as recipes name it.
+def convnet_for(depth: int, width: int = 128) -> str:
+    """Return the name of the field's ConvNet, as recipes write it.
 
-    >>> from distill.data import FACTS
-    >>> convnet_for(FACTS["cifar10"]), convnet_for(FACTS["cifar10"], 32), convnet_for(FACTS["tiny_imagenet"])
+    Args:
+        depth: blocks; `Facts.depth` of a data set is the field's.
+        width: channels.
+
+    >>> convnet_for(3), convnet_for(3, 32), convnet_for(4)
     ('convnet', 'convnet:width=32', 'convnet:width=128,depth=4')
     """
-    named = "" if facts.depth == 3 else f",depth={facts.depth}"
+    named = "" if depth == 3 else f",depth={depth}"
     return "convnet" if width == 128 and not named else f"convnet:width={width}{named}"

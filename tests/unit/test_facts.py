@@ -106,7 +106,7 @@ CITED = {
     "distill/models/__init__.py": "imagenet",  # name of a ResNet's stem
     "distill/methods/dc.py": "cifar10",  # the sweep of GUARD's weight
     "distill/reports/paper.py": "mnist cifar10",  # the paper's tables
-    "sre2l/pipeline.py": "imagenet tiny_imagenet imagenette",  # settings and weights of SRe2L, CDA and GUARD
+    "sre2l/recipes.py": "imagenet tiny_imagenet imagenette",  # settings and weights of SRe2L, CDA and GUARD
 }
 """file -> data sets whose published or measured numbers it has, or words that only look like them"""
 

@@ -24,8 +24,9 @@ from distill.runs.run import Run, describe
 from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.pipeline import METHODS, Config, check, protocol
+from sre2l.pipeline import Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
+from sre2l.recipes import METHODS
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Relabel, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
@@ -358,7 +359,7 @@ import torch
 from torch import nn
 from distill.models import build
 from distill.data import facts_named
-from sre2l.pipeline import METHODS
+from sre2l.recipes import METHODS
 
 quick = next(method for method in METHODS if method.name == "sre2l").recipes["quick"]
 for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 1 before a convolution of stride 2

@@ -16,8 +16,9 @@ from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from robust import Normalize, RobustTeacher
 from sre2l.checkpoint import FirstBad, OwnCheckpoint
-from sre2l.pipeline import METHODS, Config, distill, lacks, protocol
+from sre2l.pipeline import Config, distill, lacks, protocol
 from sre2l.precision import Compute
+from sre2l.recipes import METHODS
 from sre2l.recover import Recover, read_units, recover
 from sre2l.relabel import Relabel, relabel
 from sre2l.squeeze import FILE, squeeze
