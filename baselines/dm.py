@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
@@ -36,7 +36,7 @@ from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.features import embedding
 from distill.training.students import TOGETHER, overhead_bound
 from distill.training.work import PROBE, Work
@@ -300,23 +300,21 @@ def _train(
 # 6,000 images of CIFAR-10, batch 64, judged on 500 test images, one seed), clean / PGD-10 at linf 2/255 in percent:
 # 48.8 / 25.2 at weight 0, 49.0 / 29.8 at 1, 41.2 / 30.0 at 10, 31.4 / 23.4 at 100.
 WEIGHT = 1.0
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # default of the official code
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    fields: dict[str, object] = {"augment": DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY}
-    if ipc >= 100 and dataset == "cifar10":
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
+    fields: dict[str, object] = {"augment": dsa_strategy(facts.flips)}
+    if ipc >= 100 and facts.name == "cifar10":
         fields["lr_img"] = 10.0  # the official readme
     guard = method == "guard_dm"
     real_loss = CurvatureRegularizedLoss(WEIGHT, h=3.0) if guard else CrossEntropy()
     if name == "paper":  # the official code; students as in section 7.1 of GUARD
-        fields["backbone"] = convnet_for(dataset)
+        fields["backbone"] = convnet_for(facts.depth)
         fields["extractor_epochs"] = 50 if guard else 0
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(dataset, 32), "iterations": 500}
+    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 500}
     if guard:
-        fields["extractor_epochs"] = 20 if dataset == "digits" else 1  # of 1,400 images and of tens of thousands
+        fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438, others tens of thousands
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 

@@ -37,16 +37,15 @@ import torch
 from torch import Tensor, nn
 
 from baselines.cafe.alignment import Weights, align
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
-from distill.methods.dc import DSA_STRATEGY, DSA_STRATEGY_DIGITS
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
 from distill.training.students import train_epochs
@@ -197,7 +196,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             if run.due() or iteration == config.iterations - 1:
                 run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, remedy)
 
-    augment = config.augment or augmentation_of_students(real.name, config.backbone)  # CAFE's code has DC's evaluation
+    facts = facts_named(real.name)
+    augment = config.augment or augmentation_of_students(facts, config.backbone)  # CAFE's code has DC's evaluation
     return DistilledSet.of(
         real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
@@ -318,15 +318,15 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 GUARD_WEIGHT = 10.0
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {}
     if method == "cafe_dsa":
-        fields["augment"] = DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY
+        fields["augment"] = dsa_strategy(facts.flips)
     real_loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0) if method == "guard_cafe" else CrossEntropy()
     if name == "paper":  # the defaults of the official code, and its 20 students
-        fields["backbone"] = convnet_for(dataset)
+        fields["backbone"] = convnet_for(facts.depth)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 32), "iterations": 12}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 12}
     fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

@@ -5,23 +5,20 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from distill.data import FILES
 from distill.errors import InputError, one_line
-from distill.models.convnet import SIZES
 from robust import Loss, loss_named
 from robust.losses.named import METAVAR, written
-from robust.threat import family_of
 
-__all__ = ["family_of_data", "refuse_fields_as_flags", "rules_of_losses"]
+__all__ = ["refuse_fields_as_flags", "rules_of_losses"]
 
 _FIELD_AS_FLAG = re.compile(r"(--(?:[a-z]+\.)?(?:[a-z]+[-_])?loss)\.([a-z_-]+)(?:=(.*))?", re.DOTALL)
 
 
-def rules_of_losses(family: str | None) -> ConstructorRegistry:
+def rules_of_losses(family: str) -> ConstructorRegistry:
     """Return how tyro reads and shows fields of the type `Loss`: losses of networks that take normalised images.
 
     Args:
-        family: whose threats the names mean; None where that is not known before the data are.
+        family: family of threat presets (`robust.threat.family_of`).
     """
     rules = ConstructorRegistry()
 
@@ -60,20 +57,3 @@ def refuse_fields_as_flags(flags: list[str]) -> None:
             options.append(f"{match[2].replace('-', '_')}={behind if match[3] is None else match[3]}")
     example = one_line(f"{flag} guard:{','.join(options)}", 100)
     raise InputError(f"{flag}.{found[0][0][2]} is no flag any more; write {example}")
-
-
-def family_of_data(dataset: str, image_size: str | None) -> str | None:
-    """Return whose threats the images of a data set have; None for a folder, whose images nobody has looked at yet.
-
-    Args:
-        dataset: its name.
-        image_size: the value of --image-size, None where it is not given.
-    """
-    size = FILES.get(dataset, SIZES.get(dataset, 32))
-    if image_size is not None and image_size.isdecimal():
-        size = int(image_size)
-    return None if size is None else family_of(1 if dataset in GREY else 3, size)
-
-
-GREY = ("mnist", "fashion_mnist", "digits")
-"""data sets of one channel"""

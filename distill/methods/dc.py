@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
@@ -40,7 +40,7 @@ from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.training.real_side import real_side, share_moved
@@ -225,7 +225,7 @@ def distill(
 
     augment = config.augment_students
     if augment == "auto":
-        augment = config.augment or augmentation_of_students(real.name, config.backbone)
+        augment = config.augment or augmentation_of_students(facts_named(real.name), config.backbone)
     return DistilledSet.of(
         real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
@@ -357,24 +357,21 @@ GUARD_WEIGHT = {("cifar10", True): 3.0}  # (data set, ipc > 1)
 GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one image; not searched on other sets
 # From real images (--init real) none gained on CIFAR-10 with ten images, 3 students: DC 34.2, 0.1, 10.7, 8.1, weight 3
 # 33.4, 0.1, 10.6, 8.3, weight 10 29.3, 0.1, 8.3, 6.6. MNIST was swept from noise only.
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # section 4 of the DSA paper
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, object] = {}
     if method.endswith("dsa"):
-        digits = dataset in ("mnist", "digits")
-        fields |= {"init": "real", "augment": DSA_STRATEGY_DIGITS if digits else DSA_STRATEGY}
-    weight = GUARD_WEIGHT.get((dataset, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
+        fields |= {"init": "real", "augment": dsa_strategy(facts.flips)}
+    weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
-        fields |= {"backbone": convnet_for(dataset)}
+        fields |= {"backbone": convnet_for(facts.depth)}
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 64), "iterations": 100}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 64), "iterations": 100}
     if ipc > 1:
-        fields |= {"backbone": convnet_for(dataset, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
-        if dataset in ("mnist", "fashion_mnist"):
+        fields |= {"backbone": convnet_for(facts.depth, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
+        if facts.grey and facts.size > 8:
             # From noise, so few iterations end below random images: MNIST as above 80.9, these 87.5, from these 90.2.
             fields |= {"init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))

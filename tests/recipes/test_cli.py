@@ -129,19 +129,22 @@ def test_students_take_the_distilled_steps_on_request(
 
 def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path, "--device", "cpu", *SMALL) == 0
-    first = capsys.readouterr().err.splitlines()[0]
+    first, second = capsys.readouterr().err.splitlines()[:2]
     assert first.startswith(f"No GPU here: dc on {label('folder', data)}, ipc 1, recipe quick (about ")
     assert "--recipe paper would take about" in first
+    assert second == "The recipe is derived from the data (2 classes, 3x8x8, 40 images): no paper has this data set"
 
 
-def test_a_size_that_the_papers_network_does_not_take_is_no_reason_to_refuse(
+def test_recipes_are_for_the_size_at_which_images_are_seen(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["random", "imagenette", "--data-dir", data, "--runs", tmp_path, "--image-size", "8", "--device", "cpu"]
     assert run(*words, *SMALL_STUDENTS) == 0
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("No GPU here: random on imagenette-8px, ipc 1, recipe quick (about ")
-    assert "recipe paper" not in first
+    assert "--recipe paper would take about" in first  # the paper's ConvNet for 224 px would be halved to nothing
+    (folder,) = (tmp_path / "random" / "imagenette-8px" / "ipc1").iterdir()
+    assert '"convnet:width=64,depth=2"' in (folder / "experiment.json").read_text()
 
 
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

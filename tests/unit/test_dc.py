@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from baselines import dcc
+from distill.data import facts_named
 from distill.errors import InputError
 from distill.methods import dc
 from distill.methods.dc import LOOPS, METHODS, Config, distill, loops, match, work
@@ -112,7 +113,7 @@ def test_an_unknown_augmentation_is_refused() -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (paper.config.iterations, paper.config.batch_real) == (1000, 256)
     assert (paper.evaluation.students, paper.evaluation.student.epochs) == (50, 1000)
     assert work(quick.config, ipc, 10, 1000)[0][0] < work(paper.config, ipc, 10, 1000)[0][0] / 10
