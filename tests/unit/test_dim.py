@@ -27,7 +27,8 @@ from baselines.dim.gan import (
     pretrained,
 )
 from baselines.dim.generated import Groups, drawn, rebuilt, without_cutout
-from baselines.dim.method import METHODS, Config, distill, logit_distance, matched, protocol, student_work, work
+from baselines.dim.method import Config, distill, logit_distance, matched, protocol, student_work, work
+from baselines.dim.recipes import METHODS
 from distill.app.main import main
 from distill.data import facts_named, label
 from distill.distilled import DistilledSet
