@@ -31,7 +31,8 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from baselines.mtt.trajectories import Expert, Gradient, Trajectories, experts, logits_at, match
+from baselines.mtt.matching import Gradient, logits_at, match
+from baselines.mtt.trajectories import Expert, Trajectories, experts
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError

@@ -10,18 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from baselines.dd.method import (
-    Config,
-    cropped_and_flipped,
-    descent,
-    distill,
-    hypergradient,
-    protocol,
-    steps,
-    student_work,
-    work,
-)
+from baselines.dd.method import Config, cropped_and_flipped, distill, protocol, steps, student_work, work
 from baselines.dd.recipes import METHODS
+from baselines.dd.unrolled import descent, hypergradient
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
