@@ -2,19 +2,27 @@
 
 import hashlib
 import platform
+<<<<<<< HEAD
 import re
 import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+=======
+import sys
+from importlib.metadata import version
+>>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
 from typing import Any
 
 import torch
 
+from distill.runs.version import commit, project_version
+
 __all__ = ["provenance"]
 
 
+<<<<<<< HEAD
 def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
     """Return what a number needs beside its config: versions, device, commit and command.
 
@@ -33,12 +41,17 @@ def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
         commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
     except (OSError, subprocess.SubprocessError):
         commit = None
+=======
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return what a number needs beside its config: versions, device, commit and command."""
+>>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
+        "version": project_version(),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("torch", "torchvision", "numpy", "kornia", "timm")},
         "device": f"{device} ({name})",
-        "commit": commit,
+        "commit": commit(),
         "command": sys.argv,
     } | ({"sources": found} if (found := sources(description)) else {})
 

@@ -47,12 +47,6 @@ def describe(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _class_of(value: Any) -> str:
-    kind = type(value)
-    own = kind.__module__.partition(".")[0] in ("robust", "distill", "baselines", "sre2l") or "." not in kind.__module__
-    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
-
-
 class Run:
     """A folder that belongs to one experiment, and continues it.
 

@@ -428,6 +428,7 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
         replace(SMALL, gradient="tesla", labels="expert", init="noise", augment=""),
     ],
 )
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     config: Config, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +446,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert scalars(tmp_path / "whole", "loss", "lr") == scalars(tmp_path / "killed", "loss", "lr")
 
 
+@pytest.mark.long
 def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
     config = replace(SMALL, iterations=60, augment="", batch_syn=None, lr_init=0.02, max_start_epoch=1, lr_lr=0.01)
     found = distill(toy(), 2, config, run_in(tmp_path, config))
@@ -455,6 +457,7 @@ def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
     assert kept.training.lr == pytest.approx(0.02)
 
 
+@pytest.mark.long
 def test_guard_changes_the_experts_alone(tmp_path: Path) -> None:
     for name in RECIPES["mtt"]:
         plain, guard = (RECIPES[method][name](facts_named("cifar10"), 1).config for method in ("mtt", "guard_mtt"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
+from distill.runs.description import describe
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -20,7 +21,7 @@ from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.runs.run import Run, describe
+from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
@@ -154,6 +155,7 @@ def test_a_teacher_is_trained_once_and_shared(tmp_path: Path) -> None:
         ("cross_entropy", DROPPING),
     ],
 )
+@pytest.mark.long
 def test_a_killed_squeeze_continues_to_the_same_bits(
     loss: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +348,7 @@ for kernel, stride in ((3, 2), (5, 1)):
 """
 
 
+@pytest.mark.long
 def test_taps_on_padding_alone_have_no_gradient_in_bfloat16() -> None:
     """Memory that oneDNN leaves uninitialised is filled with bytes that make huge numbers."""
     environment = os.environ | {"MALLOC_PERTURB_": "165", "OMP_NUM_THREADS": "1"}
@@ -383,6 +386,7 @@ for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 
 """
 
 
+@pytest.mark.long
 def test_the_quick_recipe_s_bits_do_not_depend_on_what_was_in_memory() -> None:
     said = []
     for value in ("165", "90"):
@@ -445,6 +449,7 @@ def test_a_teacher_of_no_file_is_found_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "name"), [("pretrained", "resnet18"), ("pretrained:tv_in1k", "resnet18.tv_in1k")])
+@pytest.mark.long
 def test_weights_of_timm_by_tag(start: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
@@ -829,6 +834,7 @@ def test_a_student_is_the_textbook_s(name: str, squared: bool, decay: str, tmp_p
 
 
 @pytest.mark.parametrize("spec", [TINY, DROPPING])
+@pytest.mark.long
 def test_a_killed_student_continues_to_the_same_bits(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
