@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from distill.runs.description import describe
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,7 +34,7 @@ from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.ranks import barrier, units_of_this_process
-from distill.runs.run import Run
+from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from distill.runs.description import describe
-from distill.runs.locks import locked
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,7 +23,7 @@ from distill.models import build
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
-from distill.runs.run import Run
+from distill.runs.run import Run, describe, locked
 from distill.training.students import LossText
 from robust import Loss, Normalize, RobustTeacher, loss_named
 from robust.losses import InPixels, drawing_from

@@ -27,15 +27,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from distill.runs.description import describe
-from distill.runs.locks import locked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.runs.divergence import check_finite
-from distill.runs.run import Run
+from distill.runs.run import Run, describe, locked
 from robust.second_order.layers import SecondOrder
 
 __all__ = ["SIZES", "Adversarial", "Critic", "Gan", "Generator", "batches", "conditioned", "gradient_penalty"]

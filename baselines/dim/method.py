@@ -28,8 +28,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from distill.runs.description import describe
-from distill.runs.locks import locked
 from torch import Tensor, nn
 
 from baselines.dim.gan import Adversarial, Gan, Generator, batches, checked, pretrained
@@ -41,7 +39,7 @@ from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.run import Run
+from distill.runs.run import Run, describe, locked
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize

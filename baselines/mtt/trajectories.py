@@ -37,8 +37,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from distill.runs.description import describe
-from distill.runs.locks import locked
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -49,7 +47,7 @@ from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
-from distill.runs.run import Run
+from distill.runs.run import Run, describe, locked
 from distill.training.augment import Augmentation, augmentation
 from distill.training.students import train_epochs
 from robust import Loss

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from distill.runs.description import difference
 from torch import Tensor, nn
 
 from distill.app.flags import find_device, parse
@@ -24,6 +23,7 @@ from distill.reports.tables import aligned
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
+from distill.runs.run import difference
 from distill.training.features import embedding
 from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from distill.runs.locks import locked
 
 from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
@@ -36,7 +35,7 @@ from distill.runs.ranks import (
     requested_processes,
     world_size,
 )
-from distill.runs.run import Run
+from distill.runs.run import Run, locked
 from distill.runs.version import project_version
 from distill.training.protocol import selected_protocol
 

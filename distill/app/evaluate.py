@@ -26,17 +26,12 @@ from distill.reports.outcome import finish, missing_columns, show
 from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
-from distill.runs.locks import locked
-from distill.runs.run import Run
+from distill.runs.run import Run, locked
 from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 
-<<<<<<< HEAD
 PROGRAM = "bash run.sh evaluate PATH"
-__all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate"]
-=======
 __all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate", "run_judgements"]
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
 
 
 @dataclass(frozen=True)
@@ -100,29 +95,14 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     path = _published(path, flags[1:], read) or path
     distilled = DistilledSet.load(path)
     file = path / "distilled.safetensors" if path.is_dir() else path
-<<<<<<< HEAD
     digest = digest_of(file)
     default = EvaluateCommand(_default(flags, digest, distilled.dataset, distilled.backbone), RunOptions())
     command = parse(EvaluateCommand, default, flags[1:], PROGRAM)
-    judgement, place, device = command.judgement, command.place, find_device(command.place.device)
+    judgement = command.judgement
     if judgement.dataset not in DATASETS:
         raise unknown("data set", judgement.dataset, DATASETS)
-
-    name = distilled.method or path.stem
-    own = selected_protocol(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
-    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
-=======
-    digest = "" if distilled is None else digest_of(file)
-    dataset, backbone = (DATASETS[0], "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
-    judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
-    default = EvaluateCommand(judgement, RunOptions())
-    asked = parse(EvaluateCommand, default, flags if helping else flags[1:], "bash run.sh evaluate PATH")
-    judgement = asked.judgement
-    if judgement.dataset not in DATASETS:
-        raise unknown("data set", judgement.dataset, DATASETS)
-    judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
-    return run_judgements(path, judgements, asked.place, protocols)
+    return run_judgements(path, judgements, command.place, protocols)
 
 
 def run_judgements(
@@ -152,7 +132,6 @@ def run_judgements(
     name = distilled.method or path.stem
     own = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
     (train, test), data = _real_data(judgements[0].dataset, place, distilled.images.shape[-1])
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
     check(distilled, test)
     check_data(recorded, identity_of(train, test))
     identity, shape = identity_of(train, test), test.image_shape[:2]
@@ -192,13 +171,8 @@ def run_judgements(
         if columns:
             run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
         protocol = own and own(distilled, file.parent, run)
-<<<<<<< HEAD
-        with locked(run.begin(attacks=each.evaluation.attacks).folder):
-            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
-=======
         with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
-            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
+            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
             finish(rows, run.folder)
     if len(runs) > 1:
         print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")

@@ -18,12 +18,8 @@ from distill.app.evaluate import run_evaluate
 from distill.app.export import EXPORTS, run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
-<<<<<<< HEAD
 from distill.app.registry import find_methods, method_named
-=======
-from distill.app.registry import find_methods
 from distill.app.rerun import run_rerun
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, one_line, unknown

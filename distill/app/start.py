@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from distill.runs.description import difference
 
 from distill.data import ImageSet, load
 from distill.data.image_files import cores
@@ -15,6 +14,7 @@ from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
 from distill.models import build
+from distill.runs.run import difference
 from robust import loss_named
 from robust.ranges import NonNegative, Range, check_ranges
 from robust.threat import family_of

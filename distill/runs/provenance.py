@@ -2,17 +2,11 @@
 
 import hashlib
 import platform
-<<<<<<< HEAD
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-=======
-import sys
-from importlib.metadata import version
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
 from typing import Any
 
 import torch
@@ -22,7 +16,6 @@ from distill.runs.version import commit, project_version
 __all__ = ["provenance"]
 
 
-<<<<<<< HEAD
 def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
     """Return what a number needs beside its config: versions, device, commit and command.
 
@@ -30,21 +23,6 @@ def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
         device: of the run.
         description: the experiment as JSON has it, for `sources`.
     """
-    here = Path(__file__).parents[2]
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    untracked = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
-    try:
-        commit, changed = (
-            subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (git, untracked)
-        )
-        commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-=======
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return what a number needs beside its config: versions, device, commit and command."""
->>>>>>> 07d66e3 (For those who carry on: version and formats, rerun from experiment.json, stored flags, a fast check, formulas as MathML, guides, hooks and workflows)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "version": project_version(),

@@ -28,6 +28,7 @@ from distill.runs.own_files import json_hash, read_record, read_run_file
 from distill.runs.progress import progress
 from distill.runs.provenance import provenance
 from distill.runs.ranks import is_main_process
+from distill.runs.version import RECORD_FORMAT
 
 __all__ = ["Run", "describe", "locked"]
 
@@ -45,6 +46,12 @@ def describe(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _class_of(value: Any) -> str:
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] in ("robust", "distill", "baselines", "sre2l") or "." not in kind.__module__
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 
 
 class Run:
@@ -101,7 +108,8 @@ class Run:
         content = {"experiment": self.experiment, "data": self.data} | beside
         found = read_record(self.folder)
         if is_main_process() and (found is None or found | content != found):
-            write_text(path, json.dumps(content | {"made_by": provenance(self.device, content)}, indent=2) + "\n")
+            content = {"format": RECORD_FORMAT} | content | {"made_by": provenance(self.device, content)}
+            write_text(path, json.dumps(content, indent=2) + "\n")
         return self
 
     def generator(self, *address: str | int) -> torch.Generator:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from distill.runs.description import describe
 
 from distill.app.registry import find_methods
 from distill.app.rerun import loss_classes
 from distill.data import DATASETS, facts_named
 from distill.experiment import Experiment
 from distill.runs.from_json import Known, MismatchError, from_json
+from distill.runs.run import describe
 from robust import LOSSES, CrossEntropy, CurvatureRegularizedLoss, Loss, loss_named
 from robust.ranges import Count, check_ranges
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill.runs.locks import locked
 
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_atomic, write_tensors
-from distill.runs.run import Run
+from distill.runs.run import Run, locked
 
 
 @dataclass(frozen=True)

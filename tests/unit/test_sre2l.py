@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
-from distill.runs.description import describe
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.runs.run import Run
+from distill.runs.run import Run, describe
 from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
