@@ -45,8 +45,12 @@ environment() {  # sets $python
     local needed="torchvision numpy sklearn scipy matplotlib kornia timm torchattacks tyro tqdm safetensors tensorboard" missing
     local files="requirements.txt, then pip install --no-deps -r requirements-no-deps.txt"
     if [ "${1:-}" = test ]; then
-        needed="$needed pytest xdist ruff basedpyright mkdocs material mkdocstrings_handlers"
-        files="tests/requirements.txt -r docs/requirements.txt -r $files"
+        needed="$needed pytest xdist"
+        files="tests/fast.txt -r $files"
+        if [ "${2:-}" != --fast ]; then
+            needed="$needed ruff basedpyright mkdocs material mkdocstrings_handlers latex2mathml"
+            files="tests/requirements.txt -r docs/requirements.txt -r ${files#tests/fast.txt -r }"
+        fi
     fi
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
         # shellcheck disable=SC2086  # words
@@ -68,8 +72,11 @@ environment() {  # sets $python
     install requirements.txt
     install requirements-no-deps.txt --no-deps
     if [ "${1:-}" = test ]; then
-        install tests/requirements.txt
-        install docs/requirements.txt
+        install tests/fast.txt
+        if [ "${2:-}" != --fast ]; then
+            install tests/requirements.txt
+            install docs/requirements.txt
+        fi
     fi
 }
 
@@ -81,6 +88,10 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
     shift
     cd "$here"
+    if [ "${1:-}" = --fast ]; then  # under two minutes on two cores, with pytest alone (pyproject.toml: markers)
+        shift
+        set -- -m "not slow and not long" "$@"
+    fi
     cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)  # each worker imports torch: half a gigabyte
     exec "$python" -m pytest -n "$((cores < 4 ? cores : 4))" --dist worksteal "$@"
 fi

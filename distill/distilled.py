@@ -15,6 +15,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors does not
     training          settings that the method's own protocol needs (`distill.method_training`)
     config            hash of the settings that made the set; sets that differ only in the seed share it
     run               hash of the run that made the set
+    version           of the program that made the set
     shards            names of the files with the images, where they are not in this file
 """
 
@@ -46,7 +47,7 @@ OWN = "own."
 """prefix of the names of `training_tensors` in the file"""
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 """metadata that every file has"""
-LATER = ("config", "training", "run")
+LATER = ("config", "training", "run", "version")
 """metadata that files of earlier versions may lack"""
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*(:\w+)?")
 """of a method or a data set; never a path"""
@@ -83,6 +84,8 @@ class DistilledSet:
     """hash of all settings that made the set except the seed, "" where they are unknown"""
     run: str = ""
     """hash of the run that made the set, including its seed and data, "" where the run is unknown"""
+    version: str = ""
+    """version of the program that made the set, "" where it is unknown"""
     training: MethodTraining = field(default_factory=MethodTraining)
     """settings that the method's own protocol for students needs"""
     training_tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -93,11 +96,13 @@ class DistilledSet:
             name = getattr(self, what)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
-        texts = (self.augment, self.backbone, self.config, self.run, *self.classes)
+        texts = (self.augment, self.backbone, self.config, self.run, self.version, *self.classes)
         if not all(isinstance(each, str) for each in texts):
-            raise ValueError("augment, backbone, config, run and the classes are texts, and one of them is none")
-        if not all(each.isprintable() and len(each) <= 500 for each in texts[:4]):
-            raise ValueError("augment, backbone, config and run are short texts of signs that can be printed")
+            raise ValueError(
+                "augment, backbone, config, run, version and the classes are texts, and one of them is none"
+            )
+        if not all(each.isprintable() and len(each) <= 500 for each in texts[:5]):
+            raise ValueError("augment, backbone, config, run and version are short texts of signs that can be printed")
         if not isinstance(self.training, MethodTraining):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a MethodTraining")
         check_number("mean", self.mean, tuple[float, ...])
@@ -198,7 +203,7 @@ class DistilledSet:
             the set, on the CPU.
 
         Raises:
-            InputError: no such file, a damaged one, another format, or tensors of wrong shape.
+            InputError: no such file, a damaged one, another or a newer format, or tensors of wrong shape.
         """
         path = path / "distilled.safetensors" if path.is_dir() else path
         tensors, values = read_tensors(path, key=FORMAT)
@@ -226,6 +231,7 @@ class DistilledSet:
                 method=values["method"],
                 config=values.get("config", ""),
                 run=values.get("run", ""),
+                version=values.get("version", ""),
                 training=MethodTraining.from_json(values.get("training", {})),
                 training_tensors=training_tensors,
             )

@@ -1,7 +1,7 @@
 """What is run: one frozen dataclass that holds every choice which a result depends on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +44,11 @@ class Evaluation:
     """how students are trained: as --student.* says, the same for all methods, or as the method's authors do"""
     student: Training = field(default_factory=Training)
     """how a student of the standard protocol is trained"""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The fields that name columns of a table only, which experiment.json has beside the experiment."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.metadata == COLUMNS}
 
     @property
     def how(self) -> str:

@@ -1,9 +1,22 @@
 """Small tensors are faster on one thread, and two workers share two cores; a test draws the same numbers every time."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+LONG = {"recipes", "faults", "fuzz", "twin"}
+"""folders whose tests are whole runs, all of them long: `bash run.sh test --fast` leaves them out"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of whole folders."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(tests) and item.path.relative_to(tests).parts[0] in LONG:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -231,6 +231,7 @@ def test_every_field_is_read(config: type) -> None:
     assert {field.name for field in fields(config)} <= read
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tool", [["ruff", "check"], ["ruff", "format", "--check"], ["basedpyright"]], ids=" ".join)
 def test_checks(tool: list[str]) -> None:
     linted = ["robust", "distill", "baselines", "sre2l", "examples", "docs", "tests"]

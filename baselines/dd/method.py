@@ -58,8 +58,6 @@ __all__ = ["Config", "distill", "protocol", "student_work", "work"]
 REMEDY = "--distill-lr or --lr"
 """flags that a distillation diverges by"""
 
-Parameters = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Config:

@@ -9,13 +9,14 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from baselines.dd.method import Parameters
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
 
 __all__ = ["descent", "drawn", "hypergradient", "untrained"]
+
+Parameters = dict[str, Tensor]
 
 
 def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.dim.networks import Critic, Generator
+from baselines.dim.networks import SIZES, Critic, Generator
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.runs.divergence import check_finite
@@ -39,8 +39,6 @@ from robust.second_order.layers import SecondOrder
 
 __all__ = ["SIZES", "Adversarial", "Gan", "batches", "conditioned", "gradient_penalty"]
 
-SIZES = (8, 14, 16, 28, 32, 56, 64)
-"""sides in pixels of images that can be made"""
 Draw = Callable[..., torch.Generator]
 """(address) -> the CPU generator of a step's part"""
 

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.dim.gan import SIZES
 from distill.errors import InputError
 
 __all__ = ["Critic", "Generator", "MapNorm", "plain_layers"]
+
+SIZES = (8, 14, 16, 28, 32, 56, 64)
+"""sides in pixels of images that can be made"""
 
 
 def plain_layers(size: int) -> list[int]:

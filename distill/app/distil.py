@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -14,7 +14,7 @@ from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
-from distill.app.start import RunOptions, check_before_running, identity_of, real_data, spare_threads
+from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data, spare_threads
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
@@ -36,9 +36,10 @@ from distill.runs.ranks import (
     world_size,
 )
 from distill.runs.run import Run, locked
+from distill.runs.version import project_version
 from distill.training.protocol import selected_protocol
 
-__all__ = ["MethodCommand", "resolve_flags", "run_method"]
+__all__ = ["MethodCommand", "resolve_flags", "run_experiment", "run_method"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,36 @@ def _facts(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
 def run_method(method: Method, dataset: str, flags: list[str]) -> int:
     """Distil, judge, report."""
     experiment, place = resolve_flags(method, dataset, flags)
-    device = find_device(place.device)
+    unchosen = peek(flags, "--recipe")["--recipe"] is None
+    return run_experiment(method, experiment, place, [method.name, dataset, *flags], default_recipe=unchosen)
+
+
+def run_experiment(
+    method: Method,
+    experiment: Experiment,
+    place: RunOptions,
+    words: list[str],
+    *,
+    default_recipe: bool = False,
+    recorded: dict[str, Any] | None = None,
+) -> int:
+    """Distil, judge, report: one run, all of whose choices are made.
+
+    Args:
+        method: of the experiment.
+        experiment: all that the result depends on.
+        place: where the data and the run are.
+        words: the command line, which further processes of the same run are started with.
+        default_recipe: whether no flag named the recipe, so that the user is told of the other one.
+        recorded: identity of the data (`identity_of`) that the run must have; None for any data.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: bad input, missing data, or data that are not the recorded ones.
+    """
+    device, dataset = find_device(place.device), experiment.dataset
     own = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
     processes = world_size() if launched() else requested_processes()
     if (processes > 1 or launched()) and not method.parallel:
@@ -97,9 +127,10 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
     with process_group(device):
         where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
         train, test = real_data(*where)
-        data = experiment.data_name(place.data_dir)
+        data, identity = experiment.data_name(place.data_dir), identity_of(train, test)
+        check_data(recorded, identity)
         options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
-        options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
+        options |= {"stages": place.runs / "stages", "data": identity}
         run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
         channels, size, _ = test.image_shape
         description = RunDescription(
@@ -130,18 +161,17 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
         if absent:
             run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
         else:
-            quick = peek(flags, "--recipe")["--recipe"] is None
             facts = facts_of(dataset, place.data_dir, experiment.image_size)
-            announce(quick, experiment, data, method, facts, train, len(test), device)
+            announce(default_recipe, experiment, data, method, facts, train, len(test), device)
         if processes > 1 and not launched():  # all that can be refused was
-            become_launcher(processes, [method.name, dataset, *flags])
+            become_launcher(processes, words)
 
-        with locked(run.begin(attacks=experiment.evaluation.attacks).folder):
+        with locked(run.begin(**experiment.evaluation.columns).folder):
             if distils:
                 distilled = method.distill(train, experiment.ipc, experiment.config, run)
                 if is_main_process():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
-                    replace(distilled, method=method.name, **made).save(path)
+                    replace(distilled, method=method.name, version=project_version(), **made).save(path)
             barrier()
             distilled = DistilledSet.load(path).to(device)
             if distilled.run not in ("", run.fingerprint(evaluation=None)):

@@ -104,7 +104,7 @@ def _gradients(column: Column) -> int:
     if name == "square":
         return attack.queries // 3
     rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)
-    return 1 + attack.steps * rounds * (9 if name in ("apgd_t", "fab", "deepfool") else 1)
+    return 1 + getattr(attack, "steps", 1) * rounds * (9 if name in ("apgd_t", "fab", "deepfool") else 1)
 
 
 def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:

@@ -3,16 +3,16 @@
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from distill.app.flags import find_device, parse, peek
 from distill.app.registry import check_packages
-from distill.app.start import RunOptions, check_before_running, identity_of, spare_threads
+from distill.app.start import RunOptions, check_before_running, check_data, identity_of, spare_threads
 from distill.data import DATASETS, FILES, ImageSet, check_dataset, fingerprint, label, load
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
@@ -32,7 +32,7 @@ from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 
 PROGRAM = "bash run.sh evaluate PATH"
-__all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate"]
+__all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate", "run_judgements"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,42 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     digest = digest_of(file)
     default = EvaluateCommand(_default(flags, digest, distilled.dataset, distilled.backbone), RunOptions())
     command = parse(EvaluateCommand, default, flags[1:], PROGRAM)
-    judgement, place, device = command.judgement, command.place, find_device(command.place.device)
+    judgement = command.judgement
     check_packages(path, [judgement.dataset, judgement.backbone], flags)
     check_dataset(judgement.dataset)
-    name = distilled.method or path.stem
-    own = selected_protocol(judgement.evaluation.protocol, name, protocols.get(distilled.method))
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
-    (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
+    return run_judgements(path, judgements, command.place, protocols)
+
+
+def run_judgements(
+    path: Path,
+    judgements: Sequence[Judgement],
+    place: RunOptions,
+    protocols: Mapping[str, ProtocolOf],
+    recorded: dict[str, Any] | None = None,
+) -> int:
+    """Judge a set of ours, all choices made.
+
+    Args:
+        path: the file of the set, or its folder.
+        judgements: what to compute; they differ in the students' network alone.
+        place: where the data and the runs are.
+        protocols: by method, its own way of training students.
+        recorded: identity of the data (`identity_of`) that the runs must have; None for any data.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: bad input, missing data, or data that are not the recorded ones.
+    """
+    file = path / "distilled.safetensors" if path.is_dir() else path
+    distilled, device, digest = DistilledSet.load(file), find_device(place.device), judgements[0].distilled
+    name = distilled.method or path.stem
+    own = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
+    (train, test), data = _real_data(judgements[0].dataset, place, distilled.images.shape[-1])
     check(distilled, test)
+    check_data(recorded, identity_of(train, test))
     identity, shape = identity_of(train, test), test.image_shape[:2]
     runs: list[Run] = []
     for each in judgements:
@@ -146,7 +174,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         if columns:
             run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
         protocol = own and own(distilled, file.parent, run)
-        with locked(run.begin(attacks=each.evaluation.attacks).folder):
+        with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
             rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
             finish(rows, run.folder)
     if len(runs) > 1:

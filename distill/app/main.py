@@ -19,6 +19,7 @@ from distill.app.export import EXPORTS, run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named
+from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, one_line, unknown
@@ -29,6 +30,7 @@ from distill.runs.ranks import (
     failed_elsewhere,
     reports_to_user,
 )
+from distill.runs.version import NAME, commit, project_version
 
 USAGE = """\
 Robust dataset distillation: make a few images per class on which networks train well and withstand attacks.
@@ -37,6 +39,7 @@ Robust dataset distillation: make a few images per class on which networks train
   bash run.sh guard_dc digits           a first run: real data that needs no download, minutes on a laptop
   bash run.sh evaluate PATH [--flags]   students and attacks for a distilled set: its file, the folder of its run, or
                                         what other code published (with --dataset; docs/published.md)
+  bash run.sh rerun RUN                 the same run once more from its experiment.json, in another folder (reruns/)
   bash run.sh export PATH --to FORMAT   a distilled set for other code: {exports}
   bash run.sh benchmark [--flags]       the paper's tables: what of them is missing is run, beside the paper's numbers
   bash run.sh compare A... --against B...   two sides of runs (seeds) on the same test images: differences, p-values
@@ -45,6 +48,7 @@ Robust dataset distillation: make a few images per class on which networks train
   bash run.sh list                      methods, data sets, backbones, attacks, losses, recipes
   bash run.sh test                      the test suite
   bash run.sh bench [NAME ...]          how fast it is, as ratios against the textbook form
+  bash run.sh --version                 versions of this program and of torch, and the commit
 
   METHOD   {methods}
   DATASET  {datasets}
@@ -134,6 +138,9 @@ def command(arguments: list[str]) -> int:
         names = {"methods": methods, "datasets": DATASETS, "formats": FORMATS, "exports": EXPORTS}
         print(USAGE.format(**{kind: ", ".join(known) for kind, known in names.items()}), end="")
         return 0
+    if arguments == ["--version"]:
+        print(f"{NAME} {project_version()}, torch {torch.__version__}, commit {commit() or 'unknown'}")
+        return 0
     word, rest = arguments[0], arguments[1:]
     protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
     others = {
@@ -143,6 +150,7 @@ def command(arguments: list[str]) -> int:
         "compare": run_compare,
         "curvature": run_curvature,
         "table": run_table,
+        "rerun": partial(run_rerun, methods=methods),
         "list": partial(run_list, methods=methods),
     }
     if word in others:

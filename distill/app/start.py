@@ -14,11 +14,12 @@ from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
 from distill.models import build
+from distill.runs.run import difference
 from robust import loss_named
 from robust.ranges import NonNegative, Range, check_ranges
 from robust.threat import family_of
 
-__all__ = ["RunOptions", "check_before_running", "identity_of", "real_data", "spare_threads"]
+__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "spare_threads"]
 
 MOST_WORKERS = 8
 """beyond it a GPU is rarely faster fed, and each takes memory"""
@@ -84,6 +85,20 @@ def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
     if len(names) > MOST_NAMES:
         names = f"{len(names)} names, {hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
     return {"train": train.summary, "test": test.summary, "classes": names}
+
+
+def check_data(recorded: dict[str, Any] | None, found: dict[str, Any]) -> None:
+    """Refuse data that are not those of the run that is repeated.
+
+    Args:
+        recorded: `identity_of` that run's data, as its experiment.json has it; None where nothing is recorded.
+        found: `identity_of` the data that are here.
+
+    Raises:
+        InputError: the two differ, with the difference.
+    """
+    if recorded not in (None, found):
+        raise InputError(f"the data here are not those of the recorded run: {difference(recorded, found)} (--data-dir)")
 
 
 def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.files import hash_of, write_text
 from distill.runs.foreign import reachable, read_json, refuse_irregular
+from distill.runs.version import project_version
 from distill.training.augment import augmentation
 from robust.ranges import Positive, Range, check_ranges
 
@@ -129,7 +130,8 @@ def import_set(
         lines = []
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            read(path, reading, real, folder, lines.append).save(folder / "distilled.safetensors")
+            found = replace(read(path, reading, real, folder, lines.append), version=project_version())
+            found.save(folder / "distilled.safetensors")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

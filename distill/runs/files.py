@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.runs.foreign import brief, open_regular, parse_json, refuse_irregular
+from distill.runs.version import check_key
 
 __all__ = [
     "UNFINISHED",
@@ -180,7 +181,7 @@ def read_tensors(
         tensors by name; the facts, or the plain metadata of a file without that key.
 
     Raises:
-        InputError: there is no such file, or it is damaged or of another format.
+        InputError: there is no such file, or it is damaged, of another format, or of a newer version's format.
     """
     advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
     refuse_irregular(path)
@@ -190,6 +191,7 @@ def read_tensors(
             tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
         raise InputError(f"{path} is not a whole safetensors file ({brief(error)}){advice}") from None
+    check_key(path, key, metadata)
     if key not in metadata:
         return tensors, dict(metadata)
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 from distill.errors import InputError
 from distill.runs.files import read_tensors
 from distill.runs.foreign import brief, read_json
+from distill.runs.version import check_record
 
 __all__ = ["companion_path", "fingerprint_of_folder", "json_hash", "read_record", "read_run_file"]
 
@@ -28,7 +29,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         the experiment, the data, and what else is there.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or of a newer version's format.
     """
     path = folder / "experiment.json"
     if not path.exists():
@@ -42,6 +43,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({brief(error)}); {advice}") from None
     if not isinstance(content, dict) or not isinstance(content.get("experiment", 0), (dict, NoneType)):
         raise InputError(f"{path} is damaged: it names no experiment; {advice}")
+    check_record(path, content)
     return {"data": None} | content
 
 

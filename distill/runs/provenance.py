@@ -3,7 +3,6 @@
 import hashlib
 import platform
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from distill.runs.version import commit, project_version
 
 __all__ = ["provenance"]
 
@@ -22,23 +23,13 @@ def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
         device: of the run.
         description: the experiment as JSON has it, for `sources`.
     """
-    here = Path(__file__).parents[2]
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    untracked = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
-    try:
-        commit, changed = (
-            subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (git, untracked)
-        )
-        commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
-    except (OSError, subprocess.SubprocessError):
-        commit = None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
+        "version": project_version(),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in ("torch", "torchvision", "numpy", "kornia", "timm")},
         "device": f"{device} ({name})",
-        "commit": commit,
+        "commit": commit(),
         "command": sys.argv,
     } | ({"sources": found} if (found := sources(description)) else {})
 

@@ -28,6 +28,7 @@ from distill.runs.own_files import json_hash, read_record, read_run_file
 from distill.runs.progress import progress
 from distill.runs.provenance import provenance
 from distill.runs.ranks import is_main_process
+from distill.runs.version import RECORD_FORMAT
 
 __all__ = ["Run", "describe", "locked"]
 
@@ -107,7 +108,8 @@ class Run:
         content = {"experiment": self.experiment, "data": self.data} | beside
         found = read_record(self.folder)
         if is_main_process() and (found is None or found | content != found):
-            write_text(path, json.dumps(content | {"made_by": provenance(self.device, content)}, indent=2) + "\n")
+            content = {"format": RECORD_FORMAT} | content | {"made_by": provenance(self.device, content)}
+            write_text(path, json.dumps(content, indent=2) + "\n")
         return self
 
     def generator(self, *address: str | int) -> torch.Generator:

@@ -18,6 +18,7 @@ from distill.app.main import main
 from distill.data import label
 from distill.distilled import DistilledSet
 from distill.runs.files import read_tensors
+from distill.runs.version import project_version
 from tests.toy import write_toy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,12 +41,14 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     assert run(*words) == 0
     folder = tmp_path / method / label("folder", data) / "ipc1" / "seed0"
     assert sorted(path.name for path in folder.glob("[!.]*")) == [*FILES.split(" "), "tensorboard"]
-    assert DistilledSet.load(folder).method == method
+    distilled = DistilledSet.load(folder)
+    assert (distilled.method, distilled.version) == (method, project_version())
 
     experiment = json.loads((folder / "experiment.json").read_text())
     loss = "CurvatureRegularizedLoss" if method.startswith("guard") else "CrossEntropy"
     assert experiment["experiment"]["config"]["real_loss"]["class"] == loss
-    assert set(experiment["made_by"]) == {"versions", "device", "commit", "command"}
+    assert (experiment["format"], experiment["made_by"]["version"]) == (1, project_version())
+    assert set(experiment["made_by"]) == {"version", "versions", "device", "commit", "command"}
 
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [row["attack"] for row in rows] == ["clean", "linf_star", "linf", "l2", "pgd_ce_margin@2/255"]

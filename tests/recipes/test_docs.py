@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import robust
-from distill.app.listing import as_markdown
 from distill.app.registry import find_methods
+from tests.golden.lists import PAGES, with_list
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(path for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
+PAGES_OF_METHODS = sorted(path for path in (DOCS / "methods").glob("*.md") if path.stem != "index")
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -63,20 +63,20 @@ def test_python_in_the_docs_runs(name: str) -> None:
             exec(compile(block, f"{name}.md", "exec"), names)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES_OF_METHODS, ids=lambda path: path.stem)
 def test_a_method_s_page_has_all_parts(path: Path) -> None:
     headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
     assert headings == ["Equation", "Loop", "Recipe", "Traps", "Published", "Ours"]
 
 
 def test_every_method_has_a_page() -> None:
-    assert {method.page for method in find_methods().values()} == {path.stem for path in PAGES}
+    assert {method.page for method in find_methods().values()} == {path.stem for path in PAGES_OF_METHODS}
 
 
-@pytest.mark.parametrize(("page", "pages"), [("README.md", "docs/methods/"), ("docs/methods/index.md", "")])
+@pytest.mark.parametrize(("page", "pages"), PAGES.items())
 def test_lists_of_methods_are_made_of_the_contract(page: str, pages: str) -> None:
-    expected = as_markdown(find_methods(), pages)
-    assert expected in (ROOT / page).read_text(), f"{page} lists other methods; it should have:\n{expected}"
+    text = (ROOT / page).read_text()
+    assert with_list(text, pages) == text, f"{page} lists other methods; store the list: python -m tests.golden.lists"
 
 
 def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +106,6 @@ def test_numbers_of_the_readme_and_of_the_methods_are_those_of_the_benchmark() -
             cells.setdefault(method, []).append(" / ".join(means))
     expected = {method: f" {' | '.join(found)} |" for method, found in cells.items()}
     assert dict(ROW.findall((ROOT / "README.md").read_text())) == expected
-    found = [row for path in PAGES for row in ROW.findall(path.read_text())]
+    found = [row for path in PAGES_OF_METHODS for row in ROW.findall(path.read_text())]
     assert {method for method, _ in found} == set(expected)
     assert all(row == expected[method] for method, row in found)

@@ -91,6 +91,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.long
 def test_inputs_of_any_shape(name):
     make, shape = KINDS[name]
     network = make().double().eval()

@@ -128,6 +128,7 @@ EXACT = {  # attack, how many classes
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.long
 def test_a_linear_model_falls_exactly_when_eps_crosses_the_margin(norm, name):
     make, classes = EXACT[name]
     model, images, targets = linear(classes, norm, RADII[norm])
@@ -139,6 +140,7 @@ def test_a_linear_model_falls_exactly_when_eps_crosses_the_margin(norm, name):
 
 
 @pytest.mark.parametrize(("norm", "enough"), [("linf", 1.01), ("l2", 1.8)])
+@pytest.mark.long
 def test_square_on_a_linear_model(norm, enough):
     """In linf small squares reach every corner of the ball; in l2 a sum of windows only nears a noisy direction."""
     model, images, targets = linear(2, norm, RADII[norm])
@@ -195,6 +197,7 @@ COMPONENTS = {
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.long
 def test_each_agrees_with_torchattacks(digits, norm, name):
     net, images, targets = digits[0], digits[1][:24], digits[2][:24]
     make, settings, attack, options = COMPONENTS[name]
@@ -212,6 +215,7 @@ def test_each_agrees_with_torchattacks(digits, norm, name):
         assert torch.allclose(ours[~ours_stand], expected[~ours_stand], atol=1e-6)
 
 
+@pytest.mark.long
 def test_targeted_apgd_in_l2_agrees_on_batches_of_one(digits):
     net, images, targets = digits
     for image, target in zip(images[:8].split(1), targets[:8].split(1), strict=True):
@@ -220,6 +224,7 @@ def test_targeted_apgd_in_l2_agrees_on_batches_of_one(digits):
         assert torch.allclose(ours, expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_autoattack_leaves_who_withstands_each_component_of_torchattacks(digits):
     net, images, targets = digits
     images, targets = images[:8], targets[:8]
@@ -250,6 +255,7 @@ def test_deepfool_is_that_of_torchattacks_where_no_pixel_is_cut(digits):
     assert (found - expected).flatten(1).norm(dim=1).max() < 5e-4  # its moves are 1e-4 longer
 
 
+@pytest.mark.long
 def test_deepfool_crosses_boundaries_that_torchattacks_stops_at(digits):
     net, images, targets = digits[0], digits[1][:20], digits[2][:20]
     assert not stands(net, DeepFool(Threat("l2", 1.0))(net, images, targets), targets).any()
@@ -269,6 +275,7 @@ class Affine(nn.Module):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.long
 def test_autoattack_is_a_cascade_of_its_members(digits, norm):
     net, images, targets = digits
     attack = Cascade(Threat(norm, EPS[norm]))
@@ -492,6 +499,7 @@ WAYLESS = {
 
 @each(ALL)
 @pytest.mark.parametrize("name", WAYLESS)
+@pytest.mark.long
 def test_models_without_a_way(make, name):
     model, images = WAYLESS[name], torch.rand(3, 1, 8, 8, generator=rng())
     targets = model(images).argmax(1)
@@ -514,6 +522,7 @@ def test_square_leaves_the_logits_that_a_model_returns():
     assert torch.equal(kept, torch.tensor([[1.0, 0.0, 0.0]]))
 
 
+@pytest.mark.long
 def test_square_refuses_what_torchattacks_cannot_cut():
     square, targets = Square(Threat("l2", 0.1), queries=1), torch.tensor([0])
     refused, crashed = [], []

@@ -372,6 +372,7 @@ def test_the_estimate_s_steps_run() -> None:
         assert count > 0
 
 
+@pytest.mark.long
 def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_toy(tmp_path / "toy")
     small = ["--backbone", "convnet:width=4", "--iterations", "2", "--max-steps", "2", "--max-epochs", "2"]

@@ -191,6 +191,7 @@ NAMES = ["undefended", "confident", "conv", "adversarial", "linear", "untrained"
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.long
 def test_an_ordinary_model_is_not_suspected(nets, test_set, name):
     images, targets = test_set
     targets = targets % 2 if name == "two classes" else targets

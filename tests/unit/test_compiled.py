@@ -12,6 +12,8 @@ from distill.runs.run import Run
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, RobustTeacher
 from tests.toy import toy
 
+pytestmark = pytest.mark.long
+
 LOSSES = [CrossEntropy(), CurvatureRegularizedLoss(weight=5.0, h=0.5)]
 TRACED = partial(CompiledGradients, backend="aot_eager")  # inductor takes half a minute
 

@@ -18,6 +18,7 @@ def pictures(n: int, channels: int, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (1, 28), (3, 16), (3, 32), (3, 64)])
+@pytest.mark.long
 def test_every_corruption_changes_pictures_and_stays_in_the_unit_cube(shape: tuple[int, int]) -> None:
     images = pictures(4, *shape)
     state = torch.get_rng_state()

@@ -362,6 +362,7 @@ def test_a_confident_example_keeps_its_direction():
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.long
 def test_compiled_equals_eager(penalty):
     net, (x, y) = used(NETS["evaluating"]()), batch()
     loss = CurvatureRegularizedLoss(weight=2.0, penalty=penalty)

@@ -20,6 +20,7 @@ IMAGES = 0.5 + 0.2 * torch.randn(25, 12, generator=torch.Generator().manual_seed
 TARGETS = linear(IMAGES).argmax(1)
 
 
+@pytest.mark.long
 def test_the_distance_on_a_linear_model() -> None:
     exact = ((IMAGES - 0.5) @ W).abs() / W.norm()
     found = cw(linear, IMAGES, TARGETS, steps=200)
@@ -29,6 +30,7 @@ def test_the_distance_on_a_linear_model() -> None:
     assert (distance <= 1.03 * exact + 2e-3).all()
 
 
+@pytest.mark.long
 def test_an_example_does_not_depend_on_the_others() -> None:
     whole = cw(linear, IMAGES, TARGETS, steps=50)
     for number in (0, 7, 24):

@@ -42,6 +42,7 @@ def test_interpolated_loops_are_said(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), CurvatureRegularizedLoss(1.0)])
+@pytest.mark.long
 def test_descending_the_gradient_lowers_the_distance(loss: CrossEntropy | CurvatureRegularizedLoss) -> None:
     real, generator = toy(), torch.Generator().manual_seed(0)
     network = build("convnet:width=8,depth=2", channels=3, image_size=8, num_classes=2, generator=generator).eval()

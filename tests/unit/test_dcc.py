@@ -250,6 +250,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
         assert replace(quick.config, real_loss=CrossEntropy()) == plain  # one field
 
 
+@pytest.mark.long
 def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_toy(tmp_path / "toy")
     small = ["--backbone", "convnet:width=4", "--iterations", "2", "--outer-warmup", "1", "--outer-loop", "2"]

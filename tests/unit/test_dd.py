@@ -224,6 +224,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("labels", "channels"), [("hard", 3), ("learned", 1)])
+@pytest.mark.long
 def test_a_short_run_gets_better(labels: str, channels: int, tmp_path: Path) -> None:
     config = Config("convnet:width=8,depth=2", labels=labels, epochs=4, epoch_iterations=10, batch_size=20, lr=0.05)
     run, real, test = run_in(tmp_path, config), toy(channels=channels), toy(200, channels, seed=1)
@@ -289,6 +290,7 @@ class Killed(Exception):
     ids=["dd", "sldd"],
 )
 @pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     at: int, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -471,6 +471,7 @@ def test_gradient_norm_of_fused_attention() -> None:
     assert all(g.isfinite().all() for g in parameter_gradients(value, net))
 
 
+@pytest.mark.long
 def test_training_with_them_makes_robust() -> None:
     """On scikit-learn's digits at linf 0.15, where cross-entropy leaves next to nothing."""
     from sklearn.datasets import load_digits

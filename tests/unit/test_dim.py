@@ -419,6 +419,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, folder: str, at: int) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 3])  # before all, within an epoch, in the last step
 @pytest.mark.parametrize("part", ["gan", "matching"])
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     part: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +441,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert [row[0] for row in rows[0]] == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_parts_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The generator by all ipc and backbones of students, what came first by all seeds."""
     stages, calls, step = {"stages": tmp_path / "stages"}, [], Gan.step
@@ -547,6 +549,7 @@ def test_students_see_new_images_in_each_epoch(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(first, again)
 
 
+@pytest.mark.long
 def test_students_of_a_trained_generator_know_the_classes(tmp_path: Path) -> None:
     config = replace(
         SMALL, gan_epoch_steps=40, gan_batch=16, gan_lr=2e-3, width=6, match_weight=0.01, student_epochs=40
@@ -611,6 +614,7 @@ def rows(folder: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("recipe", ["quick", "paper"])
+@pytest.mark.long
 def test_the_command_line(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_toy(tmp_path / "data")
     words = ["folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, *FLAGS]
@@ -629,6 +633,7 @@ def test_the_command_line(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 def test_digits_and_killed_students(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["dim", "digits", "--recipe", "quick", *FLAGS, "--dim-noise", "12", "--ipc", "2", "--protocol", "own"]
     assert run(*words, "--runs", tmp_path / "whole") == 0

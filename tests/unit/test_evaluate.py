@@ -235,6 +235,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         paper_attacks("cifar100")
 
 
+@pytest.mark.long
 def test_who_a_minimum_norm_attack_has_to_move_further_than_eps_withstands(net, data):
     images, targets = data
     clean = correct(net, images, targets)

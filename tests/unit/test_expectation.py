@@ -21,6 +21,8 @@ from robust import (
 )
 from robust.network.expectation import is_random
 
+pytestmark = pytest.mark.long
+
 BOX = Threat("linf", 0.1)
 
 

@@ -58,6 +58,7 @@ def heights(axes):
     ],
     ids=["histogram", "one value", "surface", "curve"],
 )
+@pytest.mark.long
 def test_a_png_of_the_stated_size_is_alone_in_its_new_folder(draw, inches, tmp_path):
     path = tmp_path / "new" / "figure.png"
     draw(path)
@@ -77,6 +78,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         curve(tmp_path / "file" / "figure.png", LINES)
 
 
+@pytest.mark.long
 def test_matplotlib_is_loaded_when_drawing_and_pyplot_never(tmp_path):
     script = (
         "import sys; from pathlib import Path; from distill.reports.figures import curve;"

@@ -240,6 +240,7 @@ def test_few_labels_are_taken_with_a_warning(tmp_path: Path) -> None:
     assert said[1] == "warning: 2 labels are too few to tell whether they belong to these images in this order"
 
 
+@pytest.mark.long
 def test_students_train_on_them_without_a_teacher(tmp_path: Path) -> None:
     samples = write_images(tmp_path / "syn")
     write_store(tmp_path / "FKD" / "toy" / "99", samples, epochs=30)  # GUARD's code has two folders more

@@ -278,6 +278,7 @@ def test_labels_for_students_of_both_protocols(tmp_path: Path) -> None:
     assert not torch.allclose(kept.training_tensors["labels"], raw, atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_loss_falls(tmp_path: Path) -> None:
     config = replace(SMALL, iterations=150, lr_img=0.02)
     distill(toy(), 1, config, run_in(tmp_path, config))
@@ -407,6 +408,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", [0, 1, 9, 23])
 @pytest.mark.parametrize("fields", [{}, {"zca": True, "use_flip": True, "learn_label": False, "pool_norm": "same"}])
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     fields: dict[str, Any], at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,10 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 # What the rest of this repository uses is hidden even where it is not installed; numpy is optional to torch.
 NAMED = {"numpy", "scipy", "torchvision", "timm", "kornia", "torchattacks", "sklearn", "tyro", "tqdm", "rich", "PIL"}

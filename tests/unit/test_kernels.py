@@ -68,6 +68,7 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.long
 def test_wide_networks_have_the_kernel(kind: str) -> None:
     """The error of one network falls as 1 / sqrt(width); the mean of many is the kernel within its own error."""
     x, nets = images(3, size=8), 60 if kind.startswith("fc") else 24

@@ -183,6 +183,7 @@ class Killed(Exception):
     ids=["fc", "learned", "convnet"],
 )
 @pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     at: int, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

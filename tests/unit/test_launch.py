@@ -160,6 +160,8 @@ import distill.app.main as module
 from distill.errors import InputError
 from distill.runs.ranks import barrier, process_group, exit_process, rank
 
+pytestmark = pytest.mark.long
+
 def command(arguments):
     with process_group(torch.device("cpu")):
         barrier()

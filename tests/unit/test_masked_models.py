@@ -129,6 +129,7 @@ def test_a_masked_model_is_suspected_and_the_advice_can_be_typed(net, data, name
         attack_named(spec, BOX)
 
 
+@pytest.mark.long
 def test_winners_take_all(data):
     model = fit(network(WinnersTakeAll), *data[:2])
     (reason,) = suspect_model(model, *data[2:], threat=BOX, generator=rng())
@@ -149,11 +150,13 @@ def test_winners_take_all(data):
     ],
     ids=["undefended", "float16 input", "median", "log-probabilities", "shifted", "8 bits straight through", "clamped"],
 )
+@pytest.mark.long
 def test_an_honest_model_is_not(net, data, honest):
     for threat in (BOX, Threat("linf", 0.03), Threat("l2", 0.6)):
         assert suspect_model(honest(net), *data[2:], threat=threat, generator=rng()) == ()
 
 
+@pytest.mark.long
 def test_students_of_little_data_and_of_random_labels_are_not(data):
     images, targets, *test = data
     ten = torch.stack([(targets == k).nonzero()[0, 0] for k in range(10)])
@@ -165,6 +168,7 @@ def test_students_of_little_data_and_of_random_labels_are_not(data):
         assert suspect_model(by_heart, *test, threat=BOX, generator=rng()) == ()
 
 
+@pytest.mark.long
 def test_centred_targets_and_mean_squares_leave_small_logits(data):
     """As FRePo and KIP train: cross-entropy's gradient is weak on them, the margin's is not."""
     centred = lambda logits, y: (logits - F.one_hot(y, 10) + 0.1).square().sum(1).mean()  # noqa: E731
@@ -272,6 +276,7 @@ def test_the_advice_of_several_reasons_is_one_attack():
     assert advised(["black-box square beats it, 20 to 0"]) == "square"
 
 
+@pytest.mark.long
 def test_following_the_advice_comes_near_the_truth(net, data):
     """The truth is what the undefended network withstands; PGD on the masked ones is far above it."""
     truth = int(withstands(net, *data[2:], PGD(BOX, steps=50, objective="ce+margin"), generator=rng()).sum())

@@ -134,6 +134,7 @@ SPECS = [*BACKBONES, *BATCH_NORM, "test_resnet", "timm:test_vit"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.long
 def test_contract(spec: str) -> None:
     before = torch.get_rng_state()
     for channels, size in ((1, 28), (3, 32)):
@@ -168,6 +169,7 @@ def test_contract(spec: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 12, 16, 28, 32, 64])
 @pytest.mark.parametrize("spec", [*BACKBONES, *BATCH_NORM])
+@pytest.mark.long
 def test_a_size_is_refused_or_its_logits_tell_images_apart(spec: str, size: int, channels: int) -> None:
     """GroupNorm with a group a channel makes a map of one pixel constant, and the network with it."""
     try:

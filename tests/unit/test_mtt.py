@@ -15,8 +15,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from baselines.mtt import method as mtt
-from baselines.mtt import trajectories
-from baselines.mtt.matching import match
+from baselines.mtt import recipes, trajectories
+from baselines.mtt.matching import Batch, match
 from baselines.mtt.method import Config, distill, protocol, student_work, work
 from baselines.mtt.recipes import METHODS
 from baselines.mtt.trajectories import Expert, Trajectories, experts
@@ -72,7 +72,7 @@ def problem(backbone: str = "convnet:width=4,depth=2", images: int = 6) -> tuple
     return network, start, target, torch.randn(images, 3, 8, 8, generator=generator)
 
 
-def batches(images: int, kind: str) -> trajectories.Batch:
+def batches(images: int, kind: str) -> Batch:
     """Return what steps train on: all images, parts of them, augmented, or with soft labels."""
     labels = torch.arange(images) % 2
     if kind == "soft":
@@ -430,6 +430,7 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
         replace(SMALL, gradient="tesla", labels="expert", init="noise", augment=""),
     ],
 )
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_same_bits(
     config: Config, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +448,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert scalars(tmp_path / "whole", "loss", "lr") == scalars(tmp_path / "killed", "loss", "lr")
 
 
+@pytest.mark.long
 def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
     config = replace(SMALL, iterations=60, augment="", batch_syn=None, lr_init=0.02, max_start_epoch=1, lr_lr=0.01)
     found = distill(toy(), 2, config, run_in(tmp_path, config))
@@ -457,6 +459,7 @@ def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
     assert kept.training.lr == pytest.approx(0.02)
 
 
+@pytest.mark.long
 def test_guard_changes_the_experts_alone(tmp_path: Path) -> None:
     for name in RECIPES["mtt"]:
         plain, guard = (RECIPES[method][name](facts_named("cifar10"), 1).config for method in ("mtt", "guard_mtt"))
@@ -608,7 +611,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
 def test_rows_of_the_papers_table() -> None:
     def row(dataset: str, ipc: int, method: str = "mtt") -> tuple[Any, ...]:
         config = RECIPES[method]["paper"](facts_named(dataset), ipc).config
-        return tuple(getattr(config, name) for name in mtt.NAMES)
+        return tuple(getattr(config, name) for name in recipes.NAMES)
 
     assert row("cifar10", 1) == row("cifar10", 9) == (50, 2, 2, True, 100, 1e-7, 0.01, None)
     assert row("cifar10", 10) == (30, 2, 20, True, 100, 1e-5, 0.001, None)

@@ -309,6 +309,7 @@ def test_json_of_a_folder_that_is_none(text: str, hf: Path) -> None:
     assert str(error.value).isprintable()
 
 
+@pytest.mark.long
 def test_offsets_of_an_arrow_file_are_checked_before_they_are_followed(tmp_path: Path) -> None:
     """pyarrow trusts them: the process ended with a segmentation fault, so this is a process of its own."""
     pytest.importorskip("datasets")

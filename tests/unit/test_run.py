@@ -136,6 +136,7 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
         Run(tmp_path / "file" / "run", Whole()).begin()
 
 
+@pytest.mark.long
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     code = f"from pathlib import Path\nfrom distill.runs.run import locked\nwith locked(Path({str(tmp_path)!r})): pass"
     command = [sys.executable, "-c", code]
@@ -145,6 +146,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
 
 
+@pytest.mark.long
 def test_a_shared_part_is_waited_for(tmp_path: Path) -> None:
     code = "from pathlib import Path\nfrom distill.runs.run import locked\n"
     code += f"with locked(Path({str(tmp_path)!r}), wait=True): pass"

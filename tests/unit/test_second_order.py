@@ -178,6 +178,7 @@ def test_a_cache_of_the_network_is_of_no_older_graph_or_parameters(mode: bool, l
 
 
 @pytest.mark.parametrize("make", [lambda: Squeeze(inplace=False, exact=False), Biased])
+@pytest.mark.long
 def test_compiled_gradients_of_such_networks_are_those_of_the_eager_step(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network, loss, y = make().double().eval(), CurvatureRegularizedLoss(h=0.5), torch.tensor([0, 1, 2, 2, 0])

@@ -200,6 +200,7 @@ def test_one_feature(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.long
 def test_companions_in_the_batch_change_nothing(method):
     net, (images, targets) = convnet(), batch()
     whole, vectors = top_eigenvalue(net, images, targets, method=method)
@@ -479,6 +480,7 @@ def test_a_surface_without_a_direction_or_an_extent_is_refused():
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.long
 def test_the_model_the_images_and_the_global_generator_are_left_as_they_were(training):
     net, (images, targets) = convnet("batch norm"), batch()
     net.insert(4, nn.Dropout(0.5))

@@ -154,6 +154,7 @@ def test_a_teacher_is_trained_once_and_shared(tmp_path: Path) -> None:
         ("cross_entropy", DROPPING),
     ],
 )
+@pytest.mark.long
 def test_a_killed_squeeze_continues_to_the_same_bits(
     loss: str, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +347,7 @@ for kernel, stride in ((3, 2), (5, 1)):
 """
 
 
+@pytest.mark.long
 def test_taps_on_padding_alone_have_no_gradient_in_bfloat16() -> None:
     """Memory that oneDNN leaves uninitialised is filled with bytes that make huge numbers."""
     environment = os.environ | {"MALLOC_PERTURB_": "165", "OMP_NUM_THREADS": "1"}
@@ -383,6 +385,7 @@ for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 
 """
 
 
+@pytest.mark.long
 def test_the_quick_recipe_s_bits_do_not_depend_on_what_was_in_memory() -> None:
     said = []
     for value in ("165", "90"):
@@ -445,6 +448,7 @@ def test_a_teacher_of_no_file_is_found_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "name"), [("pretrained", "resnet18"), ("pretrained:tv_in1k", "resnet18.tv_in1k")])
+@pytest.mark.long
 def test_weights_of_timm_by_tag(start: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
@@ -829,6 +833,7 @@ def test_a_student_is_the_textbook_s(name: str, squared: bool, decay: str, tmp_p
 
 
 @pytest.mark.parametrize("spec", [TINY, DROPPING])
+@pytest.mark.long
 def test_a_killed_student_continues_to_the_same_bits(
     spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ def test_facts_of_labels_are_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", [2, pytest.param(12, marks=pytest.mark.slow)], ids=["past the warm-up", "the whole"])
+@pytest.mark.long
 def test_the_quick_recipe_of_guard_on_digits_is_finite(epochs: int, tmp_path: Path) -> None:
     """It was NaN in the fourth step after the warm-up, an epoch, at a quick run's defaults."""
     from distill.data import facts_named, load

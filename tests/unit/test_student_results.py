@@ -180,6 +180,7 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
     assert requested[0].attack == PGD(requested[0].threat)
 
 
+@pytest.mark.long
 def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Rounded(Bright):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

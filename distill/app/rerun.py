@@ -1,0 +1,167 @@
+"""`bash run.sh rerun RUN`: repeats a run from its experiment.json alone, in a folder of its own."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from distill.app.distil import run_experiment
+from distill.app.evaluate import Judgement, digest_of, folder_of, run_judgements
+from distill.app.flags import parse
+from distill.app.registry import check_packages, method_named
+from distill.app.start import RunOptions
+from distill.data import DATASETS, check_dataset, facts_named, label
+from distill.distilled import DistilledSet
+from distill.errors import InputError, one_line
+from distill.experiment import Evaluation, Experiment
+from distill.methods.method import Method
+from distill.runs.foreign import reachable
+from distill.runs.from_json import Known, MismatchError, from_json
+from distill.runs.own_files import read_record
+from distill.runs.version import project_version
+from robust import LOSSES, Threat
+from robust.ranges import Whole, check_ranges
+
+__all__ = ["RerunCommand", "loss_classes", "run_rerun"]
+
+
+@dataclass(frozen=True)
+class RerunCommand:
+    """Repeat a run of a method, or of `evaluate`, from its experiment.json."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run; nothing is written there"""
+    seed: Whole | None = None
+    """another root of all randomness; None for the run's own, which gives equal bits on a machine of the same kind"""
+    distilled: Path | None = None
+    """of a run of `evaluate`: the distilled set, or its folder; None for the place that the run recorded"""
+    packages: str = ""
+    """other packages that may be imported because the run names a part of theirs, joined by commas"""
+    place: Annotated[RunOptions, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: replace(RunOptions(), runs=Path("reruns"))
+    )
+    """where the data and the new run are"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
+    """Repeat a run.
+
+    Args:
+        flags: the words behind `rerun`.
+        methods: all, by name.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: the folder has no experiment.json, or one of another version, which is named; the data or the
+            distilled set are not those of the run; the new run would be written over the old one.
+    """
+    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+        raise InputError("rerun takes the folder of a run first: bash run.sh rerun runs/METHOD/DATASET/ipcN/seedS")
+    default = RerunCommand(tyro.MISSING)
+    request = parse(RerunCommand, default, flags, "bash run.sh rerun")
+    folder = reachable(request.run)
+    record = read_record(folder)
+    if record is None:
+        raise InputError(f"{folder} has no experiment.json: give the folder of a run")
+    description = record.get("experiment") or {}
+    kind = description.get("class")
+    if kind not in ("Experiment", "Judgement"):
+        what = f"the stage {description['stage']}, a part of other runs" if "stage" in description else "no run"
+        raise InputError(f"{folder} holds {one_line(what, 80)}; give the folder of a run of a method or of evaluate")
+    check_packages(folder, [json.dumps(description)], [*flags, *request.packages.split(",")])
+    try:
+        description |= {"evaluation": _with_columns(description.get("evaluation"), record)}
+        if kind == "Experiment":
+            return _rerun_method(request, folder, description, record["data"], ["rerun", *flags], methods)
+        return _rerun_evaluate(request, folder, description, record, methods)
+    except MismatchError as error:
+        raise InputError(
+            f"{folder} was made by {_version_of(record)} and cannot be repeated by version {project_version()}: {error}"
+        ) from None
+
+
+def _rerun_method(
+    request: RerunCommand,
+    folder: Path,
+    description: dict[str, Any],
+    data: dict[str, Any] | None,
+    words: list[str],
+    methods: Mapping[str, Method],
+) -> int:
+    """Repeat a run of a method."""
+    name, dataset, recipe = (str(description.get(field)) for field in ("method", "dataset", "recipe"))
+    method = method_named(name, methods)
+    if method is None:
+        raise MismatchError(f"method is {one_line(name, 60)}, which is unknown")
+    check_dataset(dataset)
+    if recipe not in method.recipes:
+        raise MismatchError(f"recipe is {one_line(recipe, 60)}, which {name} does not have")
+    config = type(method.recipes[recipe](facts_named(dataset), 1).config)
+    experiment = from_json(Experiment, description, known=Known({"config": config}, loss_classes()))
+    if request.seed is not None:
+        experiment = replace(experiment, seed=request.seed)
+    _check_other(folder, request.place.runs / experiment.folder(request.place.data_dir))
+    return run_experiment(method, experiment, request.place, words, recorded=data)
+
+
+def _rerun_evaluate(
+    request: RerunCommand,
+    folder: Path,
+    description: dict[str, Any],
+    record: dict[str, Any],
+    methods: Mapping[str, Method],
+) -> int:
+    """Repeat a run of `evaluate` on the same distilled set."""
+    judgement = from_json(Judgement, description)
+    if judgement.dataset not in DATASETS:
+        raise MismatchError(f"dataset is {one_line(judgement.dataset, 60)}, which is unknown")
+    if request.distilled is None and not isinstance(record.get("set"), str):
+        raise MismatchError("set is missing, the place of the distilled set; give it (--distilled PATH)")
+    path = reachable(request.distilled or Path(record["set"]))
+    file = path / "distilled.safetensors" if path.is_dir() else path
+    if not file.exists() or digest_of(file) != judgement.distilled:
+        state = "is not the set that" if file.exists() else "is not there, the set that"
+        raise InputError(f"{file} {state} {folder} evaluated; give its place (--distilled PATH)")
+    if request.seed is not None:
+        judgement = replace(judgement, seed=request.seed)
+    distilled = DistilledSet.load(file)
+    other = "" if judgement.backbone == distilled.backbone else judgement.backbone
+    names = (distilled.method or path.stem, judgement.distilled, label(judgement.dataset, request.place.data_dir))
+    _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
+    protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
+    return run_judgements(path, [judgement], request.place, protocols, record["data"])
+
+
+def loss_classes() -> dict[str, type]:
+    """Return the classes of the losses that have a name, by the name of the class."""
+    kinds = (type(make(Threat("linf", 8 / 255))) for make in LOSSES.values())
+    return {kind.__name__: kind for kind in kinds}
+
+
+def _with_columns(evaluation: Any, record: dict[str, Any]) -> Any:
+    """Return the description of an evaluation with the fields that experiment.json has beside the experiment."""
+    if not isinstance(evaluation, dict):
+        return evaluation
+    return evaluation | {name: record[name] for name in Evaluation().columns if name in record}
+
+
+def _check_other(folder: Path, target: Path) -> None:
+    """Refuse to write a repetition into the folder of the run that is repeated."""
+    if target.resolve() == folder.resolve():
+        raise InputError(f"the repetition would be {folder} itself; choose another folder of runs (--runs DIR)")
+
+
+def _version_of(record: dict[str, Any]) -> str:
+    """Return the version that wrote a record, as a message names it."""
+    made_by = record.get("made_by") if isinstance(record.get("made_by"), dict) else {}
+    if "version" in made_by:
+        return f"version {one_line(made_by['version'], 40)}"
+    return f"an earlier version (commit {one_line(made_by.get('commit') or 'unknown', 40)})"
