@@ -129,12 +129,13 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         raise InputError(f"unknown backbone '{name}'{hint} Known: {', '.join(BACKBONES)}, and every timm model name")
 
     def builder(channels: int, image_size: int, num_classes: int, *, stem: Stem = "auto") -> nn.Module:
-        shared = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
+        shared: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
         small = image_size <= 64
-        attempts = [{"img_size": image_size, "patch_size": 4}] if small else []
-        for extra in (*attempts, {"img_size": image_size}, {"zero_init_last": False}, {}):
+        attempts: list[dict[str, Any]] = [{"img_size": image_size}, {"zero_init_last": False}, {}]
+        attempts = [{"img_size": image_size, "patch_size": 4}, *attempts] if small else attempts
+        for extra in attempts:
             try:
-                network = timm.create_model(name, **shared, **extra)
+                network = timm.create_model(name, pretrained=False, **shared, **extra)
                 known = isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1")
                 if known and stem != "imagenet" and (small or stem != "auto"):
                     _stem_for_small_images(network, channels, 2 if stem == "stride2" else 1)
@@ -152,5 +153,6 @@ def _stem_for_small_images(network: nn.Module, channels: int, stride: int) -> No
     """Give a ResNet a 3x3 stem without pooling: of stride 1 as the CIFAR ones have, or 2 (7x7 leaves one pixel)."""
     stem = network.conv1
     last = stem[-1] if isinstance(stem, nn.Sequential) else stem
+    assert isinstance(last, nn.Conv2d)
     network.conv1 = nn.Conv2d(channels, last.out_channels, 3, stride=stride, padding=1, bias=False)
     network.maxpool = nn.Identity()

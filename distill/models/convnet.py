@@ -92,7 +92,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * size * size, num_classes)
         if init == "he":
             for layer in self.modules():
-                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                     nn.init.zeros_(layer.bias)
 

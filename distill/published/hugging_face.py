@@ -1,7 +1,7 @@
 """Folders that Hugging Face datasets wrote (save_to_disk), of which only the bytes in them are decoded."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from distill.data.image_files import LIMIT
 from distill.data.pictures import decode_pictures
@@ -35,6 +35,8 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
     place = _part(path)
     try:
         found = datasets.load_from_disk(str(place), keep_in_memory=False)
+        if not isinstance(found, datasets.Dataset):
+            raise InputError(f"{path} holds several tables; give one of them")
         found.data.validate(full=True)  # pyarrow trusts offsets, and ends the process where they lead elsewhere
         exact = "pixels" in found.column_names
         column = next((name for name in ("pixels", "image", "img") if name in found.column_names), None)
@@ -53,7 +55,7 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
             if not _is_plain(found.features[name]):  # audio, lists of images: datasets would open their paths
                 raise InputError(f"{path}: column {name} holds {type(found.features[name]).__name__}, not numbers")
         if encoded:  # datasets would open the path, or the address, of a cell without bytes
-            cells = found.with_format(None).cast_column(column, datasets.Image(decode=False))[column]
+            cells: Any = found.with_format(None).cast_column(column, datasets.Image(decode=False))[column]
             images = decode_pictures([cell and cell["bytes"] for cell in cells], f"{path}: column {column}")
         else:
             images = as_tensor(found[:][column], f"{path}: {column}")
@@ -88,12 +90,11 @@ def _part(path: Path) -> Path:
             raise InputError(f"{path / STATE[1]} is damaged: splits are names of folders beside it")
         path = path / ("train" if "train" in splits else splits[0])
     files = _json(path / STATE[0]).get("_data_files")
-    names = (
-        [each.get("filename") if isinstance(each, dict) else None for each in files] if isinstance(files, list) else []
-    )
     if files == []:
         raise InputError(f"{path} has no rows; a set has at least one image")
-    if not names or not all(_is_name(name) for name in names):
+    found = [each.get("filename") if isinstance(each, dict) else None for each in files] if files else []
+    names = [name for name in found if _is_name(name)]
+    if not names or len(names) < len(found):
         raise InputError(f"{path / STATE[0]} is damaged: _data_files are names of files beside it")
     for name in names:
         refuse_irregular(path / name)
@@ -112,7 +113,7 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _is_name(name: Any) -> bool:
+def _is_name(name: Any) -> TypeGuard[str]:
     """Return whether this names a file or a folder beside another, and nothing elsewhere."""
     return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 

@@ -49,10 +49,10 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         if len(rates) > 1:
             raise InputError(f"{path} has parts with other learning rates each: give --lr")
         lr = next(iter(rates), None)
-    constants = None
+    constants, card = None, beside.get("card")  # the card is of our export
     if "images_zca" in files[0].name:
         space = "pixels"  # it is the inverse that the official code writes for the eye
-    elif card := beside.get("card"):  # of our export
+    elif card is not None:
         try:
             kept = read_json(card)
             space = {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
@@ -65,7 +65,7 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
     name = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}, {len(files)} parts of one set,"
     description = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
     description += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
-    if constants is not None:  # not every data set has constants in MTT's code
+    if constants is not None and card is not None:  # not every data set has constants in MTT's code
         images, space = Normalize(*constants).inverse(images), "pixels"
         description += f", normalised with the mean and std in {card.name}, undone"
     training, own = MethodTraining(), {}
@@ -142,8 +142,8 @@ def _are_parts(files: list[Path]) -> bool:
     for images, labels in others:
         if images.shape != first[0].shape or not torch.equal(labels, first[1]):
             continue
-        centred = (each - each.mean((1, 2, 3), keepdim=True) for each in (images, first[0]))
-        if F.cosine_similarity(*(each.flatten(1) for each in centred)).mean() >= UNLIKE:
+        here, there = ((each - each.mean((1, 2, 3), keepdim=True)).flatten(1) for each in (images, first[0]))
+        if F.cosine_similarity(here, there).mean() >= UNLIKE:
             return False
     return True
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.data.official import Constants
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -36,7 +36,7 @@ SPACES = ("pixels", "normalised", "whitened")
 class Raw:
     """A set as its file has it."""
 
-    images: Tensor | ImageFiles
+    images: Images
     """(N, C, H, W)"""
     labels: Tensor
     """(N,) int64, or (N, K) float32"""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data import ImageSet
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.data.official import CONSTANTS, Constants
 from distill.errors import InputError
 from distill.training.whiten import Whiten, ridge_zca
@@ -56,8 +56,8 @@ def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
 
 
 def pixels_of(
-    images: Tensor, source: str, space: str, real: ImageSet, folder: Path
-) -> tuple[Tensor, Constants, str | None, str]:
+    images: Images, source: str, space: str, real: ImageSet, folder: Path
+) -> tuple[Images, Constants, str | None, str]:
     """Return images in pixels.
 
     Args:
@@ -77,19 +77,20 @@ def pixels_of(
     if space == "pixels":
         return images, (real.mean, real.std), None, "pixels as they are"
     (mean, std), whose = constants(source, real)
+    values = images[:]
     if space == "normalised":
         numbers = " and ".join(" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
-        return Normalize(mean, std).inverse(images), (mean, std), None, f"normalised with {whose}, {numbers}"
+        return Normalize(mean, std).inverse(values), (mean, std), None, f"normalised with {whose}, {numbers}"
     fitted = f"whitened, undone by the ZCA of the {len(real):,} training images of {real.name}"
     if source == "mtt":
-        layer = Whiten.fit(real.in_memory().images.cpu())
+        layer = Whiten.fit(real.in_memory().images[:].cpu())
     elif source == "frepo":
         layer = Whiten.fit_normalised(real.images, Normalize(mean, std))
     else:
-        pixels = _kip_pixels(images, real, mean, std)
+        pixels = _kip_pixels(values, real, mean, std)
         return pixels, (mean, std), None, f"{fitted}; each image got their average mean and contrast (KIP drops both)"
     layer.save(folder / "whitening.safetensors")
-    return layer.inverse(images), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
+    return layer.inverse(values), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
 
 
 def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -110,9 +111,7 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
 # --- what contradicts --------------------------------------------------------------------------------------------
 
 
-def contradictions(
-    images: Tensor | ImageFiles, pixels: Tensor | ImageFiles, source: str, space: str, told: bool, real: ImageSet
-) -> list[str]:
+def contradictions(images: Images, pixels: Images, source: str, space: str, told: bool, real: ImageSet) -> list[str]:
     """Return what in the numbers speaks against a space, each a line that says what to give instead.
 
     Args:
@@ -123,7 +122,7 @@ def contradictions(
         told: whether format or name of the file say so.
         real: the training set.
     """
-    if not isinstance(images, Tensor):  # in files: a thousand of them speak for all
+    if not isinstance(images, Tensor) or not isinstance(pixels, Tensor):  # in files: a thousand of them speak for all
         images = pixels = images[torch.arange(1000) * len(images) // 1000]
     low, high = images.min().item(), images.max().item()
     if space == "pixels" and low >= 0 and high > 2:
@@ -150,14 +149,15 @@ def contradictions(
     return []
 
 
-def ambiguous_space(path: Path, images: Tensor, real: ImageSet, source: str) -> InputError:
-    """Make the error for a set that may be in several spaces, with what may help to tell."""
+def ambiguous_space(path: Path, images: Images, real: ImageSet, source: str) -> InputError:
+    """Make the error for a set that may be in several spaces, with numbers that help to choose one."""
+    values = images[:]
     if source not in WHITENED:
         return InputError(
-            f"{path} does not say what its images are, and values from {images.min():.3g} to {images.max():.3g} are no "
+            f"{path} does not say what its images are, and values from {values.min():.3g} to {values.max():.3g} are no "
             f"pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
         )
-    ours, usual = _smoothness(images), _smoothness(_some(real))
+    ours, usual = _smoothness(values), _smoothness(_some(real))
     return InputError(
         f"{path} does not say whether it is normalised or whitened (ZCA), and a wrong guess would spoil it: give "
         f"--space normalised or --space whitened. Neighbouring values correlate by {ours:.2f}, pixels of {real.name} "

@@ -16,7 +16,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -281,7 +281,7 @@ def _has_no_signs(array: np.ndarray) -> bool:
     return bool((numbers > sys.maxunicode).any())
 
 
-def _check_header(path: Path, entry: zipfile.ZipInfo, file: BinaryIO) -> None:
+def _check_header(path: Path, entry: zipfile.ZipInfo, file: IO[bytes]) -> None:
     """Refuse an array that is of objects, or whose header and bytes differ in size."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from distill.errors import InputError, one_line
 
@@ -17,8 +18,8 @@ LARGEST = 16 * 2**30
 """bytes that a file of a set may have: twice what images may take in memory"""
 MOST_TEXT = 64 * 2**20
 """bytes that a file of JSON may have"""
-DIGITS = 18
-"""of a whole number in JSON: what fits in 64 bits"""
+DIGITS = 19
+"""of a whole number in JSON: as many as 2^63 has"""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -28,7 +29,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path | str | bytes) -> BinaryIO:
+def open_regular(path: Path | str | bytes) -> BufferedReader:
     """Open a file to be read, or a link to one, without waiting: a pipe or a device would never end.
 
     Returns:
@@ -109,9 +110,11 @@ def parse_json(text: str | bytes) -> Any:
     """
 
     def whole(digits: str) -> int:
-        if len(digits) > DIGITS:
+        if len(digits.removeprefix("-")) > DIGITS:  # before int(), which takes long for very many digits
             raise ValueError(f"it has a number of {len(digits)} digits")
-        return int(digits)
+        if not -(2**63) <= (value := int(digits)) < 2**63:
+            raise ValueError("it has a whole number of more than 64 bits")
+        return value
 
     def number(digits: str) -> float:
         if not math.isfinite(value := float(digits)):

@@ -99,15 +99,14 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def _store() -> dist.Store:
-    """Return the store by which the processes find each other, and leave word."""
-    if STORE in os.environ:
-        store: dist.Store = dist.FileStore(os.environ[STORE], world_size())
-    else:
-        store = next(dist.rendezvous("env://"))[0]
+def _store() -> "dist.Store":  # pyright: ignore[reportPrivateImportUsage]  # public by torch's documentation
+    """Return the store by which the processes find each other and exchange messages."""
+    from torch.distributed import FileStore, PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+    store = FileStore(os.environ[STORE], world_size()) if STORE in os.environ else next(rendezvous("env://"))[0]
     store.set_timeout(PATIENCE)
-    # torchrun's store outlives a restart: without a prefix of its own it would call the processes that died.
-    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # torchrun's store outlives a restart: without a prefix of its own it would have the messages of dead processes.
+    return PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _may_ask() -> bool:

@@ -39,7 +39,11 @@ def taps(network: nn.Module, images: Tensor) -> list[Tensor]:
     """
     seen: list[Tensor] = []
     layers = [module for module in network.modules() if isinstance(module, ACTIVATIONS)]
-    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output)) for layer in layers]
+
+    def remember(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    hooks = [layer.register_forward_hook(remember) for layer in layers]
     try:
         last = embedding(network, images)
     finally:

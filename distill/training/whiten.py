@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
@@ -81,10 +81,11 @@ class Whiten(nn.Module):
         from kornia.enhance import zca_mean  # slow to import, and only needed here
 
         matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
+        assert unmatrix is not None  # asked of kornia by return_inverse
         return cls(mean[0], matrix, unmatrix)
 
     @classmethod
-    def fit_normalised(cls, images: Tensor | ImageFiles, normalize: Normalize) -> "Whiten":
+    def fit_normalised(cls, images: Images, normalize: Normalize) -> "Whiten":
         """Return normalisation by channel and then the whitening of FRePo's official code, as one layer.
 
         Args:
