@@ -22,10 +22,12 @@ from distill.data import ImageSet
 from distill.errors import InputError
 from distill.evaluation.columns import family
 from distill.models import build
+from distill.runs.description import describe
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
+from distill.runs.locks import locked
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
-from distill.runs.run import Run, describe, locked
+from distill.runs.run import Run
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown

@@ -39,7 +39,9 @@ from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.run import Run, describe, locked
+from distill.runs.description import describe
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize

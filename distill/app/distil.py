@@ -21,6 +21,7 @@ from distill.experiment import Experiment, Recipe
 from distill.methods.method import Method
 from distill.reports.outcome import finish, show
 from distill.reports.tables import save_grid
+from distill.runs.locks import locked
 from distill.runs.ranks import (
     barrier,
     become_launcher,
@@ -32,7 +33,7 @@ from distill.runs.ranks import (
     requested_processes,
     world_size,
 )
-from distill.runs.run import Run, locked
+from distill.runs.run import Run
 from distill.training.protocol import selected_protocol
 
 __all__ = ["MethodCommand", "resolve_flags", "run_method"]

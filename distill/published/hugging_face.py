@@ -92,7 +92,8 @@ def _part(path: Path) -> Path:
     files = _json(path / STATE[0]).get("_data_files")
     if files == []:
         raise InputError(f"{path} has no rows; a set has at least one image")
-    found = [each.get("filename") if isinstance(each, dict) else None for each in files] if files else []
+    listed = files if isinstance(files, list) else []
+    found = [each.get("filename") if isinstance(each, dict) else None for each in listed]
     names = [name for name in found if _is_name(name)]
     if not names or len(names) < len(found):
         raise InputError(f"{path / STATE[0]} is damaged: _data_files are names of files beside it")

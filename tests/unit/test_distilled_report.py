@@ -240,6 +240,7 @@ def test_rows_are_found_or_told(tmp_path: Path) -> None:
         ({"lr": "0.1"}, "lr is '0.1'; it must be a finite number > 0"),
         ({"lr": 0}, "lr is 0; it must be > 0"),
         ({"augment": 3}, "augment of the set's training is 3; it must be a text"),
+        ({"whitening": 5}, "whitening of the set's training is 5; it must be a text"),
         ({"lrs": 0.1}, "lrs of the set's training is 0.1; it must be a list"),
         ({"lrs": [0.1, -1]}, r"lrs\[1\] is -1; it must be >= 0"),
         ({"validate": []}, "validate of the set's training is .*; it must be a dict"),
