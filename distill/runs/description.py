@@ -10,14 +10,22 @@ __all__ = ["describe", "difference"]
 def describe(value: Any) -> Any:
     """Return a value as JSON has it; a dataclass becomes a dict with the name of its class.
 
+    The class of an object from another package, such as a loss, is named `package.module:name`.
     Fields with the metadata {"identity": False} are left out: runs that differ in nothing else are the same run.
     """
     if is_dataclass(value) and not isinstance(value, type):
         names = [each.name for each in fields(value) if each.metadata.get("identity", True)]
-        return {"class": type(value).__name__} | {name: describe(getattr(value, name)) for name in names}
+        return {"class": _class_of(value)} | {name: describe(getattr(value, name)) for name in names}
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _class_of(value: Any) -> str:
+    kind = type(value)
+    package, _, rest = kind.__module__.partition(".")
+    ours = package in ("robust", "distill", "baselines", "sre2l") or not rest
+    return kind.__name__ if ours else f"{kind.__module__}:{kind.__qualname__}"
 
 
 def difference(found: Any, requested: Any, path: str = "") -> str:
