@@ -38,16 +38,16 @@ def read(
 
     Args:
         path: a file or a folder.
-        reading: whose format it has, and what neither format nor name say.
-        real: side in pixels -> the real training images, which give names, constants and whitenings.
-        folder: where a whitening that students need is written.
+        reading: the flags.
+        real: side in pixels -> the real training images, for names, constants and whitenings.
+        folder: of the new set; a whitening that students need is written there.
         notify: takes one line: first how the set was read, then warnings.
 
     Returns:
-        the set in pixels; mean and std are those of the code that made it.
+        the set in pixels, with the mean and std of the code that made it.
 
     Raises:
-        InputError: it is no such set, is damaged, tries to run something, or does not fit the data set.
+        InputError: the file is no such set, is damaged, would execute code, or does not fit the data set.
     """
     source = recognised_source(path, reading) if reading.source == "auto" else reading.source
     _refuse_unused(path, source, reading)
@@ -81,7 +81,7 @@ def read(
     augment = raw.augment if reading.augment is None else reading.augment
     if augment == "dsa":
         augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
-    elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name says
+    elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name contains
         augment = augmentation_of_students(train.name, "convnet")
     notify(f"{raw.description}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
     for warning in (
@@ -115,16 +115,16 @@ USES = {
     "parts": ("mtt",),
     "fkd": ("sre2l", "imagefolder"),
 }
-"""flags that only some sources have a use for"""
+"""flag -> the only formats that use it"""
 SINGLE = ("ours", "frepo", "kip", "idc", "tensors")
-"""sources whose set is one file, of whatever name"""
+"""formats whose set is one file, of any name"""
 
 
 def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
-    """Refuse flags that would be ignored.
+    """Refuse flags that the format does not use.
 
     Raises:
-        InputError: one is given.
+        InputError: such a flag is given.
     """
     for name, sources in USES.items():
         value = getattr(reading, name)
@@ -139,10 +139,10 @@ def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
 
 
 def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
-    """Return the labels as the data set counts its classes.
+    """Return the labels in the order of the data set's classes.
 
     Raises:
-        InputError: channels or classes are not the data set's.
+        InputError: channels or classes do not fit the data set.
     """
     k, channels = len(train.classes), train.image_shape[0]
     if raw.images.shape[1] != channels:
@@ -185,7 +185,7 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
 
 
 def _strange(raw: Raw, labels: Tensor, train: ImageSet) -> list[str]:
-    """Return what speaks for another data set than the one that was given, a line each."""
+    """Return warnings that the set may belong to another data set than --dataset."""
     found, official = [], OFFICIAL.get(train.name, train.name)
     if raw.dataset and raw.dataset.lower() != official.lower() and train.name != "folder":
         found.append(f"its name says {raw.dataset}, and it is read as {train.name}: another --dataset?")
@@ -203,7 +203,7 @@ def _counted(labels: Tensor, k: int) -> str:
 
 
 def _backbone(size: int) -> str:
-    """Return the ConvNet that the field's codes take at a size: three blocks at 28 and 32 px, one more a doubling.
+    """Return the ConvNet that the field's codes use at a size: three blocks at 28 and 32 px, one more per doubling.
 
     >>> [_backbone(size) for size in (8, 16, 28, 32, 64, 128)]
     ['convnet:depth=2', 'convnet:depth=3', 'convnet', 'convnet', 'convnet:depth=4', 'convnet:depth=5']

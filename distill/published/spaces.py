@@ -1,14 +1,15 @@
-"""The coordinates in which published sets keep their images, and the way from them to pixels.
+"""The coordinates of images in published sets, and their conversion to pixels.
 
 pixels       as they are
-normalised   (x - mean) / std by channel, with the constants of the code that made the set: they differ
+normalised   (x - mean) / std by channel; the constants differ between codes
 whitened     mtt    W (x - mean), kornia's ZCA with eps 0.1 on pixels (`distill.training.whiten`)
              frepo  W ((x - mean) / std - m), W = U (S + 0.1 tr(S) / D)^(-1/2) U^T of the normalised training images
-             kip    W u, u being the normalised image less its own mean, divided by its own norm; W as in frepo, of u
+             kip    W u, where u is the normalised image minus its mean, divided by its norm; W as for frepo, of u
 
 A whitening is fitted on the real training images. Those of mtt and frepo are affine, so that students of --protocol own
-can have them as their first layer. KIP's forgets mean and contrast of each image: the way back gives every image the
-average ones of the training images, which a network with normalisation layers hardly sees.
+can have them as their first layer. KIP's whitening loses the mean and the contrast of each image: the conversion gives
+every image the average mean and contrast of the training images, which hardly matters to a network with normalisation
+layers.
 """
 
 from collections.abc import Iterator
@@ -30,18 +31,18 @@ __all__ = ["CONSTANTS", "WHITENED", "Constants", "ambiguous_space", "constants",
 WHITENED = ("mtt", "frepo", "kip")
 """codes that whiten"""
 EXACT = ("mtt", "ours", "hf")
-"""codes with files that say "pixels" and go far outside [0, 1]: images_zca_*.pt were whitened, our exports are exact"""
+"""formats whose pixels may be far outside [0, 1]: images_zca_*.pt were whitened, our exports are exact"""
 SMOOTH = 0.7
-"""correlation of neighbouring pixels of real images that are photographs"""
+"""correlation of neighbouring pixels above which real images are photographs"""
 LIKE_WHITENED, LIKE_NORMALISED = 0.62, 0.73
-"""that of a set, in units of the real images', up to which it is taken for whitened and from which for normalised: in
-15 files of CIFAR-10 that MTT's code whitened it is .53 to .72, in 19 that DC's code normalised .73 to .98"""
+"""correlation of a set, relative to that of the real images, below which it looks whitened and above which normalised.
+In 15 files of CIFAR-10 that MTT's code whitened it is .53 to .72, in 19 that DC's code normalised .73 to .98"""
 
 
 def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
-    """Return what a code normalises a data set with, and how that is said.
+    """Return the mean and std with which a code normalises a data set, and a description of them for a message.
 
-    KIP takes the statistics of the training images.
+    KIP uses the statistics of the training images.
     """
     if source == "kip":
         parts = [torch.var_mean(part.double(), (2, 3), correction=0) for part in real.images.split(1024)]
@@ -65,11 +66,11 @@ def pixels_of(
         source: the code that made them.
         space: "pixels", "normalised" or "whitened".
         real: the training set, at that size.
-        folder: where the whitening is kept, for students of --protocol own.
+        folder: of the new set; the whitening is written there, for students of --protocol own.
 
     Returns:
-        the pixels; mean and std that students normalise with; the file of the whitening in the folder, None where there
-        is none, or none that a network can have; and what was done, for the user.
+        the pixels; mean and std of students; the name of the whitening's file, None without a whitening that a network
+        can have as a layer; and a description for a message.
 
     Raises:
         InputError: images too large for a whitening.
@@ -108,21 +109,21 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
     return normalize.inverse(back.float().view_as(images))
 
 
-# --- what contradicts --------------------------------------------------------------------------------------------
+# --- contradictions -------------------------------------------------------------------------------------------------
 
 
 def contradictions(images: Images, pixels: Images, source: str, space: str, told: bool, real: ImageSet) -> list[str]:
-    """Return what in the numbers speaks against a space, each a line that says what to give instead.
+    """Return warnings that the values do not look like those of a space, each with the flag to give instead.
 
     Args:
         images: as in the file.
-        pixels: what they became.
+        pixels: the images after the conversion.
         source: the code that made them.
-        space: as which they were read.
-        told: whether format or name of the file say so.
+        space: in which they were read.
+        told: whether the format or the name of the file determines the space.
         real: the training set.
     """
-    if not isinstance(images, Tensor) or not isinstance(pixels, Tensor):  # in files: a thousand of them speak for all
+    if not isinstance(images, Tensor) or not isinstance(pixels, Tensor):  # in files: a sample of a thousand
         images = pixels = images[torch.arange(1000) * len(images) // 1000]
     low, high = images.min().item(), images.max().item()
     if space == "pixels" and low >= 0 and high > 2:
@@ -152,10 +153,11 @@ def contradictions(images: Images, pixels: Images, source: str, space: str, told
 def ambiguous_space(path: Path, images: Images, real: ImageSet, source: str) -> InputError:
     """Make the error for a set that may be in several spaces, with numbers that help to choose one."""
     values = images[:]
+    span = f"from {values.min():.3g} to {values.max():.3g}"
     if source not in WHITENED:
         return InputError(
-            f"{path} does not say what its images are, and values from {values.min():.3g} to {values.max():.3g} are no "
-            f"pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
+            f"{path} does not tell the scale of its images, and values {span} are "
+            f"no pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
         )
     ours, usual = _smoothness(values), _smoothness(_some(real))
     return InputError(
@@ -175,7 +177,7 @@ def _contrast(images: Tensor) -> float:
 
 
 def _smoothness(images: Tensor) -> float:
-    """Return the correlation of neighbouring values within channels, less their means."""
+    """Return the correlation of neighbouring values within channels, after their mean is subtracted."""
     centred = images - images.mean((2, 3), keepdim=True)
     pairs = ((centred[..., 1:], centred[..., :-1]), (centred[..., 1:, :], centred[..., :-1, :]))
     return sum(F.cosine_similarity(a.flatten(), b.flatten(), 0).item() for a, b in pairs) / 2

@@ -1,4 +1,4 @@
-"""The real side of gradient matching: a class's real batch, its gradients, and what a regulariser does to them."""
+"""The real side of gradient matching: a class's real batch, its gradients, and the effect of a regulariser on them."""
 
 from collections.abc import Callable
 
@@ -40,12 +40,12 @@ def share_moved(
 ) -> float:
     """Return how far a regulariser moves the real gradients of class 0, relative to the distance that is minimised.
 
-    All randomness is addressed, so that a matching step which follows draws what it would have drawn without this.
+    All randomness is addressed, so that a later matching step draws the same numbers with or without this call.
 
     Args:
         synthetic: (ipc, C, H, W), normalised, the images of class 0.
-        regularised: the network, in evaluation mode, with the loss of the real batches; is left as it was.
-        plain: the same network with the loss that has no regulariser.
+        regularised: the network, in evaluation mode, with the loss of the real batches; it does not change.
+        plain: the same network with the loss without its regulariser.
         distance: of two gradients, D.
         real_batch: class -> its real images (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
