@@ -54,12 +54,12 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         space = "pixels"  # the official code inverts the whitening and writes pixels, for viewing
     elif card is not None:
         try:
-            kept = read_json(card)
-            space = {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
-            if lr is None and kept["lr"] is not None:
-                lr = checked_rate(kept["lr"])
-            if space == "normalised" and reading.space == "auto" and "mean" in kept:
-                constants = checked_constants(kept["mean"], kept["std"], images.shape[1])
+            facts = read_json(card)
+            space = {"normalised": "normalised", "whitened": "whitened"}[facts["space"]]
+            if lr is None and facts["lr"] is not None:
+                lr = checked_rate(facts["lr"])
+            if space == "normalised" and reading.space == "auto" and "mean" in facts:
+                constants = checked_constants(facts["mean"], facts["std"], images.shape[1])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
     name = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}, {len(files)} parts of one set,"

@@ -85,10 +85,10 @@ def _follow(path: Path, file: BinaryIO, size: int) -> None:
                     raise refusal(path, name)
                 stack.append(_Name(name))
             case "REDUCE":
-                given, called = stack.pop(), stack.pop()
-                stack.append(_called(path, called, given))
+                arguments, called = stack.pop(), stack.pop()
+                stack.append(_called(path, called, arguments))
                 if called == ENCODE:
-                    size -= len(given[0])
+                    size -= len(arguments[0])
                     if size < 0:
                         raise refusal(path, f"{ENCODE} of more than the file has")
             case "BUILD":
@@ -147,11 +147,11 @@ def _fill(target: Any, items: list[Any]) -> None:
         raise ValueError("it has a dict with a key that is no text or number")
 
 
-def _called(path: Path, called: Any, given: Any) -> _Made:
+def _called(path: Path, called: Any, arguments: Any) -> _Made:
     """Return what stands for the result of a call, or refuse the call."""
     if not isinstance(called, _Name):
-        raise ValueError("it calls what is no name")
-    match called, given:
+        raise ValueError("it calls something that is no name")
+    match called, arguments:
         case str(name), (str(), "latin1") if name == ENCODE:
             pass
         case str(name), () | ([],) if name == ORDERED:  # ([],) is Python 2's

@@ -62,7 +62,7 @@ def read(
     train = real(raw.images.shape[-1])
     labels = _fitted(path, raw, train)
     space = reading.space if reading.space != "auto" else raw.space
-    told = raw.space == space
+    determined = raw.space == space
     if space == "by data set":
         space = "normalised" if train.name in ("mnist", "fashion_mnist") else "whitened"
     if space == "unsaid":
@@ -87,7 +87,7 @@ def read(
     for warning in (
         *raw.warnings,
         *_strange(raw, labels, train),
-        *contradictions(raw.images, pixels, source, space, told, train),
+        *contradictions(raw.images, pixels, source, space, determined, train),
     ):
         notify(f"warning: {warning}")
     try:
@@ -158,8 +158,8 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         raise InputError(f"{path} has labels for {labels.shape[1]} classes, and names of {counted}: it is damaged")
     if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= counted):
         span = f"{labels.min()} to {labels.max()}"
-        whose = f"{train.name} has {k}" if raw.names is None else f"it names {counted}"
-        raise InputError(f"{path} has labels from {span}, {whose} classes from 0: give --dataset")
+        counts = f"{train.name} has {k}" if raw.names is None else f"it names {counted}"
+        raise InputError(f"{path} has labels from {span}, {counts} classes from 0: give --dataset")
     if raw.names is not None and raw.names != train.classes:
         places = [class_of(name, train.classes) for name in raw.names]
         lost = [name for name, place in zip(raw.names, places, strict=True) if place is None]

@@ -137,7 +137,7 @@ def import_set(
             raise
         content = {"path": str(path.absolute()), "reading": asdict(reading), "said": lines}
         write_text(record, json.dumps(content, indent=2) + "\n")
-    for line in (*lines, f"kept as a set of ours in {folder}"):
+    for line in (*lines, f"stored as a set of ours in {folder}"):
         print(f"{path}: {line}", file=sys.stderr)
     return folder
 

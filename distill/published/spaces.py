@@ -52,8 +52,8 @@ def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
     known = CONSTANTS.get(source, {}).get(real.name)
     if known:
         return known, f"the constants of {source}'s code"
-    whose = f"our constants of {real.name}"
-    return (real.mean, real.std), f"{whose}, which {source}'s code does not have" if source in CONSTANTS else whose
+    ours = f"our constants of {real.name}"
+    return (real.mean, real.std), f"{ours}, which {source}'s code does not have" if source in CONSTANTS else ours
 
 
 def pixels_of(
@@ -77,11 +77,11 @@ def pixels_of(
     """
     if space == "pixels":
         return images, (real.mean, real.std), None, "pixels as they are"
-    (mean, std), whose = constants(source, real)
+    (mean, std), origin = constants(source, real)
     values = images[:]
     if space == "normalised":
         numbers = " and ".join(" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
-        return Normalize(mean, std).inverse(values), (mean, std), None, f"normalised with {whose}, {numbers}"
+        return Normalize(mean, std).inverse(values), (mean, std), None, f"normalised with {origin}, {numbers}"
     fitted = f"whitened, undone by the ZCA of the {len(real):,} training images of {real.name}"
     if source == "mtt":
         layer = Whiten.fit(real.in_memory().images[:].cpu())
@@ -112,7 +112,9 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
 # --- contradictions -------------------------------------------------------------------------------------------------
 
 
-def contradictions(images: Images, pixels: Images, source: str, space: str, told: bool, real: ImageSet) -> list[str]:
+def contradictions(
+    images: Images, pixels: Images, source: str, space: str, determined: bool, real: ImageSet
+) -> list[str]:
     """Return warnings that the values do not look like those of a space, each with the flag to give instead.
 
     Args:
@@ -120,7 +122,7 @@ def contradictions(images: Images, pixels: Images, source: str, space: str, told
         pixels: the images after the conversion.
         source: the code that made them.
         space: in which they were read.
-        told: whether the format or the name of the file determines the space.
+        determined: whether the format or the name of the file determines the space.
         real: the training set.
     """
     if not isinstance(images, Tensor) or not isinstance(pixels, Tensor):  # in files: a sample of a thousand
@@ -131,7 +133,7 @@ def contradictions(images: Images, pixels: Images, source: str, space: str, told
     if space != "pixels" and low >= 0 and high <= 1:
         return [f"all values are in [0, 1]: pixels, not {space} images; --space pixels?"]
     outside = ((images < -0.05) | (images > 1.05)).float().mean().item()
-    if space == "pixels" and outside > 0.05 and not (source in EXACT and told):
+    if space == "pixels" and outside > 0.05 and not (source in EXACT and determined):
         return [f"{outside:.0%} of the values are outside [0, 1]: no pixels; --space normalised or whitened?"]
     some = _some(real)
     ours, usual = _smoothness(images), _smoothness(some)

@@ -30,8 +30,8 @@ __all__ = ["as_tensor", "read_npz", "read_pickle"]
 class _Type:
     """Stands for the type of a NumPy number: its name and the order of its bytes."""
 
-    def __init__(self, *given: object):
-        self.name, self.order = given[0] if given and isinstance(given[0], str) else "", "="
+    def __init__(self, *arguments: object):
+        self.name, self.order = arguments[0] if arguments and isinstance(arguments[0], str) else "", "="
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
@@ -42,9 +42,9 @@ class _Nothing:
     """Stands for a number of an unknown type."""
 
 
-def _number(*given: object) -> bool | int | float | _Nothing:
+def _number(*arguments: object) -> bool | int | float | _Nothing:
     """Return a NumPy number as a plain one, from its type and its bytes."""
-    match given:
+    match arguments:
         case (_Type() as kind, bytes() as content):
             known = re.fullmatch(r"b1|[iu][1248]|f[248]", kind.name)
             if known and len(content) == int(kind.name[1:]):

@@ -69,8 +69,8 @@ def read_run_file(
         InputError: the file is damaged, or of another run.
     """
     found, facts = read_tensors(path, None if tensors else ())
-    whose = facts.pop("run", None)  # files of earlier versions lack it
-    if None not in (whose, fingerprint) and whose != fingerprint:
+    owner = facts.pop("run", None)  # files of earlier versions lack it
+    if None not in (owner, fingerprint) and owner != fingerprint:
         raise InputError(f"{path} belongs to another run; delete it to have it made anew")
     return found, facts
 

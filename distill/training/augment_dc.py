@@ -104,7 +104,7 @@ def _rotate(x: Tensor, means: Tensor, drawn: Draw) -> Tensor:
     height, width = x.shape[2:]
     angle = torch.deg2rad(drawn["angle"].double())
     cosine, sine = angle.cos(), angle.sin()
-    grown = [  # the rotated image's sides; its middle is kept, which may lie half a pixel off
+    grown = [  # the rotated image's sides; its middle stays where it is, which may be half a pixel off
         (cosine.abs() * a + sine.abs() * b + 0.5).floor() for a, b in ((height, width), (width, height))
     ]
     middles = [(side - 1) / 2 for side in grown]

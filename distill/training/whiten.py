@@ -81,7 +81,7 @@ class Whiten(nn.Module):
         from kornia.enhance import zca_mean  # slow to import, and only needed here
 
         matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
-        assert unmatrix is not None  # asked of kornia by return_inverse
+        assert unmatrix is not None  # because of return_inverse
         return cls(mean[0], matrix, unmatrix)
 
     @classmethod
