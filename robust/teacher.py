@@ -1,20 +1,19 @@
 """A network with the loss it follows: what gradient matching and SRe2L hook into on the side of the real data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from robust.losses import CurvatureRegularizedLoss
+from robust.losses.curvature import CurvatureRegularizedLoss
+from robust.losses.traits import Called, Loss, at_epoch, drawing_from
 from robust.network.inference import outside_inference
 from robust.network.modes import evaluating, is_training
 from robust.ranges import Count, Positive, check_number, check_ranges
 from robust.second_order.compiled import CompiledGradients
 
 __all__ = ["RobustTeacher"]
-
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class RobustTeacher:
     """
 
     network: nn.Module
-    loss: Loss = field(default_factory=CurvatureRegularizedLoss)
+    loss: Loss | Called = field(default_factory=CurvatureRegularizedLoss)
+    """a loss of `robust.losses`, or a plain function (network, inputs, targets) -> scalar"""
     chunk: Count | None = None
     """examples whose graph is in memory at once; None for all. Sums of chunks are the whole batch's gradient"""
     compiled: CompiledGradients | None = None
@@ -41,7 +41,9 @@ class RobustTeacher:
         check_ranges(self)
 
     @outside_inference
-    def value_and_gradients(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def value_and_gradients(
+        self, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
 
         A parameter that the loss does not reach gets zeros. `.grad` is not touched.
@@ -49,19 +51,20 @@ class RobustTeacher:
         Args:
             inputs: (N, ...), as the network takes them.
             targets: (N,) class indices or (N, K) probabilities.
+            generator: CPU generator of the draws of a random loss, one chunk after another; None is torch's default.
 
         Raises:
-            ValueError: chunks, and a network in training mode.
+            ValueError: chunks, and a network in training mode; or a random loss that is compiled.
         """
-        step = self.compiled or _value_and_gradients
+        step, loss = self.compiled or _value_and_gradients, self._drawing_from(generator)
         if self.chunk is None or len(inputs) <= self.chunk:
-            value, gradients = step(self.loss, self.network, inputs, targets)
+            value, gradients = step(loss, self.network, inputs, targets)
             return value, tuple(gradients)
         if is_training(self.network):
             raise ValueError("the network is in training mode, where a chunk has statistics of its own; call .eval()")
         total, sums = inputs.new_zeros(()), None
         for x, y in zip(inputs.split(self.chunk), targets.split(self.chunk), strict=True):
-            value, gradients = step(self.loss, self.network, x, y)
+            value, gradients = step(loss, self.network, x, y)
             share = len(x) / len(inputs)
             total = total + share * value
             gradients = [share * g for g in gradients]
@@ -72,14 +75,21 @@ class RobustTeacher:
         """Return the gradients of `value_and_gradients`."""
         return self.value_and_gradients(inputs, targets)[1]
 
+    def _drawing_from(self, generator: torch.Generator | None) -> Loss | Called:
+        """Return the loss with its randomness drawn from a generator; a plain function has none to be drawn."""
+        if not (isinstance(self.loss, Loss) and self.loss.traits.random):
+            return self.loss
+        if self.compiled is not None:
+            raise ValueError(f"{type(self.loss).__name__} is random; a compiled program would repeat its first draws")
+        return self.loss if generator is None else drawing_from(self.loss, generator)
+
     @outside_inference
     def training_loss(self, inputs: Tensor, targets: Tensor, epoch: int = 0) -> Tensor:
         """Return the loss to call `.backward()` on in a training epoch (0 for the first), a scalar.
 
         A loss with a schedule (`CurvatureRegularizedLoss.h_warmup`) is taken at that epoch.
         """
-        loss = self.loss.at(epoch) if isinstance(self.loss, CurvatureRegularizedLoss) else self.loss
-        return loss(self.network, inputs, targets)
+        return at_epoch(self.loss, epoch)(self.network, inputs, targets)
 
     @torch.no_grad()
     def soft_labels(self, inputs: Tensor, temperature: float = 1.0) -> Tensor:
@@ -94,7 +104,7 @@ class RobustTeacher:
 
 
 def _value_and_gradients(
-    loss: Loss, network: nn.Module, inputs: Tensor, targets: Tensor
+    loss: Loss | Called, network: nn.Module, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Sequence[Tensor]]:
     parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.enable_grad():

@@ -14,21 +14,18 @@ the units of their work.
 """
 
 import os
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from distill.data import DATASETS, FILES, ImageSet
+from distill.data import ImageSet
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method, presets
 from distill.models import build
 from distill.runs.foreign import brief
 from distill.runs.own_files import companion_path
@@ -47,7 +44,7 @@ from sre2l.training import require_single
 from sre2l.validate import Validate, divergence, train
 from sre2l.weights import load_teacher
 
-__all__ = ["METHODS", "Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
+__all__ = ["Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
 
 
 @dataclass(frozen=True)
@@ -246,151 +243,3 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
         torch.autograd.grad(divergence(out, out.detach() + 1, 20.0), list(network.parameters()))
 
     return [(config.relabel.epochs * ipc * num_classes / batch, student_step)]
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-# Weight of GUARD's penalty at h = 3 in normalised units: -l of the README (ImageNette) and of the job scripts (others)
-# of GUARD's code. That code parses -l and never reads it at this scale (its loss is `guard_released`), so these have
-# not been run by its authors with equation 8.
-GUARD_WEIGHT = {"imagenet": 1, "tiny_imagenet": 30, "imagenette": 100}
-SMALL = tuple(name for name in DATASETS if name not in FILES)
-"""data sets of at most 32 px, which are no folders of image files: they take CIFAR's settings"""
-DIGITS = ("mnist", "digits")
-"""a mirrored digit is another sign"""
-
-
-def _seen(recover: Recover, dataset: str, cda: bool) -> Recover:
-    """Return a recovery that sees of the images what the official codes see at this size, before they roll them.
-
-    SRe2L's recover_cifar.py neither crops nor mirrors them, as 32 px are few (README_CIFAR.md). GUARD's port of CDA to
-    CIFAR does both, and cuts at least 0.4 of the area. At 64 px and above all codes crop (0.08) and mirror.
-    """
-    if dataset in SMALL:
-        recover = replace(recover, crop_min=0.4) if cda else replace(recover, crop=False, flip=False)
-    return replace(recover, milestone=1.0 if cda else 0.0, flip=recover.flip and dataset not in DIGITS)
-
-
-def _paper(method: str, dataset: str, ipc: int, *, alike: bool = False) -> Config:
-    """Return SRe2L's settings where it has the data set, else GUARD's; CDA's for `recover`; GUARD's loss.
-
-    On ImageNet the papers of SRe2L and GUARD differ in more than the loss (the teacher, 4,000 and 2,000 steps, batches
-    of 1,024 and 100). `alike` gives all methods GUARD's settings there, so that GUARD's loss is the only difference.
-    """
-    guard, cda = method.startswith("guard"), method.endswith("cda")
-    classes = {"imagenet": 1000, "tiny_imagenet": 200, "cifar100": 100}.get(dataset, 10)
-    if dataset == "tiny_imagenet":  # SRe2L and CDA, 64 px
-        squeeze = Squeeze(lr=0.2, warmup_epochs=5)
-        recover = Recover(lr=0.4, r_bn=0.05, jitter=(0, 4)) if cda else Recover(lr=0.1, r_bn=1.0, jitter=(-4, 4))
-        relabel = Relabel(epochs=100, batch_size=256, mix="none")
-        validate = Validate("sgd", 0.2, 1e-4, "all", warmup_epochs=5, squared=True)
-    elif dataset in SMALL:  # SRe2L on CIFAR-100, and GUARD's port of it
-        squeeze = Squeeze(epochs=200, weight_decay=5e-4, batch_size=128, augment="padded_crop")
-        recover = Recover(1000, jitter=(0, 4))
-        relabel = Relabel(400, 128, "mixup", 0.8, augment="padded_crop")
-        validate = Validate(decay="all", temperature=30.0)
-    elif dataset == "imagenet" and not (guard or alike):  # SRe2L: IMAGENET1K_V1 of torchvision is the teacher
-        squeeze = Squeeze(start="pretrained:tv_in1k", epochs=0)
-        recover, relabel, validate = Recover(), Relabel(batch_size=1024), Validate()
-    else:  # GUARD on ImageNet and ImageNette; SRe2L's recovery for folders of unknown size
-        squeeze, relabel, validate = Squeeze(lr=0.025, batch_size=32), Relabel(batch_size=100), Validate()
-        recover = Recover(iterations=2000 if dataset in GUARD_WEIGHT else 4000)
-        recover = replace(recover, r_bn=10.0) if dataset == "imagenette" else recover
-    if dataset in DIGITS:
-        squeeze, relabel = (replace(each, flip=False) for each in (squeeze, relabel))
-    if guard:
-        squeeze = replace(squeeze, loss=f"guard:weight={GUARD_WEIGHT.get(dataset, 100)},h=3")
-    relabel = replace(relabel, batch_size=min(relabel.batch_size, ipc * classes))
-    recover = replace(_seen(recover, dataset, cda), batch_size=min(100, classes))
-    return Config(squeeze, recover, relabel, validate)
-
-
-QUICK_WEIGHT = 1.0
-QUICK_ON_8_PIXELS = {"weight": 0.1, "lr": 0.02}
-"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 when the running
-statistics of BatchNorm have settled, which is when the warm-up ends): weight 1 is NaN three steps after the warm-up at
-lr 0.05, and at 0.02 and 0.01 too, weight 0.1 at 0.05 as well, but not at 0.03. Larger images stay finite (MNIST,
-CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
-
-
-def _quick(method: str, dataset: str, ipc: int) -> Config:
-    """Minutes on two cores for ten classes of 64 px: ResNet-18 with ImageNet's stem, bfloat16."""
-    guard, cda = method.startswith("guard"), method.endswith("cda")
-    small, flip = dataset in SMALL, dataset not in DIGITS
-    crop = "padded_crop" if small else "resized_crop"
-    squeeze = Squeeze(epochs=12, batch_size=64, lr=0.05, warmup_epochs=1, augment=crop, flip=flip)
-    weight = QUICK_WEIGHT
-    if dataset == "digits":  # with every loss, so that GUARD's is the only difference
-        weight, squeeze = QUICK_ON_8_PIXELS["weight"], replace(squeeze, lr=QUICK_ON_8_PIXELS["lr"])
-    if guard:
-        squeeze = replace(squeeze, loss=f"guard:weight={weight:g},h=3,fraction=0.25")
-    recover = _seen(Recover(300, 0.1, 0.1, jitter=(0, 4)), dataset, cda)
-    relabel = Relabel(200, min(50, 5 * ipc), augment=crop, flip=flip)
-    backbone = f"timm:resnet18:stem={'stride2' if small else 'imagenet'}"
-    return Config(squeeze, recover, relabel, Validate(), Compute("bf16", channels_last=True), backbone)
-
-
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    """Return paper, pair (the same where SRe2L's and GUARD's papers differ in the loss alone), or quick."""
-    if name in ("paper", "pair"):  # the columns of GUARD's tables, eps 1/255
-        attacks = "pgd100,square,autoattack,cw,mim"
-        students = 1 if dataset == "imagenet" else 3
-        config = _paper(method, dataset, ipc, alike=name == "pair")
-        return Recipe(config, Evaluation(students, attacks, "aaai25", protocol="own"))
-    attacks = "pgd@1/255,pgd@2/255,square:queries=100@1/255"
-    return Recipe(_quick(method, dataset, ipc), Evaluation(2, attacks, test_images=500, protocol="own"))
-
-
-def _smoke(config: Config) -> Config:
-    return replace(
-        config,
-        squeeze=replace(config.squeeze, epochs=2, batch_size=16, warmup_epochs=1),
-        recover=replace(config.recover, iterations=3),
-        relabel=replace(config.relabel, epochs=3, batch_size=min(4, config.relabel.batch_size)),
-        backbone="convnet:width=8,depth=2,norm=batch",
-    )
-
-
-_method = partial(
-    Method,
-    distill=distill,
-    work=work,
-    protocol=protocol,
-    student_work=student_work,
-    check=check,
-    incomplete=lacks,
-    parallel=True,
-    more_than_class=True,
-    in_benchmark=False,
-)
-
-METHODS = (
-    _method(
-        "sre2l",
-        "squeeze, recover, relabel: images with the classes and BatchNorm statistics that a teacher expects",
-        "Yin, Xing, Shen, NeurIPS 2023, arXiv 2306.13092",
-        "sre2l",
-        presets(_recipe, "sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "guard_sre2l",
-        "SRe2L from a teacher trained by the curvature-regularised loss",
-        "Xue et al., arXiv 2403.10045",
-        "guard",
-        presets(_recipe, "guard_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "cda",
-        "SRe2L with a curriculum of crops",
-        "Yin, Shen, TMLR 2024, arXiv 2311.18838",
-        "cda",
-        presets(_recipe, "cda", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "guard_cda",
-        "CDA from a teacher trained by the curvature-regularised loss",
-        "Xue et al., arXiv 2403.10045",
-        "guard",
-        presets(_recipe, "guard_cda", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-)

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.evaluation.columns import Column, columns
+from distill.evaluation.column_kinds import AttackColumn, Column
+from distill.evaluation.columns import columns
 from distill.experiment import Recipe
 from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
 from distill.training.students import TOGETHER, fits_together
 from distill.training.work import PROBE, STEPS, Step, training_steps
-from robust import CurvatureRegularizedLoss, GradientNorm, loss_named
+from robust import loss_named
 
 __all__ = ["estimate", "human"]
 
@@ -74,7 +75,7 @@ def estimate(
     together = min(evaluation.students, TOGETHER) if at_once else 1
     train = partial(training_steps, images=batch, networks=together)
     students_steps = evaluation.students * epochs * ipc * num_classes / batch
-    training = [(students_steps * _passes(loss_named(evaluation.student.loss)) / STEPS / together, train)]
+    training = [(students_steps * loss_named(evaluation.student.loss).passes / STEPS / together, train)]
     if evaluation.protocol == "own" and student_work is not None:
         one = student_work(recipe.config, ipc, num_classes)
         training = [(evaluation.students * count, step) for count, step in one]
@@ -94,18 +95,12 @@ def estimate(
     return seconds
 
 
-def _passes(loss: Any) -> float:
-    """Return how many times as long as a plain training step one with this loss takes."""
-    if isinstance(loss, (CurvatureRegularizedLoss, GradientNorm)):
-        return 4.5
-    return 1 + 2 / 3 * getattr(loss, "steps", 0)  # an inner gradient needs no gradient of the weights
-
-
 def _gradients(column: Column) -> int:
     """Return about how many gradients an image of a column costs; a look before and one after are one."""
-    attack, name = column.attack, column.base.partition(":")[0]
-    if name in GRADIENTS:
+    name = column.base.partition(":")[0]
+    if name in GRADIENTS or not isinstance(column, AttackColumn):
         return GRADIENTS[name]
+    attack: Any = column.attack
     if name == "square":
         return attack.queries // 3
     rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)

@@ -21,6 +21,7 @@ from robust.attacks.pgd import check_pixels
 from robust.network.expectation import PASSES, Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["AutoAttack"]
@@ -98,3 +99,6 @@ class AutoAttack:
                 break
             found[who] = member(model, images[who], targets[who], generator=generator)
         return found
+
+
+NAMED: Named = {"autoattack": AutoAttack}

@@ -42,6 +42,7 @@ from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.ranges import Count, check_ranges
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["APGD", "FAB", "Square", "targeted_difference_of_logits_ratio"]
@@ -379,3 +380,12 @@ def _torchattacks(attack: str) -> ModuleType:
             f"{attack} needs torchattacks: pip install --no-deps torchattacks", name="torchattacks"
         ) from None
     return torchattacks
+
+
+NAMED: Named = {
+    "apgd_ce": APGD,
+    "apgd_dlr": lambda threat: APGD(threat, loss="dlr"),
+    "apgd_t": lambda threat: APGD(threat, loss="targeted"),
+    "fab": FAB,
+    "square": Square,
+}

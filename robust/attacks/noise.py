@@ -10,6 +10,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model
 from robust.per_example import unit
 from robust.ranges import Count, check_ranges
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["Noise"]
@@ -53,3 +54,6 @@ class Noise:
             result[who] = (images[who] + shift).clamp(0.0, 1.0)
             standing[who] = model(result[who]).argmax(1) == targets[who]
         return result
+
+
+NAMED: Named = {"noise": Noise}
