@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
-from typing import Any, Literal, Protocol, get_args, get_type_hints, overload
+from typing import Any, Literal, Protocol, cast, get_args, get_type_hints, overload
 
 import torch
 from torch import nn
@@ -91,10 +91,10 @@ def build(
     """
     if like is not None:
         (channels, image_size, _), num_classes = like.image_shape, like.num_classes
-    elsewhere = re.fullmatch(r"(\w+(?:\.\w+)+:\w+)(?::(.*))?", spec)
-    if elsewhere:
-        name, rest = elsewhere[1], elsewhere[2] or ""
-        builder = _elsewhere(name)
+    in_package = re.fullmatch(r"(\w+(?:\.\w+)+:\w+)(?::(.*))?", spec)
+    if in_package:
+        name, rest = in_package[1], in_package[2] or ""
+        builder = _from_package(name)
     else:
         name, _, rest = spec.removeprefix("timm:").partition(":")
         builder = BACKBONES[name] if name in BACKBONES and not spec.startswith("timm:") else _timm(name)
@@ -126,7 +126,7 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
     return options
 
 
-def _elsewhere(name: str) -> Callable[..., nn.Module]:
+def _from_package(name: str) -> Callable[..., nn.Module]:
     """Return the builder `package.module:name`."""
     try:
         found = object_named(name, "backbone")
@@ -134,7 +134,7 @@ def _elsewhere(name: str) -> Callable[..., nn.Module]:
         raise InputError(str(error)) from None
     if not callable(found):
         raise InputError(f"backbone {name} is a {type(found).__name__}; it must be a function that returns a network")
-    return found
+    return cast(Callable[..., nn.Module], found)
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
