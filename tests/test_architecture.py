@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dcc, dd, dm, full
+from baselines import coreset, dcc, full
 from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights
+from baselines.dd import method as dd
 from baselines.dim import method as dim
 from baselines.dim.gan import Adversarial
+from baselines.dm import method as dm
 from baselines.frepo import method as frepo
 from baselines.kip import method as kip
 from baselines.mtt import method as mtt

@@ -10,18 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from baselines.dd import (
-    METHODS,
-    Config,
-    cropped_and_flipped,
-    descent,
-    distill,
-    hypergradient,
-    protocol,
-    steps,
-    student_work,
-    work,
-)
+from baselines.dd.method import Config, cropped_and_flipped, distill, protocol, steps, student_work, work
+from baselines.dd.recipes import METHODS
+from baselines.dd.unrolled import descent, hypergradient
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -272,7 +263,7 @@ def test_gradients_of_several_networks_are_averaged(tmp_path: Path, monkeypatch:
         moved.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
         step(optimizer)
 
-    monkeypatch.setattr("baselines.dd.hypergradient", looked)
+    monkeypatch.setattr("baselines.dd.method.hypergradient", looked)
     monkeypatch.setattr(torch.optim.Adam, "step", applied)
     config = replace(SMALL, n_nets=3, labels="learned", epochs=1, epoch_iterations=1)
     distill(toy(), 1, config, run_in(tmp_path, config))

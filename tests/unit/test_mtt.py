@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from baselines.mtt import method as mtt
 from baselines.mtt import trajectories
-from baselines.mtt.method import METHODS, Config, distill, protocol, student_work, work
-from baselines.mtt.trajectories import Expert, Trajectories, experts, match
+from baselines.mtt.matching import match
+from baselines.mtt.method import Config, distill, protocol, student_work, work
+from baselines.mtt.recipes import METHODS
+from baselines.mtt.trajectories import Expert, Trajectories, experts
 from distill.data import ImageSet, facts_named, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError

@@ -134,7 +134,7 @@ def test_constants_are_those_of_the_repository(source: str, std: tuple[float, ..
 @pytest.mark.parametrize("soft", [False, True])
 def test_dd(soft: bool, tmp_path: Path) -> None:
     """Two steps of two images, three times over, by its own protocol equal to those steps taken by hand."""
-    from baselines import dd
+    from baselines.dd import method as dd
     from distill.runs.run import Run
 
     x, classes = drawn(2, 2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])
