@@ -32,9 +32,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
+from distill.runs.description import describe
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.ranks import barrier, units_of_this_process
-from distill.runs.run import Run, describe
+from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 from sre2l.checkpoint import FirstBad, OwnCheckpoint

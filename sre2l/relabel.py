@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from distill.data.images import Images
 from distill.errors import InputError
+from distill.runs.description import describe
 from distill.runs.foreign import read_json
 from distill.runs.ranks import barrier, is_main_process, units_of_this_process
-from distill.runs.run import Run, describe
+from distill.runs.run import Run
 from distill.training.crop_labels import Batch, batches, digest, epoch_file, facts_in, write_epoch, write_facts
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges

@@ -20,10 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
+from distill.runs.description import describe
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
+from distill.runs.locks import locked
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
-from distill.runs.run import Run, describe, locked
+from distill.runs.run import Run
 from distill.training.students import LossText
 from robust import Loss, Normalize, RobustTeacher, loss_named
 from robust.losses import InPixels, drawing_from

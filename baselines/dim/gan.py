@@ -33,8 +33,10 @@ from torch.nn import functional as F
 from baselines.dim.networks import SIZES, Critic, Generator
 from distill.data import ImageSet
 from distill.errors import InputError
+from distill.runs.description import describe
 from distill.runs.divergence import check_finite
-from distill.runs.run import Run, describe, locked
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from robust.second_order.layers import SecondOrder
 
 __all__ = ["SIZES", "Adversarial", "Gan", "batches", "conditioned", "gradient_penalty"]

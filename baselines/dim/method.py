@@ -36,7 +36,9 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.method_training import MethodTraining
 from distill.models import build
-from distill.runs.run import Run, describe, locked
+from distill.runs.description import describe
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize

@@ -24,8 +24,10 @@ from torch.nn.utils import parameters_to_vector
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
+from distill.runs.description import describe
 from distill.runs.divergence import check_finite, remedy_of
-from distill.runs.run import Run, describe, locked
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.students import train_epochs
 from robust import Loss

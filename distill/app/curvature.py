@@ -21,10 +21,10 @@ from distill.evaluation.row_files import find_rows
 from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned
+from distill.runs.description import difference
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
-from distill.runs.run import difference
 from distill.training.features import embedding
 from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges

@@ -15,6 +15,7 @@ from baselines.dm.recipes import METHODS
 from distill.data import ImageSet, facts_named
 from distill.errors import InputError
 from distill.models import build
+from distill.models.convnet import ConvNet
 from distill.runs.run import Run
 from distill.training.augment import augmentation
 from distill.training.features import embedding
@@ -94,13 +95,15 @@ def reference(config: Config, run: Run, real_loss) -> torch.Tensor:
         if (
             network.training and "batch" in config.backbone
         ):  # all classes in one pass, as its statistics are theirs together
-            real_features = network.embed(torch.cat(theirs)).detach().reshape(2, BATCH, -1)
-            features = network.embed(torch.cat(ours)).reshape(2, IPC, -1)
+            real_features = network.features(torch.cat(theirs)).detach().reshape(2, BATCH, -1)
+            features = network.features(torch.cat(ours)).reshape(2, IPC, -1)
             loss = ((real_features.mean(1) - features.mean(1)) ** 2).sum()
         else:
             loss = torch.zeros(())
             for batch, synthetic in zip(theirs, ours, strict=True):
-                loss = loss + ((network.embed(batch).detach().mean(0) - network.embed(synthetic).mean(0)) ** 2).sum()
+                loss = (
+                    loss + ((network.features(batch).detach().mean(0) - network.features(synthetic).mean(0)) ** 2).sum()
+                )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -234,8 +237,8 @@ def test_the_embedding_is_what_the_classifier_sees(backbone: str) -> None:
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     assert classifier.out_features == 7
     assert torch.allclose(classifier(features), network(x))
-    if hasattr(network, "embed"):
-        assert torch.equal(features, network.embed(x))
+    if isinstance(network, ConvNet):
+        assert torch.equal(features, network.features(x))
 
 
 def test_networks_without_an_embedding_are_refused() -> None:

@@ -369,7 +369,8 @@ def test_students_of_known_networks_start_from_their_weights(
 ) -> None:
     config = replace(SMALL, train_nets_type="known_init", n_nets=2, epochs=1, epoch_iterations=1, lr=1e-9)
     run = run_in(tmp_path, config)
-    made, real = distill(toy(), 1, config, run), toy()
+    distill(toy(), 1, config, run).save(tmp_path / "made.safetensors")
+    made, real = DistilledSet.load(tmp_path / "made.safetensors"), toy()
     own, normalize = protocol(made, tmp_path, run_in(tmp_path / "other", None, seed=5)), Normalize(made.mean, made.std)
     students = [network_of(SMALL.backbone, 3, 2) for _ in range(3)]
     for number, student in enumerate(students):
