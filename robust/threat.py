@@ -12,7 +12,7 @@ from robust.per_example import norms, unit
 from robust.ranges import Range, check_ranges, shown
 from robust.spec import number_in
 
-__all__ = ["PAPER_THREATS", "THREATS", "Threat", "threat_named"]
+__all__ = ["PAPER_THREATS", "THREATS", "Threat", "family_of", "threat_named"]
 
 Norm = Literal["linf", "l2"]
 LARGEST = 1e4
@@ -129,6 +129,17 @@ THREATS: dict[str, dict[str, Threat]] = {
 }
 """By family of images: the paper's three (for ImageNet CIFAR-10's), `aaai25` of its later version, and what RobustBench
 and the attack papers use: `standard`, `standard_l2`."""
+
+
+def family_of(channels: int, size: int) -> str:
+    """Return the key of `THREATS` for images of this shape: grey images "mnist", colour images "cifar10", from 64 px
+    "imagenet".
+
+    Args:
+        channels: of an image; 1 is grey.
+        size: pixels a side.
+    """
+    return "mnist" if channels == 1 else "imagenet" if size >= 64 else "cifar10"
 
 
 def threat_named(text: str, family: str = "cifar10") -> Threat:

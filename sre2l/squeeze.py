@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
 from distill.errors import InputError
-from distill.evaluation.columns import family
 from distill.models import build
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
@@ -29,6 +28,7 @@ from distill.runs.run import Run, describe, locked
 from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
+from robust.threat import family_of
 from sre2l.checkpoint import FirstBad
 from sre2l.crops import Augment
 from sre2l.loading import batches
@@ -116,7 +116,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
     if not config.epochs:
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
-    loss = loss_named(config.loss, family(*real.image_shape[:2]))
+    loss = loss_named(config.loss, family_of(*real.image_shape[:2]))
     channels = real.image_shape[0]
     network = build(backbone, like=real, generator=stage.generator("teacher"))
     with locked(stage.folder, wait=True):
@@ -151,7 +151,7 @@ def check(network: nn.Module, real: ImageSet, backbone: str, config: Squeeze, pr
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not there for such images.
     """
     try:
-        loss_named(config.loss, family(*real.image_shape[:2]))
+        loss_named(config.loss, family_of(*real.image_shape[:2]))
     except ValueError as error:
         raise InputError(f"--squeeze.loss: {error}") from None
     check_start(config.start, backbone, network)

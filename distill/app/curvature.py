@@ -15,7 +15,6 @@ from distill.app.flags import find_device, parse
 from distill.app.start import RunOptions, identity_of, real_data, spare_threads
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.evaluation.columns import family
 from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned, find_rows
@@ -28,6 +27,7 @@ from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
 from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
+from robust.threat import family_of
 
 __all__ = ["run_curvature"]
 
@@ -133,7 +133,7 @@ class _Run:
         own = rows[0]["loss"] == "own"
         self.models: list[nn.Module] = students_of(place, self.distilled, rows[0]["backbone"], count, own=own)
         channels, size, _ = self.test.image_shape
-        self.rho = asked.rho if asked.rho is not None else threat_named("l2", family(channels, size)).eps
+        self.rho = asked.rho if asked.rho is not None else threat_named("l2", family_of(channels, size)).eps
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import torch
 from distill.data import ImageSet, load
 from distill.data.image_files import cores
 from distill.errors import InputError
-from distill.evaluation.columns import columns, family
+from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
 from distill.models import build
 from robust import loss_named
 from robust.ranges import NonNegative, Range, check_ranges
+from robust.threat import family_of
 
 __all__ = ["RunOptions", "check_before_running", "identity_of", "real_data", "spare_threads"]
 
@@ -96,7 +97,7 @@ def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet
         build(spec, like=images, generator=torch.Generator())
     columns(evaluation, channels, size)
     try:
-        loss_named(evaluation.student.loss, family(channels, size))
+        loss_named(evaluation.student.loss, family_of(channels, size))
     except ValueError as error:
         raise InputError(f"--student.loss: {error}") from None
 

@@ -26,8 +26,9 @@ from robust import ATTACKS, JSMA, PGD, AutoAttack, Square, Threat, attack_named,
 from robust.attacks.named import NORM
 from robust.ranges import Count, Inside01, Positive, check_ranges, shown
 from robust.spec import configured, number_in, split_spec
+from robust.threat import family_of
 
-__all__ = ["SPECIAL", "Certification", "Column", "columns", "family"]
+__all__ = ["SPECIAL", "Certification", "Column", "columns"]
 
 Kind = Literal["white", "single_step", "black", "noise", "ensemble", "corruptions", "certified"]
 KINDS: dict[str, Kind] = {
@@ -91,18 +92,13 @@ class Column:
         return self.threat.named if self.threat else ""
 
 
-def family(channels: int, size: int) -> str:
-    """Return whose threats such images have: grey ones MNIST's, colour ones CIFAR-10's, from 64 px ImageNet's."""
-    return "mnist" if channels == 1 else "imagenet" if size >= 64 else "cifar10"
-
-
 def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
     """Return the columns in the order in which they are asked for.
 
     Raises:
         InputError: an unknown name, field or threat, a threat that the attack does not have, or a column twice.
     """
-    group = family(channels, size)
+    group = family_of(channels, size)
     default = _threat("--threat", evaluation.threat, group)
     curve = [_threat("--eps", f"{default.norm}:{eps}", group) for eps in evaluation.eps.split(",") if eps]
     try:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.evaluation.columns import family
 from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.files import read_tensors
@@ -27,6 +26,7 @@ from distill.training.students import TOGETHER, Training, fits_together, train_e
 from distill.training.whiten import preprocessing
 from robust import Normalize, loss_named
 from robust.losses.named import drawing_from
+from robust.threat import family_of
 
 __all__ = ["Trained", "students_of"]
 
@@ -139,7 +139,7 @@ class Trained:
         channels, size = self.images.shape[1:3]
         loss = None
         if training.loss != "cross_entropy":
-            on_pixels = drawing_from(loss_named(training.loss, family(channels, size)), generator)
+            on_pixels = drawing_from(loss_named(training.loss, family_of(channels, size)), generator)
 
             def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
                 return on_pixels(nn.Sequential(self.normalize, network), self.normalize.inverse(x), y)

@@ -3,9 +3,10 @@
 import pytest
 
 from distill.errors import InputError
-from distill.evaluation.columns import Certification, columns, family
+from distill.evaluation.columns import Certification, columns
 from distill.experiment import Evaluation
 from robust import ATTACKS, PGD, Threat
+from robust.threat import family_of
 
 
 def names(attacks: str, **options: str) -> dict[str, Threat | None]:
@@ -118,7 +119,7 @@ def test_a_threat_that_is_none_is_refused_by_the_flag_in_one_short_line(flag: st
 
 
 def test_families() -> None:
-    assert [family(*shape) for shape in ((1, 28), (3, 32), (3, 64), (3, 224))] == [
+    assert [family_of(*shape) for shape in ((1, 28), (3, 32), (3, 64), (3, 224))] == [
         "mnist",
         "cifar10",
         "imagenet",
