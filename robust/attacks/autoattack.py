@@ -16,8 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robust.attacks.library import APGD, FAB, Square
+from robust.attacks.apgd import APGD
+from robust.attacks.fab import FAB
 from robust.attacks.pgd import check_pixels
+from robust.attacks.square import Square
 from robust.network.expectation import PASSES, Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating

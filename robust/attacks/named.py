@@ -7,13 +7,15 @@
 from collections.abc import Callable
 from typing import Any
 
+from robust.attacks.apgd import APGD
 from robust.attacks.autoattack import AutoAttack
 from robust.attacks.cw import CW
 from robust.attacks.deepfool import DeepFool
+from robust.attacks.fab import FAB
 from robust.attacks.jsma import JSMA
-from robust.attacks.library import APGD, FAB, Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
 from robust.spec import configured, split_spec
 from robust.threat import Threat
 

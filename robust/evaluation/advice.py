@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from robust.attacks.apgd import APGD
 from robust.attacks.autoattack import AutoAttack
-from robust.attacks.library import APGD, Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
 __all__ = ["ANY_STEP", "AVERAGED", "BLACK_BOX", "MARGIN", "advised", "concerns", "remedy"]

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robust.attacks.gradient import SuspiciousModelWarning
-from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import check_pixels, pgd
+from robust.attacks.square import Square
 from robust.evaluation.advice import ANY_STEP, AVERAGED, MARGIN
 from robust.evaluation.sign_test import FEW, LEVEL, sign_test
 from robust.losses.cross_entropy import cross_entropy

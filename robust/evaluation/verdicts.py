@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from robust.attacks.autoattack import AutoAttack
 from robust.attacks.gradient import SuspiciousModelWarning
-from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 from robust.evaluation.advice import concerns
 from robust.evaluation.checks import Judged, Kind, suspect_results, verdict
