@@ -21,6 +21,7 @@ from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model
+from robust.per_example import streams
 from robust.ranges import Count, NonNegative, StepSize, check_number, check_ranges
 from robust.threat import PAPER_THREATS, Threat
 
@@ -103,8 +104,7 @@ def pgd(
     images = images.detach()
     if threat.eps == 0:
         return images.clone()
-    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist() if random_start else []
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = streams(len(images), generator) if random_start else []
     ascended = OBJECTIVES[objective]
     record = _Record(images, targets, ascended[-1], final=eot == 1)
     answer = model if eot == 1 else Expected(model, eot)
@@ -120,7 +120,7 @@ def pgd(
         else:
             begin = images.clone()
             if random_start:
-                begin[who] = threat.random_start(images[who], [streams[i] for i in who.tolist()])
+                begin[who] = threat.random_start(images[who], [generators[i] for i in who.tolist()])
         for objective_ in ascended:
             who = record.standing()
             if len(who) == 0:

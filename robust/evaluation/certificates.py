@@ -14,6 +14,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.network.batches import images_at_once
 from robust.network.modes import Model, evaluating
+from robust.per_example import streams
 from robust.ranges import Count, Inside01, Positive, check_number
 
 __all__ = ["Certificate", "certified", "certify", "lower_bound", "smoothed_predict"]
@@ -72,7 +73,7 @@ def certify(
     batch_size = _together(model, images, batch_size)
     guesses, bounds = [], []
     with evaluating(model), torch.no_grad():
-        for image, stream in zip(images, _streams(len(images), generator), strict=True):
+        for image, stream in zip(images, streams(len(images), generator), strict=True):
             guess = int(_votes(model, image, sigma, n0, batch_size, stream).argmax())
             successes = int(_votes(model, image, sigma, n, batch_size, stream)[guess])
             guesses.append(guess)
@@ -116,7 +117,7 @@ def smoothed_predict(
 
     answers = []
     with evaluating(model), torch.no_grad():
-        for image, stream in zip(images, _streams(len(images), generator), strict=True):
+        for image, stream in zip(images, streams(len(images), generator), strict=True):
             (first, second), classes = _votes(model, image, sigma, n, batch_size, stream).topk(2)
             sure = binomtest(int(first), int(first + second)).pvalue <= alpha
             answers.append(int(classes[0]) if sure else ABSTAIN)
@@ -151,10 +152,6 @@ def _votes(model: Model, image: Tensor, sigma: float, n: int, batch_size: int, s
 def _together(model: Model, images: Tensor, asked: int | None) -> int:
     """Return how many noisy copies to look at in one pass, of one image too."""
     return images_at_once(model, images[:1].expand(2, *images.shape[1:]) if len(images) else images, asked, most=NOISY)
-
-
-def _streams(n: int, generator: torch.Generator | None) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(s) for s in torch.randint(2**62, (n,), generator=generator).tolist()]
 
 
 def _check(images: Tensor, sigma: float, alpha: float, **counts: int) -> None:

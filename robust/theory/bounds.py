@@ -42,7 +42,8 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.per_example import norms
 from robust.ranges import Range, check_number, check_ranges
-from robust.theory.spectrum import Method, chunks, constant, losses_and_gradients, together, top_eigenvalue
+from robust.theory.hessian import examples_at_once, losses_and_gradients, passes, with_constant_parameters
+from robust.theory.spectrum import Method, top_eigenvalue
 from robust.threat import Threat
 
 Radius = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")]
@@ -124,17 +125,17 @@ def bound_terms(
     """
     check_number("rho", rho, Radius)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    batch_size = together(model, images, batch_size)
+    batch_size = examples_at_once(model, images, batch_size)
     options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
     values, _ = top_eigenvalue(model, images, targets, generator=generator, **options)
     losses, gradients = losses_and_gradients(model, images, targets, cross_entropy, batch_size)
     worst = losses.clone()
     attack = {"threat": Threat("l2", rho), "steps": steps, "step_size": 2.5 * rho / steps, "iterate": "last"}
     with evaluating(model), torch.no_grad():
-        network = constant(model)
+        network = with_constant_parameters(model)
         for attempt in range(1 + restarts):
             found = []
-            for _, x, y, _ in chunks(network, images, targets, cross_entropy, batch_size):
+            for _, x, y, _ in passes(network, images, targets, cross_entropy, batch_size):
                 points = pgd(network, x, y, random_start=attempt > 0, generator=generator, **attack)
                 found.append(cross_entropy(network(points), y))
             worst = torch.maximum(worst, torch.cat(found))

@@ -24,7 +24,8 @@ from robust.attacks.cw import CW
 from robust.evaluation.suspicion import not_finite, suspect_model
 from robust.network import batches
 from robust.network.batches import images_at_once, kept_bytes
-from robust.theory.spectrum import finite_difference_curvature, hessian_vector_product, top_eigenvalue
+from robust.theory.hessian import hessian_vector_product
+from robust.theory.spectrum import finite_difference_curvature, top_eigenvalue
 
 BALL = Threat("linf", 0.1)
 

@@ -9,13 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust import Normalize, cross_entropy
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.theory.spectrum import (
-    finite_difference_curvature,
-    gradient_cosine,
-    hessian_vector_product,
-    loss_surface,
-    top_eigenvalue,
-)
+from robust.theory.hessian import hessian_vector_product
+from robust.theory.landscape import loss_surface
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
 
 METHODS = ["power", "lanczos", "full"]
 
