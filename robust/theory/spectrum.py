@@ -30,7 +30,6 @@ from robust.theory.hessian import (
     Hessian,
     examples_at_once,
     losses_and_gradients,
-    passes,
     random_directions,
     with_constant_parameters,
 )
@@ -184,10 +183,9 @@ def finite_difference_curvature(
     """
     batch_size = examples_at_once(model, images, batch_size)
     with evaluating(model), torch.enable_grad():
+        network = with_constant_parameters(model)
+        batches = zip(images.detach().split(batch_size), targets.split(batch_size), strict=True)
         differences = [
-            curvature_penalty(network, x, y, h=h, penalty="norm", criterion=rule)[1].detach()
-            for network, x, y, rule in passes(
-                with_constant_parameters(model), images.detach(), targets, criterion, batch_size
-            )
+            curvature_penalty(network, x, y, h=h, penalty="norm", criterion=criterion)[1].detach() for x, y in batches
         ]
     return torch.cat(differences) / h

@@ -13,12 +13,12 @@ from robust.evaluation.checks import (
     Judged,
     check_adversarial,
     check_report,
-    sign_test,
-    suspect_model,
     suspect_results,
-    unbounded,
     verdict,
 )
+from robust.evaluation.short_attacks import unbounded
+from robust.evaluation.sign_test import sign_test
+from robust.evaluation.suspicion import suspect_model
 from robust.network.batches import images_at_once
 
 BOX = Threat("linf", 0.1)
@@ -180,7 +180,7 @@ def test_adversarial_images_stay_in_their_ball_and_in_the_unit_cube(norm, eps):
         found[2, 0, 4, 4] = number
         with pytest.raises(ImpossibleResult, match=r"pgd: 1 of 5 examples are outside \[0, 1\], first index 2"):
             check_adversarial("pgd", images, found, None)
-    with pytest.raises(ValueError, match="gives images"):
+    with pytest.raises(ValueError, match="returned images"):
         check_adversarial("pgd", images, found[:4], threat)
 
 
