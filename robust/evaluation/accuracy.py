@@ -217,8 +217,8 @@ def robust_accuracy(
         generator: CPU generator of the attack's randomness.
         batch_size: as in `withstands`.
         checks: whether to look for masked gradients, on at most 200 images, and to warn once
-            (`SuspiciousModelWarning`) where the accuracy may be too high. A model is examined once for each threat until
-            its parameters change.
+            (`SuspiciousModelWarning`) where the accuracy may be too high. A model is examined once for each threat, and
+            again when its parameters have changed.
     """
     if checks:
         check_pixels(images)
