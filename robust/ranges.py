@@ -9,8 +9,8 @@
             check_ranges(self)
 
 Every whole number and every float of the dataclass is checked, with a range or without: floats are finite and at most
-the largest float32, whole numbers are within 2^31 unless a range has a larger `most` or `least`. `None` is allowed where
-the type allows it; tuples and lists are checked entry by entry; nested dataclasses check themselves.
+the largest float32, whole numbers are within 2^31 unless a range has a larger `most` or `least`. `None` is allowed
+where the type allows it; tuples and lists are checked entry by entry; nested dataclasses check themselves.
 """
 
 import math

@@ -24,8 +24,8 @@ class Threat:
     """All images in [0, 1] within `eps` of the clean one in `norm`, pixels in [0, 1].
 
     Raises:
-        ValueError: an unknown norm, an eps that is not a finite number in [0, 10000], or a linf eps above 1, the largest
-            distance of images in [0, 1].
+        ValueError: an unknown norm, an eps that is not a finite number in [0, 10000], or a linf eps above 1, the
+            largest distance of images in [0, 1].
 
     >>> box = Threat("linf", 0.1)
     >>> image = torch.tensor([[0.05, 0.5]])
