@@ -10,10 +10,10 @@ from distill.errors import InputError
 from distill.runs.divergence import diverged, is_finite
 from distill.runs.files import Checkpoint
 
-__all__ = ["FirstBad", "OwnCheckpoint"]
+__all__ = ["DivergenceMonitor", "OwnedCheckpoint"]
 
 
-class OwnCheckpoint(Checkpoint):
+class OwnedCheckpoint(Checkpoint):
     """A checkpoint that another part's cannot stand for.
 
     Args:
@@ -43,7 +43,7 @@ class OwnCheckpoint(Checkpoint):
         super().save(state | {"whose": self.whose})
 
 
-class FirstBad:
+class DivergenceMonitor:
     """The first iteration whose loss is not finite, found without waiting for the device in each.
 
     `seen` is the last iteration that was looked at.
@@ -58,7 +58,7 @@ class FirstBad:
         self.what, self.flag = what, flag
         self.found, self.seen = torch.full((), -1, device=device), -1
 
-    def see(self, iteration: int, loss: Tensor) -> None:
+    def record(self, iteration: int, loss: Tensor) -> None:
         """Look at the loss of an iteration, a scalar on the device."""
         self.seen = iteration
         self.found = torch.where((self.found < 0) & ~loss.isfinite(), iteration, self.found)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "cut", "cut_alike", "cut_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
+__all__ = ["Augment", "cut", "cut_box", "cut_same_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
 
 Augment = Literal["resized_crop", "padded_crop", "none"]
 """crop of a random area, enlarged; crop of the image padded by an eighth of its side (CIFAR); the whole"""
@@ -100,7 +100,7 @@ def cut(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=True)
 
 
-def cut_alike(images: Tensor, box: Tensor, flip: bool) -> Tensor:
+def cut_same_box(images: Tensor, box: Tensor, flip: bool) -> Tensor:
     """Return one crop (4,) of all images, as `cut`: differentiable, and of the same bits on every run of a device."""
     rows, columns = _sources(box[None], torch.tensor([flip]), images)
     pixels = torch.arange(images.shape[-1], device=images.device)

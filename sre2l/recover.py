@@ -37,8 +37,8 @@ from distill.runs.ranks import barrier, units_of_this_process
 from distill.runs.run import Run, describe
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
-from sre2l.checkpoint import FirstBad, OwnCheckpoint
-from sre2l.crops import cut_alike, draw_boxes, draw_flips
+from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
+from sre2l.crops import cut_same_box, draw_boxes, draw_flips
 from sre2l.precision import Compute
 
 __all__ = ["BatchNormMatch", "Recover", "least_area", "read_units", "recover", "units"]
@@ -117,13 +117,13 @@ def units(num_classes: int, ipc: int, batch_size: int) -> list[Tensor]:
 
 
 def recover(
-    teacher: RobustTeacher, made_by: str, real: ImageSet, ipc: int, config: Recover, compute: Compute, run: Run
+    teacher: RobustTeacher, teacher_stage: str, real: ImageSet, ipc: int, config: Recover, compute: Compute, run: Run
 ) -> Path:
     """Recover all images that are not there yet.
 
     Args:
         teacher: the squeezed network, frozen; it takes normalised images.
-        made_by: name of its stage.
+        teacher_stage: name of its stage.
         real: the real set, for its shape, classes and constants.
         ipc: images per class.
         config: the settings.
@@ -136,7 +136,7 @@ def recover(
     Raises:
         InputError: the teacher has no BatchNorm to match.
     """
-    settings = {"teacher": made_by, "recover": describe(config), "compute": describe(compute)}
+    settings = {"teacher": teacher_stage, "recover": describe(config), "compute": describe(compute)}
     settings |= {"classes": real.num_classes, "ipc": ipc, "shape": list(real.image_shape)}
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
@@ -221,8 +221,8 @@ def _recover_unit(
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
-    checkpoint = OwnCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
-    bad = FirstBad(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
+    checkpoint = OwnedCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
+    monitor = DivergenceMonitor(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         with torch.no_grad():
@@ -243,7 +243,7 @@ def _recover_unit(
             group["lr"] = 0.5 * config.lr * (1 + math.cos(math.pi * step / config.iterations))
         optimizer.zero_grad(set_to_none=True)
         box = boxes[step] if config.crop else whole
-        seen = cut_alike(images, box, flips[step]) if config.crop or flips[step] else images
+        seen = cut_same_box(images, box, flips[step]) if config.crop or flips[step] else images
         seen = torch.roll(seen, shifts[step], (2, 3))
         if compute.channels_last:
             seen = seen.contiguous(memory_format=torch.channels_last)
@@ -251,7 +251,7 @@ def _recover_unit(
         with compute.autocast(device):
             loss = F.cross_entropy(network(seen), targets)
         loss = loss + config.r_bn * match.distance
-        bad.see(step, loss.detach())
+        monitor.record(step, loss.detach())
         scale.scale(loss).backward()
         scale.step(optimizer)
         scale.update()
@@ -259,13 +259,13 @@ def _recover_unit(
             images.clamp_(low, high)
         bar.update()
         if step % 100 == 99:
-            bad.check(images)
+            monitor.check(images)
             bar.set_postfix(unit=number, loss=f"{loss.item():.4g}", refresh=False)
         if checkpoint.due():
             state = {"images": images.detach(), "optimizer": optimizer.state_dict(), "scaler": scale.state_dict()}
-            bad.check(state)
+            monitor.check(state)
             checkpoint.save(state | {"done": step + 1})
-    bad.check(images)
+    monitor.check(images)
     return images.detach()
 
 

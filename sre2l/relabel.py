@@ -26,7 +26,7 @@ from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["Relabel", "leaves_one", "mend", "relabel", "view"]
+__all__ = ["Relabel", "has_batch_of_one", "label_missing_epochs", "relabel", "view"]
 
 PARTS = ("relabel", "compute")
 """of the settings of a stage, each a dataclass"""
@@ -61,7 +61,7 @@ class Relabel:
 
 def relabel(
     teacher: RobustTeacher,
-    made_by: str,
+    teacher_stage: str,
     images: Images,
     normalize: Normalize,
     config: Relabel,
@@ -72,7 +72,7 @@ def relabel(
 
     Args:
         teacher: the squeezed network, frozen; it takes normalised images.
-        made_by: name of its stage.
+        teacher_stage: name of its stage.
         images: (N, C, H, H) the distilled images, pixels.
         normalize: the teacher's normalisation.
         config: the settings.
@@ -87,13 +87,13 @@ def relabel(
     """
     if len(images) < config.batch_size:
         raise InputError(f"relabel.batch_size is {config.batch_size}, but there are {len(images)} distilled images")
-    settings = {"teacher": made_by, "images": digest(images), "relabel": describe(config)}
+    settings = {"teacher": teacher_stage, "images": digest(images), "relabel": describe(config)}
     stage = run.stage("relabel", settings | {"compute": describe(compute)})
     _label(teacher.network, images, normalize, config, compute, stage)
     return stage.folder
 
 
-def mend(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize, run: Run) -> None:
+def label_missing_epochs(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize, run: Run) -> None:
     """Label the epochs again whose files are gone from a store that `relabel` made, if these are its images.
 
     Args:
@@ -159,10 +159,10 @@ def view(images: Images, batch: Batch, mix: str) -> Tensor:
     return seen
 
 
-def leaves_one(images: int, batch_size: int) -> bool:
+def has_batch_of_one(images: int, batch_size: int) -> bool:
     """Return whether a batch of an epoch has a single image.
 
-    >>> leaves_one(100, 33), leaves_one(100, 50)
+    >>> has_batch_of_one(100, 33), has_batch_of_one(100, 50)
     (True, False)
     """
     return batch_size == 1 or images % batch_size == 1

@@ -29,12 +29,12 @@ from robust import Normalize, RobustTeacher, loss_named
 from robust.losses.named import drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
 from robust.threat import family_of
-from sre2l.checkpoint import FirstBad
+from sre2l.checkpoint import DivergenceMonitor
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
-from sre2l.training import cosine, descend, of_all_processes, require_single, seeded
-from sre2l.weights import check_classes, check_start, content_of, load_teacher, take, weights_of
+from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded
+from sre2l.weights import check_classes, check_start, load_teacher, load_weights, start_identity, start_weights
 
 __all__ = ["FILE", "Squeeze", "check", "squeeze", "step"]
 
@@ -112,7 +112,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
     """
     settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
-    settings |= content_of(config.start, backbone)
+    settings |= start_identity(config.start, backbone)
     if not config.epochs:
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
@@ -124,7 +124,9 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         barrier()
         if not path.exists():
             if config.start != "scratch":
-                take(network, weights_of(config.start, backbone, network, channels), f"squeeze.start, {config.start},")
+                load_weights(
+                    network, start_weights(config.start, backbone, network, channels), f"squeeze.start, {config.start},"
+                )
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
             if is_main_process():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
@@ -180,7 +182,7 @@ def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processe
     if per_process == 1 and not config.sync_batchnorm:
         many = f"{processes} processes times accumulate {config.accumulate}"
         what = f"squeeze.batch_size is {config.batch_size} for {many}"
-        require_single(network, real.image_shape, f"{what}; take at least twice as many images")
+        require_batch_of_one(network, real.image_shape, f"{what}; take at least twice as many images")
 
 
 class _Loss(nn.Module):
@@ -205,7 +207,7 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     normalize = Normalize(real.mean, real.std).to(run.device)
-    objective = of_all_processes(_Loss(compute.faster(network), normalize, loss), run.device)
+    objective = data_parallel(_Loss(compute.faster(network), normalize, loss), run.device)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -223,7 +225,7 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
     elif config.start == "scratch" and config.statistics:
         _estimate_statistics(network, real, normalize, config, compute, run)
     begun = time.perf_counter() - seconds
-    bad = FirstBad("the teacher", f"--squeeze.lr than {config.lr:g}", run.device)
+    monitor = DivergenceMonitor("the teacher", f"--squeeze.lr than {config.lr:g}", run.device)
     with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
         while done < config.epochs * steps:
             epoch, begin = divmod(done, steps)
@@ -233,19 +235,19 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
                     loss = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
-                bad.see(done, loss)
+                monitor.record(done, loss)
                 total += loss
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:
-                    bad.check()
+                    monitor.check()
                     value = total.item() / counted
                     run.log(done - 1, squeeze_loss=value, lr=config.lr_at(epoch))
                     bar.set_postfix(epoch=epoch + 1, loss=f"{value:.4g}", refresh=False)
                     total, counted = torch.zeros_like(total), 0
                 if run.due() or done == config.epochs * steps:
                     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                    bad.check(state)
+                    monitor.check(state)
                     state |= {"scaler": scale.state_dict(), "done": done, "seconds": time.perf_counter() - begun}
                     run.save(done, state | {"total": total, "counted": counted})
     return time.perf_counter() - begun
@@ -293,4 +295,4 @@ def step(
         return objective(x, y, epoch, generator) * (len(x) / len(pixels))
 
     parts = list(zip(pixels.chunk(accumulate), targets.chunk(accumulate), strict=True))
-    return descend(objective, parts, share_of_loss, optimizer, scale, compute)
+    return optimizer_step(objective, parts, share_of_loss, optimizer, scale, compute)

@@ -16,7 +16,7 @@ from distill.errors import InputError
 from distill.runs.ranks import world_size
 from sre2l.precision import Compute
 
-__all__ = ["cosine", "descend", "in_parts", "of_all_processes", "require_single", "seeded"]
+__all__ = ["cosine", "data_parallel", "optimizer_step", "require_batch_of_one", "seeded", "split_batch"]
 
 
 def cosine(peak: float, epoch: int, epochs: int, warmup: int, start: float = 0.1) -> float:
@@ -31,7 +31,7 @@ def cosine(peak: float, epoch: int, epochs: int, warmup: int, start: float = 0.1
     return 0.5 * peak * (1 + math.cos(math.pi * share))
 
 
-def of_all_processes(module: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """Return the module, its gradients averaged over all processes where there are several."""
     if world_size() == 1:
         return module
@@ -56,7 +56,7 @@ def seeded(generator: torch.Generator, device: torch.device) -> Iterator[None]:
         yield
 
 
-def require_single(network: nn.Module, shape: tuple[int, ...], what: str) -> None:
+def require_batch_of_one(network: nn.Module, shape: tuple[int, ...], what: str) -> None:
     """Refuse a network that cannot be trained on a single image: BatchNorm has no statistics of one value a channel.
 
     Args:
@@ -77,19 +77,19 @@ def require_single(network: nn.Module, shape: tuple[int, ...], what: str) -> Non
         raise InputError(f"BatchNorm of {type(network).__name__} cannot train on one image: {what}") from None
 
 
-def in_parts(images: Tensor, targets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+def split_batch(images: Tensor, targets: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
     """Return a batch in so many parts, or in fewer where a part would have a single image.
 
-    >>> [len(x) for x, _ in in_parts(torch.zeros(7), torch.zeros(7), 3)]
+    >>> [len(x) for x, _ in split_batch(torch.zeros(7), torch.zeros(7), 3)]
     [3, 2, 2]
-    >>> [len(x) for x, _ in in_parts(torch.zeros(3), torch.zeros(3), 3)]
+    >>> [len(x) for x, _ in split_batch(torch.zeros(3), torch.zeros(3), 3)]
     [3]
     """
     count = max(1, min(count, len(images) // 2))
     return list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))
 
 
-def descend(
+def optimizer_step(
     module: nn.Module,
     parts: Sequence[tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],

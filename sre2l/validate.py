@@ -21,12 +21,12 @@ from distill.runs.run import Run
 from distill.training.crop_labels import Labels
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
-from sre2l.checkpoint import FirstBad, OwnCheckpoint
+from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
 from sre2l.precision import Compute
-from sre2l.relabel import leaves_one, view
-from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
+from sre2l.relabel import has_batch_of_one, view
+from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded, split_batch
 
-__all__ = ["Decay", "Validate", "divergence", "own_part", "train"]
+__all__ = ["Decay", "Validate", "divergence", "images_of_this_process", "train"]
 
 Decay = Literal["kernels", "all"]
 """parameters with weight decay: kernels and matrices only (FKD, so SRe2L on ImageNet), or biases and norms as well"""
@@ -101,15 +101,17 @@ def train(
     Raises:
         InputError: a batch has one image, on which the network cannot be trained.
     """
-    if leaves_one(len(images), labels.batch_size):
+    if has_batch_of_one(len(images), labels.batch_size):
         batches = f"{len(images)} images are labelled in batches of {labels.batch_size}"
-        require_single(network, tuple(images.shape[1:]), f"{batches}; take another --backbone or --protocol standard")
+        require_batch_of_one(
+            network, tuple(images.shape[1:]), f"{batches}; take another --backbone or --protocol standard"
+        )
     compute.place(network, run.device).train()
-    model = of_all_processes(compute.faster(network), run.device)
+    model = data_parallel(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
     path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
-    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
-    bad = FirstBad(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
+    checkpoint = OwnedCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
+    monitor = DivergenceMonitor(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         network.load_state_dict(state["network"])
@@ -121,26 +123,26 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(epoch, labels.epochs)
             with seeded(run.generator("validate", "dropout", name, epoch, rank()), run.device):
-                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale, bad)
-            bad.check()
+                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale, monitor)
+            monitor.check()
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
             if checkpoint.due():
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                bad.check(state)
+                monitor.check(state)
                 checkpoint.save(state | {"scaler": scale.state_dict(), "done": epoch + 1})
-    bad.check(network.state_dict())
+    monitor.check(network.state_dict())
     barrier()
     checkpoint.remove()
 
 
-def own_part(count: int) -> tuple[slice, float]:
+def images_of_this_process(count: int) -> tuple[slice, float]:
     """Return this process's images of a batch, and the weight of their losses in the mean that processes talk about.
 
     A batch of fewer than two images a process is taken whole by each, as BatchNorm has no statistics of a single one:
     the mean over processes is the same.
 
-    >>> own_part(50)
+    >>> images_of_this_process(50)
     (slice(0, 50, None), 0.02)
     """
     if count < 2 * world_size():
@@ -170,7 +172,7 @@ def _epoch(
     compute: Compute,
     optimizer: torch.optim.Optimizer,
     scale: torch.amp.GradScaler,
-    bad: FirstBad,
+    monitor: DivergenceMonitor,
 ) -> Tensor:
     """Take the steps of an epoch; return the last loss."""
     factor = config.temperature**2 if config.squared else 1.0
@@ -178,12 +180,12 @@ def _epoch(
     for number, batch in enumerate(labels.epoch(epoch)):
         # Every process cuts the whole batch, as images of one part are mixed with those of another.
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
-        mine, weight = own_part(len(x))
-        parts = in_parts(x[mine], t[mine], config.accumulate)
+        mine, weight = images_of_this_process(len(x))
+        parts = split_batch(x[mine], t[mine], config.accumulate)
 
         def share_of_loss(part: Tensor, target: Tensor, weight: float = weight) -> Tensor:
             return factor * divergence(model(part), target, config.temperature) * weight
 
-        loss = descend(model, parts, share_of_loss, optimizer, scale, compute)
-        bad.see(epoch * -(-len(images) // labels.batch_size) + number, loss)
+        loss = optimizer_step(model, parts, share_of_loss, optimizer, scale, compute)
+        monitor.record(epoch * -(-len(images) // labels.batch_size) + number, loss)
     return loss

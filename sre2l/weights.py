@@ -10,31 +10,40 @@ from torch import Tensor, nn
 from distill.errors import InputError, unknown
 from distill.runs.files import hash_of, read_tensors
 
-__all__ = ["bare", "check_classes", "check_start", "content_of", "load_teacher", "take", "unsound", "weights_of"]
+__all__ = [
+    "check_classes",
+    "check_start",
+    "first_not_finite",
+    "load_teacher",
+    "load_weights",
+    "start_identity",
+    "start_weights",
+    "without_wrappers",
+]
 
 WRAPPERS = {"module", "_orig_mod"}
 """what DataParallel, DistributedDataParallel and torch.compile call the network that they wrap"""
 
 
-def bare(name: str) -> str:
+def without_wrappers(name: str) -> str:
     """Return the name of a tensor without what wrappers put into it.
 
-    >>> bare("module._orig_mod.features.module.0.weight")
+    >>> without_wrappers("module._orig_mod.features.module.0.weight")
     'features.0.weight'
     """
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def unsound(tensors: Mapping[str, Tensor]) -> str | None:
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that has values which are not finite; None where all are finite.
 
-    >>> unsound({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
+    >>> first_not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
     'b'
     """
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
-def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
+def load_weights(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
     """Give a network weights, whose names may have what wrappers put into them.
 
     Raises:
@@ -42,8 +51,8 @@ def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
             values that are not finite.
     """
     ours = network.state_dict()
-    named = {bare(name): name for name in ours}
-    renamed = {named.get(bare(name), name): tensor for name, tensor in found.items()}
+    named = {without_wrappers(name): name for name in ours}
+    renamed = {named.get(without_wrappers(name), name): tensor for name, tensor in found.items()}
     found = renamed if len(renamed) == len(found) else found
     odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
     odd += [name for name in found if name not in ours]
@@ -53,7 +62,7 @@ def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
             f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
             f"{here} here; give the --backbone, the data and the image size that they are of"
         )
-    if name := unsound(found):
+    if name := first_not_finite(found):
         raise InputError(f"the weights of {source} are unsound: {name} has values that are not finite")
     network.load_state_dict(dict(found))
 
@@ -68,15 +77,17 @@ def load_teacher(network: nn.Module, path: Path) -> None:
     stage = path.parent.name
     if facts.get("stage", stage) != stage:  # files of earlier versions do not say it
         raise InputError(f"{path} is the teacher of {facts['stage']}; delete it to have it made anew")
-    if name := unsound(found):
+    if name := first_not_finite(found):
         raise InputError(f"{path} is unsound: {name} has values that are not finite; delete it to have it made anew")
-    take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
+    load_weights(
+        network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)"
+    )
 
 
 # --- squeeze.start -----------------------------------------------------------------------------------------------
 
 
-def content_of(start: str, backbone: str) -> dict[str, str]:
+def start_identity(start: str, backbone: str) -> dict[str, str]:
     """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
 
     Raises:
@@ -105,8 +116,8 @@ def check_start(start: str, backbone: str, network: nn.Module) -> None:
     Raises:
         InputError: there are no such weights, or they do not fit.
     """
-    if content_of(start, backbone):
-        take(network, _weights(Path(start)), f"squeeze.start, {start},")
+    if start_identity(start, backbone):
+        load_weights(network, _weights(Path(start)), f"squeeze.start, {start},")
 
 
 def check_classes(start: str, backbone: str, num_classes: int) -> None:
@@ -134,7 +145,7 @@ def check_classes(start: str, backbone: str, num_classes: int) -> None:
         )
 
 
-def weights_of(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
+def start_weights(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
     """Return the weights that training begins with.
 
     Raises:

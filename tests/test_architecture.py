@@ -46,7 +46,7 @@ from robust import (
     Threat,
     Transfer,
 )
-from sre2l import pipeline
+from sre2l import stages
 from sre2l.precision import Compute
 from sre2l.recover import Recover
 from sre2l.relabel import Relabel
@@ -214,7 +214,7 @@ def test_files_are_of_one_idea() -> None:
             CW,
         ),
         *(DeepFool, JSMA, Noise, Transfer),
-        *(pipeline.Config, Squeeze, Recover, Relabel, Batch, Validate, Compute, Protocol),
+        *(stages.Config, Squeeze, Recover, Relabel, Batch, Validate, Compute, Protocol),
     ],
 )
 def test_every_field_is_read(config: type) -> None:

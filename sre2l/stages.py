@@ -1,0 +1,192 @@
+"""The stages of SRe2L one after another: squeeze -> recover -> relabel -> validate.
+
+Teacher, recovered images and labels have folders of their own in the runs' `stages/`. The name of a stage's folder is a
+hash of everything that the stage depends on, so a finished stage is not repeated, by this run or another. Students are
+trained on the stored labels (`validate`, --protocol own), and the teacher is evaluated beside them.
+
+Under torchrun the same command uses all processes: in squeeze and validate they share each batch, in recover and
+relabel they share the units of work.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.data import ImageSet
+from distill.data.pictures import read_pictures, write_pictures
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.method_training import MethodTraining
+from distill.models import build
+from distill.runs.foreign import brief
+from distill.runs.own_files import companion_path
+from distill.runs.ranks import is_main_process
+from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
+from distill.training.protocol import Protocol
+from robust import Normalize
+from sre2l.precision import Compute
+from sre2l.recover import BatchNormMatch, Recover, read_units, recover
+from sre2l.relabel import Relabel, has_batch_of_one, label_missing_epochs, relabel
+from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.squeeze import check as check_squeeze
+from sre2l.training import require_batch_of_one
+from sre2l.validate import Validate, train
+from sre2l.weights import load_teacher
+
+__all__ = ["Config", "check", "distill", "is_incomplete", "protocol"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of all stages.
+
+    Raises:
+        ValueError: a field of a stage is out of its range.
+    """
+
+    squeeze: Squeeze = field(default_factory=Squeeze)
+    """training of the teacher"""
+    recover: Recover = field(default_factory=Recover)
+    """images from the teacher"""
+    relabel: Relabel = field(default_factory=Relabel)
+    """labels from the teacher"""
+    validate: Validate = field(default_factory=Validate)
+    """training of students"""
+    compute: Compute = field(default_factory=Compute)
+    """how the arithmetic of all stages runs"""
+    backbone: str = "timm:resnet18"
+    """network of the teacher and of the students: it has BatchNorm"""
+    pictures: bool = True
+    """whether the images are also written as PNG files, pictures/CLASS/*.png"""
+
+
+def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+    """Run the first three stages; each continues where it was interrupted.
+
+    Args:
+        real: the training set, on the device to work on.
+        ipc: images per class.
+        config: the settings.
+        run: its generators, stages and progress.
+
+    Returns:
+        `ipc` images of each class, sorted by class, in pixels.
+
+    Raises:
+        InputError: what a stage refuses.
+    """
+    source = config.recover.images
+    images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
+    teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
+    if images is None:
+        images = read_units(recover(teacher, squeezed, real, ipc, config.recover, config.compute, run))
+    classes = torch.arange(real.num_classes).repeat_interleave(ipc)
+    normalize = Normalize(real.mean, real.std).to(run.device)
+    labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
+    if config.pictures and is_main_process():
+        write_pictures(images, classes, real.classes, run.folder / "pictures")
+    return DistilledSet.of(
+        real,
+        images,
+        classes,
+        backbone=config.backbone,
+        training=MethodTraining(
+            labels=os.path.relpath(labels, run.folder),
+            teacher=os.path.relpath(run.stages / squeezed / FILE, run.folder),
+            teacher_backbone=config.backbone,
+            validate=vars(config.validate),
+            compute=vars(config.compute),
+        ),
+    )
+
+
+def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
+    """Refuse at once, before any work, what a stage would refuse.
+
+    Args:
+        real: the training set, on the device to work on.
+        ipc: images per class.
+        config: the settings.
+        processes: that will work together.
+
+    Raises:
+        InputError: too few images for a batch, a last batch of one, no BatchNorm to match, or no such teacher.
+    """
+    images, batch_size = ipc * real.num_classes, config.relabel.batch_size
+    if images < batch_size:
+        raise InputError(
+            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller one"
+        )
+    if config.recover.images and not Path(config.recover.images).is_dir():
+        raise InputError(f"recover.images is {config.recover.images}: no such folder")
+    network = build(config.backbone, like=real, generator=torch.Generator())
+    if not config.recover.images:
+        BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
+    if has_batch_of_one(images, batch_size):
+        what = f"relabel.batch_size is {batch_size}, of {images} images; take one that leaves no last batch of one"
+        require_batch_of_one(network, real.image_shape, what)
+    check_squeeze(network, real, config.backbone, config.squeeze, processes)
+
+
+def is_incomplete(path: Path) -> bool:
+    """Return whether a set of `distill` lacks its teacher or its labels, which `distill` then makes again.
+
+    Args:
+        path: of the set's file.
+    """
+    training = DistilledSet.load(path).training
+    files = [
+        path.parent / named / within
+        for named, within in ((training.teacher, ""), (training.labels, "labels.json"))
+        if named is not None
+    ]
+    return not all(file.exists() for file in files)
+
+
+def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+    """Return how students are trained on a set of `distill`, or on one with FKD's labels: on those of its teacher.
+
+    Args:
+        distilled: the set, on the device to work on.
+        place: the folder of its file.
+        run: of the evaluation.
+
+    Raises:
+        InputError: there are no labels, they or the teacher are not where they were, or are not of these images.
+    """
+    training = distilled.training
+    if training.labels is None:
+        raise InputError(
+            "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
+            "take --protocol standard"
+        )
+    store = companion_path(place, training.labels, "labels")
+    normalize = Normalize(distilled.mean, distilled.std).to(run.device)
+    judged = None
+    if training.teacher is not None:  # which sets of other code come without
+        network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
+        path = companion_path(place, training.teacher, "teacher")
+        if not path.exists():
+            Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
+        load_teacher(network, path)
+        judged = nn.Sequential(normalize, network.to(run.device)).eval()
+        label_missing_epochs(store, network, distilled.images, normalize, run)
+    labels = Labels(store, digest(distilled.images), len(distilled.classes))
+    # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
+    try:
+        if training.validate is None or training.compute is None:
+            raise ValueError("validate or compute is missing")
+        before: dict[str, Any] = {"decay": "all" if training.validate.get("optimizer") == "sgd" else "kernels"}
+        config, compute = Validate(**before | training.validate), Compute(**training.compute)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the set in {place} does not say how its students are trained ({brief(error)})") from None
+
+    def train_one(network: nn.Module, name: str) -> None:
+        train(network, distilled.images, labels, normalize, config, compute, run, name)
+
+    return Protocol(train_one, labels.epochs, judged)
