@@ -27,9 +27,9 @@ __all__ = ["METHODS"]
 # not been run by its authors with equation 8.
 GUARD_WEIGHT = {"imagenet": 1, "tiny_imagenet": 30, "imagenette": 100}
 SMALL = tuple(name for name in DATASETS if name not in FILES)
-"""data sets of at most 32 px, which are no folders of image files: they take CIFAR's settings"""
+"""data sets of at most 32 px, which are no folders of image files; they use the settings for CIFAR"""
 DIGITS = ("mnist", "digits")
-"""a mirrored digit is another sign"""
+"""data sets whose images must not be mirrored"""
 
 
 def _seen(recover: Recover, dataset: str, cda: bool) -> Recover:
@@ -69,7 +69,7 @@ def _paper(method: str, dataset: str, ipc: int, *, alike: bool = False) -> Confi
         recover = Recover(iterations=2000 if dataset in GUARD_WEIGHT else 4000)
         recover = replace(recover, r_bn=10.0) if dataset == "imagenette" else recover
     if dataset in DIGITS:
-        squeeze, relabel = (replace(each, flip=False) for each in (squeeze, relabel))
+        squeeze, relabel = replace(squeeze, flip=False), replace(relabel, flip=False)
     if guard:
         squeeze = replace(squeeze, loss=f"guard:weight={GUARD_WEIGHT.get(dataset, 100)},h=3")
     relabel = replace(relabel, batch_size=min(relabel.batch_size, ipc * classes))

@@ -52,15 +52,15 @@ class Config:
     squeeze: Squeeze = field(default_factory=Squeeze)
     """training of the teacher"""
     recover: Recover = field(default_factory=Recover)
-    """images from the teacher"""
+    """recovery of images from the teacher"""
     relabel: Relabel = field(default_factory=Relabel)
-    """labels from the teacher"""
+    """labels by the teacher"""
     validate: Validate = field(default_factory=Validate)
     """training of students"""
     compute: Compute = field(default_factory=Compute)
     """how the arithmetic of all stages runs"""
     backbone: str = "timm:resnet18"
-    """network of the teacher and of the students: it has BatchNorm"""
+    """network of the teacher and of the students; `recover` needs BatchNorm"""
     pictures: bool = True
     """whether the images are also written as PNG files, pictures/CLASS/*.png"""
 
@@ -69,16 +69,16 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """Run the first three stages; each continues where it was interrupted.
 
     Args:
-        real: the training set, on the device to work on.
+        real: the training set, on the device of the run.
         ipc: images per class.
         config: the settings.
-        run: its generators, stages and progress.
+        run: has the generators, stages and progress.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels.
 
     Raises:
-        InputError: what a stage refuses.
+        InputError: a stage refuses its input.
     """
     source = config.recover.images
     images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
@@ -106,21 +106,22 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
-    """Refuse at once, before any work, what a stage would refuse.
+    """Refuse before any work what a stage would refuse later.
 
     Args:
-        real: the training set, on the device to work on.
+        real: the training set, on the device of the run.
         ipc: images per class.
         config: the settings.
-        processes: that will work together.
+        processes: number of processes.
 
     Raises:
-        InputError: too few images for a batch, a last batch of one, no BatchNorm to match, or no such teacher.
+        InputError: there are too few images for a batch, the last batch has one image, the network has no BatchNorm to
+            match, or the weights of the teacher do not exist.
     """
     images, batch_size = ipc * real.num_classes, config.relabel.batch_size
     if images < batch_size:
         raise InputError(
-            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller one"
+            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller batch"
         )
     if config.recover.images and not Path(config.recover.images).is_dir():
         raise InputError(f"recover.images is {config.recover.images}: no such folder")
@@ -128,13 +129,14 @@ def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
     if not config.recover.images:
         BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
     if has_batch_of_one(images, batch_size):
-        what = f"relabel.batch_size is {batch_size}, of {images} images; take one that leaves no last batch of one"
+        advice = "take a size that leaves no last batch of one image"
+        what = f"relabel.batch_size is {batch_size}, of {images} images; {advice}"
         require_batch_of_one(network, real.image_shape, what)
     check_squeeze(network, real, config.backbone, config.squeeze, processes)
 
 
 def is_incomplete(path: Path) -> bool:
-    """Return whether a set of `distill` lacks its teacher or its labels, which `distill` then makes again.
+    """Return whether the teacher or the labels of a set are missing, so that `distill` has to make them again.
 
     Args:
         path: of the set's file.
@@ -149,15 +151,15 @@ def is_incomplete(path: Path) -> bool:
 
 
 def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
-    """Return how students are trained on a set of `distill`, or on one with FKD's labels: on those of its teacher.
+    """Return how students are trained on the stored labels of a teacher: of a set of `distill`, or of FKD.
 
     Args:
-        distilled: the set, on the device to work on.
+        distilled: the set, on the device of the run.
         place: the folder of its file.
         run: of the evaluation.
 
     Raises:
-        InputError: there are no labels, they or the teacher are not where they were, or are not of these images.
+        InputError: the set has no labels; the labels or the teacher are missing, or belong to other images.
     """
     training = distilled.training
     if training.labels is None:
@@ -167,17 +169,17 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         )
     store = companion_path(place, training.labels, "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
-    judged = None
-    if training.teacher is not None:  # which sets of other code come without
+    teacher = None
+    if training.teacher is not None:  # published sets have no teacher file
         network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
         path = companion_path(place, training.teacher, "teacher")
         if not path.exists():
-            Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
+            Labels(store, digest(distilled.images))  # raises an error about the labels if they are missing too
         load_teacher(network, path)
-        judged = nn.Sequential(normalize, network.to(run.device)).eval()
+        teacher = nn.Sequential(normalize, network.to(run.device)).eval()
         label_missing_epochs(store, network, distilled.images, normalize, run)
     labels = Labels(store, digest(distilled.images), len(distilled.classes))
-    # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
+    # Before `decay` was a field, SGD decayed all parameters of students, and AdamW only their kernels.
     try:
         if training.validate is None or training.compute is None:
             raise ValueError("validate or compute is missing")
@@ -189,4 +191,4 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)
 
-    return Protocol(train_one, labels.epochs, judged)
+    return Protocol(train_one, labels.epochs, teacher)

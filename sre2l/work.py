@@ -13,7 +13,7 @@ __all__ = ["student_work", "work"]
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
+    """Return the kinds of steps of a distillation and their numbers, for the estimate of time."""
     batch = min(config.squeeze.batch_size, PROBE)
     unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
     loss, compute = loss_named(config.squeeze.loss), config.compute
@@ -45,7 +45,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student consists of, as `work`."""
+    """Return the kinds of steps of training one student and their numbers."""
     batch = min(config.relabel.batch_size, ipc * num_classes, PROBE)
 
     def student_step(network: nn.Module, shape: tuple[int, ...]) -> None:

@@ -62,9 +62,9 @@ def check_report(
         ValueError: results are not bools of one length, an eps occurs twice, or a member is unknown.
 
     >>> clean, pgd = torch.tensor([True, False]), torch.tensor([True, True])
-    >>> check_report(clean, {"pgd": pgd})
+    >>> check_report(clean, {"pgd": pgd})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ImpossibleResult: pgd: 1 of 2 examples withstand it but are misclassified clean, first index 1
+    robust.evaluation.checks.ImpossibleResult: pgd: 1 of 2 examples withstand it but are misclassified clean, ...
     """
     rows = [(f"{name} at eps {eps:.4g}", bools) for name, curve in (curves or {}).items() for eps, bools in curve]
     for name, bools in (("clean", clean), *attacks.items(), *rows):

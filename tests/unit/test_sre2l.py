@@ -360,7 +360,7 @@ from distill.models import build
 from sre2l.pipeline import METHODS
 
 for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 1 before a convolution of stride 2
-    config = RECIPES["sre2l"]["quick"](dataset, 1).config
+    config = METHODS[0].recipes["quick"](dataset, 1).config
     shape = {"channels": 1, "image_size": size, "num_classes": 10}
     network = build(config.backbone, **shape, generator=torch.Generator().manual_seed(0))
     config.compute.place(network, torch.device("cpu")).train()
@@ -1064,7 +1064,7 @@ def test_what_decays_in_a_student_is_what_decays_officially() -> None:
 def test_students_of_a_set_that_names_no_decay_are_trained_as_before(
     optimizer: str, decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sre2l.pipeline as module
+    import sre2l.stages as module
 
     images, folder, _ = labelled(tmp_path)
     settings = {name: value for name, value in vars(Validate(optimizer)).items() if name != "decay"}
