@@ -79,10 +79,10 @@ def _paper(method: str, dataset: str, ipc: int, *, alike: bool = False) -> Confi
 
 QUICK_WEIGHT = 1.0
 QUICK_ON_8_PIXELS = {"weight": 0.1, "lr": 0.02}
-"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 when the running
-statistics of BatchNorm have settled, which is when the warm-up ends): weight 1 is NaN three steps after the warm-up at
-lr 0.05, and at 0.02 and 0.01 too, weight 0.1 at 0.05 as well, but not at 0.03. Larger images stay finite (MNIST,
-CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
+"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 once the running
+statistics of BatchNorm have converged, at the end of the warm-up). Three steps after the warm-up the loss is NaN with
+weight 1 at lr 0.05, 0.02 and 0.01, and with weight 0.1 at lr 0.05, but not with weight 0.1 at 0.03. With larger images
+it stays finite (MNIST, CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
 
 
 def _quick(method: str, dataset: str, ipc: int) -> Config:

@@ -143,10 +143,10 @@ def recover(
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
-    mine = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
-    todo = [(n, members) for n, members in mine if not _file(stage, n).exists()]
-    with stage.progress("recover", len(mine) * config.iterations, unit="step") as bar:
-        bar.update((len(mine) - len(todo)) * config.iterations)
+    assigned = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
+    todo = [(n, members) for n, members in assigned if not _file(stage, n).exists()]
+    with stage.progress("recover", len(assigned) * config.iterations, unit="step") as bar:
+        bar.update((len(assigned) - len(todo)) * config.iterations)
         with BatchNormMatch(network, config.first_bn, required=config.r_bn > 0) as match:
             faster = compute.faster(network)
             for number, members in todo:

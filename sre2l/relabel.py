@@ -148,15 +148,15 @@ def _label(
 
 def view(images: Images, batch: Batch, mix: str) -> Tensor:
     """Return the cropped and mixed images of a batch, which teacher and students see: (n, C, H, H) pixels."""
-    seen = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
+    crops = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
     if mix == "none":
-        return seen
-    others = seen[batch.partners.to(seen.device)]
+        return crops
+    others = crops[batch.partners.to(crops.device)]
     if mix == "mixup":
-        return others + batch.share * (seen - others)
+        return others + batch.share * (crops - others)
     top, left, bottom, right = batch.mixed
-    seen[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-    return seen
+    crops[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return crops
 
 
 def has_batch_of_one(images: int, batch_size: int) -> bool:

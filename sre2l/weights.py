@@ -51,17 +51,18 @@ def load_weights(network: nn.Module, found: Mapping[str, Tensor], source: str) -
         InputError: the architecture or the number of classes differs (the message names the first tensor that does), or
             values are not finite.
     """
-    ours = network.state_dict()
-    named = {without_wrappers(name): name for name in ours}
+    current = network.state_dict()
+    named = {without_wrappers(name): name for name in current}
     renamed = {named.get(without_wrappers(name), name): tensor for name, tensor in found.items()}
     found = renamed if len(renamed) == len(found) else found
-    odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
-    odd += [name for name in found if name not in ours]
-    if odd:
-        there, here = (tuple(each[odd[0]].shape) if odd[0] in each else "nothing" for each in (found, ours))
+    different = [name for name in current if name not in found or found[name].shape != current[name].shape]
+    different += [name for name in found if name not in current]
+    if different:
+        name = different[0]
+        there, here = (tuple(each[name].shape) if name in each else "nothing" for each in (found, current))
         raise InputError(
-            f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
-            f"{here} here; give the --backbone, the data and the image size that the weights belong to"
+            f"the weights of {source} do not fit the network: {len(different)} tensors differ, {name} is {there} there "
+            f"and {here} here; give the --backbone, the data and the image size that the weights belong to"
         )
     if name := first_not_finite(found):
         raise InputError(f"the weights of {source} are unsound: {name} has values that are not finite")

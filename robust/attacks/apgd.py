@@ -1,4 +1,4 @@
-"""APGD (Croce & Hein 2020, arXiv 2003.01690): single runs of torchattacks 3.5.1; restarts and targets are ours.
+"""APGD (Croce & Hein 2020, arXiv 2003.01690): single runs of torchattacks 3.5.1 with own restarts and targets.
 
 Differences from torchattacks' APGD (`torchattacks_runner` lists those that all its attacks share):
 

@@ -1,4 +1,4 @@
-"""FAB (Croce & Hein 2020, arXiv 1907.02044): single runs of torchattacks 3.5.1; restarts and targets are ours.
+"""FAB (Croce & Hein 2020, arXiv 1907.02044): single runs of torchattacks 3.5.1 with own restarts and targets.
 
 Differences from torchattacks' FAB (`torchattacks_runner` lists those that all its attacks share): its `n_classes` means
 one target class less; and it discards points outside the ball, which are projected on the ball here. Projection can

@@ -303,8 +303,8 @@ def paper_attacks(family: str) -> dict[str, PGD]:
     Raises:
         ValueError: another family.
 
-    The paper states neither the start nor the iterate that counts. Random starts and the worst iterate are chosen here,
-    which both only strengthen the attack.
+    The paper states neither the start nor which iterate is evaluated. Random starts and the worst iterate are used
+    here; both only strengthen the attack.
     """
     if family not in PAPER_THREATS:
         raise ValueError(f"no threats for {family!r}; choose from {', '.join(PAPER_THREATS)}")

@@ -1,4 +1,4 @@
-"""Square (Andriushchenko et al. 2020, arXiv 1912.00049): single runs of torchattacks 3.5.1; restarts are ours.
+"""Square (Andriushchenko et al. 2020, arXiv 1912.00049): single runs of torchattacks 3.5.1 with own restarts.
 
 Differences from torchattacks' Square (`torchattacks_runner` lists those that all its attacks share): it rescales its
 schedule to the number of queries, which the official evaluation does not do, so that is turned off; it writes into the

@@ -187,7 +187,7 @@ def evaluate(
         return Report(clean, bools)
     results = {name: (attacks[name], found) for name, found in bools.items()}
     fixed = torch.Generator().manual_seed(0)
-    at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
+    at_most = _images_to_examine(model, images, batch_size)
     return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
@@ -222,10 +222,14 @@ def robust_accuracy(
     """
     if checks:
         check_pixels(images)
-        at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
-        warn_of(model, images, targets, attack, at_most=at_most)
+        warn_of(model, images, targets, attack, at_most=_images_to_examine(model, images, batch_size))
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
+
+
+def _images_to_examine(model: Model, images: Tensor, batch_size: int | None) -> int:
+    """Return with how many images the model is examined for masked gradients."""
+    return min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
 
 
 def _images_at_once(model: Model, images: Tensor, batch_size: int | None, attack: Attack) -> int:

@@ -1,7 +1,7 @@
 """Short attacks that tell whether a model resists attacks only because its gradients are masked.
 
-That an attack with an unlimited ball must succeed is from Athalye et al. 2018 (arXiv 1802.00420, section 3.1). The
-comparison of PGD with noise, Square and the margin, and its thresholds, are ours.
+That an attack with an unlimited ball must succeed is from Athalye et al. 2018 (arXiv 1802.00420, section 3.1). No
+paper has the comparison of PGD with noise, Square and the margin and its thresholds.
 """
 
 from typing import Any
