@@ -150,12 +150,12 @@ def is_incomplete(path: Path) -> bool:
     return not all(file.exists() for file in files)
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     """Return how students are trained on the stored labels of a teacher: of a set of `distill`, or of FKD.
 
     Args:
         distilled: the set, on the device of the run.
-        place: the folder of its file.
+        folder: of its file.
         run: of the evaluation.
 
     Raises:
@@ -167,12 +167,12 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    store = companion_path(place, training.labels, "labels")
+    store = companion_path(folder, training.labels, "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
     teacher = None
     if training.teacher is not None:  # published sets have no teacher file
         network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
-        path = companion_path(place, training.teacher, "teacher")
+        path = companion_path(folder, training.teacher, "teacher")
         if not path.exists():
             Labels(store, digest(distilled.images))  # raises an error about the labels if they are missing too
         load_teacher(network, path)
@@ -186,7 +186,7 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
         before: dict[str, Any] = {"decay": "all" if training.validate.get("optimizer") == "sgd" else "kernels"}
         config, compute = Validate(**before | training.validate), Compute(**training.compute)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the set in {place} does not say how its students are trained ({brief(error)})") from None
+        raise InputError(f"the set in {folder} does not say how its students are trained ({brief(error)})") from None
 
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)
