@@ -31,7 +31,7 @@ Kind = Literal["white", "black", "noise", "single_step", "ensemble"]
 TOLERANCE = 1e-5
 """distance by which rounding may move a pixel out of [0, 1], or an image out of its ball"""
 MANY = 20
-"""examples, of which a doubled eps must break more"""
+"""least number of broken and of withstanding examples from which a doubled eps must break further examples"""
 POINTS = 0.1
 """share of the images that several attacks together break more than the strongest of them, a sign of masking"""
 
@@ -135,7 +135,7 @@ class Judged:
     threat: Threat
     """the ball"""
     kind: Kind
-    """"white" many gradient steps, "single_step" one; "black" queries or transfer; "noise"; "ensemble" of attacks"""
+    """"white" many gradient steps, "single_step" a single step; "black" queries or transfer; "noise"; "ensemble" of attacks"""
     family: str = ""
     """name of the attacks that differ from this attack in strength only; empty for an attack without variants"""
     strength: Whole = 0
