@@ -1,6 +1,6 @@
 """Relabel: the teacher's logits for crops of the distilled images, stored so that students see the very same crops.
 
-The store and its files are those of `distill.training.crop_labels`. CutMix and MixUp take lambda from
+The files of the store are described in `distill.training.crop_labels`. CutMix and MixUp take lambda from
 Beta(alpha, alpha). Each epoch is labelled independently, so that processes share the epochs without communication.
 
 Deviation: the teacher is in evaluation mode (for CIFAR the official code leaves it in training mode, where its

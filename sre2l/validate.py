@@ -35,7 +35,7 @@ Decay = Literal["kernels", "all"]
 
 @dataclass(frozen=True)
 class Validate:
-    """How students are trained. Their epochs and batches are those of the labels (see `Relabel`).
+    """How students are trained. The labels determine their epochs and batches (see `Relabel`).
 
     Raises:
         ValueError: a field is out of its range.

@@ -29,7 +29,7 @@ Loss = Literal["ce", "dlr", "targeted"]
 FEWEST = 4
 """classes that the difference of logits ratio needs"""
 LAST_MISCLASSIFIED, HIGHEST_LOSS = 3, 0
-"""positions of points in what torchattacks' single run returns"""
+"""positions of both points in the tuple that a single run of torchattacks returns"""
 
 
 def targeted_difference_of_logits_ratio(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:

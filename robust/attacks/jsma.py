@@ -44,8 +44,8 @@ def best_pairs(rise: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     is exact without all D * D pairs.
 
     Args:
-        rise: (R, D) what changing each value adds to the goal's logit; -inf for a value that may not change.
-        fall: (R, D) what it takes from the sum of the other logits; -inf for a value that may not change.
+        rise: (R, D) increase of the goal's logit when a value changes; -inf for a value that may not change.
+        fall: (R, D) decrease of the sum of the other logits when a value changes; -inf likewise.
 
     Returns:
         pairs (R, 2) of indices, and whether the row has such a pair, bools (R,).

@@ -67,7 +67,7 @@ def concerns(reason: str, attack: Any) -> bool:
         attack: of this library; any other, or None, is treated as an attack by the gradient of cross-entropy.
 
     Returns:
-        False where the attack follows the advice of the reason, or does not use what the reason is about.
+        False where the attack follows the advice of the reason, or does not use the gradients that it is about.
 
     >>> from robust.threat import Threat
     >>> reason = "cross-entropy PGD is weak here, the margin breaks more, 33 to 0: use pgd_ce_margin"

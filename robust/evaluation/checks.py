@@ -87,7 +87,7 @@ def check_report(
 
 
 def check_adversarial(name: str, images: Tensor, adversarial: Tensor, threat: Threat | None) -> None:
-    """Refuse adversarial images outside of what the threat allows, with a tolerance of 1e-5.
+    """Refuse adversarial images that the threat does not allow, with a tolerance of 1e-5.
 
     Args:
         name: of the attack, for the error.
@@ -135,7 +135,7 @@ class Judged:
     threat: Threat
     """the ball"""
     kind: Kind
-    """"white" many gradient steps, "single_step" a single step; "black" queries or transfer; "noise"; "ensemble" of attacks"""
+    """"white" with many gradient steps, "single_step"; "black" queries or transfer; "noise"; "ensemble" of attacks"""
     family: str = ""
     """name of the attacks that differ from this attack in strength only; empty for an attack without variants"""
     strength: Whole = 0

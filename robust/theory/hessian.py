@@ -1,4 +1,4 @@
-"""Products of each example's input Hessian with vectors, and what all measurements of curvature need.
+"""Products of each example's input Hessian with vectors, and functions that all measurements of curvature use.
 
 l is the loss of an example under the model, H the Hessian of l in the image x. All lengths are L2 in the units of
 `images`: pixels in [0, 1] when normalisation is inside the model.
@@ -48,7 +48,7 @@ def hessian_vector_product(
     """Return H v for each example, exactly, by double backward, with the model in evaluation mode.
 
     Args:
-        model: maps (N, ...) to outputs that `criterion` takes, each example on its own.
+        model: maps (N, ...) to outputs that `criterion` takes, independently for each example.
         images: (N, ...), floating point.
         targets: (N,) class indices or (N, K) class probabilities.
         vectors: (N, ...), shaped as `images`.
