@@ -35,7 +35,7 @@ DIGITS = ("mnist", "digits")
 def _seen(recover: Recover, dataset: str, cda: bool) -> Recover:
     """Return a recovery with the crops and mirroring that the official codes use at this size.
 
-    SRe2L's recover_cifar.py neither crops nor mirrors them, as 32 px are few (README_CIFAR.md). GUARD's port of CDA to
+    SRe2L's recover_cifar.py neither crops nor mirrors images of 32 px (README_CIFAR.md). GUARD's port of CDA to
     CIFAR does both, and cuts at least 0.4 of the area. At 64 px and above all codes crop (0.08) and mirror.
     """
     if dataset in SMALL:

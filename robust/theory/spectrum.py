@@ -57,7 +57,8 @@ def top_eigenvalue(
     """Return lambda_1, the algebraically largest eigenvalue of each example's input Hessian, and its eigenvector.
 
     Args:
-        model: maps (N, ...) to outputs that `criterion` takes, independently for each example; in evaluation mode meanwhile.
+        model: maps (N, ...) to outputs that `criterion` takes, independently for each example; in evaluation mode
+            meanwhile.
         images: (N, ...), floating point.
         targets: (N,) class indices or (N, K) class probabilities.
         method: "power" iterates v <- H v on all examples of a batch at once, each until it has converged; where the
@@ -162,7 +163,8 @@ def finite_difference_curvature(
     (float32: below about 1e-3).
 
     Args:
-        model: maps (N, ...) to outputs that `criterion` takes, independently for each example; in evaluation mode meanwhile.
+        model: maps (N, ...) to outputs that `criterion` takes, independently for each example; in evaluation mode
+            meanwhile.
         images: (N, ...), floating point.
         targets: (N,) class indices or (N, K) class probabilities.
         h: L2 length of the step, > 0, in the units of `images`.
