@@ -4,11 +4,11 @@ Adam minimises |x' - x|^2 + c max(confidence - margin, 0) over w, with x' = (tan
 for each example: it is multiplied by ten until the attack succeeds, then bisected, as in the authors' code.
 
 Differences from the authors' code: each example has its own constant and its own best point, so the result does not
-depend on the batch. w starts at atanh((1 - 1e-4)(2x - 1)), since at a pixel of exactly 0 or 1 (half of the pixels of MNIST) atanh
-is infinite, and an infinite w does not move; with the authors' 1 - 1e-6, such pixels hardly move in 100 steps. The
-learning rate 0.03 and the first constant 1 are for 100 steps and nine searches (the authors: 0.01 and 0.001 for 10,000
-steps): with a smaller rate saturated pixels hardly move, and with a smaller constant most searches end before the first
-success.
+depend on the batch. w starts at atanh((1 - 1e-4)(2x - 1)), since at a pixel of exactly 0 or 1 (half of the pixels of
+MNIST) atanh is infinite, and an infinite w does not move; with the authors' 1 - 1e-6, such pixels hardly move in 100
+steps. The learning rate 0.03 and the first constant 1 are for 100 steps and nine searches (the authors: 0.01 and 0.001
+for 10,000 steps): with a smaller rate saturated pixels hardly move, and with a smaller constant most searches end
+before the first success.
 """
 
 from dataclasses import dataclass
