@@ -422,7 +422,7 @@ def test_sets_that_do_not_fit_are_refused():
     one, other = terms([1.0], [1.0], [1.0], [1.0]), terms([1.0], [1.0], [1.0], [1.0], rho=0.1)
     options = {"real_features": torch.zeros(1, 2), "distilled_features": torch.zeros(1, 2)}
     zero, three = torch.tensor([0]), torch.tensor([3])
-    with pytest.raises(ValueError, match=r"real terms are at rho 0.5, distilled ones at 0.1"):
+    with pytest.raises(ValueError, match=r"real terms are at rho 0.5, distilled terms at 0.1"):
         transfer_terms(one, other, real_targets=zero, distilled_targets=zero, **options)
     with pytest.raises(ValueError, match="no real example of class 3"):
         transfer_terms(one, one, real_targets=zero, distilled_targets=three, **options)

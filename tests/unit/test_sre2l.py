@@ -907,7 +907,7 @@ def test_what_a_stage_would_refuse_is_told_before_any_work() -> None:
         return ""
 
     plain = Config(SMALL, relabel=Relabel(batch_size=5), backbone="convnet:width=4,depth=2")
-    assert "has no BatchNorm whose statistics" in said(plain)
+    assert "has no BatchNorm with statistics" in said(plain)
     assert said(replace(plain, recover=Recover(r_bn=0.0))) == ""
     assert said(replace(plain, recover=Recover(images="nowhere"))) == "recover.images is nowhere: no such folder"
 
