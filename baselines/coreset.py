@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
@@ -175,10 +175,10 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     return [(steps / STEPS, partial(training_steps, images=small, lr=config.lr_net))]
 
 
-def _recipe(name: str, choice: Choice, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, choice: Choice, facts: Facts, ipc: int) -> Recipe:
     if name == "paper":  # the students' protocol of the DC family, without augmentation
-        return Recipe(Config(choice, convnet_for(dataset)), Evaluation(students=50))
-    backbone = convnet_for(dataset, 64 if ipc == 1 else 32)
+        return Recipe(Config(choice, convnet_for(facts.depth)), Evaluation(students=50))
+    backbone = convnet_for(facts.depth, 64 if ipc == 1 else 32)
     return Recipe(Config(choice, backbone, extractor_epochs=5), Evaluation(students=3, test_images=2000))
 
 

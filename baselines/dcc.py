@@ -24,14 +24,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods import dc
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.run import Run
-from distill.training.augment import Augmentation
+from distill.training.augment import Augmentation, dsa_strategy
 from distill.training.matching import DISTANCES, gradients_by_class
 from distill.training.students import TOGETHER, overhead_bound
 from distill.training.work import Work
@@ -103,6 +103,7 @@ def match(
     real_batch: Callable[[int], Tensor],
     siamese: Augmentation | None,
     generator: Callable[[int], torch.Generator],
+    draws: Callable[[int], torch.Generator] | None = None,
     compiled: CompiledGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the distance of all classes together, with respect to the synthetic images.
@@ -114,6 +115,7 @@ def match(
         real_batch: class -> its real images (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
         generator: class -> generator of its augmentation's parameters.
+        draws: class -> generator of a random real_loss; None where it is not random.
         compiled: programs for the gradients of the real batches; None to run them eagerly.
 
     Returns:
@@ -125,7 +127,9 @@ def match(
     total, target = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     leaf, ours, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
     for class_, synthetic in enumerate(leaf):
-        synthetic, real_loss, gradients = dc.real_side(class_, synthetic, teacher, real_batch, siamese, generator)
+        synthetic, real_loss, gradients = dc.real_side(
+            class_, synthetic, teacher, real_batch, siamese, generator, draws
+        )
         losses[1] += real_loss
         target = [t + g / count for t, g in zip(target, gradients, strict=True)]
         ours.append(synthetic)
@@ -165,16 +169,16 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 # weights are those that were searched for DC; on DCC they were not.
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, object] = {}
     if method == "dsac":
-        fields["augment"] = dc.DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else dc.DSA_STRATEGY
-    weight = dc.GUARD_WEIGHT.get((dataset, ipc > 1), dc.GUARD_WEIGHT_ELSEWHERE)
+        fields["augment"] = dsa_strategy(facts.flips)
+    weight = dc.GUARD_WEIGHT.get((facts.name, ipc > 1), dc.GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method == "guard_dcc" else CrossEntropy()
     if name == "paper":  # the official code: 1000 iterations, batch 256, 20 students
-        fields["backbone"] = convnet_for(dataset)
+        fields["backbone"] = convnet_for(facts.depth)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 32), "iterations": 20, "outer_warmup": 5}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 20, "outer_warmup": 5}
     fields |= {"outer_loop": 10, "inner_loop": 5 if ipc == 1 else 10}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

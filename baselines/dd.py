@@ -44,7 +44,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
@@ -363,22 +363,28 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 # --- recipes -----------------------------------------------------------------------------------------------------
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     if name == "quick":
         return Recipe(_quick(method, ipc), Evaluation(students=3, test_images=2000))
     # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
-    return Recipe(_paper(method, dataset), Evaluation(students=50))
+    return Recipe(_paper(method, facts), Evaluation(students=50))
 
 
-def _paper(method: str, dataset: str) -> Config:
-    grey, soft = dataset in ("mnist", "fashion_mnist", "digits"), method == "sldd"
-    # The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest
-    # is of base_options.py, for SLDD of docs/scripts.txt. Other grey data sets are as MNIST, all others as CIFAR-10,
-    # but those of 224 px, at which AlexCifarNet has 77 million weights, and of 8 px, which LeNet does not take.
-    others = {"imagenet": "alexnet", "imagenette": "alexnet", "digits": "convnet:depth=2"}
-    fields: dict[str, Any] = {"backbone": others.get(dataset, "lenet" if grey else "alexcifarnet")}
-    fields["crop_flip"] = dataset in ("cifar10", "cifar100")
-    fields["distill_lr"] = 0.001 if not grey else 0.01 if soft else 0.02
+def _paper(method: str, facts: Facts) -> Config:
+    """Return the papers' settings: MNIST's for all grey data sets, CIFAR-10's for all others.
+
+    The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest is
+    of base_options.py, for SLDD of docs/scripts.txt. Two sizes have another network: 128 px and more, as AlexCifarNet
+    has 77 million weights at 224 px, and less than 16 px, which LeNet does not take.
+    """
+    soft = method == "sldd"
+    fields: dict[str, Any] = {"backbone": "lenet" if facts.grey else "alexcifarnet"}
+    if facts.size >= 128:
+        fields["backbone"] = "alexnet"
+    elif facts.size < 16:
+        fields["backbone"] = f"convnet:depth={facts.depth}"
+    fields["crop_flip"] = not facts.grey and facts.size <= 32
+    fields["distill_lr"] = 0.001 if not facts.grey else 0.01 if soft else 0.02
     if soft:
         fields |= {"labels": "learned", "epochs": 350, "decay_epochs": 35}
     return Config(**fields)

@@ -28,19 +28,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.features import embedding
 from distill.training.students import TOGETHER, overhead_bound
 from distill.training.work import PROBE, Work
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust.losses import drawing_from, on_inputs
 from robust.ranges import Count, Positive, Whole, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "match", "work"]
@@ -51,11 +52,11 @@ class Config:
     """The method's settings; the names are the official code's where it has them.
 
     Raises:
-        ValueError: a field is out of its range, or a curvature loss that no extractor is trained with.
+        ValueError: a field is out of its range, or a robust loss that no extractor is trained with.
     """
 
-    real_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which an extractor is trained on the real data; its units are those of normalised images"""
+    real_loss: Loss
+    """loss with which an extractor is trained; h in normalised units, eps and sigma in pixels of [0, 1]"""
     extractor_epochs: Whole = 0
     """epochs of that training; 0 is DM: nothing is trained, each iteration has a new random network"""
     backbone: str = "convnet"
@@ -77,8 +78,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.extractor_epochs == 0 and isinstance(self.real_loss, CurvatureRegularizedLoss):
-            raise ValueError("extractor_epochs is 0, so no network is trained with the curvature loss; it must be >= 1")
+        if self.extractor_epochs == 0 and self.real_loss.traits.strength:
+            raise ValueError("extractor_epochs is 0, so no network is trained with real_loss; it must be >= 1")
         augmentation(self.augment)
 
 
@@ -259,7 +260,7 @@ def _train(
     """Train the extractor on the real data from where `state` has it, and leave it there; return it frozen."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     done, total = state.get("trained", 0), _steps(config, real)
-    remedy = "--lr-net" if isinstance(config.real_loss, CrossEntropy) else "--lr-net or --real-loss.weight"
+    remedy = remedy_of(("--lr-net",), "--real-loss", config.real_loss)
     if done:
         network.load_state_dict(state["network"])
         if done < total:
@@ -271,14 +272,14 @@ def _train(
             epoch, batch = divmod(step, total // config.extractor_epochs)
             if batch == 0 or step == done:
                 order = torch.randperm(len(real), generator=run.generator("extractor order", epoch))
-                batches, loss = order.to(real.labels.device).split(config.batch_train), config.real_loss
-                loss = loss.at(epoch) if isinstance(loss, CurvatureRegularizedLoss) else loss
+                batches = order.to(real.labels.device).split(config.batch_train)
+                loss = on_inputs(config.real_loss.at(epoch), normalize)
             x, y = normalize(real.images[batches[batch]]), real.labels[batches[batch]]
             if augment is not None:
                 drawn = augment.sample(len(x), tuple(x.shape[1:]), run.generator("extractor augment", step))
                 x = augment.apply(x, drawn)
             optimizer.zero_grad(set_to_none=True)
-            value = loss(network, x, y)
+            value = drawing_from(loss, run.generator("real_loss", step))(network, x, y)
             value.backward()
             check_finite("the extractor", step, {"loss": value}, remedy, "step")
             optimizer.step()
@@ -299,23 +300,21 @@ def _train(
 # 6,000 images of CIFAR-10, batch 64, judged on 500 test images, one seed), clean / PGD-10 at linf 2/255 in percent:
 # 48.8 / 25.2 at weight 0, 49.0 / 29.8 at 1, 41.2 / 30.0 at 10, 31.4 / 23.4 at 100.
 WEIGHT = 1.0
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # default of the official code
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    fields: dict[str, object] = {"augment": DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY}
-    if ipc >= 100 and dataset == "cifar10":
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
+    fields: dict[str, object] = {"augment": dsa_strategy(facts.flips)}
+    if ipc >= 100 and facts.name == "cifar10":
         fields["lr_img"] = 10.0  # the official readme
     guard = method == "guard_dm"
     real_loss = CurvatureRegularizedLoss(WEIGHT, h=3.0) if guard else CrossEntropy()
     if name == "paper":  # the official code; students as in section 7.1 of GUARD
-        fields["backbone"] = convnet_for(dataset)
+        fields["backbone"] = convnet_for(facts.depth)
         fields["extractor_epochs"] = 50 if guard else 0
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(dataset, 32), "iterations": 500}
+    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 500}
     if guard:
-        fields["extractor_epochs"] = 20 if dataset == "digits" else 1  # of 1,400 images and of tens of thousands
+        fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438, others tens of thousands
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 

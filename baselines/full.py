@@ -10,7 +10,7 @@ al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 
 from dataclasses import dataclass, replace
 from functools import partial
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
@@ -61,16 +61,16 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 STEPS = 1000
 """of a student in `quick`, about"""
-SIZES = {"digits": 1438, "mnist": 60_000, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
-"""training images; other sets are taken for 10,000"""
+OF_PARTS = 10_000
+"""training images that a set is taken for of which users bring any number of classes"""
 
 
-def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
     if name == "paper":
-        return Recipe(Config(convnet_for(dataset)), Evaluation(5, student=Training(epochs=300)))
-    batch = Training.batch_size
-    epochs = round(STEPS / (SIZES.get(dataset, 10_000) / batch))  # E + 1 are run
-    config = Config(convnet_for(dataset, 32))
+        return Recipe(Config(convnet_for(facts.depth)), Evaluation(5, student=Training(epochs=300)))
+    examples = OF_PARTS if facts.parts else facts.examples
+    epochs = max(1, round(STEPS / max(1, examples / Training.batch_size)))  # E + 1 are run
+    config = Config(convnet_for(facts.depth, 32))
     return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))
 
 

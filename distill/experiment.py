@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from distill.data import label
+from distill.data import Facts, label
 from distill.training.students import Training
 from robust.ranges import Count, Range, Whole, check_ranges
 
@@ -62,8 +62,8 @@ class Recipe:
     evaluation: Evaluation
 
 
-RecipeOf = Callable[[str, int], Recipe]
-"""(data set, ipc) -> its recipe"""
+RecipeOf = Callable[[Facts, int], Recipe]
+"""(facts of the data set at the size at which it is seen, images per class) -> the recipe"""
 
 
 @dataclass(frozen=True)

@@ -1,168 +1,194 @@
-"""SRe2L, and GUARD on it: the methods with their recipes. The stages are in `sre2l.stages`.
+"""SRe2L, stage after stage: squeeze -> recover -> relabel -> validate.
 
-sre2l         the teacher is trained by cross-entropy (Yin et al., NeurIPS 2023)
-cda           sre2l with CDA's curriculum of crops in `recover`
-guard_sre2l   sre2l with another squeeze.loss: the curvature-regularised loss of GUARD (Xue et al., AAAI 2025)
-guard_cda     cda with that loss
+Teacher, recovered images and labels have folders of their own in the runs' `stages/`. The name of a stage's folder is a
+hash of everything that the stage depends on, so a finished stage is not repeated, by this run or another. Students are
+trained on the stored labels (`validate`, --protocol own), and the teacher is evaluated beside them.
+
+Under torchrun the same command uses all processes: in squeeze and validate they share each batch, in recover and
+relabel they share the units of work.
 """
 
-from dataclasses import replace
-from functools import partial
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from distill.data import DATASETS, FILES
-from distill.experiment import Evaluation, Recipe
-from distill.methods.method import Method, presets
+import torch
+from torch import nn
+
+from distill.data import ImageSet
+from distill.data.pictures import read_pictures, write_pictures
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.method_training import MethodTraining
+from distill.models import build
+from distill.runs.foreign import brief
+from distill.runs.own_files import companion_path
+from distill.runs.ranks import is_main_process
+from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
+from distill.training.protocol import Protocol
+from robust import Normalize
 from sre2l.precision import Compute
-from sre2l.recover import Recover
-from sre2l.relabel import Relabel
-from sre2l.squeeze import Squeeze
-from sre2l.stages import Config, check, distill, is_incomplete, protocol
-from sre2l.validate import Validate
-from sre2l.work import student_work, work
+from sre2l.recover import BatchNormMatch, Recover, read_units, recover
+from sre2l.relabel import Relabel, has_batch_of_one, label_missing_epochs, relabel
+from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.squeeze import check as check_squeeze
+from sre2l.training import require_batch_of_one
+from sre2l.validate import Validate, train
+from sre2l.weights import load_teacher
 
-__all__ = ["METHODS"]
-
-# Weight of GUARD's penalty at h = 3 in normalised units: -l of the README (ImageNette) and of the job scripts (others)
-# of GUARD's code. That code parses -l and never reads it at this scale (its loss is `guard_released`), so these have
-# not been run by its authors with equation 8.
-GUARD_WEIGHT = {"imagenet": 1, "tiny_imagenet": 30, "imagenette": 100}
-SMALL = tuple(name for name in DATASETS if name not in FILES)
-"""data sets of at most 32 px, which are no folders of image files; they use the settings for CIFAR"""
-DIGITS = ("mnist", "digits")
-"""data sets whose images must not be mirrored"""
+__all__ = ["Config", "check", "distill", "is_incomplete", "protocol"]
 
 
-def _seen(recover: Recover, dataset: str, cda: bool) -> Recover:
-    """Return a recovery with the crops and mirroring that the official codes use at this size.
+@dataclass(frozen=True)
+class Config:
+    """The settings of all stages.
 
-    SRe2L's recover_cifar.py neither crops nor mirrors images of 32 px (README_CIFAR.md). GUARD's port of CDA to
-    CIFAR does both, and cuts at least 0.4 of the area. At 64 px and above all codes crop (0.08) and mirror.
+    Raises:
+        ValueError: a field of a stage is out of its range.
     """
-    if dataset in SMALL:
-        recover = replace(recover, crop_min=0.4) if cda else replace(recover, crop=False, flip=False)
-    return replace(recover, milestone=1.0 if cda else 0.0, flip=recover.flip and dataset not in DIGITS)
+
+    squeeze: Squeeze = field(default_factory=Squeeze)
+    """training of the teacher"""
+    recover: Recover = field(default_factory=Recover)
+    """recovery of images from the teacher"""
+    relabel: Relabel = field(default_factory=Relabel)
+    """labels by the teacher"""
+    validate: Validate = field(default_factory=Validate)
+    """training of students"""
+    compute: Compute = field(default_factory=Compute)
+    """how the arithmetic of all stages runs"""
+    backbone: str = "timm:resnet18"
+    """network of the teacher and of the students; `recover` needs BatchNorm"""
+    pictures: bool = True
+    """whether the images are also written as PNG files, pictures/CLASS/*.png"""
 
 
-def _paper(method: str, dataset: str, ipc: int, *, alike: bool = False) -> Config:
-    """Return SRe2L's settings where it has the data set, else GUARD's; CDA's for `recover`; GUARD's loss.
+def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
+    """Run the first three stages; each continues where it was interrupted.
 
-    On ImageNet the papers of SRe2L and GUARD differ in more than the loss (the teacher, 4,000 and 2,000 steps, batches
-    of 1,024 and 100). `alike` gives all methods GUARD's settings there, so that GUARD's loss is the only difference.
+    Args:
+        real: the training set, on the device of the run.
+        ipc: images per class.
+        config: the settings.
+        run: has the generators, stages and progress.
+
+    Returns:
+        `ipc` images of each class, sorted by class, in pixels.
+
+    Raises:
+        InputError: a stage refuses its input.
     """
-    guard, cda = method.startswith("guard"), method.endswith("cda")
-    classes = {"imagenet": 1000, "tiny_imagenet": 200, "cifar100": 100}.get(dataset, 10)
-    if dataset == "tiny_imagenet":  # SRe2L and CDA, 64 px
-        squeeze = Squeeze(lr=0.2, warmup_epochs=5)
-        recover = Recover(lr=0.4, r_bn=0.05, jitter=(0, 4)) if cda else Recover(lr=0.1, r_bn=1.0, jitter=(-4, 4))
-        relabel = Relabel(epochs=100, batch_size=256, mix="none")
-        validate = Validate("sgd", 0.2, 1e-4, "all", warmup_epochs=5, squared=True)
-    elif dataset in SMALL:  # SRe2L on CIFAR-100, and GUARD's port of it
-        squeeze = Squeeze(epochs=200, weight_decay=5e-4, batch_size=128, augment="padded_crop")
-        recover = Recover(1000, jitter=(0, 4))
-        relabel = Relabel(400, 128, "mixup", 0.8, augment="padded_crop")
-        validate = Validate(decay="all", temperature=30.0)
-    elif dataset == "imagenet" and not (guard or alike):  # SRe2L: IMAGENET1K_V1 of torchvision is the teacher
-        squeeze = Squeeze(start="pretrained:tv_in1k", epochs=0)
-        recover, relabel, validate = Recover(), Relabel(batch_size=1024), Validate()
-    else:  # GUARD on ImageNet and ImageNette; SRe2L's recovery for folders of unknown size
-        squeeze, relabel, validate = Squeeze(lr=0.025, batch_size=32), Relabel(batch_size=100), Validate()
-        recover = Recover(iterations=2000 if dataset in GUARD_WEIGHT else 4000)
-        recover = replace(recover, r_bn=10.0) if dataset == "imagenette" else recover
-    if dataset in DIGITS:
-        squeeze, relabel = replace(squeeze, flip=False), replace(relabel, flip=False)
-    if guard:
-        squeeze = replace(squeeze, loss=f"guard:weight={GUARD_WEIGHT.get(dataset, 100)},h=3")
-    relabel = replace(relabel, batch_size=min(relabel.batch_size, ipc * classes))
-    recover = replace(_seen(recover, dataset, cda), batch_size=min(100, classes))
-    return Config(squeeze, recover, relabel, validate)
-
-
-QUICK_WEIGHT = 1.0
-QUICK_ON_8_PIXELS = {"weight": 0.1, "lr": 0.02}
-"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 once the running
-statistics of BatchNorm have converged, at the end of the warm-up). Three steps after the warm-up the loss is NaN with
-weight 1 at lr 0.05, 0.02 and 0.01, and with weight 0.1 at lr 0.05, but not with weight 0.1 at 0.03. With larger images
-it stays finite (MNIST, CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
-
-
-def _quick(method: str, dataset: str, ipc: int) -> Config:
-    """Minutes on two cores for ten classes of 64 px: ResNet-18 with ImageNet's stem, bfloat16."""
-    guard, cda = method.startswith("guard"), method.endswith("cda")
-    small, flip = dataset in SMALL, dataset not in DIGITS
-    crop = "padded_crop" if small else "resized_crop"
-    squeeze = Squeeze(epochs=12, batch_size=64, lr=0.05, warmup_epochs=1, augment=crop, flip=flip)
-    weight = QUICK_WEIGHT
-    if dataset == "digits":  # with every loss, so that GUARD's is the only difference
-        weight, squeeze = QUICK_ON_8_PIXELS["weight"], replace(squeeze, lr=QUICK_ON_8_PIXELS["lr"])
-    if guard:
-        squeeze = replace(squeeze, loss=f"guard:weight={weight:g},h=3,fraction=0.25")
-    recover = _seen(Recover(300, 0.1, 0.1, jitter=(0, 4)), dataset, cda)
-    relabel = Relabel(200, min(50, 5 * ipc), augment=crop, flip=flip)
-    backbone = f"timm:resnet18:stem={'stride2' if small else 'imagenet'}"
-    return Config(squeeze, recover, relabel, Validate(), Compute("bf16", channels_last=True), backbone)
-
-
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    """Return paper, pair (the same where SRe2L's and GUARD's papers differ in the loss alone), or quick."""
-    if name in ("paper", "pair"):  # the columns of GUARD's tables, eps 1/255
-        attacks = "pgd100,square,autoattack,cw,mim"
-        students = 1 if dataset == "imagenet" else 3
-        config = _paper(method, dataset, ipc, alike=name == "pair")
-        return Recipe(config, Evaluation(students, attacks, "aaai25", protocol="own"))
-    attacks = "pgd@1/255,pgd@2/255,square:queries=100@1/255"
-    return Recipe(_quick(method, dataset, ipc), Evaluation(2, attacks, test_images=500, protocol="own"))
-
-
-def _smoke(config: Config) -> Config:
-    return replace(
-        config,
-        squeeze=replace(config.squeeze, epochs=2, batch_size=16, warmup_epochs=1),
-        recover=replace(config.recover, iterations=3),
-        relabel=replace(config.relabel, epochs=3, batch_size=min(4, config.relabel.batch_size)),
-        backbone="convnet:width=8,depth=2,norm=batch",
+    source = config.recover.images
+    images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
+    teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
+    if images is None:
+        images = read_units(recover(teacher, squeezed, real, ipc, config.recover, config.compute, run))
+    classes = torch.arange(real.num_classes).repeat_interleave(ipc)
+    normalize = Normalize(real.mean, real.std).to(run.device)
+    labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
+    if config.pictures and is_main_process():
+        write_pictures(images, classes, real.classes, run.folder / "pictures")
+    return DistilledSet.of(
+        real,
+        images,
+        classes,
+        backbone=config.backbone,
+        training=MethodTraining(
+            labels=os.path.relpath(labels, run.folder),
+            teacher=os.path.relpath(run.stages / squeezed / FILE, run.folder),
+            teacher_backbone=config.backbone,
+            validate=vars(config.validate),
+            compute=vars(config.compute),
+        ),
     )
 
 
-_method = partial(
-    Method,
-    distill=distill,
-    work=work,
-    protocol=protocol,
-    student_work=student_work,
-    check=check,
-    incomplete=is_incomplete,
-    parallel=True,
-    more_than_class=True,
-    in_benchmark=False,
-)
+def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
+    """Refuse before any work what a stage would refuse later.
 
-METHODS = (
-    _method(
-        "sre2l",
-        "squeeze, recover, relabel: images with the classes and BatchNorm statistics that a teacher expects",
-        "Yin, Xing, Shen, NeurIPS 2023, arXiv 2306.13092",
-        "sre2l",
-        presets(_recipe, "sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "guard_sre2l",
-        "SRe2L from a teacher trained by the curvature-regularised loss",
-        "Xue et al., arXiv 2403.10045",
-        "guard",
-        presets(_recipe, "guard_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "cda",
-        "SRe2L with a curriculum of crops",
-        "Yin, Shen, TMLR 2024, arXiv 2311.18838",
-        "cda",
-        presets(_recipe, "cda", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-    _method(
-        "guard_cda",
-        "CDA from a teacher trained by the curvature-regularised loss",
-        "Xue et al., arXiv 2403.10045",
-        "guard",
-        presets(_recipe, "guard_cda", smoke=_smoke, names=("paper", "pair", "quick")),
-    ),
-)
+    Args:
+        real: the training set, on the device of the run.
+        ipc: images per class.
+        config: the settings.
+        processes: number of processes.
+
+    Raises:
+        InputError: there are too few images for a batch, the last batch has one image, the network has no BatchNorm to
+            match, or the weights of the teacher do not exist.
+    """
+    images, batch_size = ipc * real.num_classes, config.relabel.batch_size
+    if images < batch_size:
+        raise InputError(
+            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller batch"
+        )
+    if config.recover.images and not Path(config.recover.images).is_dir():
+        raise InputError(f"recover.images is {config.recover.images}: no such folder")
+    network = build(config.backbone, like=real, generator=torch.Generator())
+    if not config.recover.images:
+        BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
+    if has_batch_of_one(images, batch_size):
+        advice = "take a size that leaves no last batch of one image"
+        what = f"relabel.batch_size is {batch_size}, of {images} images; {advice}"
+        require_batch_of_one(network, real.image_shape, what)
+    check_squeeze(network, real, config.backbone, config.squeeze, processes)
+
+
+def is_incomplete(path: Path) -> bool:
+    """Return whether the teacher or the labels of a set are missing, so that `distill` has to make them again.
+
+    Args:
+        path: of the set's file.
+    """
+    training = DistilledSet.load(path).training
+    files = [
+        path.parent / named / within
+        for named, within in ((training.teacher, ""), (training.labels, "labels.json"))
+        if named is not None
+    ]
+    return not all(file.exists() for file in files)
+
+
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
+    """Return how students are trained on the stored labels of a teacher: of a set of `distill`, or of FKD.
+
+    Args:
+        distilled: the set, on the device of the run.
+        folder: of its file.
+        run: of the evaluation.
+
+    Raises:
+        InputError: the set has no labels; the labels or the teacher are missing, or belong to other images.
+    """
+    training = distilled.training
+    if training.labels is None:
+        raise InputError(
+            "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
+            "take --protocol standard"
+        )
+    store = companion_path(folder, training.labels, "labels")
+    normalize = Normalize(distilled.mean, distilled.std).to(run.device)
+    teacher = None
+    if training.teacher is not None:  # published sets have no teacher file
+        network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
+        path = companion_path(folder, training.teacher, "teacher")
+        if not path.exists():
+            Labels(store, digest(distilled.images))  # raises an error about the labels if they are missing too
+        load_teacher(network, path)
+        teacher = nn.Sequential(normalize, network.to(run.device)).eval()
+        label_missing_epochs(store, network, distilled.images, normalize, run)
+    labels = Labels(store, digest(distilled.images), len(distilled.classes))
+    # Before `decay` was a field, SGD decayed all parameters of students, and AdamW only their kernels.
+    try:
+        if training.validate is None or training.compute is None:
+            raise ValueError("validate or compute is missing")
+        before: dict[str, Any] = {"decay": "all" if training.validate.get("optimizer") == "sgd" else "kernels"}
+        config, compute = Validate(**before | training.validate), Compute(**training.compute)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the set in {folder} does not say how its students are trained ({brief(error)})") from None
+
+    def train_one(network: nn.Module, name: str) -> None:
+        train(network, distilled.images, labels, normalize, config, compute, run, name)
+
+    return Protocol(train_one, labels.epochs, teacher)

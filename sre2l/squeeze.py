@@ -12,7 +12,6 @@ network several times.
 import time
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,9 @@ from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
 from distill.runs.run import Run, describe, locked
-from robust import Normalize, RobustTeacher, loss_named
-from robust.losses.named import drawing_from
+from distill.training.students import LossText
+from robust import Loss, Normalize, RobustTeacher, loss_named
+from robust.losses import InPixels, drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
 from robust.threat import family_of
 from sre2l.checkpoint import DivergenceMonitor
@@ -49,9 +49,9 @@ class Squeeze:
         ValueError: a field is out of its range.
     """
 
-    loss: str = "cross_entropy"
-    """NAME[:field=value,...][@THREAT]; `bash run.sh list` has the names. The model of an adversarial loss takes pixels
-    in [0, 1], that of the others normalised images: h=3 is then the papers' 3"""
+    loss: LossText = "cross_entropy"
+    """loss of the teacher; h in normalised units, where the papers have h=3 and the default is 0.75, eps and sigma in
+    pixels of [0, 1]"""
     start: str = "scratch"
     """weights before training: scratch, pretrained (timm's, downloaded) or pretrained:TAG (tv_in1k is torchvision's
     IMAGENET1K_V1), or a file of weights (.safetensors, .pt, .pth) of this backbone"""
@@ -190,19 +190,19 @@ def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processe
 class _Loss(nn.Module):
     """The loss of a batch as a module, so that DistributedDataParallel sees one forward pass."""
 
-    def __init__(self, network: nn.Module, normalize: Normalize, loss: Any):
+    def __init__(self, network: nn.Module, normalize: Normalize, loss: Loss):
         super().__init__()
         self.network, self.normalize, self.loss = network, normalize, loss
 
     def forward(self, pixels: Tensor, targets: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """Return the loss, a scalar."""
-        loss = drawing_from(self.loss, generator)
-        if hasattr(self.loss, "threat"):
-            return loss(nn.Sequential(self.normalize, self.network), pixels, targets)
-        return RobustTeacher(self.network, loss).training_loss(self.normalize(pixels), targets, epoch)
+        loss = self.loss.at(epoch)
+        if loss.traits.units == "pixels":
+            return InPixels(loss, self.normalize).of_pixels(self.network, pixels, targets, generator=generator)
+        return drawing_from(loss, generator)(self.network, self.normalize(pixels), targets)
 
 
-def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
+def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
     """Train in place, continuing from the checkpoint; return the seconds of training."""
     _check_batches(network, real, config, world_size(), run.device)
     compute.place(network, run.device).train()
@@ -236,9 +236,9 @@ def _train(network: nn.Module, loss: Any, real: ImageSet, config: Squeeze, compu
             for x, y in batches(real, config.augment, config.flip, config.batch_size, epoch, begin, run):
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
-                    loss = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
-                monitor.record(done, loss)
-                total += loss
+                    found = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
+                monitor.record(done, found)
+                total += found
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:

@@ -5,8 +5,8 @@ from torch import nn
 
 from distill.training.work import PROBE, Work
 from robust import loss_named
+from sre2l.pipeline import Config
 from sre2l.recover import BatchNormMatch
-from sre2l.stages import Config
 from sre2l.validate import divergence
 
 __all__ = ["student_work", "work"]

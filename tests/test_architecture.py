@@ -46,7 +46,7 @@ from robust import (
     Threat,
     Transfer,
 )
-from sre2l import stages
+from sre2l import pipeline
 from sre2l.precision import Compute
 from sre2l.recover import Recover
 from sre2l.relabel import Relabel
@@ -57,7 +57,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("robust", "distill", "baselines", "sre2l")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess"}
+FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess", "robust.registry"}
 """files of robust that belong to no room"""
 CORE_NAMES = ("errors", "runs", "models", "data", "method_training", "distilled", "training", "experiment")
 CORE = {f"distill.{name}" for name in CORE_NAMES}
@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "robust.spec": {"robust.ranges"},
     "robust.threat": {"robust.ranges", "robust.per_example", "robust.spec"},
     "robust.preprocess": {"robust.ranges"},
+    "robust.registry": {"robust.threat"},
     "robust.network": FLOOR,
     "robust.second_order": FLOOR | {"robust.network"},
     "robust.losses": FLOOR | {"robust.network", "robust.second_order"},
@@ -97,7 +98,8 @@ ARROWS: dict[str, set[str]] = {
     "distill.__main__": {"distill.app", "distill.runs"},
 }
 """room -> the rooms that it may import, beside itself; outside robust, every room may import robust"""
-REGISTRIES = {"distill/app/registry.py", "distill/data/__init__.py", "distill/models/__init__.py", "robust/spec.py"}
+REGISTRIES = {"distill/app/registry.py", "distill/data/__init__.py", "distill/models/__init__.py"}
+REGISTRIES |= {"robust/registry.py", "robust/spec.py"}
 """files that import modules by a name that is found at run time; all other imports are statements"""
 
 
@@ -214,7 +216,7 @@ def test_files_are_of_one_idea() -> None:
             CW,
         ),
         *(DeepFool, JSMA, Noise, Transfer),
-        *(stages.Config, Squeeze, Recover, Relabel, Batch, Validate, Compute, Protocol),
+        *(pipeline.Config, Squeeze, Recover, Relabel, Batch, Validate, Compute, Protocol),
     ],
 )
 def test_every_field_is_read(config: type) -> None:

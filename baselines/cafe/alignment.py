@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from distill.training.augment import Augmentation
 from distill.training.features import embedding, taps
 from distill.training.students import TOGETHER, overhead_bound
-from robust import CrossEntropy, CurvatureRegularizedLoss
+from robust import Loss
+from robust.losses.traits import Called, drawing_from
 
 __all__ = ["Weights", "align"]
 
@@ -46,12 +47,13 @@ class Weights:
 def align(
     network: nn.Module,
     images: Tensor,
-    loss: CrossEntropy | CurvatureRegularizedLoss,
+    loss: Loss,
     weights: Weights,
     *,
     real_batch: Callable[[int], Tensor],
     siamese: Augmentation | None,
     generator: Callable[[int], torch.Generator],
+    draws: Callable[[int], torch.Generator] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of both terms by the synthetic images.
 
@@ -63,6 +65,7 @@ def align(
         real_batch: class -> its real images (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
         generator: class -> generator of its augmentation's parameters.
+        draws: class -> generator of a random loss; None where the loss is not random.
 
     Returns:
         the gradient, shaped as `images`, and the two terms (2,).
@@ -82,7 +85,9 @@ def align(
     for class_ in range(count):
         batch = augmented(class_, real_batch(class_))
         theirs.append(_means(network, batch))
-        value, gradient = _classified(network, batch, class_, centres, loss, weights.inner)
+        value, gradient = _classified(
+            network, batch, class_, centres, loss if draws is None else drawing_from(loss, draws(class_)), weights.inner
+        )
         terms[1] += value
         by_centres += gradient
 
@@ -112,7 +117,7 @@ def _classified(
     batch: Tensor,
     class_: int,
     centres: Tensor,
-    loss: CrossEntropy | CurvatureRegularizedLoss,
+    loss: Called,
     weight: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted loss of a class's real images as the centres classify them, and its gradient by these."""

@@ -37,27 +37,27 @@ import torch
 from torch import Tensor, nn
 
 from baselines.cafe.alignment import Weights, align
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
-from distill.methods.dc import DSA_STRATEGY, DSA_STRATEGY_DIGITS
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust.losses import on_inputs
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "weights", "work"]
 
-REMEDY = "--lr-img or --lr-net"
-"""flags that an alignment diverges by"""
+REMEDY = ("--lr-img", "--lr-net")
+"""flags that an alignment diverges by, beside the strength of its loss"""
 MILESTONES = (0.6, 0.8, 0.9)
 """of the iterations: where the learning rate of the images is halved (1200, 1600 and 1800 of 2000)"""
 
@@ -70,8 +70,8 @@ class Config:
         ValueError: a field is out of its range.
     """
 
-    real_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which the centres of S classify real images; its units are those of normalised images"""
+    real_loss: Loss
+    """loss with which centres of S classify real images; h in normalised units, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
     """network of the features, and of students: a name of `bash run.sh list`, options after a colon"""
     iterations: Count = 2000
@@ -114,12 +114,10 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges(self)
         augmentation(self.augment)
-        loss = self.real_loss
-        if isinstance(loss, CurvatureRegularizedLoss):
-            if loss.h_warmup or loss.batchnorm != "eval":
-                raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks align frozen")
-            if self.inner_weight == 0:
-                raise ValueError("inner_weight is 0, so the curvature loss has no part in anything; it must be > 0")
+        if fields := self.real_loss.only_in_training:
+            raise ValueError(f"real_loss has {fields}, for training a teacher; networks align frozen")
+        if self.real_loss.traits.strength and self.inner_weight == 0:
+            raise ValueError("inner_weight is 0, so real_loss has no part in anything; it must be > 0")
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -140,6 +138,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     siamese = augmentation(config.augment, real.mean, real.std)
+    loss_of_real, remedy = on_inputs(config.real_loss, normalize), remedy_of(REMEDY, "--real-loss", config.real_loss)
     labels = torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc)
 
     def sample(class_: int, n: int, *address: str | int) -> Tensor:
@@ -165,11 +164,12 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 gradient, loss = align(
                     network,
                     images,
-                    config.real_loss,
+                    loss_of_real,
                     weights(config),
                     real_batch=lambda c, here=here: sample(c, config.batch_real, "real", *here),
                     siamese=siamese,
                     generator=lambda c, here=here: run.generator("augment", *here, c),
+                    draws=lambda c, here=here: run.generator("real_loss", *here, c),
                 )
                 velocity = 0.5 * velocity + gradient
                 images = images - 0.5**passed * config.lr_img * velocity
@@ -187,16 +187,17 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     augment=siamese,
                 )
             alignment, discrimination = (losses / steps).tolist()
-            check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, REMEDY)
+            check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, remedy)
             scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": seen[-1]}
             bar.set_postfix(loss=f"{alignment + discrimination:.4g}", steps=steps, epochs=epochs, refresh=False)
             bar.update()
             seconds = time.perf_counter() - start
             run.log(iteration, loss=alignment + discrimination, steps=steps, epochs=epochs, seconds=seconds, **scalars)
             if run.due() or iteration == config.iterations - 1:
-                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, REMEDY)
+                run.save(iteration + 1, {"iteration": iteration + 1, "images": images, "velocity": velocity}, remedy)
 
-    augment = config.augment or augmentation_of_students(real.name, config.backbone)  # CAFE's code has DC's evaluation
+    facts = facts_named(real.name)
+    augment = config.augment or augmentation_of_students(facts, config.backbone)  # CAFE's code has DC's evaluation
     return DistilledSet.of(
         real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
@@ -317,15 +318,15 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 GUARD_WEIGHT = 10.0
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {}
     if method == "cafe_dsa":
-        fields["augment"] = DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY
+        fields["augment"] = dsa_strategy(facts.flips)
     real_loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0) if method == "guard_cafe" else CrossEntropy()
     if name == "paper":  # the defaults of the official code, and its 20 students
-        fields["backbone"] = convnet_for(dataset)
+        fields["backbone"] = convnet_for(facts.depth)
         return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 32), "iterations": 12}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 12}
     fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
@@ -44,7 +44,7 @@ from distill.models import BACKBONES, build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, diverged
 from distill.runs.run import Run
-from distill.training.augment import augmentation
+from distill.training.augment import augmentation, dsa_strategy
 from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
@@ -357,27 +357,21 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
 # --- recipes ----------------------------------------------------------------------------------------------------
 
-GREY = ("mnist", "fashion_mnist", "digits")
-WHITENED = ("cifar10", "cifar100", "tiny_imagenet")  # sets of 128 px and more: see the deviations
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # of DSA, which is the nearest to the authors' own
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
-
-
 # Quick, on 2,000 held-out training images of CIFAR-10 at 16 px (ipc 1, 500 iterations, seed 0, two --protocol own
 # students), percent at (lr_img, lr_net): 33.6 (0.01, 1e-3), 31.3 (0.01, 3e-3), 31.1 (0.01, 0.01), 24.3 (0.03, 3e-3).
 
 
-def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
-    upright = dataset in GREY
-    fields: dict[str, Any] = {"augment": DSA_STRATEGY_DIGITS if upright else DSA_STRATEGY}
-    fields["student_augment"] = f"{'' if upright else 'flip_'}color_crop_rotate_translate_cutout"
-    fields["zca"] = dataset in WHITENED
-    many = dataset in ("cifar100", "tiny_imagenet") and ipc > 1
-    fields["use_flip"] = not (upright or many or dataset == "imagenet")
+def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
+    """Return paper or quick; as the official code, without mirrored images for grey sets and for many prototypes."""
+    fields: dict[str, Any] = {"augment": dsa_strategy(not facts.grey)}  # the nearest to the authors' own
+    fields["student_augment"] = f"{'' if facts.grey else 'flip_'}color_crop_rotate_translate_cutout"
+    fields["zca"] = "frepo" in facts.whitened  # not of sets of 128 px and more: see the deviations
+    many = facts.classes >= 1000 or (facts.classes >= 100 and ipc > 1)
+    fields["use_flip"] = not (facts.grey or many)
     if name == "paper":  # script/distill.py and the readme's commands; five students, as there
-        fields["backbone"] = f"frepo_{convnet_for(dataset)}"
+        fields["backbone"] = f"frepo_{convnet_for(facts.depth)}"
         return Recipe(Config(**fields), Evaluation(students=5))
-    fields |= {"backbone": f"frepo_{convnet_for(dataset, 16)}", "iterations": 800, "batch_real": 256}
+    fields |= {"backbone": f"frepo_{convnet_for(facts.depth, 16)}", "iterations": 800, "batch_real": 256}
     fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
     fields |= {"student_steps": 500, "student_lr": 3e-3}
     return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, tiled
 from baselines.kip.least_squares import BATCH, protocol
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
@@ -302,21 +302,21 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 # --- recipes -----------------------------------------------------------------------------------------------------
 
 
-def _recipe(name: str, dataset: str, ipc: int) -> Recipe:
-    large = dataset in ("imagenette", "imagenet")  # 224 px: out of the ConvNet kernel's reach, and 1000 are 1.2 GB
+def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
+    large = facts.size >= 128  # out of the ConvNet kernel's reach; of 224 px, 1000 images are 1.2 GB
     if name == "quick":
         # Chosen on --split validation, 16 px, ipc 1, seed 0, 2000 images, 3 students of width 32, after 50, 100 and 300
         # steps: MNIST 68.5, 73.0, 63.9 (the regression itself 78.8, 85.0, 85.7), CIFAR-10 21.9, 22.4, 21.9. At depth 1
         # after 100: 65.8 and 20.6. The ConvNet's kernel on CIFAR-10, in more time: 16.9 (3 blocks, batches of 50, 20
         # steps) and 17.0 (1 block, 100, 40).
-        batch = 1000 if large else 2000
+        batch = max(1000 if large else 2000, facts.classes)
         fields = {"kernel": "fc", "depth": 3, "iterations": 100, "target_batch": batch, "student_steps": 1000}
-        return Recipe(Config(convnet_for(dataset, 32), **fields), Evaluation(students=3, test_images=2000))
+        return Recipe(Config(convnet_for(facts.depth, 32), **fields), Evaluation(students=3, test_images=2000))
     # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000
     # or more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
-    fields = {"kernel": "fc", "target_batch": 1000} if large else {}
-    fields |= {"zca": dataset in ("cifar10", "cifar100")}
-    return Recipe(Config(convnet_for(dataset), **fields), Evaluation(students=5))
+    fields = {"kernel": "fc", "target_batch": max(1000, facts.classes)} if large else {}
+    fields |= {"zca": "kip" in facts.whitened}
+    return Recipe(Config(convnet_for(facts.depth), **fields), Evaluation(students=5))
 
 
 _smoke = partial(

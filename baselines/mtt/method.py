@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from math import log2
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.mtt.trajectories import Expert, Gradient, Trajectories, experts, logits_at, match
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
@@ -42,12 +43,12 @@ from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import diverged
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.protocol import Protocol
 from distill.training.students import Training, train_student
 from distill.training.whiten import Whiten, preprocessing
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import CrossEntropy, CurvatureRegularizedLoss, Normalize
+from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "protocol", "student_work", "work"]
@@ -64,8 +65,8 @@ class Config:
         ValueError: a field is out of its range, or two do not go together.
     """
 
-    expert_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss with which experts are trained on the real data; its units are those of the images that they take"""
+    expert_loss: Loss
+    """loss with which experts are trained; h in the units of their inputs, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
     """network of experts and of students: a name of `bash run.sh list`, options after a colon"""
     num_experts: Annotated[int, Range(least=1, most=100_000)] = 100
@@ -339,36 +340,44 @@ TESLA = {  # of its readme, lr_img as said above; elsewhere MTT's row. Its Image
     ("cifar100", 50): (80, 2, 40, True, 500.0, 1e-5, 0.01, 125),
 }
 NAMES = ("syn_steps", "expert_epochs", "max_start_epoch", "zca", "lr_img", "lr_lr", "lr_init", "batch_syn")
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # default of the official code
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 # At h = 3: best mean of clean and mean robust accuracy, --split validation, cifar10 16 px, ipc 1, quick, 5 students;
 # seeds 0, 1: 20.9 21.2 without, 20.9 21.4 at 0.1, 20.9 21.3 at 1 (a tie); seed 0 alone: 19.4 at 10, 12.5 at 100.
 GUARD_WEIGHT = 0.1
 
 
-def _paper(method: str, dataset: str, ipc: int) -> dict[str, Any]:
-    """Return the fields of a row; a data set without one has CIFAR-10's without whitening, which nobody published."""
-    known = dataset if any(name == dataset for name, _ in PAPER) else "cifar10"
+EARLIER = {"imagenet": "cifar10"}  # the row that earlier versions gave it; nobody published one for 224 px
+
+
+def _paper(method: str, facts: Facts, ipc: int) -> dict[str, Any]:
+    """Return the fields of a row; a data set without one has that of a similar set, without whitening.
+
+    Nobody published such a row. Sets of less than 64 px have that of CIFAR-10, from 50 classes on that of CIFAR-100;
+    larger ones that of ImageNette, from 50 classes and below 128 px that of Tiny ImageNet.
+    """
+    many = facts.classes >= 50
+    small, large = ("cifar100", "tiny_imagenet") if many else ("cifar10", "imagenette")
+    similar = small if facts.size < 64 else large if facts.size < 128 else "imagenette"
+    known = facts.name if any(name == facts.name for name, _ in PAPER) else EARLIER.get(facts.name, similar)
     table = PAPER | (TESLA if method == "tesla" else {})
     row = table[known, max(rows for name, rows in table if name == known and rows <= ipc)]
     fields: dict[str, Any] = dict(zip(NAMES, row, strict=True))
-    return fields if known == dataset else fields | {"zca": False}
+    return fields if known == facts.name else fields | {"zca": False}
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
-    fields: dict[str, Any] = {"augment": DSA_STRATEGY_DIGITS if dataset in ("mnist", "digits") else DSA_STRATEGY}
-    loss: CrossEntropy | CurvatureRegularizedLoss = CrossEntropy()
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
+    fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips)}
+    loss: Loss = CrossEntropy()
     if method == "guard_mtt":  # a penalty for a quarter of each batch: an expert takes 3 times as long, else 7
         loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0, fraction=1.0 if name == "paper" else 0.25)
     if method == "tesla":
         fields |= {"gradient": "tesla", "iterations": 10_000}  # the default of its code
     if name == "paper":  # five students, as there
-        fields |= {"backbone": convnet_for(dataset)} | _paper(method, dataset, ipc)
+        fields |= {"backbone": convnet_for(facts.depth)} | _paper(method, facts, ipc)
         return Recipe(Config(loss, **fields), Evaluation(students=5))
-    # An expert's epoch is 79 steps here (digits: 88), on all that the data has of 5000 images.
-    fields |= {"backbone": convnet_for(dataset, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
+    # An expert's epoch is about 80 steps here (79; digits: 90), on all that the data has of 5000 images.
+    fields |= {"backbone": convnet_for(facts.depth, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
     fields |= {
-        "batch_train": 16 if dataset == "digits" else 64,
+        "batch_train": min(64, max(1, 2 ** round(log2(min(facts.examples, 5000) / 80)))),
         "iterations": 300 if ipc == 1 else 150,
         "syn_steps": 10,
     }

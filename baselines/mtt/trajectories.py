@@ -46,11 +46,13 @@ from torch.nn.utils import parameters_to_vector
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run, describe, locked
 from distill.training.augment import Augmentation, augmentation
 from distill.training.students import train_epochs
-from robust import CrossEntropy, CurvatureRegularizedLoss
+from robust import Loss
+from robust.losses import drawing_from, on_inputs
+from robust.losses.in_pixels import Preprocessing
 from robust.second_order.layers import SecondOrder
 
 __all__ = ["Expert", "Gradient", "Trajectories", "experts", "logits_at", "match"]
@@ -67,8 +69,8 @@ LOOKED_AT = 1000
 class Expert:
     """How an expert is trained: all that its trajectory depends on besides the data and its number."""
 
-    loss: CrossEntropy | CurvatureRegularizedLoss
-    """in the units of the images that the network takes"""
+    loss: Loss
+    """h is in the units of the images that the network takes, eps and sigma are in pixels of [0, 1]"""
     backbone: str
     """its network"""
     augment: str
@@ -115,12 +117,12 @@ class Trajectories:
             raise InputError(f"{path} is no whole trajectory ({line}); delete it to have it made anew") from None
 
 
-def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: Run) -> Trajectories:
+def experts(real: ImageSet, space: Preprocessing, expert: Expert, count: int, run: Run) -> Trajectories:
     """Train experts, or take those that an earlier run left.
 
     Args:
         real: the training set, on the device to work on.
-        space: pixels (N, C, H, W) to what networks take.
+        space: pixels (N, C, H, W) to what networks take, and back.
         expert: how they are trained.
         count: how many.
         run: of the whole; the experts have their own folder among `run.stages`.
@@ -140,9 +142,11 @@ def experts(real: ImageSet, space: nn.Module, expert: Expert, count: int, run: R
     return Trajectories(paths)
 
 
-def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Module, expert: Expert, stage: Run) -> None:
+def _train(
+    missing: list[int], paths: list[Path], real: ImageSet, space: Preprocessing, expert: Expert, stage: Run
+) -> None:
     """Train the experts of these numbers, from where the checkpoint is."""
-    remedy = "--lr-expert" if isinstance(expert.loss, CrossEntropy) else "--lr-expert or --expert-loss.weight"
+    remedy = remedy_of(("--lr-expert",), "--expert-loss", expert.loss)
     images, siamese = space(real.images), augmentation(expert.augment, real.mean, real.std)
     state = stage.restore() or {}
     unfinished = len(state["snapshots"]) - 1 if state.get("number") in missing else 0
@@ -157,7 +161,7 @@ def _train(missing: list[int], paths: list[Path], real: ImageSet, space: nn.Modu
                 snapshots = list(state["snapshots"])
             for epoch in range(len(snapshots) - 1, expert.epochs):
                 start = time.perf_counter()
-                _epoch(network, images, real.labels, siamese, expert, stage, number, epoch)
+                _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch)
                 snapshots.append(_flat(network))
                 loss, accuracy = _judge(network, images, real.labels)
                 check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
@@ -187,6 +191,7 @@ def _epoch(
     images: Tensor,
     labels: Tensor,
     siamese: Augmentation | None,
+    space: Preprocessing,
     expert: Expert,
     stage: Run,
     number: int,
@@ -205,7 +210,7 @@ def _epoch(
         batch_size=expert.batch_size,
         generator=stage.generator("training", number, epoch),
         augmentation=siamese,
-        loss=expert.loss.at(epoch) if isinstance(expert.loss, CurvatureRegularizedLoss) else expert.loss,
+        loss=drawing_from(on_inputs(expert.loss.at(epoch), space), stage.generator("expert_loss", number, epoch)),
     )
 
 

@@ -1,8 +1,10 @@
 """`bash run.sh METHOD DATASET`: distil, train students on the result, attack them, report."""
 
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -11,8 +13,9 @@ import tyro
 from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
+from distill.app.loss_flags import rules_of_losses
 from distill.app.start import RunOptions, check_before_running, identity_of, real_data, spare_threads
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.evaluation.evaluate import evaluate
@@ -47,23 +50,38 @@ class MethodCommand:
 
 
 def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Experiment, RunOptions]:
-    """Return what the flags ask for, on top of the recipe.
+    """Return what the flags ask for, on top of the recipe for the data set, at the size at which it will be seen.
 
     Raises:
         InputError: a flag is unknown, or a value out of range.
     """
-    early = peek(flags, "--ipc", "--recipe", "--device")
+    early = peek(flags, "--ipc", "--recipe", "--device", "--data-dir", "--image-size")
     recipes = method.recipes
     device = find_device(early["--device"] or "auto")
     name = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
     if name not in recipes:
         raise unknown("recipe", name, recipes)
     ipc = whole_number("--ipc", early["--ipc"] or "1", least=1)
-    recipe = recipes[name](dataset, ipc)
+    facts = _facts(dataset, early["--data-dir"], early["--image-size"])
+    recipe = recipes[name](facts, ipc)
     experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, RunOptions())
-    command = parse(MethodCommand, default, flags, f"bash run.sh {method.name} {dataset}")
+    program = f"bash run.sh {method.name} {dataset}"
+    command = parse(MethodCommand, default, flags, program, rules_of_losses(facts.threats))
     return command.experiment, command.place
+
+
+def _facts(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
+    """Return what is known of a data set, by the raw values of two flags.
+
+    A value that is refused counts as absent, and a folder that is not there as a typical one: whoever checks the flags
+    and loads the data, after this, names the error, and --help needs neither.
+    """
+    size = int(image_size) if image_size is not None and re.fullmatch(r"[1-9]\d{0,3}", image_size) else None
+    try:
+        return facts_of(dataset, RunOptions.data_dir if data_dir is None else Path(data_dir), size)
+    except (InputError, OSError, ValueError, RuntimeError):  # RuntimeError: no home folder for ~
+        return facts_named(dataset).resized(size)
 
 
 def run_method(method: Method, dataset: str, flags: list[str]) -> int:
@@ -106,7 +124,8 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
             run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
         else:
             quick = peek(flags, "--recipe")["--recipe"] is None
-            announce(quick, experiment, data, method, train, len(test), device)
+            facts = facts_of(dataset, place.data_dir, experiment.image_size)
+            announce(quick, experiment, data, method, facts, train, len(test), device)
         if processes > 1 and not launched():  # all that can be refused was
             become_launcher(processes, [method.name, dataset, *flags])
 
@@ -134,16 +153,23 @@ def announce(
     experiment: Experiment,
     data: str,
     method: Method,
+    facts: Facts,
     train: ImageSet,
     tests: int,
     device: torch.device,
 ) -> None:
-    """Say which recipe runs, and on a CPU how long it and the other will take."""
+    """Say which recipe runs, what it is derived from where no paper has the data set, and on a CPU how long it and the
+    paper's will take.
+    """
     if not reports_to_user():
         return
     text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
+    note = ""
+    if facts.derived:
+        numbers = f"{facts.classes} classes, {facts.channels}x{facts.size}x{facts.size}, {facts.examples:,} images"
+        note = f"\nThe recipe is derived from the data ({numbers}): no paper has this data set"
     if device.type != "cpu":
-        print(f"{text}, on {device}", file=sys.stderr)
+        print(f"{text}, on {device}{note}", file=sys.stderr)
         return
 
     def hours(recipe: Recipe) -> str:
@@ -155,8 +181,8 @@ def announce(
     if chosen_here:
         text = f"No GPU here: {text} (about {this})"
         with suppress(InputError):  # its network does not take images of this size
-            paper = hours(method.recipes["paper"](experiment.dataset, experiment.ipc))
+            paper = hours(method.recipes["paper"](facts, experiment.ipc))
             text = f"{text}; --recipe paper would take about {paper}"
     else:
         text = f"{text}: about {this} on this CPU"
-    print(text, file=sys.stderr)
+    print(f"{text}{note}", file=sys.stderr)

@@ -8,7 +8,6 @@ time grows with the number of images). Checked against whole runs in docs/cost.m
 
 import time
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
 from distill.training.students import TOGETHER, fits_together
 from distill.training.work import PROBE, STEPS, Step, training_steps
-from robust import CurvatureRegularizedLoss, GradientNorm, loss_named
+from robust import loss_named
 
 __all__ = ["estimate", "human"]
 
@@ -74,7 +73,7 @@ def estimate(
     together = min(evaluation.students, TOGETHER) if at_once else 1
     train = partial(training_steps, images=batch, networks=together)
     students_steps = evaluation.students * epochs * ipc * num_classes / batch
-    training = [(students_steps * _passes(loss_named(evaluation.student.loss)) / STEPS / together, train)]
+    training = [(students_steps * loss_named(evaluation.student.loss).passes / STEPS / together, train)]
     if evaluation.protocol == "own" and student_work is not None:
         one = student_work(recipe.config, ipc, num_classes)
         training = [(evaluation.students * count, step) for count, step in one]
@@ -92,13 +91,6 @@ def estimate(
         count = epochs * ipc * num_classes / batch / STEPS
         seconds += count * _seconds(partial(training_steps, images=batch), built(evaluation.transfer_backbone), shape)
     return seconds
-
-
-def _passes(loss: Any) -> float:
-    """Return how many times as long as a plain training step one with this loss takes."""
-    if isinstance(loss, (CurvatureRegularizedLoss, GradientNorm)):
-        return 4.5
-    return 1 + 2 / 3 * getattr(loss, "steps", 0)  # an inner gradient needs no gradient of the weights
 
 
 def _gradients(column: Column) -> int:

@@ -95,7 +95,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     evaluation = Evaluation(3, test_images=2000) if recipe == "quick" else Evaluation(50)
     file = path / "distilled.safetensors" if path.is_dir() else path
     digest = "" if distilled is None else digest_of(file)
-    dataset, backbone = ("cifar10", "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
+    dataset, backbone = (DATASETS[0], "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
     judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
     default = EvaluateCommand(judgement, RunOptions())
     asked = parse(EvaluateCommand, default, flags if helping else flags[1:], "bash run.sh evaluate PATH")

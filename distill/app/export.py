@@ -16,12 +16,12 @@ import torch
 import tyro
 
 from distill.app.flags import parse
-from distill.data.official import CONSTANTS, Constants
+from distill.data import facts_named
+from distill.data.facts import Constants
 from distill.data.pictures import picture_folders, write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.published.reading import OFFICIAL
 from distill.runs.files import UNFINISHED, disk_errors, hash_of, remove_unfinished, write_text
 from distill.runs.foreign import reachable, read_json
 from distill.training.whiten import preprocessing
@@ -189,7 +189,7 @@ def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
     _hard(distilled, "dc")
     constants = _constants("dc", distilled)
     images = Normalize(*constants)(distilled.images[:])
-    names = (distilled.method.upper() or "SET", OFFICIAL.get(distilled.dataset, distilled.dataset))
+    names = (distilled.method.upper() or "SET", facts_named(distilled.dataset).official or distilled.dataset)
     network = "ConvNet" if distilled.backbone == "convnet" else re.sub(r"[^\w.=-]+", "_", distilled.backbone)
     path = out / f"res_{'_'.join(names)}_{network}_{round(distilled.ipc)}ipc.pt"
     torch.save({"data": [[images, distilled.labels]], "accs_all_exps": {network: []}}, path)
@@ -258,7 +258,7 @@ def _hard(distilled: DistilledSet, form: str) -> None:
 
 def _constants(code: str, distilled: DistilledSet) -> Constants:
     """Return what a code normalises the data set with; of one that it does not have, the set's own."""
-    return CONSTANTS[code].get(distilled.dataset, (distilled.mean, distilled.std))
+    return facts_named(distilled.dataset).constants.get(code, (distilled.mean, distilled.std))
 
 
 def _space(constants: Constants) -> str:

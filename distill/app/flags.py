@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
+from tyro.constructors import ConstructorRegistry
 
+from distill.app.loss_flags import refuse_fields_as_flags
 from distill.errors import InputError, one_line
 from distill.runs.ranks import launched, local_rank
+from robust import Loss
+from robust.losses import written
 
 __all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
 
@@ -24,7 +28,7 @@ def peek(flags: list[str], *names: str) -> dict[str, str | None]:
     for name in names:
         parser.add_argument(name, nargs="?")
     found, _ = parser.parse_known_args(flags)
-    return {name: getattr(found, name.strip("-")) for name in names}
+    return {name: getattr(found, name.strip("-").replace("-", "_")) for name in names}
 
 
 def whole_number(flag: str, text: str, least: int) -> int:
@@ -58,7 +62,7 @@ def find_device(name: str) -> torch.device:
 
 
 def flags_of(settings: Any, prefix: str = "--") -> list[str]:
-    """Return the flags that say what a dataclass says: of numbers, texts, None, and dataclasses of these.
+    """Return the flags that say what a dataclass says: of numbers, texts, None, losses, and dataclasses of these.
 
     >>> from distill.training.students import Training
     >>> flags_of(Training(epochs=20), "--student.")[:4]
@@ -67,24 +71,34 @@ def flags_of(settings: Any, prefix: str = "--") -> list[str]:
     words: list[str] = []
     for field in fields(settings):
         name, value = f"{prefix}{field.name.replace('_', '-')}", getattr(settings, field.name)
-        if is_dataclass(value):
+        if isinstance(value, Loss):
+            words += [name, written(value, "inputs")]
+        elif is_dataclass(value):
             words += flags_of(value, f"{name}.")
         elif value != "":
             words += [name, str(value)]
     return words
 
 
-def parse(kind: type[T], default: T, flags: list[str], program: str) -> T:
+def parse(kind: type[T], default: T, flags: list[str], program: str, rules: ConstructorRegistry | None = None) -> T:
     """Return the command that the flags describe, starting from a default.
+
+    Args:
+        kind: the class of the command.
+        default: the command without flags.
+        flags: the words.
+        program: for the usage, "bash run.sh NAME".
+        rules: how fields of types that tyro does not know are read.
 
     Raises:
         InputError: what tyro says of wrong flags, as one line.
         SystemExit: after --help.
     """
-    said = io.StringIO()
+    refuse_fields_as_flags(flags)
+    said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with redirect_stderr(said):
-            return tyro.cli(kind, default=default, args=flags, prog=program, config=(tyro.conf.AvoidSubcommands,))
+            return tyro.cli(kind, default=default, args=flags, prog=program, config=config, registry=rules)
     except ValueError as error:  # a field refuses its value
         raise InputError(_in_short(str(error))) from None
     except OverflowError:
@@ -104,8 +118,12 @@ def _in_short(text: str) -> str:
     'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
     >>> _in_short("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
     '--student.batch-size is 0; it must be >= 1'
+    >>> _in_short("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
+    "--real-loss: unknown loss 'gaurd'"
     """
     group, text = re.fullmatch(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL).groups()
+    if group and group.startswith("--"):  # the text of one flag, which its type refuses
+        return f"--{group.strip('-')}: {text.partition(' Argument helptext: ')[0]}"
     group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
     field = re.match(r"([a-z][a-z0-9_]*) is ", text)
     if field:

@@ -34,8 +34,9 @@ def run_list(flags: list[str], methods: Mapping[str, Method]) -> int:
         "recipes": _recipes(methods),
         "data sets": ", ".join(DATASETS),
         "backbones": f"{', '.join(BACKBONES)}, any timm model; options after a colon: convnet:width=64,norm=batch",
-        "losses": f"of students (--student.loss): {', '.join(LOSSES)}; "
-        "fields after a colon, a threat behind @: trades:beta=3@2/255",
+        "losses": "of real images (--real-loss), experts (--expert-loss), teachers (--squeeze.loss) and students "
+        f"(--student.loss): {', '.join(LOSSES)}; fields after a colon, a threat behind @: trades:beta=3@2/255; "
+        "or package.module:name",
         "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, one of DC's as in "
         "dc:crop_scale_rotate, or kornia:Name(...)+Name(...)",
         "attacks": "linf_star, linf, l2 (the paper's: PGD of 10 steps), "

@@ -1,8 +1,9 @@
-"""Data sets: each module that exports `load(root) -> (train, test)` is one, by its own name.
+"""Data sets: each module that exports `load(root) -> (train, test)` and FACTS is one, by its own name.
 
-The folder is the registry. A set of image files of any size exports SIZE, `load(root, image_size, damaged)`, which
-decodes them at that size, and `listings(root, damaged)`; all others are resized here. To keep `import distill.data`
-quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
+The folder is the registry. FACTS (`distill.data.facts`) is all that is known of a set; a set of the user's own images
+exports `facts(root, image_size)` instead. A set of image files of any size exports `load(root, image_size, damaged)`,
+which decodes them at that size, and `listings(root, damaged)`; all others are resized here. To keep `import
+distill.data` quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
 """
 
 import hashlib
@@ -12,11 +13,25 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from distill.data import folder
 from distill.data._folders import fingerprint as files_hash
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
 
-__all__ = ["DAMAGED", "DATASETS", "FILES", "ImageSet", "fingerprint", "label", "load"]
+__all__ = [
+    "DAMAGED",
+    "DATASETS",
+    "FACTS",
+    "FILES",
+    "Facts",
+    "ImageSet",
+    "facts_named",
+    "facts_of",
+    "fingerprint",
+    "label",
+    "load",
+]
 
 DAMAGED = ("refuse", "skip")
 """what can be done with damaged files"""
@@ -26,8 +41,40 @@ _MODULES = {module.name: import_module(f"{__name__}.{module.name}") for module i
 DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items() if hasattr(module, "load")))
 """names of the data sets"""
 
-FILES: dict[str, int | None] = {name: module.SIZE for name, module in _MODULES.items() if hasattr(module, "SIZE")}
-"""data sets of image files, and the side in pixels at which each is decoded where none is asked for; None: its own"""
+FACTS: dict[str, Facts] = {name: _MODULES[name].FACTS for name in DATASETS if hasattr(_MODULES[name], "FACTS")}
+"""what is known of each data set that is not the user's own images"""
+
+FILES: dict[str, int | None] = {
+    name: FACTS[name].size if name in FACTS else None for name in DATASETS if hasattr(_MODULES[name], "listings")
+}
+"""data sets of image files -> side in pixels at which each is decoded by default; None: that of the files"""
+
+
+def facts_of(name: str, root: Path, image_size: int | None = None) -> Facts:
+    """Return what is known of a data set, at the size in pixels at which it will be seen.
+
+    Args:
+        name: one of DATASETS.
+        root: as in `load`; looked at for the user's own images alone.
+        image_size: height and width in pixels; None keeps the set's own.
+
+    Raises:
+        InputError: the name is unknown, or the folder of the user's own images is missing, or has no images.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    if name in FACTS:
+        return FACTS[name].resized(image_size)
+    return _MODULES[name].facts(root.expanduser().absolute(), image_size)
+
+
+def facts_named(name: str) -> Facts:
+    """Return what is known of a data set by its name alone; of the user's own images, that no code or paper has them.
+
+    >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
+    (False, True, {})
+    """
+    return FACTS.get(name, folder.TYPICAL)
 
 
 def label(name: str, root: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.facts import Facts
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, find_damaged, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
@@ -22,15 +23,10 @@ __all__ = [
     "held",
     "image_sets",
     "imagenet_listings",
-    "imagenet_sets",
     "listing",
     "paired",
+    "sets_in_files",
 ]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""of ImageNet's training images; what torchvision's weights expect"""
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""as the mean"""
 
 _LIMIT = LIMIT
 """of both parts together"""
@@ -250,13 +246,12 @@ def imagenet_listings(name: str, root: Path, below: Sequence[str], bring: str, d
     return paired(listing(place / "train"), listing(place / "val"), damaged)
 
 
-def imagenet_sets(name: str, parts: Sequence[Listing], size: int) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, seen as in ImageNet's evaluation, in files.
+def sets_in_files(facts: Facts, parts: Sequence[Listing]) -> tuple[ImageSet, ImageSet]:
+    """Return training and test set, whose images stay in their files and are seen as in ImageNet's evaluation.
 
     Args:
-        name: of the data set.
+        facts: of the data set: name, size, mean and std.
         parts: its files.
-        size: height and width in pixels.
     """
-    files = [ImageFiles(part.paths, size, "crop") for part in parts]
-    return image_sets(name, parts, files, IMAGENET_MEAN, IMAGENET_STD)
+    files = [ImageFiles(part.paths, facts.size, "crop") for part in parts]
+    return image_sets(facts.name, parts, files, facts.mean, facts.std)

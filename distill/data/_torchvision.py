@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
@@ -23,17 +24,12 @@ _SILENCE = 15.0
 """seconds without an answer after which a download has failed; torchvision itself would wait for ever"""
 
 
-def find_or_download(
-    official: str, root: Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[ImageSet, ImageSet]:
+def find_or_download(facts: Facts, root: Path) -> tuple[ImageSet, ImageSet]:
     """Load a set, fetching it first where files are missing.
 
     Args:
-        official: name of torchvision's class: a CIFAR or an MNIST.
+        facts: of the data set; its official name is torchvision's class, a CIFAR or an MNIST.
         root: folder that has, or gets, the set's own folder; absolute.
-        name: our name of the set.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, as `mean`.
 
     Returns:
         training and test set, images (N, C, H, W).
@@ -43,7 +39,7 @@ def find_or_download(
     """
     import torchvision.datasets
 
-    kind = getattr(torchvision.datasets, official)
+    kind, name = getattr(torchvision.datasets, facts.official), facts.name
     files, archives = _layout(kind)
     place = (root / files[0]).parent
     if not all((root / file).is_file() for file in files):
@@ -55,7 +51,7 @@ def find_or_download(
                 "there, or point --data-dir or DATA_DIR to where it is; the data set digits needs no files"
             ) from None
     try:
-        train, test = (_image_set(kind(root, train=train), name, mean, std) for train in (True, False))
+        train, test = (_image_set(kind(root, train=train), facts) for train in (True, False))
     except Exception as error:  # what a parser says of damaged bytes is anything from EOFError to AssertionError
         raise InputError(
             f"{place} cannot be read as {name} ({_line(error)}): delete that folder and run again"
@@ -109,14 +105,14 @@ def _line(error: Exception) -> str:
     return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
-def _image_set(found: Any, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
+def _image_set(found: Any, facts: Facts) -> ImageSet:
     pixels = torch.from_numpy(np.asarray(found.data))  # uint8, (N, H, W, 3) or (N, H, W)
     pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
     return ImageSet(
-        name=name,
+        name=facts.name,
         images=pixels.float().div_(255).contiguous(),
         labels=torch.as_tensor(found.targets, dtype=torch.int64),
         classes=tuple(found.classes),
-        mean=mean,
-        std=std,
+        mean=facts.mean,
+        std=facts.std,
     )

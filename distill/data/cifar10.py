@@ -3,16 +3,34 @@
 from pathlib import Path
 
 from distill.data._torchvision import find_or_download
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["load"]
+__all__ = ["FACTS", "load"]
 
-# DC's code: VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset. By the field's tradition this std is smaller
-# than that of the pixels, which is (0.2470, 0.2435, 0.2616); learning rates and h count in these units.
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset. By the field's tradition this std
+# is smaller than that of the pixels, which is (0.2470, 0.2435, 0.2616); learning rates and h count in these units.
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2023, 0.1994, 0.2010)
+FACTS = Facts(
+    name="cifar10",
+    classes=10,
+    channels=3,
+    size=32,
+    examples=50_000,
+    mean=_MEAN,
+    std=_STD,
+    constants={
+        "dc": (_MEAN, _STD),
+        "dd": (_MEAN, (0.247, 0.243, 0.261)),
+        "mtt": (_MEAN, _STD),
+        "frepo": (_MEAN, (0.2470, 0.2435, 0.2616)),
+    },
+    official="CIFAR10",
+    whitened=("kip", "frepo"),
+)
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
     """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
-    return find_or_download("CIFAR10", root, "cifar10", _MEAN, _STD)
+    return find_or_download(FACTS, root)

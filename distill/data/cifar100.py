@@ -3,15 +3,32 @@
 from pathlib import Path
 
 from distill.data._torchvision import find_or_download
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["load"]
+__all__ = ["FACTS", "load"]
 
-# DC's code: VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset
-_MEAN = (0.5071, 0.4866, 0.4409)
-_STD = (0.2673, 0.2564, 0.2762)
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's has the same, and MTT's
+# those of CIFAR-10.
+_OFFICIAL = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+FACTS = Facts(
+    name="cifar100",
+    classes=100,
+    channels=3,
+    size=32,
+    examples=50_000,
+    mean=_OFFICIAL[0],
+    std=_OFFICIAL[1],
+    constants={
+        "dc": _OFFICIAL,
+        "mtt": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "frepo": _OFFICIAL,
+    },
+    official="CIFAR100",
+    whitened=("kip", "frepo"),
+)
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
     """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
-    return find_or_download("CIFAR100", root, "cifar100", _MEAN, _STD)
+    return find_or_download(FACTS, root)

@@ -4,15 +4,23 @@ from pathlib import Path
 
 import torch
 
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["load"]
+__all__ = ["FACTS", "load"]
 
 _SPLIT_SEED = 0
 """part of the data set: another seed would make another one"""
-# measured on the training part
-_MEAN = (0.3059,)
-_STD = (0.3765,)
+FACTS = Facts(
+    name="digits",
+    classes=10,
+    channels=1,
+    size=8,
+    examples=1438,
+    mean=(0.3059,),  # mean and std: measured on the training part
+    std=(0.3765,),
+    flips=False,
+)
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
@@ -28,11 +36,11 @@ def load(root: Path) -> tuple[ImageSet, ImageSet]:
 
     pixels, labels = load_digits(return_X_y=True)
     whole = ImageSet(
-        name="digits",
+        name=FACTS.name,
         images=torch.from_numpy(pixels).float().div_(16).view(-1, 1, 8, 8),
         labels=torch.from_numpy(labels).long(),
         classes=tuple("0123456789"),
-        mean=_MEAN,
-        std=_STD,
+        mean=FACTS.mean,
+        std=FACTS.std,
     )
     return whole.split(0.2, torch.Generator().manual_seed(_SPLIT_SEED))

@@ -1,24 +1,29 @@
-"""Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder, in any format Pillow reads."""
+"""Your own images: train/CLASS/* and val/CLASS/* (or test/CLASS/*) in the data folder.
 
+Formats: BMP, JPEG, PNG, PNM, TIFF, WebP (`distill.data.decode`).
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distill.data._folders import Listing, held, image_sets, listing, paired
-from distill.data.headers import all_grey
+from distill.data.decode import Header, all_grey, header
+from distill.data.facts import Facts
 from distill.data.image_files import ImageFiles, find_damaged, refusal
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 from distill.runs.foreign import open_regular
 
-__all__ = ["SIZE", "listings", "load"]
+__all__ = ["TYPICAL", "facts", "listings", "load"]
 
-SIZE = None
-"""side in pixels where none is asked for: that of the files"""
-
+TYPICAL = Facts("folder", classes=10, channels=3, size=32, examples=10_000, view="square", derived=True)
+"""stands for a folder that is not there, in `--help`: whoever loads the folder names the error"""
+_HEADERS = 100
+"""image files whose headers tell size and colours"""
 _ENOUGH = 2000
 """images that mean and std are taken of where the training images stay in their files"""
 
@@ -47,11 +52,49 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     parts = listings(root, damaged)
     paths = np.concatenate([part.paths for part in parts])
     size = image_size or _common_size(paths)
-    images = held("folder", parts, size, "square", channels=1 if all_grey(paths) else 3)
+    images = held(TYPICAL.name, parts, size, "square", channels=1 if all_grey(paths) else 3)
     mean, std = _statistics(images[0])
     if min(std) == 0:
         raise InputError(f"a channel of all images in {root / 'train'} has one value: there is nothing to learn there")
-    return image_sets("folder", parts, images, mean, std)
+    return image_sets(TYPICAL.name, parts, images, mean, std)
+
+
+def facts(root: Path, image_size: int | None = None) -> Facts:
+    """Return what the names and a few headers of the training images tell; nothing is decoded.
+
+    Args:
+        root: the folder that holds train/.
+        image_size: height and width in pixels at which the images will be seen; None for those of the files.
+
+    Returns:
+        the number of classes and images; one channel where a hundred images, evenly spread, are grey by their headers;
+        and the shorter side of the first image, as all are squares of one size where no other size is given.
+
+    Raises:
+        InputError: there is no such folder, it has fewer than two classes, or no image has a header.
+    """
+    train = listing(root / "train")
+    heads = _headers(train.paths)
+    if len(train.classes) < 2 or not heads:
+        raise InputError(f"{train.folder} must hold two classes or more, of image files that can be read")
+    size = image_size or min(heads[0][:2])
+    channels = 1 if all(head.grey for head in heads) else 3
+    return replace(TYPICAL, classes=len(train.classes), channels=channels, size=size, examples=len(train.paths))
+
+
+def _headers(paths: np.ndarray) -> list[Header]:
+    """Return the headers of a hundred files, evenly spread; where none of them can be read, of the first that can."""
+    count = min(_HEADERS, len(paths))
+    found = [head for path in paths[np.arange(count) * len(paths) // count] if (head := _header(path))]
+    return found or [head for head in map(_header, paths) if head][:1]
+
+
+def _header(path: bytes | str) -> Header | None:
+    try:
+        with open_regular(path) as file:
+            return header(file)
+    except Exception:  # as of `header`
+        return None
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
@@ -74,11 +117,8 @@ def _common_size(paths: np.ndarray) -> int:
     """
     sizes: dict[tuple[int, int], None] = {}
     for path in paths:
-        try:
-            with open_regular(path) as file, Image.open(file) as image:
-                sizes[image.size] = None
-        except Exception:  # Pillow raises anything from SyntaxError to struct.error
-            continue
+        if head := _header(path):
+            sizes[head[:2]] = None
         if len(sizes) == 2:
             break
     if not sizes:

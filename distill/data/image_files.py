@@ -1,35 +1,22 @@
-"""Images that stay in their files until they are asked for: what an ImageSet holds where memory is too small.
-
-JPEG files are decoded by torchvision (libjpeg-turbo, 1.5 times as fast as Pillow), all others and what it refuses by
-Pillow, whose word is final; both give the same bytes, CMYK and grey included. PNG is left to Pillow on purpose: it is
-as fast there, and torchvision 0.29 ends the whole process with a segmentation fault on many a damaged PNG. Of JPEG the
-operator below torchvision.io is called, since that warns since 0.29 that it will go; once it is gone, Pillow does all.
-
-A file cut short is refused by both; of JPEG data that went wrong inside the file libjpeg only warns on standard error,
-and neither decoder refuses it. The EXIF orientation is ignored, as in torchvision's ImageNet evaluation. Transparency
-is dropped: the colours below it show.
-"""
+"""Images that stay in their files until they are used: what an ImageSet holds where memory is too small."""
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from distill.data.headers import is_deep
+from distill.data.decode import as_bytes, decode_file, reason, scaled
 from distill.errors import InputError
 from distill.runs.files import hash_of
-from distill.runs.foreign import brief, open_regular
 from distill.runs.progress import progress
 
 __all__ = [
@@ -51,9 +38,6 @@ View = Literal["crop", "square"]
 LIMIT = 8 * 2**30
 """bytes that images may take in memory"""
 _CPU = torch.device("cpu")
-_JPEG = b"\xff\xd8\xff"
-_RGB = 3
-"""torchvision.io.ImageReadMode.RGB"""
 _MOST_THREADS = 16
 """beyond it they wait for each other's Python"""
 _CHUNK = 256
@@ -122,37 +106,62 @@ class ImageFiles:
         return self._pixels(chosen)
 
     def _pixels(self, paths: Sequence) -> Tensor:
-        on_the_way = np.float32 if self.device.type == "cpu" else np.uint8  # a quarter to copy to a device
-        out = np.empty((len(paths), *self.shape[1:]), on_the_way)
-        for path, why in zip(paths, self._read(paths, out), strict=True):
+        as_floats = self.device.type == "cpu"  # bytes are a quarter to copy to a device
+        out, deep = np.empty((len(paths), *self.shape[1:]), np.float32 if as_floats else np.uint8), {}
+        for path, why in zip(paths, self._read(paths, out, deep), strict=True):
             if why:
                 raise refusal([(path, why)])
-        return torch.from_numpy(out).to(self.device).float().div_(255)
+        images = torch.from_numpy(out).to(self.device)
+        if as_floats:
+            return images
+        images = images.float().div_(255)
+        for place, pixels in deep.items():
+            images[place] = torch.from_numpy(pixels).to(self.device)
+        return images
 
-    def _read(self, paths: Sequence, out: np.ndarray) -> Iterator[str]:
-        """Decode into (N, channels, size, size), 0 to 255, and yield of each image why not, "" where it can be."""
+    def _read(self, paths: Sequence, out: np.ndarray, deep: dict[int, np.ndarray]) -> Iterator[str]:
+        """Decode into an array and return of each image why it cannot be decoded, "" where it can.
+
+        Args:
+            paths: n of them.
+            out: (n, channels, size, size), filled: float32 with pixels in [0, 1], uint8 with 0 to 255.
+            deep: gets the images of 16 bits that `out` of uint8 cannot hold: index -> float32 in [0, 1].
+
+        Returns:
+            n reasons, in order, each after its image was decoded.
+        """
 
         def read(place: int) -> str:
             try:
-                image = _decode(paths[place])
-            except Exception as error:  # decoders raise anything from SyntaxError to struct.error
-                return _why(error)
-            out[place] = self._through_view(image)[: self.channels]
+                image = decode_file(paths[place])
+            except Exception as error:  # as of `decode_file`
+                return reason(error)
+            seen = self._through_view(image)[: self.channels]
+            if out.dtype == np.float32:
+                out[place] = scaled(seen) if seen.dtype == np.uint8 else seen
+            elif seen.dtype == np.uint8:
+                out[place] = seen
+            else:
+                deep[place] = seen
             return ""
 
         return _in_threads(read, range(len(paths)))
 
     def _through_view(self, image: np.ndarray) -> np.ndarray:
-        height, width, _ = image.shape
-        size = self.size
+        """Return the view of decoded pixels (H, W, 3): (3, size, size), uint8 of uint8, float32 in [0, 1] of uint16."""
+        size, (height, width, _) = self.size, image.shape
+        image = image if image.dtype == np.uint8 else scaled(image)
         if (height, width) == (size, size):
             return image.transpose(2, 0, 1)
         if self.view == "square":
             side = min(width, height)
             left, top = (width - side) // 2, (height - side) // 2
             box = (left, top, left + side, top + side)
-            small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX, box)
-            return np.array(small).transpose(2, 0, 1)
+            if image.dtype == np.uint8:
+                small = Image.fromarray(image).resize((size, size), Image.Resampling.BOX, box)
+                return np.array(small).transpose(2, 0, 1)
+            planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(image.transpose(2, 0, 1))]
+            return np.stack([np.array(plane.resize((size, size), Image.Resampling.BOX, box)) for plane in planes])
         from torchvision.transforms.v2 import functional as TF
 
         pixels = TF.resize(torch.from_numpy(image).permute(2, 0, 1), [round(size / 0.875)], antialias=True)
@@ -165,15 +174,15 @@ class ImageFiles:
             index: of the image.
 
         Returns:
-            (channels, H, W) uint8, on the CPU.
+            (channels, H, W) uint8, on the CPU; 16 bits a channel are rounded to 8.
 
         Raises:
-            InputError: the file is damaged, or no image of eight bits a channel.
+            InputError: the file is damaged, or an image that is not read.
         """
         try:
-            return torch.from_numpy(_decode(self.paths[index])).permute(2, 0, 1)[: self.channels]
-        except Exception as error:  # as in _read
-            raise refusal([(self.paths[index], _why(error))]) from None
+            return torch.from_numpy(as_bytes(decode_file(self.paths[index]))).permute(2, 0, 1)[: self.channels]
+        except Exception as error:  # as of `decode_file`
+            raise refusal([(self.paths[index], reason(error))]) from None
 
     def take(self, indices: Tensor) -> "ImageFiles":
         """Return some of the files, by index (n,) int64 or mask (N,) bool."""
@@ -244,11 +253,11 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
     with _bar("reading images", total) as bar:
         for part in parts:
             images = torch.empty(part.shape)
-            for path, why in zip(part.paths, part._read(part.paths, images.numpy()), strict=True):
+            for path, why in zip(part.paths, part._read(part.paths, images.numpy(), {}), strict=True):
                 if why:
                     damaged.append((path, why))
                 bar.update()
-            tensors.append(images.div_(255))
+            tensors.append(images)
     if damaged:
         raise refusal(damaged, total)
     return tensors
@@ -259,16 +268,16 @@ def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
 
     def why(path: bytes | str) -> str:
         try:
-            _decode(path)
-        except Exception as error:  # as in ImageFiles._read
-            return _why(error)
+            decode_file(path)
+        except Exception as error:  # as of `decode_file`
+            return reason(error)
         return ""
 
     with _bar("checking images", len(paths)) as bar:
         found = []
-        for index, reason in enumerate(_in_threads(why, paths)):
-            if reason:
-                found.append((index, reason))
+        for index, fault in enumerate(_in_threads(why, paths)):
+            if fault:
+                found.append((index, fault))
             bar.update()
     return found
 
@@ -297,45 +306,6 @@ def refusal(damaged: Sequence[tuple[bytes | str, str]], total: int = 0) -> Input
         f"{len(damaged):,} of {total:,} files cannot be read as images: {', '.join(named)}{more}: "
         "mend or remove them, or give --damaged skip"
     )
-
-
-def _decode(path: bytes | str) -> np.ndarray:
-    """Return an image as RGB, (H, W, 3) uint8, writable.
-
-    Raises:
-        Exception: of any kind, where the file is not a whole image of eight bits a channel.
-    """
-    with open_regular(path) as file:
-        data = file.read()
-    decode_jpeg = _fast_decoder() if data.startswith(_JPEG) else None
-    if decode_jpeg:
-        try:
-            pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
-        except RuntimeError:
-            pass  # let Pillow say what it is
-        else:
-            return pixels.permute(1, 2, 0).numpy()
-    if not data:
-        raise ValueError("it is empty")
-    with Image.open(io.BytesIO(data)) as image:
-        if is_deep(image):
-            raise ValueError("more than 8 bits a channel")
-        return np.array((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
-
-
-@cache
-def _fast_decoder() -> Callable | None:
-    """Return torchvision's operator (bytes, mode, turn by EXIF) -> (3, H, W), or None where there is none."""
-    import torchvision  # noqa: F401  (it registers the operator)
-
-    return getattr(torch.ops.image, "decode_jpeg", None)
-
-
-def _why(error: Exception) -> str:
-    """Return what an error says, in a few words on one line."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image"
-    return brief(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def _bar(description: str, total: int) -> tqdm:

@@ -7,13 +7,26 @@ the order of their folders' names, as torchvision's weights expect. The validati
 
 from pathlib import Path
 
-from distill.data._folders import Listing, imagenet_listings, imagenet_sets
+from distill.data._folders import Listing, imagenet_listings, sets_in_files
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["SIZE", "listings", "load"]
+__all__ = ["FACTS", "listings", "load"]
 
-SIZE = 224
-"""side in pixels where none is asked for"""
+# Mean and std: what torchvision's weights expect; the codes of DC and MTT have them too.
+_OFFICIAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FACTS = Facts(
+    name="imagenet",
+    classes=1000,
+    channels=3,
+    size=224,
+    examples=1_281_167,
+    mean=_OFFICIAL[0],
+    std=_OFFICIAL[1],
+    constants={"dc": _OFFICIAL, "mtt": _OFFICIAL},
+    view="crop",
+    parts=True,
+)
 _BELOW = ("imagenet", "ILSVRC2012", "imagenet-1k")
 
 
@@ -32,10 +45,10 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
-    return imagenet_sets("imagenet", listings(root, damaged), image_size or SIZE)
+    return sets_in_files(FACTS.resized(image_size), listings(root, damaged))
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
     """Return the files of both parts: arguments and errors as of `load`."""
     bring = "it cannot be downloaded here: get it from image-net.org, whose terms apply"
-    return imagenet_listings("imagenet", root, _BELOW, bring, damaged)
+    return imagenet_listings(FACTS.name, root, _BELOW, bring, damaged)

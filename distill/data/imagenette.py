@@ -7,13 +7,30 @@ test set.
 
 from pathlib import Path
 
-from distill.data._folders import Listing, imagenet_listings, imagenet_sets
+from distill.data._folders import Listing, imagenet_listings, sets_in_files
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["SIZE", "listings", "load"]
+__all__ = ["FACTS", "listings", "load"]
 
-SIZE = 224
-"""side in pixels where none is asked for"""
+# Mean and std: what torchvision's weights expect; the codes of DC and MTT have them too.
+_OFFICIAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FACTS = Facts(
+    name="imagenette",
+    classes=10,
+    channels=3,
+    size=224,
+    examples=9469,
+    mean=_OFFICIAL[0],
+    std=_OFFICIAL[1],
+    constants={
+        "dc": _OFFICIAL,
+        "mtt": _OFFICIAL,
+        "frepo": ((0.4626, 0.4588, 0.4251), (0.2790, 0.2745, 0.2973)),
+    },
+    view="crop",
+    parts=True,
+)
 _BELOW = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224", "imagenette")
 
 
@@ -31,10 +48,10 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     Raises:
         InputError: the folders are missing, have no class folders or not the same, or one without images.
     """
-    return imagenet_sets("imagenette", listings(root, damaged), image_size or SIZE)
+    return sets_in_files(FACTS.resized(image_size), listings(root, damaged))
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
     """Return the files of both parts: arguments and errors as of `load`."""
     bring = "get imagenette2.tgz as github.com/fastai/imagenette says"
-    return imagenet_listings("imagenette", root, _BELOW, bring, damaged)
+    return imagenet_listings(FACTS.name, root, _BELOW, bring, damaged)

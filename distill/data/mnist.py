@@ -3,15 +3,28 @@
 from pathlib import Path
 
 from distill.data._torchvision import find_or_download
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 
-__all__ = ["load"]
+__all__ = ["FACTS", "load"]
 
-# DC's code: VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset
-_MEAN = (0.1307,)
-_STD = (0.3081,)
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's has the same.
+_OFFICIAL = ((0.1307,), (0.3081,))
+FACTS = Facts(
+    name="mnist",
+    classes=10,
+    channels=1,
+    size=28,
+    examples=60_000,
+    mean=_OFFICIAL[0],
+    std=_OFFICIAL[1],
+    constants={"dc": _OFFICIAL, "dd": _OFFICIAL, "frepo": _OFFICIAL},
+    official="MNIST",
+    flips=False,
+    dc_students="dc:crop_scale_rotate",
+)
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
     """Return training and test set, images (N, 1, 28, 28); see `find_or_download` for what it raises."""
-    return find_or_download("MNIST", root, "mnist", _MEAN, _STD)
+    return find_or_download(FACTS, root)

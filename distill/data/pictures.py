@@ -9,23 +9,23 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from distill.data.headers import is_deep, is_grey
+from distill.data.decode import Header, decode, header, reason, scaled
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
 from distill.data.images import Images
 from distill.errors import InputError
 from distill.runs.files import write_atomic
-from distill.runs.foreign import brief, open_regular
+from distill.runs.foreign import open_regular
 
 __all__ = [
     "NUMBERED",
@@ -37,8 +37,6 @@ __all__ = [
     "write_pictures",
 ]
 
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""of Pillow's, those of ENDINGS: others run programs (EPS)"""
 LARGEST = 1024
 """side in pixels"""
 LONGEST = 200
@@ -139,16 +137,12 @@ def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
         (N, 1 or 3, H, H) pixels; where they take more than 8 GiB they stay in their files.
 
     Raises:
-        InputError: a file is no image or has more than 8 bits a channel (of grey ones 16 are read), sizes differ or are
-            no squares, or images of 16 bits take more than 8 GiB.
+        InputError: a file is no image, or sizes differ or are no squares.
     """
     heads = [_header(path) for path in paths]
     channels, size = _common([str(path) for path in paths], heads)
     if 4 * len(paths) * channels * size**2 <= LIMIT:
         return torch.stack([_read(path, channels) for path in paths])
-    deep = next((path for path, head in zip(paths, heads, strict=True) if head.deep), None)
-    if deep is not None:
-        raise InputError(f"{deep} has 16 bits a pixel, and {len(paths):,} of {size} pixels take too much memory so")
     return ImageFiles(np.array([str(path) for path in paths]), size, "square", channels=channels)
 
 
@@ -180,17 +174,7 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in visible if path.suffix.lower() in ENDINGS)
 
 
-class _Header(NamedTuple):
-    """What an image says of itself before it is decoded."""
-
-    width: int
-    height: int
-    grey: bool
-    deep: bool
-    """16 bits a pixel"""
-
-
-def _common(names: list[str], heads: list[_Header]) -> tuple[int, int]:
+def _common(names: list[str], heads: list[Header]) -> tuple[int, int]:
     """Return the channels and the side of images that are squares of one size: 1 channel where all are grey.
 
     Raises:
@@ -207,63 +191,46 @@ def _common(names: list[str], heads: list[_Header]) -> tuple[int, int]:
     return 1 if all(head.grey for head in heads) else 3, size
 
 
-@contextmanager
-def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    """Open an image; everything that goes wrong with it is one line.
-
-    Raises:
-        InputError: it is none, is damaged, or has more bits than are read without loss.
-    """
-    try:
-        with (
-            nullcontext(file) if isinstance(file, io.BytesIO) else open_regular(file) as data,
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(data, formats=FORMATS) as image:
-                yield image
-    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        why = brief(getattr(error, "strerror", None) or error) or type(error).__name__
-        raise InputError(f"{name or file} cannot be read as an image ({why})") from None
-
-
-def _header(file: Path | io.BytesIO, name: str = "") -> _Header:
+def _header(file: Path | io.BytesIO, name: str = "") -> Header:
     """Return what an image says of itself, without decoding it.
 
     Raises:
-        InputError: it is none, or has more bits a channel than are read without loss.
+        InputError: it is no image, or has more pixels than Pillow takes for harmless.
     """
-    with _opened(file, name) as image:
-        return _Header(*image.size, is_grey(image), _is_deep(image))
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Return whether an open image has 16 bits a pixel, all of which are read.
-
-    Raises:
-        ValueError: it has more than eight bits a channel in another way, of which some would be lost.
-    """
-    deep = is_deep(image)
-    if deep and not image.mode.startswith("I;16"):
-        raise ValueError("more than 8 bits a channel are read of grey images of 16 bits only: convert it to 8 bits")
-    return deep
+    try:
+        with _opened(file) as data, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return header(data)
+    except Exception as error:  # as of `header`
+        raise _refusal(name or file, error) from None
 
 
 def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
-    """Return the pixels of an image, (channels, H, W) float32 in [0, 1]; 16 bits of a grey one are kept.
+    """Return the pixels of an image, (channels, H, W) float32 in [0, 1]; 16 bits of a channel are kept.
 
     Raises:
-        InputError: as of `_header`, or it is damaged, or has colours where one channel is asked for.
+        InputError: as of `_header`, or the image is damaged, or has colours where the data set has one channel.
     """
-    with _opened(file, name) as image:
-        deep = _is_deep(image)
-        if channels == 1 and not is_grey(image):
-            raise ValueError("it has colours, and the images of the data set are grey")
-        if deep:
-            pixels = torch.from_numpy(np.array(image).astype(np.float32))[None] / 65535
-            return pixels.expand(channels, -1, -1).contiguous()
-        pixels = torch.from_numpy(np.array(image.convert("RGB" if channels == 3 else "L")))
-        return (pixels.permute(2, 0, 1) if channels == 3 else pixels[None]).float() / 255
+    if channels == 1 and not _header(file, name).grey:
+        raise _refusal(name or file, ValueError("it has colours, and the images of the data set are grey"))
+    try:
+        with _opened(file) as data:
+            pixels = scaled(decode(data.read()))
+    except Exception as error:  # as of `decode`
+        raise _refusal(name or file, error) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)[:channels].contiguous()
+
+
+def _opened(file: Path | io.BytesIO) -> AbstractContextManager[BinaryIO]:
+    """Open a file at its beginning."""
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+        return nullcontext(file)
+    return open_regular(file)
+
+
+def _refusal(name: Path | str | io.BytesIO, error: Exception) -> InputError:
+    return InputError(f"{name} cannot be read as an image ({reason(error)})")
 
 
 def folder_of(name: str) -> str:

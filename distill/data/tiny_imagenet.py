@@ -13,17 +13,33 @@ import numpy as np
 import torch
 
 from distill.data._folders import Listing, find, held, image_sets, listing, paired
+from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 
-__all__ = ["SIZE", "listings", "load"]
+__all__ = ["FACTS", "listings", "load"]
 
-SIZE = 64
-"""side in pixels where none is asked for"""
 _BELOW = ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-10")
-# SRe2L's code for Tiny ImageNet: zeyuanyin/tiny-imagenet
-_MEAN = (0.4802, 0.4481, 0.3975)
-_STD = (0.2302, 0.2265, 0.2262)
+# The codes of DC and MTT have ImageNet's mean and std.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+FACTS = Facts(
+    name="tiny_imagenet",
+    classes=200,
+    channels=3,
+    size=64,
+    examples=100_000,
+    mean=(0.4802, 0.4481, 0.3975),  # mean and std: SRe2L's code for Tiny ImageNet, zeyuanyin/tiny-imagenet
+    std=(0.2302, 0.2265, 0.2262),
+    constants={
+        "dc": _IMAGENET,
+        "mtt": _IMAGENET,
+        "frepo": ((0.4759, 0.4481, 0.3926), (0.2763, 0.2687, 0.2813)),
+    },
+    official="TinyImageNet",
+    whitened=("frepo",),
+    view="square",
+    parts=True,
+)
 
 
 def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
@@ -42,14 +58,14 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
         InputError: the folders are missing, the classes of the parts differ, or a file is damaged.
     """
     parts = listings(root, damaged)
-    size = image_size or SIZE
-    images = held("tiny_imagenet", parts, size, "crop" if size > SIZE else "square")
-    return image_sets("tiny_imagenet", parts, images, _MEAN, _STD)
+    size = image_size or FACTS.size
+    images = held(FACTS.name, parts, size, "crop" if size > FACTS.size else "square")
+    return image_sets(FACTS.name, parts, images, FACTS.mean, FACTS.std)
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
     """Return the files of both parts: arguments and errors as of `load`."""
-    place = find("tiny_imagenet", root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
+    place = find(FACTS.name, root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
     train = listing(place / "train")
     official = (place / "val" / "val_annotations.txt").is_file() and (place / "val" / "images").is_dir()
     test = _annotated(place / "val", train.classes) if official else listing(place / "val")

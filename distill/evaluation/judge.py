@@ -15,6 +15,7 @@ from distill.runs.run import Run
 from robust import Threat, Transfer, certified, certify, correct, least_distances, withstands
 from robust.evaluation.accuracy import radius
 from robust.evaluation.corruptions import COMMON, SEVERITIES, corrupt
+from robust.spec import split_spec
 
 __all__ = ["PART", "Sheet", "descend", "judge", "judge_clean", "members_of"]
 
@@ -179,7 +180,8 @@ def judge(
     known = sheet.bools
 
     def generator(part: int) -> torch.Generator:
-        return run.generator("attack", sheet.student, column.base, *([part] if part else []))
+        attack = split_spec(column.base)[0]  # its fields draw nothing: pgd and pgd:steps=10 are one attack
+        return run.generator("attack", sheet.student, attack, *([part] if part else []))
 
     if column.kind == "corruptions":
         return sheet.fill(name, n, lambda who, part: _under_corruptions(model, x[who], y[who], generator(part)))

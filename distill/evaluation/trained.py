@@ -25,7 +25,7 @@ from distill.training.protocol import Protocol
 from distill.training.students import TOGETHER, Training, fits_together, train_epochs, train_student, train_together
 from distill.training.whiten import preprocessing
 from robust import Normalize, loss_named
-from robust.losses.named import drawing_from
+from robust.losses import InPixels, drawing_from
 from robust.threat import family_of
 
 __all__ = ["Trained", "students_of"]
@@ -139,11 +139,8 @@ class Trained:
         channels, size = self.images.shape[1:3]
         loss = None
         if training.loss != "cross_entropy":
-            on_pixels = drawing_from(loss_named(training.loss, family_of(channels, size)), generator)
-
-            def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-                return on_pixels(nn.Sequential(self.normalize, network), self.normalize.inverse(x), y)
-
+            on_pixels = InPixels(loss_named(training.loss, family_of(channels, size)), self.normalize)
+            loss = drawing_from(on_pixels, generator)
         train_student(network, self.images, self.distilled.labels, training, generator, self.augmentation, loss)
 
     def _train_on_real(self, network: nn.Module) -> None:

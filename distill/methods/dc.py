@@ -31,28 +31,23 @@ from torch import Tensor, nn
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
-from distill.runs.divergence import check_finite
+from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import Augmentation, augmentation, dsa_strategy
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.training.real_side import real_side, share_moved
 from distill.training.students import TOGETHER, overhead_bound, train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import (
-    CompiledGradients,
-    CrossEntropy,
-    CurvatureRegularizedLoss,
-    Normalize,
-    RobustTeacher,
-)
+from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize, RobustTeacher
+from robust.losses import on_inputs, written
 from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
@@ -65,10 +60,10 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 
 CHUNK_ON_CPU = 64
 
-REMEDY = "--lr-img, --lr-net or --real-loss.weight"
-"""flags that a matching with a regulariser diverges by"""
+REMEDY = ("--lr-img", "--lr-net")
+"""flags that a matching diverges by, beside the strength of its loss"""
 NOTHING = 0.01
-"""share of the minimised distance; a regulariser that moves the real gradients by less has no effect on a set"""
+"""share of the minimised distance; a loss that moves the real gradients by less has no effect on a set"""
 
 
 @dataclass(frozen=True)
@@ -79,8 +74,8 @@ class Config:
         ValueError: a field is out of its range.
     """
 
-    real_loss: CrossEntropy | CurvatureRegularizedLoss
-    """loss of the real batch; its units are those of normalised images"""
+    real_loss: Loss
+    """loss of the real batch; h in normalised units, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
     """network that is matched, and that students have: a name of `bash run.sh list`, options after a colon"""
     iterations: Count = 1000
@@ -117,9 +112,10 @@ class Config:
         augmentation(self.augment)
         if self.augment_students != "auto":
             augmentation(self.augment_students)
-        loss = self.real_loss
-        if isinstance(loss, CurvatureRegularizedLoss) and (loss.h_warmup or loss.batchnorm != "eval"):
-            raise ValueError("h_warmup and batchnorm=train are for training a teacher; networks are matched frozen")
+        if fields := self.real_loss.only_in_training:
+            raise ValueError(f"real_loss has {fields}, for training a teacher; networks are matched frozen")
+        if self.compile and self.real_loss.traits.random:
+            raise ValueError("compile is for a real_loss without randomness: a program would repeat its first draws")
 
 
 def loops(config: Config, ipc: int, table: dict[int, tuple[int, int]] = LOOPS) -> tuple[int, int]:
@@ -179,7 +175,8 @@ def distill(
         else:
             images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
         state = {"iteration": 0, "images": images, "velocity": torch.zeros_like(images)}
-    remedy = "--lr-img or --lr-net" if isinstance(config.real_loss, CrossEntropy) else REMEDY
+    requested, remedy = config.real_loss, remedy_of(REMEDY, "--real-loss", config.real_loss)
+    config = replace(config, real_loss=on_inputs(requested, normalize))
     compiled = _compiler(real.images.device) if config.compile else None
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
 
@@ -195,13 +192,14 @@ def distill(
                     "real_batch": lambda c, here=here: sample(c, config.batch_real, "real", *here),
                     "siamese": siamese,
                     "generator": lambda c, here=here: run.generator("augment", *here, c),
+                    "draws": lambda c, here=here: run.generator("real_loss", *here, c),
                 }
-                if here == (0, outer_loop - 1) and isinstance(config.real_loss, CurvatureRegularizedLoss):
+                if here == (0, outer_loop - 1) and requested.traits.strength:
                     plain = replace(config, real_loss=CrossEntropy())
                     teachers = (teacher_of(network, each, images.device, None) for each in (config, plain))
                     share = share_moved(images[0], *teachers, DISTANCES[config.distance], **sides)
                     if share < NOTHING:
-                        run.notify(_nothing_moves(share, config.real_loss))
+                        run.notify(_nothing_moves(share, requested))
                 gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity
@@ -227,7 +225,7 @@ def distill(
 
     augment = config.augment_students
     if augment == "auto":
-        augment = config.augment or augmentation_of_students(real.name, config.backbone)
+        augment = config.augment or augmentation_of_students(facts_named(real.name), config.backbone)
     return DistilledSet.of(
         real, normalize.inverse(images.flatten(0, 1)), labels, augment=augment, backbone=config.backbone
     )
@@ -241,6 +239,7 @@ def match(
     real_batch: Callable[[int], Tensor],
     siamese: Augmentation | None,
     generator: Callable[[int], torch.Generator],
+    draws: Callable[[int], torch.Generator] | None = None,
     compiled: CompiledGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the distances, summed over classes, with respect to the synthetic images.
@@ -252,6 +251,7 @@ def match(
         real_batch: class -> its real images (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
         generator: class -> generator of its augmentation's parameters.
+        draws: class -> generator of a random real_loss; None where it is not random.
         compiled: programs for the gradients of the real batches; None to run them eagerly.
 
     Returns:
@@ -263,7 +263,7 @@ def match(
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
         ours, targets = [], []
         for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
-            synthetic, real_loss, target = real_side(class_, synthetic, teacher, real_batch, siamese, generator)
+            synthetic, real_loss, target = real_side(class_, synthetic, teacher, real_batch, siamese, generator, draws)
             losses[1] += real_loss
             targets.append(target)
             ours.append(synthetic)
@@ -283,11 +283,11 @@ def teacher_of(
     return RobustTeacher(network, config.real_loss, chunk, compiled)
 
 
-def _nothing_moves(share: float, loss: CurvatureRegularizedLoss) -> str:
+def _nothing_moves(share: float, loss: Loss) -> str:
     return (
-        f"the regulariser (weight {loss.weight:g}, h {loss.h:g}) moves the real gradients of the first iteration by "
-        f"{100 * share:.2g} % of the distance that is minimised: in effect this run has no regulariser; take a "
-        "larger --real-loss.weight"
+        f"--real-loss {written(loss, 'inputs')} moves the real gradients of the first iteration by {100 * share:.2g} % "
+        "of the distance that is minimised: in effect this run has plain cross-entropy; take a larger "
+        f"{loss.traits.strength}"
     )
 
 
@@ -357,24 +357,21 @@ GUARD_WEIGHT = {("cifar10", True): 3.0}  # (data set, ipc > 1)
 GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one image; not searched on other sets
 # From real images (--init real) none gained on CIFAR-10 with ten images, 3 students: DC 34.2, 0.1, 10.7, 8.1, weight 3
 # 33.4, 0.1, 10.6, 8.3, weight 10 29.3, 0.1, 8.3, 6.6. MNIST was swept from noise only.
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"  # section 4 of the DSA paper
-DSA_STRATEGY_DIGITS = "color_crop_cutout_scale_rotate"  # a mirrored digit is another sign
 
 
-def _recipe(name: str, method: str, dataset: str, ipc: int) -> Recipe:
+def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, object] = {}
     if method.endswith("dsa"):
-        digits = dataset in ("mnist", "digits")
-        fields |= {"init": "real", "augment": DSA_STRATEGY_DIGITS if digits else DSA_STRATEGY}
-    weight = GUARD_WEIGHT.get((dataset, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
+        fields |= {"init": "real", "augment": dsa_strategy(facts.flips)}
+    weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
-        fields |= {"backbone": convnet_for(dataset)}
+        fields |= {"backbone": convnet_for(facts.depth)}
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "backbone": convnet_for(dataset, 64), "iterations": 100}
+    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 64), "iterations": 100}
     if ipc > 1:
-        fields |= {"backbone": convnet_for(dataset, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
-        if dataset in ("mnist", "fashion_mnist"):
+        fields |= {"backbone": convnet_for(facts.depth, 32), "iterations": 50, "outer_loop": 10, "inner_loop": 10}
+        if facts.grey and facts.size > 8:
             # From noise, so few iterations end below random images: MNIST as above 80.9, these 87.5, from these 90.2.
             fields |= {"init": "real"}
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe, RecipeOf
 from distill.runs.run import Run
@@ -53,8 +53,9 @@ class Method:
     page: str
     """name of its page in docs/methods"""
     recipes: Mapping[str, RecipeOf]
-    """name of a preset -> (data set, images per class) -> the preset. Every method has "paper" (the paper's settings),
-    "quick" (minutes on two cores) and "smoke" (seconds; shows that the method runs, its numbers mean nothing)"""
+    """name of a preset -> (facts of the data set, images per class) -> the preset. Every method has "paper" (the
+    paper's settings), "quick" (minutes on two cores) and "smoke" (seconds; shows that the method runs, its numbers mean
+    nothing)"""
     distill: Distill
     work: WorkOf
     protocol: ProtocolOf | None = None
@@ -92,15 +93,15 @@ def presets(
     """Return the recipes of a method by name: `names`, and "smoke", made of "quick".
 
     Args:
-        recipe: (name of the recipe, *fixed, data set, images per class) -> the recipe.
+        recipe: (name of the recipe, *fixed, facts of the data set, images per class) -> the recipe.
         fixed: what stands between them, such as the name of the method.
         smoke: the config of "quick" -> one that ends in seconds on images of 8 px: `partial(replace, iterations=3)`.
         names: of the recipes that `recipe` makes.
     """
     made: dict[str, RecipeOf] = {name: partial(recipe, name, *fixed) for name in names}
 
-    def smoke_of(dataset: str, ipc: int) -> Recipe:
-        quick = made["quick"](dataset, ipc)
+    def smoke_of(facts: Facts, ipc: int) -> Recipe:
+        quick = made["quick"](facts, ipc)
         protocol = quick.evaluation.protocol
         return Recipe(smoke(quick.config), replace(SMOKE, protocol=protocol))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 
-__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "SIZES", "ConvNet", "convnet_for", "depth_at"]
+__all__ = ["ACTIVATIONS", "BACKBONES", "NORMS", "POOLINGS", "ConvNet", "convnet_for"]
 
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Activation = Literal["relu", "sigmoid", "leakyrelu", "swish"]
@@ -108,27 +108,15 @@ class ConvNet(nn.Module):
 BACKBONES = {"convnet": ConvNet}
 
 
-SIZES = {"digits": 8, "tiny_imagenet": 64, "imagenet": 224, "imagenette": 224}
-"""sides in pixels of the data sets that have not 28 or 32"""
+def convnet_for(depth: int, width: int = 128) -> str:
+    """Return the name of the field's ConvNet, as recipes write it.
 
+    Args:
+        depth: blocks; `Facts.depth` of a data set is the field's.
+        width: channels.
 
-def depth_at(size: int) -> int:
-    """Return the depth that the field's codes give the ConvNet: three at 28 and 32 px, one more a doubling.
-
-    Of 8 pixels a third pooling would leave one, with which DC ends at chance.
-
-    >>> [depth_at(size) for size in (8, 16, 28, 32, 64, 128, 224)]
-    [2, 3, 3, 3, 4, 5, 5]
-    """
-    return 2 if size < 16 else 3 if size < 64 else min(size.bit_length() - 3, 6)
-
-
-def convnet_for(dataset: str, width: int = 128) -> str:
-    """Return the field's ConvNet for images of a data set's size, as recipes name it.
-
-    >>> convnet_for("cifar10"), convnet_for("cifar10", 32), convnet_for("tiny_imagenet")
+    >>> convnet_for(3), convnet_for(3, 32), convnet_for(4)
     ('convnet', 'convnet:width=32', 'convnet:width=128,depth=4')
     """
-    depth = depth_at(SIZES.get(dataset, 32))
     named = "" if depth == 3 else f",depth={depth}"
     return "convnet" if width == 128 and not named else f"convnet:width={width}{named}"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.data.facts import Constants
 from distill.data.image_files import ImageFiles
-from distill.data.official import Constants
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.unpickled import as_tensor

@@ -13,27 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
+from distill.data.facts import depth_at
 from distill.data.image_files import ENDINGS
 from distill.data.pictures import NUMBERED, class_of, picture_folders
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.models.convnet import depth_at
 from distill.published.formats import OURS, SOURCES, STEP
 from distill.published.hugging_face import STATE
 from distill.published.mtt_files import images_in
 from distill.published.pairs import pair_in
 from distill.published.raw import Raw, single_file
-from distill.published.reading import OFFICIAL, Reading
+from distill.published.reading import Reading
 from distill.published.spaces import WHITENED, ambiguous_space, contradictions, pixels_of
 from distill.published.unpickled import read_npz, read_pickle
 from distill.runs.foreign import brief, refuse_irregular
+from distill.training.augment import dsa_strategy
 from distill.training.augment_dc import augmentation_of_students
 
 __all__ = ["read", "recognised_source"]
-
-DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
-"""of students in the official codes of DSA, DM and MTT; without flip for digits"""
 
 
 def read(
@@ -69,7 +67,7 @@ def read(
     space = reading.space if reading.space != "auto" else raw.space
     told = raw.space == space
     if space == "by data set":
-        space = "normalised" if train.name in ("mnist", "fashion_mnist") else "whitened"
+        space = "normalised" if raw.images.shape[1] == 1 else "whitened"
     if space == "unsaid":
         raise ambiguous_space(path, raw.images, train, source)
     if space == "whitened" and source not in WHITENED:
@@ -85,9 +83,9 @@ def read(
     mean, std = raw.constants or (mean, std)
     augment = raw.augment if reading.augment is None else reading.augment
     if augment == "dsa":
-        augment = DSA_STRATEGY.replace("_flip", "") if train.name in ("mnist", "digits") else DSA_STRATEGY
+        augment = dsa_strategy(facts_named(train.name).flips)
     elif augment == "dc":  # students are ConvNets with instance norm, whatever network the file's name says
-        augment = augmentation_of_students(train.name, "convnet")
+        augment = augmentation_of_students(facts_named(train.name), "convnet")
     notify(f"{raw.description}; {how}; {_counted(labels, len(train.classes))}; students: augment {augment or 'none'}")
     for warning in (
         *raw.warnings,
@@ -295,7 +293,7 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
 
 def _strange(raw: Raw, labels: Tensor, train: ImageSet) -> list[str]:
     """Return what speaks for another data set than the one that was given, a line each."""
-    found, official = [], OFFICIAL.get(train.name, train.name)
+    found, official = [], facts_named(train.name).official or train.name
     if raw.dataset and raw.dataset.lower() != official.lower() and train.name != "folder":
         found.append(f"its name says {raw.dataset}, and it is read as {train.name}: another --dataset?")
     if labels.ndim == 1 and (missing := (labels.bincount(minlength=len(train.classes)) == 0).sum().item()):

@@ -27,10 +27,8 @@ from distill.runs.foreign import reachable, read_json, refuse_irregular
 from distill.training.augment import augmentation
 from robust.ranges import Positive, Range, check_ranges
 
-__all__ = ["OFFICIAL", "Read", "Reading", "companions", "factor_in", "import_set", "is_ours"]
+__all__ = ["Read", "Reading", "companions", "factor_in", "import_set", "is_ours"]
 
-OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
-OFFICIAL |= {"tiny_imagenet": "TinyImageNet"}
 """names of data sets in DC's code"""
 DEPTH = 2
 """folders of a set, one in another: CLASS/FILE, or SPLIT/FILE"""

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
+from distill.data.facts import CODES, Constants
 from distill.data.image_files import ImageFiles
-from distill.data.official import CONSTANTS, Constants
 from distill.errors import InputError
 from distill.training.whiten import Whiten, ridge_zca
 from robust import Normalize
 
-__all__ = ["CONSTANTS", "WHITENED", "Constants", "ambiguous_space", "constants", "contradictions", "pixels_of"]
+__all__ = ["WHITENED", "Constants", "ambiguous_space", "constants", "contradictions", "pixels_of"]
 
 WHITENED = ("mtt", "frepo", "kip")
 """codes that whiten"""
@@ -48,11 +48,11 @@ def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
         variances, means = (torch.cat(one) for one in zip(*parts, strict=True))
         std = (variances.mean(0) + means.var(0, correction=0)).sqrt()
         return (tuple(means.mean(0).tolist()), tuple(std.tolist())), "the statistics of the training images"
-    known = CONSTANTS.get(source, {}).get(real.name)
+    known = facts_named(real.name).constants.get(source)
     if known:
         return known, f"the constants of {source}'s code"
     whose = f"our constants of {real.name}"
-    return (real.mean, real.std), f"{whose}, which {source}'s code does not have" if source in CONSTANTS else whose
+    return (real.mean, real.std), f"{whose}, which {source}'s code does not have" if source in CODES else whose
 
 
 def pixels_of(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
+from robust import Loss
 
-__all__ = ["check_finite", "diverged", "is_finite"]
+__all__ = ["check_finite", "diverged", "is_finite", "remedy_of"]
 
 
 def diverged(what: str, step: int, found: str, remedy: str, unit: str = "iteration") -> InputError:
@@ -46,6 +47,24 @@ def check_finite(what: str, step: int, values: Mapping[str, Any], remedy: str, u
     shown = [f"{name} {float(torch.as_tensor(value).detach()):.3g}" for name, value in numbers.items()]
     shown += [f"{name} not finite" for name, value in values.items() if name not in numbers and not is_finite(value)]
     raise diverged(what, step, ", ".join(shown), remedy, unit)
+
+
+def remedy_of(flags: tuple[str, ...], flag: str, loss: Loss) -> str:
+    """Return the flags to make smaller where an optimisation with a loss diverges, for the functions above.
+
+    Args:
+        flags: those beside the loss.
+        flag: the flag that takes the loss.
+        loss: whose strength counts too.
+
+    >>> from robust import TRADES, CrossEntropy, Threat
+    >>> remedy_of(("--lr-img", "--lr-net"), "--real-loss", TRADES(Threat("linf", 0.1)))
+    '--lr-img, --lr-net or beta of --real-loss'
+    >>> remedy_of(("--lr-img", "--lr-net"), "--real-loss", CrossEntropy())
+    '--lr-img or --lr-net'
+    """
+    names = [*flags, f"{loss.traits.strength} of {flag}"] if loss.traits.strength else list(flags)
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def is_finite(value: Any) -> bool:

@@ -35,14 +35,22 @@ __all__ = ["Run", "describe", "locked"]
 def describe(value: Any) -> Any:
     """Return a value as JSON has it; a dataclass becomes a dict with its class's name.
 
+    The class of an object from another package, such as a loss, is named `package.module:name`.
+
     Fields with the metadata {"identity": False} are left out: a run with other values of theirs is the same run.
     """
     if is_dataclass(value) and not isinstance(value, type):
         own = [each.name for each in fields(value) if each.metadata.get("identity", True)]
-        return {"class": type(value).__name__} | {name: describe(getattr(value, name)) for name in own}
+        return {"class": _class_of(value)} | {name: describe(getattr(value, name)) for name in own}
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _class_of(value: Any) -> str:
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] in ("robust", "distill", "baselines", "sre2l") or "." not in kind.__module__
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 
 
 class Run:

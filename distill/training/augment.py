@@ -21,7 +21,7 @@ from distill.errors import InputError, unknown
 from distill.training.augment_dc import DCAugmentation
 from robust import Normalize
 
-__all__ = ["DSA", "STRATEGIES", "Augmentation", "Kornia", "augmentation"]
+__all__ = ["DSA", "STRATEGIES", "Augmentation", "Kornia", "augmentation", "dsa_strategy"]
 
 Draw = dict[str, Tensor]
 
@@ -64,6 +64,15 @@ def augmentation(policy: str, mean: Sequence[float] = (), std: Sequence[float] =
     if policy.startswith("kornia:"):
         return Kornia(policy.removeprefix("kornia:"), tuple(mean), tuple(std))
     return DSA(policy)
+
+
+def dsa_strategy(flips: bool) -> str:
+    """Return the strategy of DSA's paper (section 4), which the codes of DSA, DM and MTT have as their default.
+
+    Args:
+        flips: whether a mirrored image has the same class (`Facts.flips`).
+    """
+    return f"color_crop_cutout{'_flip' if flips else ''}_scale_rotate"
 
 
 # --- DSA: each group draws u in [0, 1) or whole numbers, then applies a formula

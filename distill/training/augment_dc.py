@@ -21,6 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from distill.data.facts import Facts
 from distill.errors import unknown
 
 __all__ = ["DC_GROUPS", "DCAugmentation", "augmentation_of_students"]
@@ -207,19 +208,20 @@ class DCAugmentation:
         return changed
 
 
-def augmentation_of_students(dataset: str, backbone: str) -> str:
+def augmentation_of_students(facts: Facts, backbone: str) -> str:
     """Return the policy with which DC's code trains students that nothing else augments.
 
     Args:
-        dataset: name of the data set.
+        facts: of the data set.
         backbone: the students' network.
 
-    >>> [augmentation_of_students(*each) for each in (("mnist", "convnet"), ("cifar10", "convnet:norm=batch"))]
+    >>> from distill.data import FACTS
+    >>> [augmentation_of_students(FACTS["mnist"], each) for each in ("convnet", "convnet:norm=batch")]
     ['dc:crop_scale_rotate', 'dc:crop_noise']
-    >>> augmentation_of_students("cifar10", "convnet")
+    >>> augmentation_of_students(FACTS["cifar10"], "convnet")
     ''
     """
     name, _, options = backbone.partition(":")
     if name == "convnet" and "norm=batch" in options.split(","):
         return "dc:crop_noise"
-    return "dc:crop_scale_rotate" if dataset == "mnist" else ""
+    return facts.dc_students

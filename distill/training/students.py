@@ -6,18 +6,22 @@ weight decay 5e-4, E + 1 epochs, the learning rate divided by ten, with fresh mo
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from distill.training.augment import Augmentation
 from robust import loss_named
+from robust.losses.named import METAVAR
 from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges, shown
 
 __all__ = [
     "TOGETHER",
+    "LossText",
     "Training",
     "fits_together",
     "overhead_bound",
@@ -27,6 +31,8 @@ __all__ = [
 ]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LossText = Annotated[str, tyro.conf.arg(metavar=METAVAR)]
+"""the text of a loss, which the threats of a data set turn into a loss later"""
 
 TOGETHER = 10
 """students that are trained, or classes whose synthetic gradients are taken, in one pass"""
@@ -52,15 +58,17 @@ class Training:
     """L2 penalty of SGD"""
     batch_size: Count = 256
     """images a step"""
-    loss: str = "cross_entropy"
-    """NAME[:field=value,...][@THREAT], on pixels in [0, 1]; `bash run.sh list` has the names"""
+    loss: LossText = "cross_entropy"
+    """loss of a student; h, eps and sigma in pixels of [0, 1]"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
         try:
-            loss_named(self.loss)
+            loss = loss_named(self.loss)
         except ValueError as error:
             raise ValueError(f"loss is {shown(self.loss)}: {error}") from None
+        if loss.scheduled:
+            raise ValueError(f"loss is {shown(self.loss)}: a student has one h; h_warmup is for teachers")
 
 
 def train_epochs(

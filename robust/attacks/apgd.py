@@ -21,6 +21,7 @@ from robust.attacks.torchattacks_runner import NORMS, SingleRun, TorchattacksAtt
 from robust.network.expectation import Expected
 from robust.network.modes import Model
 from robust.ranges import Count
+from robust.registry import Named
 
 __all__ = ["APGD", "targeted_difference_of_logits_ratio"]
 
@@ -110,3 +111,10 @@ class APGD(TorchattacksAttack):
         for rank in range(1, 1 + min(self.targets, classes - 1)) if loss == "targeted" else (0,):
             for _ in range(self.restarts):
                 yield towards(rank) if rank else untargeted
+
+
+NAMED: Named = {
+    "apgd_ce": APGD,
+    "apgd_dlr": lambda threat: APGD(threat, loss="dlr"),
+    "apgd_t": lambda threat: APGD(threat, loss="targeted"),
+}

@@ -23,6 +23,7 @@ from robust.attacks.square import Square
 from robust.network.expectation import PASSES, Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["AutoAttack"]
@@ -100,3 +101,6 @@ class AutoAttack:
                 break
             found[standing] = member(model, images[standing], targets[standing], generator=generator)
         return found
+
+
+NAMED: Named = {"autoattack": AutoAttack}

@@ -23,6 +23,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.per_example import norms
 from robust.ranges import Count, NonNegative, Positive, check_number, check_ranges
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["CW", "cw"]
@@ -166,3 +167,7 @@ class CW:
                 lr=self.lr,
                 initial_constant=self.initial_constant,
             )
+
+
+NAMED: Named = {"cw": CW}
+NORM = {"cw": "l2"}

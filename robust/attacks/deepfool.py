@@ -25,6 +25,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.per_example import norms, unit
 from robust.ranges import Count, NonNegative, Range, check_number, check_ranges
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["DeepFool", "deepfool"]
@@ -139,3 +140,7 @@ class DeepFool:
         """
         with evaluating(model):
             return deepfool(model, images, targets, steps=self.steps, overshoot=self.overshoot, classes=self.classes)
+
+
+NAMED: Named = {"deepfool": DeepFool}
+NORM = {"deepfool": "l2"}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robust.attacks.torchattacks_runner import NORMS, SingleRun, TorchattacksAttack
 from robust.ranges import Count
+from robust.registry import Named
 
 __all__ = ["FAB"]
 
@@ -57,3 +58,6 @@ class FAB(TorchattacksAttack):
         for rank in range(1, 1 + min(self.targets, classes - 1)) if self.targeted else (0,):
             for restart in range(self.restarts):
                 yield run_of(rank, restart)
+
+
+NAMED: Named = {"fab": FAB}

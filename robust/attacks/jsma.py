@@ -25,6 +25,7 @@ from robust.network.batches import images_at_once
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.ranges import Count, Fraction, Range, check_number
+from robust.registry import Named
 
 __all__ = ["JSMA", "best_pairs", "jsma"]
 
@@ -211,3 +212,6 @@ class JSMA:
         """
         with evaluating(model):
             return jsma(model, images, targets, theta=self.theta, gamma=self.gamma, goals=self.goals)
+
+
+NAMED: Named = {"jsma": lambda threat: JSMA()}

@@ -10,6 +10,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model
 from robust.per_example import streams, unit
 from robust.ranges import Count, check_ranges
+from robust.registry import Named
 from robust.threat import Threat
 
 __all__ = ["Noise"]
@@ -52,3 +53,6 @@ class Noise:
             result[standing] = (images[standing] + shift).clamp(0.0, 1.0)
             standing = standing[model(result[standing]).argmax(1) == targets[standing]]
         return result
+
+
+NAMED: Named = {"noise": Noise}

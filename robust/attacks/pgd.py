@@ -24,6 +24,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model
 from robust.per_example import streams
 from robust.ranges import Count, NonNegative, StepSize, check_number, check_ranges
+from robust.registry import Named
 from robust.threat import PAPER_THREATS, Threat
 
 __all__ = ["PGD", "paper_attacks", "pgd"]
@@ -310,3 +311,19 @@ def paper_attacks(family: str) -> dict[str, PGD]:
         raise ValueError(f"no threats for {family!r}; choose from {', '.join(PAPER_THREATS)}")
     sizes = _PAPER_STEPS[family]
     return {name: PGD(threat, steps=10, step_size=sizes[name]) for name, threat in PAPER_THREATS[family].items()}
+
+
+def fgsm(threat: Threat) -> PGD:
+    """Return the fast gradient sign method (arXiv 1412.6572): one step of length eps from the image."""
+    return PGD(threat, steps=1, step_size=threat.eps or None, random_start=False)
+
+
+NAMED: Named = {
+    "fgsm": fgsm,
+    "bim": lambda threat: PGD(threat, steps=10, step_size=threat.eps / 4 or None, random_start=False),
+    "pgd": PGD,
+    "pgd100": lambda threat: PGD(threat, steps=100),
+    "pgd_ce_margin": lambda threat: PGD(threat, steps=20, objective="ce+margin"),
+    "mim": lambda threat: PGD(threat, steps=20, step_size=threat.eps / 8 or None, random_start=False, momentum=1.0),
+}
+"""`pgd` takes 10 steps; bim is PGD from the image (arXiv 1607.02533), mim with momentum 1 (arXiv 1710.06081)."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robust.attacks.torchattacks_runner import NORMS, SingleRun, TorchattacksAttack
 from robust.ranges import Count
+from robust.registry import Named
 
 __all__ = ["Square"]
 
@@ -76,3 +77,6 @@ class Square(TorchattacksAttack):
 
         for _ in range(self.restarts):
             yield run
+
+
+NAMED: Named = {"square": Square}

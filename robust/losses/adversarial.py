@@ -9,12 +9,14 @@ once, in the training pass. Wong et al.'s code attacks in training mode.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model, evaluating, inside, keeping_buffers
 from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
@@ -78,7 +80,7 @@ def _cut(points: Tensor, centre: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class AdversarialTraining:
+class AdversarialTraining(Loss):
     """Mean cross-entropy at the worst point that PGD finds; the training pass is in the model's own mode.
 
     The gradient is that of the training pass; the attack is a constant. Nothing of the model is changed but what that
@@ -96,6 +98,8 @@ class AdversarialTraining:
     True
     """
 
+    traits: ClassVar[Traits] = Traits("pixels", random=True, threat=True, strength="threat")
+
     threat: Threat
     """the ball, pixels in [0, 1]"""
     steps: Count = 10
@@ -107,6 +111,11 @@ class AdversarialTraining:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def passes(self) -> float:
+        """One training pass, and the attack, whose gradients are of inputs alone."""
+        return 1 + 2 / 3 * self.steps if self.threat.eps else 1.0
 
     @takes_network
     def __call__(
@@ -131,3 +140,6 @@ class AdversarialTraining:
 def fast_adversarial_training(threat: Threat) -> AdversarialTraining:
     """Return FGSM from a random start, with Wong et al.'s step of 1.25 eps."""
     return AdversarialTraining(threat, steps=1, step_size=1.25 * threat.eps or None)
+
+
+NAMED: Named = {"pgd_at": AdversarialTraining, "fast_at": fast_adversarial_training}

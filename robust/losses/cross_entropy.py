@@ -1,11 +1,13 @@
 """Cross-entropy: per example as a function, averaged as a `Loss`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from robust.losses.calling import takes_network
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model
 from robust.ranges import Fraction, check_number
 
@@ -54,10 +56,15 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """The plain loss: mean cross-entropy of the batch."""
+
+    traits: ClassVar[Traits] = Traits()
 
     @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of `model(inputs)` (N, K) against targets (N,) or (N, K)."""
         return cross_entropy(model(inputs), targets).mean()
+
+
+NAMED: Named = {"cross_entropy": lambda threat: CrossEntropy()}

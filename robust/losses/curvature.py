@@ -18,8 +18,8 @@ Where the paper and the released code are silent or disagree:
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating, inside, is_training, keeping_buffers
 from robust.per_example import norms, unit
@@ -186,7 +187,7 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class CurvatureRegularizedLoss:
+class CurvatureRegularizedLoss(Loss):
     """GUARD's loss, eq. 8: cross-entropy plus `weight` times the squared change of the input gradient over a step h z.
 
     A drop-in for any code that can call `loss(model, inputs, targets)`; it changes no `.grad`, no mode, and buffers
@@ -205,6 +206,8 @@ class CurvatureRegularizedLoss:
     True
     """
 
+    traits: ClassVar[Traits] = Traits(strength="weight")
+
     weight: NonNegative = 1.0
     """lambda of the paper, >= 0; for "squared" in loss / (gradient norm)^2 of `inputs`."""
     h: Positive = 3.0
@@ -219,7 +222,7 @@ class CurvatureRegularizedLoss:
     fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     """share of a batch whose penalty is computed, in (0, 1]: its first examples, so that of a shuffled batch the value
     is right on average; a training step takes about 1 + 4 fraction times a plain one's time"""
-    h_warmup: tuple[Positive, ...] = field(default=(), metadata={"written": False})
+    h_warmup: tuple[Positive, ...] = ()
     """h of the first epochs, for a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
 
     def __post_init__(self) -> None:
@@ -227,6 +230,28 @@ class CurvatureRegularizedLoss:
         _choice("direction", self.direction, get_args(Direction))
         _choice("penalty", self.penalty, get_args(Penalty))
         _choice("batchnorm", self.batchnorm, get_args(BatchNorm))
+
+    @property
+    def passes(self) -> float:
+        """Measured on a CPU with a ConvNet and a narrow ResNet-18 in training mode; docs/sre2l.md has larger networks.
+
+        With `batchnorm` "eval", or a part of the batch, the penalty has passes of its own beside the training pass.
+        """
+        shared = self.batchnorm == "train" and self.fraction == 1
+        first_order, second_order = (1.4, 4.7) if shared else (2.4, 6.0)
+        more = first_order if self.penalty == "loss_difference" else second_order
+        return 1 + more * self.fraction if self.weight else 1.0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether h has a schedule."""
+        return bool(self.h_warmup)
+
+    @property
+    def only_in_training(self) -> str:
+        """`h_warmup` and `batchnorm` "train", where they are set."""
+        fields = {"h_warmup": self.scheduled, "batchnorm=train": self.batchnorm != "eval"}
+        return " and ".join(name for name, is_set in fields.items() if is_set)
 
     def at(self, epoch: int) -> "CurvatureRegularizedLoss":
         """Return the loss of a training epoch, 0 for the first: h from `h_warmup` while it lasts.
@@ -279,3 +304,20 @@ class CurvatureRegularizedLoss:
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
         return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:part])
+
+
+NAMED_ON_INPUTS: Named = {
+    "cure": lambda threat: CurvatureRegularizedLoss(weight=4.0, h=3.0, direction="sign", penalty="norm"),
+    "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=3.0),
+    "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=3.0, penalty="loss_difference"),
+}
+"""The papers' h on normalised images. `guard_released` is what GUARD's code does at ImageNet scale: the loss's own
+difference, its weight 1e-4 whatever its --lamda says."""
+
+NAMED: Named = {
+    "cure": lambda threat: CurvatureRegularizedLoss(weight=4.0, h=0.75, direction="sign", penalty="norm"),
+    "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=0.75),
+    "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=0.75, penalty="loss_difference"),
+}
+"""The same on pixels in [0, 1]: the papers' 3 in normalised units, at a standard deviation of pixels of a quarter
+(CIFAR-10's)."""

@@ -5,6 +5,7 @@ of the gradient of the batch's *mean* loss, so that its weight on a batch of N i
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.curvature import losses_and_gradients
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model
 from robust.per_example import norms
 from robust.ranges import NonNegative, check_ranges
@@ -20,7 +22,7 @@ __all__ = ["GradientNorm"]
 
 
 @dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(Loss):
     """Mean of l(x) + weight x ||grad l(x)||^2, l the cross-entropy, in the units of `inputs`.
 
     One pass in the model's own mode: BatchNorm in training couples the examples, and a gradient then holds what an
@@ -36,6 +38,8 @@ class GradientNorm:
     10.0
     """
 
+    traits: ClassVar[Traits] = Traits(strength="weight")
+
     weight: NonNegative = 1.0
     """>= 0; for the squared norm in (units of inputs)^2 / loss"""
     squared: bool = True
@@ -43,6 +47,11 @@ class GradientNorm:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def passes(self) -> float:
+        """Measured as that of `CurvatureRegularizedLoss`: one forward pass, and the gradient of a gradient."""
+        return 2.5 if self.weight else 1.0
 
     @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -61,3 +70,6 @@ class GradientNorm:
             lengths = norms(gradients)
             value = (losses + self.weight * (lengths.square() if self.squared else lengths)).mean()
         return value if recording else value.detach()
+
+
+NAMED: Named = {"gradient_norm": lambda threat: GradientNorm()}

@@ -1,61 +1,129 @@
-"""Losses by name: `NAME[:field=value,...][@THREAT]`, the fields being those of its dataclass, on pixels in [0, 1].
+"""Losses by name: `NAME[:field=value,...][@THREAT]`, the fields being those of the loss's dataclass.
+
+The folder is the registry: a file of `robust/losses` exports NAMED, from names to losses at a threat. A loss in
+somebody's own package is named `package.module:name`.
 
 >>> loss_named("trades:beta=3@2/255").beta
 3.0
+>>> written(loss_named("trades:beta=3@2/255"))
+'trades:beta=3@2/255'
 """
 
-from collections.abc import Callable
-from functools import partial
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
-
-from robust.losses.adversarial import AdversarialTraining, fast_adversarial_training
-from robust.losses.cross_entropy import CrossEntropy
-from robust.losses.curvature import CurvatureRegularizedLoss
-from robust.losses.gradient_norm import GradientNorm
-from robust.losses.noise import GaussianNoise
-from robust.losses.trades import TRADES
-from robust.spec import configured, split_spec
+from robust.losses.traits import Loss, Traits, Units, drawing_from
+from robust.ranges import shown
+from robust.registry import joined
+from robust.spec import configured, differences, object_named, split_spec
 from robust.threat import Threat, threat_named
 
-__all__ = ["LOSSES", "drawing_from", "loss_named"]
+__all__ = ["LOSSES", "METAVAR", "drawing_from", "loss_named", "written"]
 
-LOSSES: dict[str, Callable[[Threat], Any]] = {
-    "cross_entropy": lambda threat: CrossEntropy(),
-    "pgd_at": AdversarialTraining,
-    "fast_at": fast_adversarial_training,
-    "trades": TRADES,
-    "gradient_norm": lambda threat: GradientNorm(),
-    "cure": lambda threat: CurvatureRegularizedLoss(weight=4.0, h=0.75, direction="sign", penalty="norm"),
-    "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=0.75),
-    "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=0.75, penalty="loss_difference"),
-    "noise": lambda threat: GaussianNoise(),
-}
-"""name -> loss at a threat. h of `cure` and `guard` is the papers' 3 in normalised units, at a standard deviation of
-pixels of a quarter (CIFAR-10's). `guard_released` is what GUARD's code does at ImageNet scale: the loss's own
-difference, its weight 1e-4 whatever its --lamda says."""
+METAVAR = "NAME:field=value@THREAT"
+"""how a loss is named, as help texts show it"""
+
+LOSSES: dict[str, Callable[[Threat], Any]] = joined("robust.losses", "NAMED")
+"""name -> loss at a threat, for a model of pixels"""
+
+_ON_INPUTS: Mapping[str, Callable[[Threat], Any]] = LOSSES | joined("robust.losses", "NAMED_ON_INPUTS")
+"""the same for a network of normalised images: h of `cure` and `guard` is then the papers' 3"""
 
 
-def loss_named(spec: str, family: str = "cifar10") -> Any:
-    """Return the loss of a spec.
+def loss_named(spec: str, family: str | None = "cifar10", units: Units = "pixels") -> Any:
+    """Return the loss of a text.
 
     Args:
-        spec: "NAME", "NAME:field=value,...", with "@THREAT" behind it for another ball than `linf_star`.
-        family: whose threats the names mean (see `threat_named`).
+        spec: "NAME", "NAME:field=value,...", with "@THREAT" behind it for another ball than `linf_star`; NAME is a key
+            of LOSSES, or `package.module:name`.
+        family: whose threats the names mean (see `threat_named`); None where they are not known, so that the threat of
+            an attack must be written as a number.
+        units: of what the model takes, which decides the defaults of a loss in "inputs": h of `cure` and `guard` is
+            0.75 for pixels, and 3 for normalised images.
 
     Raises:
         ValueError: an unknown name, field or threat, or a value out of range.
     """
-    spec, at, place = spec.partition("@")
-    name, options = split_spec(spec)
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
-    threat = threat_named(place if at else "linf_star", family)
-    return configured(LOSSES[name](threat), options, f"loss {name}", fixed=("threat",))
+    text, at, place = spec.partition("@")
+    name, options = split_spec(text)
+    make = _maker(name, units)
+    if family is None and make(_ANY).traits.threat:
+        threat = _without_family(spec, place)
+    else:
+        threat = threat_named(place if at else "linf_star", family or "cifar10")
+    return configured(make(threat), options, f"loss {name}", fixed=("threat",))
 
 
-def drawing_from(loss: Any, generator: torch.Generator) -> Any:
-    """Return the loss with its randomness, if it has any, drawn from a CPU generator."""
-    random = isinstance(loss, (AdversarialTraining, TRADES, GaussianNoise))
-    return partial(loss, generator=generator) if random else loss
+def written(loss: Loss, units: Units = "pixels") -> str:
+    """Return the text of a loss, the shortest from which `loss_named` with the same units makes an equal one.
+
+    Raises:
+        ValueError: no text makes such a loss.
+
+    >>> from robust import CurvatureRegularizedLoss
+    >>> loss = CurvatureRegularizedLoss(weight=10.0)
+    >>> written(loss), written(loss, "inputs")
+    ('guard:weight=10,h=3', 'guard:weight=10')
+    """
+    threat = _threat_of(loss)
+    behind = "" if threat is None else f"@{threat.written}"
+    for names in (list(LOSSES), [f"{type(loss).__module__}:{type(loss).__qualname__}"]):
+        texts = [text for name in names if (text := _options(loss, name, threat or _ANY, units)) is not None]
+        if texts:
+            return min(texts, key=lambda text: text.count("=")) + behind
+    raise ValueError(f"{shown(loss)} cannot be written as NAME:field=value")
+
+
+_ANY = Threat("linf", 8 / 255)
+"""a ball for a loss whose class or defaults are looked at"""
+
+
+def _maker(name: str, units: Units) -> Callable[[Threat], Any]:
+    """Return threat -> loss for a name.
+
+    Raises:
+        ValueError: an unknown name, or an object that is no loss.
+    """
+    registry = _ON_INPUTS if units == "inputs" else LOSSES
+    if name in registry:
+        return registry[name]
+    kind = object_named(name, "loss")
+    if kind is None:
+        raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}, or write package.module:name")
+    if not (inspect.isclass(kind) and is_dataclass(kind) and _declares_traits(kind)):
+        line = "it must be a frozen dataclass that subclasses robust.Loss and declares its traits"
+        raise ValueError(f"loss {shown(name)} is no loss: {line}")
+    made: Any = kind
+    return lambda threat: made(threat=threat) if made.traits.threat else made()
+
+
+def _declares_traits(kind: type) -> bool:
+    return Loss in kind.__mro__ and any(isinstance(vars(each).get("traits"), Traits) for each in kind.__mro__)
+
+
+def _options(loss: Loss, name: str, threat: Threat, units: Units) -> str | None:
+    """Return the text of a loss that starts with a name, without a threat; None where the name makes no such loss."""
+    try:
+        default = _maker(name, units)(threat)
+    except ValueError:  # no name of a package, or a threat that the loss of this name does not take
+        return None
+    options = differences(loss, default, fixed=("threat",)) if type(default) is type(loss) else None
+    return None if options is None else f"{name}{options and ':'}{options}"
+
+
+def _threat_of(loss: Loss) -> Threat | None:
+    return next((getattr(loss, f.name) for f in fields(loss) if f.name == "threat"), None)  # pyright: ignore[reportArgumentType]
+
+
+def _without_family(spec: str, place: str) -> Threat:
+    """Return a threat that is written as a number, with its norm if that is l2.
+
+    Raises:
+        ValueError: it is a name, or absent.
+    """
+    found = {threat_named(place, family) for family in ("mnist", "cifar10", "imagenet")} if place else set()
+    if len(found) != 1:
+        raise ValueError(f"{shown(spec)} has no size of the threat here; write it, such as @2/255 or @l2:0.5")
+    return found.pop()

@@ -1,12 +1,14 @@
 """Training on Gaussian noise, as randomised smoothing (Cohen et al. 2019, arXiv 1902.02918) wants its networks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model
 from robust.ranges import NonNegative, check_ranges
 
@@ -14,15 +16,17 @@ __all__ = ["GaussianNoise"]
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Loss):
     """Mean cross-entropy at inputs + sigma x N(0, 1), not clamped.
 
     Raises:
         ValueError: sigma is not a finite number >= 0.
     """
 
+    traits: ClassVar[Traits] = Traits("pixels", random=True, strength="sigma")
+
     sigma: NonNegative = 0.25
-    """standard deviation, in the units of `inputs`: pixels of [0, 1] where normalisation is inside the model"""
+    """standard deviation, in pixels of [0, 1]"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -41,3 +45,6 @@ class GaussianNoise:
         """
         noise = torch.randn(inputs.shape, generator=generator).to(inputs)
         return cross_entropy(model(inputs + self.sigma * noise), targets).mean()
+
+
+NAMED: Named = {"noise": lambda threat: GaussianNoise()}

@@ -6,6 +6,7 @@ starts beside the input. Deviations: the attack is on the model in evaluation mo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from robust.losses.adversarial import ascend
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
+from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model, evaluating, inside, keeping_buffers
 from robust.ranges import Count, NonNegative, StepSize, check_ranges
 from robust.threat import Threat
@@ -25,7 +27,7 @@ NEAR = 0.001
 
 
 @dataclass(frozen=True)
-class TRADES:
+class TRADES(Loss):
     """Mean cross-entropy + beta x KL(predictions || predictions at the point of largest KL in the ball).
 
     Both training passes are in the model's own mode: BatchNorm sees the clean batch, then the attacked one (with beta
@@ -34,6 +36,8 @@ class TRADES:
     Raises:
         ValueError: a field is out of its range.
     """
+
+    traits: ClassVar[Traits] = Traits("pixels", random=True, threat=True, strength="beta")
 
     threat: Threat
     """the ball, pixels in [0, 1]"""
@@ -46,6 +50,11 @@ class TRADES:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+    @property
+    def passes(self) -> float:
+        """Two training passes, a forward pass, and the attack, whose gradients are of inputs alone."""
+        return 2 + (1 + 2 * self.steps) / 3 if self.beta and self.threat.eps else 1.0
 
     @takes_network
     def __call__(
@@ -80,3 +89,6 @@ def _log_probabilities(logits: Tensor) -> Tensor:
 def _divergence(of: Tensor, logits: Tensor) -> Tensor:
     """Return KL(of || softmax(logits)) of each example, from log-probabilities and logits (N, K)."""
     return F.kl_div(_log_probabilities(logits), of, reduction="none", log_target=True).sum(1)
+
+
+NAMED: Named = {"trades": TRADES}

@@ -18,7 +18,7 @@ SRE2L = ["--backbone", "convnet:width=4,norm=batch", "--squeeze.epochs", "2", "-
 SRE2L += ["--recover.iterations", "5", "--relabel.epochs", "2", "--relabel.batch-size", "2"]
 CASES = [
     ("dc", [*SMALL, "--iterations", "5", "--lr-img", "1e20"], "--lr-img"),
-    ("guard_dc", [*SMALL, "--iterations", "5", "--real-loss.weight", "1e30"], "--real-loss.weight"),
+    ("guard_dc", [*SMALL, "--iterations", "5", "--real-loss", "guard:weight=1e30"], "weight of --real-loss"),
     ("dc", [*SMALL, "--lr-net", "1e30", "--ipc", "2"], "--lr-net"),
     ("dm", [*DM, "--lr-img", "1e30"], "--lr-img"),
 ]

@@ -9,6 +9,7 @@ import pytest
 from baselines import dd
 from baselines.kip import method as kip
 from baselines.mtt import method as mtt
+from distill.data import facts_named
 from distill.methods.dc import Config, distill
 from distill.runs.run import Run
 from robust import CrossEntropy, CurvatureRegularizedLoss
@@ -119,7 +120,7 @@ DD = {  # loss after the distilled steps in each iteration; torch 2.14, CPU, flo
 
 @pytest.mark.parametrize("method", DD)
 def test_losses_after_distilled_steps_are_what_they_were(method: str, tmp_path: Path) -> None:
-    labels = {each.name: each for each in dd.METHODS}[method].recipes["quick"]("folder", 2).config.labels
+    labels = {each.name: each for each in dd.METHODS}[method].recipes["quick"](facts_named("folder"), 2).config.labels
     config = dd.Config("convnet:width=8,depth=2", labels=labels, epochs=1, epoch_iterations=5, lr=0.1, batch_size=16)
     dd.distill(toy(), 2, config, Run(tmp_path, None).begin())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -129,19 +129,22 @@ def test_students_take_the_distilled_steps_on_request(
 
 def test_the_recipe_is_chosen_and_said(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("dc", "folder", "--data-dir", data, "--runs", tmp_path, "--device", "cpu", *SMALL) == 0
-    first = capsys.readouterr().err.splitlines()[0]
+    first, second = capsys.readouterr().err.splitlines()[:2]
     assert first.startswith(f"No GPU here: dc on {label('folder', data)}, ipc 1, recipe quick (about ")
     assert "--recipe paper would take about" in first
+    assert second == "The recipe is derived from the data (2 classes, 3x8x8, 40 images): no paper has this data set"
 
 
-def test_a_size_that_the_papers_network_does_not_take_is_no_reason_to_refuse(
+def test_recipes_are_for_the_size_at_which_images_are_seen(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["random", "imagenette", "--data-dir", data, "--runs", tmp_path, "--image-size", "8", "--device", "cpu"]
     assert run(*words, *SMALL_STUDENTS) == 0
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("No GPU here: random on imagenette-8px, ipc 1, recipe quick (about ")
-    assert "recipe paper" not in first
+    assert "--recipe paper would take about" in first  # the paper's ConvNet for 224 px would be halved to nothing
+    (folder,) = (tmp_path / "random" / "imagenette-8px" / "ipc1").iterdir()
+    assert '"convnet:width=64,depth=2"' in (folder / "experiment.json").read_text()
 
 
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +333,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --attacks cw@linf", "cw"),
         ("dc digits --attacks pgd,pgd", "--attacks has pgd@0.3 twice; give it once"),
         ("dc digits --eps 1/255,x --attacks pgd", "threat is 'linf:x'"),
-        ("dc digits --student.loss pgd", "unknown loss 'pgd'; choose from cross_entropy, pgd_at"),
+        ("dc digits --student.loss pgd", "unknown loss 'pgd'; choose from cross_entropy, cure, fast_at"),
         ("dc digits --student.loss trades:beta=x", "beta of loss trades is 'x'; it takes a number"),
         ("compare NOWHERE", "compare takes the folders of two runs"),
         ("compare NOWHERE NOWHERE", "NOWHERE is no folder of a finished run"),
@@ -344,9 +347,33 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --students 0", "students is 0"),
         ("dc digits --image-size 2", "--image-size is 2"),
         ("dc digits --augment colour", "unknown augmentation"),
-        ("guard_dc digits --real-loss.h 0", "--real-loss.h is 0.0; it must be > 0"),
-        ("guard_dc digits --real-loss.penalty cubed", "cubed"),
-        ("guard_dc digits --real-loss.h-warmup 1 2", "h_warmup and batchnorm=train are for training a teacher"),
+        ("guard_dc digits --real-loss guard:h=0", "--real-loss: h is 0.0; it must be > 0"),
+        ("guard_dc digits --real-loss guard:penalty=cubed", "--real-loss: penalty is 'cubed'; choose from squared"),
+        ("guard_dc digits --real-loss guard:h_warmup=1:2", "real_loss has h_warmup, for training a teacher"),
+        ("dc digits --real-loss gaurd", "--real-loss: unknown loss 'gaurd'; choose from cross_entropy, cure, fast_at"),
+        ("dc digits --real-loss trades@1/0", "--real-loss: threat is '1/0'"),
+        ("dc digits --real-loss trades@standard_l2", "--real-loss: threat is 'standard_l2'; choose from linf_star"),
+        (
+            "dc folder --real-loss trades",
+            "'trades' has no size of the threat here; write it, such as @2/255",
+        ),
+        (
+            "dc digits --real-loss no.such:Loss",
+            "loss 'no.such:Loss' cannot be imported: ModuleNotFoundError",
+        ),
+        ("dc digits --real-loss noise --compile", "--compile is for a real_loss without randomness"),
+        ("dm digits --real-loss noise", "--extractor-epochs is 0, so no network is trained with real_loss"),
+        (
+            "guard_dc digits --real-loss.weight 3",
+            "is no flag any more; write --real-loss guard:weight=3",
+        ),
+        (
+            "guard_mtt digits --expert-loss.weight=3 --expert-loss.h-warmup 1",
+            "--expert-loss.weight is no flag any more; write --expert-loss guard:weight=3,h_warmup=1",
+        ),
+        ("sre2l digits --squeeze.loss.weight 3", "is no flag any more; write --squeeze.loss guard:weight=3"),
+        ("dc digits --student.loss.weight 3", "is no flag any more; write --student.loss guard:weight=3"),
+        ("dc digits --student.loss guard:h_warmup=1", "a student has one h; h_warmup is for teachers"),
         ("dc folder --data-dir NOWHERE", "NOWHERE"),
         ("dc mnist --data-dir NOWHERE", "digits"),
         ("evaluate", "evaluate takes a path first"),

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from distill.app.estimate import estimate
 from distill.app.main import main
 from distill.app.registry import find_methods
+from distill.data import facts_named
 from distill.distilled import DistilledSet
 from distill.runs.run import Run
 from tests.toy import write_toy
@@ -17,6 +19,8 @@ from tests.toy import write_toy
 ROOT = Path(__file__).parents[2]
 METHODS = find_methods()
 IPC = "2"
+TOY = replace(facts_named("folder"), classes=2, size=8, examples=40)
+"""what is known of the toy set"""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         codes.append(main(words(name, data, tmp_path)))
     assert codes[-1] == 0
     assert set(codes[:-1]) <= {130}
-    if METHODS[name].work(METHODS[name].recipes["smoke"]("folder", 2).config, 2, 2, 40):
+    if METHODS[name].work(METHODS[name].recipes["smoke"](TOY, 2).config, 2, 2, 40):
         assert len(codes) > 1, "the run of a method that takes steps has no checkpoint"
     before, after = images(finished), images(tmp_path)
     assert torch.equal(after["images"], before["images"])
@@ -117,7 +121,7 @@ def test_an_estimate_counts_steps(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("distill.app.estimate._seconds", timed)
     sizes = {"shape": (3, 8, 8), "num_classes": 2, "examples": 40, "tests": 40}
-    smoke, quick = (method.recipes[recipe]("folder", 2) for recipe in ("smoke", "quick"))
+    smoke, quick = (method.recipes[recipe](TOY, 2) for recipe in ("smoke", "quick"))
     short = estimate(smoke, method.work, 2, **sizes, student_work=method.student_work)
     assert len(taken) >= 2  # of students and of attacks at least
     counts = [count for count, _ in method.work(smoke.config, 2, 2, 40)]

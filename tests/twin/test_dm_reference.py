@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from baselines.dm import METHODS, Config, distill, match, work
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
 from distill.errors import InputError
 from distill.models import build
 from distill.runs.run import Run
@@ -342,7 +342,7 @@ def test_fields_are_checked(fields: dict[str, object], words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 100])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (paper.config.iterations, paper.config.batch_real, paper.config.init) == (20_000, 256, "real")
     assert (paper.evaluation.students, paper.evaluation.student.epochs) == (50, 1000)
     assert paper.config.lr_img == (10.0 if ipc == 100 and dataset == "cifar10" else 1.0)

@@ -16,7 +16,7 @@ from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights, align
 from baselines.cafe.method import METHODS, Config, distill, weights, work
 from distill.app.main import main
-from distill.data import label
+from distill.data import facts_named, label
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
@@ -338,7 +338,7 @@ def test_losses_are_what_they_were(method: str, tmp_path: Path) -> None:
         ({"lambda_1": 4.0}, r"lambda_1 is 4\.0; it must be in .0, 1."),
         ({"lr_img": 0.0}, r"lr_img is 0\.0"),
         ({"second_weight": -1.0}, r"second_weight is -1\.0"),
-        ({"inner_weight": 0.0, "real_loss": GUARD}, "inner_weight is 0, so the curvature loss"),
+        ({"inner_weight": 0.0, "real_loss": GUARD}, "inner_weight is 0, so real_loss has no part"),
         ({"real_loss": CurvatureRegularizedLoss(h_warmup=(0.1,))}, "h_warmup"),
     ],
 )
@@ -351,7 +351,7 @@ def test_fields_are_checked(fields: dict, words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    full, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    full, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (full.config.iterations, full.config.batch_real, full.evaluation.students) == (2000, 256, 20)
     assert (full.config.lambda_1, full.config.lambda_2, full.config.window) == (0.04, 0.03, 10)
     assert isinstance(full.config.real_loss, CurvatureRegularizedLoss) == method.startswith("guard")
@@ -360,7 +360,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
     if dataset in ("mnist", "digits"):
         assert "flip" not in full.config.augment
     if method == "guard_cafe":
-        plain = RECIPES["cafe"]["quick"](dataset, ipc).config
+        plain = RECIPES["cafe"]["quick"](facts_named(dataset), ipc).config
         assert replace(quick.config, real_loss=CrossEntropy()) == plain  # one field
 
 

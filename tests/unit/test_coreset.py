@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from baselines.coreset import METHODS, Config, distill, herding, k_center, work
+from distill.data import facts_named
 from distill.runs.run import Run
 from tests.toy import toy
 
@@ -87,7 +88,7 @@ def test_an_extractor_is_trained_once_and_a_killed_one_goes_on(tmp_path: Path, m
 def test_recipes_and_their_work(name: str) -> None:
     for dataset in ("digits", "cifar10"):
         for ipc in (1, 10):
-            quick, paper = (RECIPES[name][recipe](dataset, ipc) for recipe in ("quick", "paper"))
+            quick, paper = (RECIPES[name][recipe](facts_named(dataset), ipc) for recipe in ("quick", "paper"))
             assert quick.config.choice == paper.config.choice == name
             assert (paper.evaluation.students, quick.evaluation.students) == (50, 3)
             counts = [count for count, _ in work(quick.config, ipc, 10, 1600)]

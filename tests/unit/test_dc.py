@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from baselines import dcc
+from distill.data import facts_named
 from distill.errors import InputError
 from distill.methods import dc
 from distill.methods.dc import LOOPS, METHODS, Config, distill, loops, match, work
@@ -112,7 +113,7 @@ def test_an_unknown_augmentation_is_refused() -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (paper.config.iterations, paper.config.batch_real) == (1000, 256)
     assert (paper.evaluation.students, paper.evaluation.student.epochs) == (50, 1000)
     assert work(quick.config, ipc, 10, 1000)[0][0] < work(paper.config, ipc, 10, 1000)[0][0] / 10
@@ -137,13 +138,14 @@ def test_a_regulariser_that_moves_nothing_is_told_once(
         small = {"backbone": "convnet:width=4", "iterations": 5, "outer_loop": 2, "inner_loop": 1, "batch_real": 6}
         dcc.distill(toy(), 2, dcc.Config(loss, **small, outer_warmup=2), Run(tmp_path, None).begin())
     told = capsys.readouterr().err
-    assert told.count("in effect this run has no regulariser") == (weight < 1)
-    assert told.count("(weight 0.0001, h 1) moves the real gradients of the first iteration by") == (weight < 1)
+    assert told.count("in effect this run has plain cross-entropy; take a larger weight") == (weight < 1)
+    line = "--real-loss guard:weight=0.0001,h=1 moves the real gradients of the first iteration by"
+    assert told.count(line) == (weight < 1)
 
 
-def test_plain_dc_has_no_regulariser_to_tell_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_dc_has_no_robust_loss_to_tell_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     distill(toy(), 2, SMALL, Run(tmp_path, None).begin())
-    assert "regulariser" not in capsys.readouterr().err
+    assert "in effect" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("augment", ["", "color_crop_flip"])
@@ -170,10 +172,10 @@ def test_a_resumed_run_does_not_repeat_it(
     monkeypatch.setattr(Run, "log", dies)
     with pytest.raises(Killed):
         distill(toy(), 2, WEAK, Run(tmp_path, None, checkpoint_seconds=0.0).begin())
-    assert "no regulariser" in capsys.readouterr().err
+    assert "in effect this run has plain" in capsys.readouterr().err
     monkeypatch.setattr(Run, "log", log)
     distill(toy(), 2, WEAK, Run(tmp_path, None).begin())
-    assert "no regulariser" not in capsys.readouterr().err
+    assert "in effect" not in capsys.readouterr().err
 
 
 def test_the_share_is_the_quotient_of_two_distances() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from baselines import dcc
 from baselines.dcc import LOOPS, METHODS, Config, distill, match, settled, work
 from distill.app.main import main
-from distill.data import label
+from distill.data import facts_named, label
 from distill.distilled import DistilledSet
 from distill.methods import dc
 from distill.models import build
@@ -237,7 +237,7 @@ def test_fields_are_checked(fields: dict, words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (paper.config.iterations, paper.config.outer_warmup, paper.evaluation.students) == (1000, 250, 20)
     assert paper.config.init == quick.config.init == "real"
     assert work(quick.config, ipc, 10, 1000)[0][0] < work(paper.config, ipc, 10, 1000)[0][0] / 10
@@ -246,7 +246,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
     if dataset in ("mnist", "digits"):
         assert "flip" not in paper.config.augment
     if method == "guard_dcc":
-        plain = RECIPES["dcc"]["quick"](dataset, ipc).config
+        plain = RECIPES["dcc"]["quick"](facts_named(dataset), ipc).config
         assert replace(quick.config, real_loss=CrossEntropy()) == plain  # one field
 
 

@@ -22,7 +22,7 @@ from baselines.dd import (
     student_work,
     work,
 )
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -458,7 +458,7 @@ def test_fields_are_checked(field: str, value: float, words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenette", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     grey = dataset in ("digits", "mnist", "fashion_mnist")
     assert (paper.config.batch_size, paper.config.lr, paper.config.distill_epochs) == (1024, 0.01, 3)
     assert (paper.config.epochs, paper.config.decay_epochs) == ((400, 40) if method == "dd" else (350, 35))
@@ -466,7 +466,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
     assert (paper.config.weights, paper.config.n_nets, steps(paper.config, ipc)) == ("xavier", 1, min(ipc, 10))
     assert paper.config.train_nets_type == "unknown_init"
     assert paper.config.labels == quick.config.labels == ("hard" if method == "dd" else "learned")
-    assert paper.config.crop_flip == dataset.startswith("cifar")
+    assert paper.config.crop_flip == (dataset in ("cifar10", "cifar100", "folder"))
     if dataset in ("mnist", "cifar10"):
         assert paper.config.backbone == ("lenet" if grey else "alexcifarnet")
     assert paper.evaluation.protocol == quick.evaluation.protocol == "standard"

@@ -515,7 +515,7 @@ def test_losses_by_name() -> None:
     assert loss_named("fast_at").step_size == pytest.approx(1.25 * 8 / 255)
     assert loss_named("cure") == CurvatureRegularizedLoss(4.0, 0.75, "sign", "norm")
     for spec, line in (
-        ("pgd", "unknown loss 'pgd'; choose from cross_entropy, pgd_at"),
+        ("pgd", "unknown loss 'pgd'; choose from cross_entropy, cure, fast_at"),
         ("trades:beta=-1", "beta is -1.0"),
         ("pgd_at:eps=1", "loss pgd_at has no field 'eps'; choose from steps, step_size, random_start"),
         ("noise:sigma=x", "sigma of loss noise is 'x'; it takes a number"),

@@ -29,7 +29,7 @@ from baselines.dim.gan import (
 from baselines.dim.generated import Groups, drawn, rebuilt, without_cutout
 from baselines.dim.method import METHODS, Config, distill, logit_distance, matched, protocol, student_work, work
 from distill.app.main import main
-from distill.data import label
+from distill.data import facts_named, label
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -697,7 +697,7 @@ def test_fields_are_checked(field: str, value: object, words: str) -> None:
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet"])
 def test_recipes(dataset: str) -> None:
-    paper, quick = (RECIPES["dim"][name](dataset, 10) for name in ("paper", "quick"))
+    paper, quick = (RECIPES["dim"][name](facts_named(dataset), 10) for name in ("paper", "quick"))
     config = paper.config
     assert (config.width, config.gan_epochs, config.gan_batch, config.gan_lr, config.penalty) == (
         196,

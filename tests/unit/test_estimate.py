@@ -34,9 +34,9 @@ def test_dc_counts_its_steps(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"real": 0, "training": 0}
     plain, epochs = RobustTeacher.value_and_gradients, dc.train_epochs
 
-    def counted(teacher: RobustTeacher, x: torch.Tensor, y: torch.Tensor) -> object:
+    def counted(teacher: RobustTeacher, *batch: torch.Tensor, **named: object) -> object:
         calls["real"] += 1
-        return plain(teacher, x, y)
+        return plain(teacher, *batch, **named)
 
     def counted_epochs(network: nn.Module, *arguments: object, **named: object) -> None:
         calls["training"] += named["epochs"]

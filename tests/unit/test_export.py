@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from baselines.mtt import method as mtt
 from distill.app.export import AS_MTT, EXPORTS, export, run_export
-from distill.data import ImageSet
-from distill.data.official import CONSTANTS, Constants
+from distill.data import FACTS, ImageSet
+from distill.data.facts import Constants
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -81,13 +81,13 @@ OWN = ((0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
 @pytest.mark.parametrize(
     ("form", "dataset", "own", "theirs"),
     [
-        ("dc", "cifar10", DD, CONSTANTS["dc"]["cifar10"]),
-        ("mtt", "cifar10", DD, CONSTANTS["mtt"]["cifar10"]),
-        ("dc", "cifar100", OWN, CONSTANTS["dc"]["cifar100"]),
-        ("mtt", "cifar100", CONSTANTS["dc"]["cifar100"], CONSTANTS["mtt"]["cifar10"]),
-        ("dc", "tiny_imagenet", OWN, CONSTANTS["dc"]["tiny_imagenet"]),
-        ("mtt", "tiny_imagenet", OWN, CONSTANTS["mtt"]["imagenet"]),
-        ("dc", "mnist", ((0.2,), (0.4,)), CONSTANTS["dc"]["mnist"]),
+        ("dc", "cifar10", DD, FACTS["cifar10"].constants["dc"]),
+        ("mtt", "cifar10", DD, FACTS["cifar10"].constants["mtt"]),
+        ("dc", "cifar100", OWN, FACTS["cifar100"].constants["dc"]),
+        ("mtt", "cifar100", FACTS["cifar100"].constants["dc"], FACTS["cifar10"].constants["mtt"]),
+        ("dc", "tiny_imagenet", OWN, FACTS["tiny_imagenet"].constants["dc"]),
+        ("mtt", "tiny_imagenet", OWN, FACTS["imagenet"].constants["mtt"]),
+        ("dc", "mnist", ((0.2,), (0.4,)), FACTS["mnist"].constants["dc"]),
         ("mtt", "mnist", ((0.2,), (0.4,)), None),  # which MTT's code does not have
         ("mtt", "toy", OWN, None),
     ],

@@ -23,7 +23,7 @@ from distill.published.fkd import agreement, orders, with_labels
 from distill.published.unpickled import read_pickle
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
-from sre2l import stages
+from sre2l import pipeline
 from sre2l.precision import Compute
 from sre2l.relabel import view
 from sre2l.validate import Validate
@@ -246,7 +246,7 @@ def test_students_train_on_them_without_a_teacher(tmp_path: Path) -> None:
     found, _ = taken(tmp_path, tmp_path / "FKD")
     assert found.method == "sre2l"
     found = replace(found, training=replace(found.training, validate=vars(Validate(lr=0.05))))  # 90 steps
-    own = stages.protocol(found, tmp_path / "ours", Run(tmp_path / "run", None))
+    own = pipeline.protocol(found, tmp_path / "ours", Run(tmp_path / "run", None))
     assert (own.teacher, own.epochs) == (None, 30)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, K))
     with torch.no_grad():
@@ -256,7 +256,7 @@ def test_students_train_on_them_without_a_teacher(tmp_path: Path) -> None:
     own.train(network, "0")
     assert (network(x).argmax(1) == found.labels).float().mean() > 0.9
     with pytest.raises(InputError, match="belong to other images"):
-        stages.protocol(set_of_noise(found), tmp_path / "ours", Run(tmp_path / "other", None))
+        pipeline.protocol(set_of_noise(found), tmp_path / "ours", Run(tmp_path / "other", None))
 
 
 def set_of_noise(found: DistilledSet) -> DistilledSet:
@@ -266,7 +266,7 @@ def set_of_noise(found: DistilledSet) -> DistilledSet:
 def test_a_set_without_labels_has_no_own_way(tmp_path: Path) -> None:
     write_images(tmp_path / "syn")
     with pytest.raises(InputError, match="no labels of a teacher: give --fkd FOLDER"):
-        stages.protocol(set_of(tmp_path / "syn"), tmp_path, Run(tmp_path / "run", None))
+        pipeline.protocol(set_of(tmp_path / "syn"), tmp_path, Run(tmp_path / "run", None))
 
 
 class Evil:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from baselines.frepo import method as frepo
 from baselines.frepo.method import METHODS, Config, distill, margin, objective, protocol, student_work, work
 from baselines.frepo.students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
 from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -639,7 +639,7 @@ def test_two_equal_images_are_told_or_regularised(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenette", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES["frepo"][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES["frepo"][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     config = paper.config
     assert (config.iterations, config.batch_real, config.lr_img, config.lr_net) == (500_000, 1024, 3e-4, 3e-4)
     assert (config.num_nn_state, config.max_online_updates, config.ridge) == (10, 100, 1e-6)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from distill.data import ImageSet, image_files
+from distill.data import ImageSet, decode, image_files
 from distill.data.image_files import ImageFiles, find_damaged, read_all, refusal
 from distill.errors import InputError
 from robust.preprocess import Normalize
@@ -31,13 +31,17 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return out.getvalue()
 
 
-def png_of_16_bits() -> bytes:
+def deep_png(pixels: np.ndarray) -> bytes:
+    """Make a PNG of 16 bits a channel, which Pillow does not write of colours: pixels (H, W, 1 to 4) uint16."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    rows = b"".join(b"\0" + row.tobytes() for row in np.arange(8 * 8 * 3, dtype=">u2").reshape(8, 24) * 300)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    height, width, bands = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[bands]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def bmp_of_16_bits_a_pixel() -> bytes:
@@ -98,6 +102,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 def by_pillow(data: bytes) -> torch.Tensor:
     with Image.open(io.BytesIO(data)) as image:
+        image = ImageOps.exif_transpose(image)
         image = image.convert("RGBA") if "transparency" in image.info else image
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
@@ -130,7 +135,7 @@ def test_every_kind_is_what_pillow_sees(kind: str, tmp_path: Path) -> None:
 
 def test_only_jpeg_is_trusted_to_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its PNG decoder ends the process on damaged files: a PNG with one wrong byte must never get there."""
-    fast, seen = image_files._fast_decoder(), []
+    fast, seen = decode._fast_decoder(), []
 
     def recorded(data: torch.Tensor, *options: object) -> torch.Tensor:
         seen.append(bytes(data[:2].tolist()))
@@ -138,11 +143,11 @@ def test_only_jpeg_is_trusted_to_torchvision(tmp_path: Path, monkeypatch: pytest
 
     whole = [make() for make in KINDS.values()]
     files = files_of(tmp_path, whole)
-    monkeypatch.setattr(image_files, "_fast_decoder", lambda: recorded)
+    monkeypatch.setattr(decode, "_fast_decoder", lambda: recorded)
     with_both = files[:]
     assert seen == [b"\xff\xd8"] * sum(data.startswith(b"\xff\xd8") for data in whole)
     assert len(seen) >= 8
-    monkeypatch.setattr(image_files, "_fast_decoder", lambda: None)  # a torchvision without it
+    monkeypatch.setattr(decode, "_fast_decoder", lambda: None)  # a torchvision without it
     assert torch.equal(files[:], with_both)
 
 
@@ -175,12 +180,10 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "text": (lambda: b"not an image at all", "it is no image"),
     "cut": (lambda: KINDS["jpeg"]()[:-100], "truncated"),
     "cut png": (lambda: KINDS["png"]()[:-100], "truncated"),
-    "deep grey": (
-        lambda: encoded(Image.fromarray(np.full((8, 8), 40000, np.uint16)), "PNG"),
-        "more than 8 bits a channel",
+    "floats": (
+        lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
+        "more than 8 bits a channel are not",
     ),
-    "deep colour": (png_of_16_bits, "more than 8 bits a channel"),
-    "floats": (lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "more than 8 bits a channel"),
 }
 
 
@@ -264,8 +267,20 @@ def test_squares_of_that_size_are_untouched(view: str, tmp_path: Path) -> None:
     assert files.resized(12)[0].shape == (3, 12, 12)
 
 
-def test_upright_is_as_the_file_has_it(tmp_path: Path) -> None:
-    assert files_of(tmp_path, [turned()]).decode(0).shape == (3, 43, 57)
+@pytest.mark.parametrize("view", ["crop", "square"])
+def test_sixteen_bits_go_through_every_view(view: str, tmp_path: Path) -> None:
+    """As the same picture of 8 bits does, but for the rounding; read into floats or, on a device, beside bytes."""
+    few = np.random.default_rng(0).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+    files = files_of(tmp_path, [deep_png(few.astype(np.uint16) * 257), encoded(Image.fromarray(few), "PNG")], 8, view)
+    deep, shallow = files[:]
+    assert (deep - shallow).abs().max() < 1.01 / 255
+    assert ((deep * 255) % 1 > 0.01).any()  # nothing was rounded to bytes
+    assert torch.equal(read_all([files])[0][0], deep)
+    out, beside = np.empty((2, 3, 8, 8), np.uint8), {}
+    assert list(files._read(files.paths, out, beside)) == ["", ""]
+    assert torch.equal(torch.from_numpy(beside[0]), deep)
+    assert torch.equal(torch.from_numpy(out[1]) / 255, shallow)
+    assert torch.equal(files.decode(0), torch.from_numpy(few).permute(2, 0, 1))
 
 
 # --- the array -------------------------------------------------------------------------------------------------------
@@ -416,8 +431,8 @@ def test_an_image_set_of_files_is_one_of_tensors(several: ImageFiles) -> None:
 def test_nothing_is_decoded_before_it_is_asked_for(several: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     lazy, _ = sets(several)
     decoded = []
-    decode = image_files._decode
-    monkeypatch.setattr(image_files, "_decode", lambda path: decoded.append(path) or decode(path))
+    plain = image_files.decode_file
+    monkeypatch.setattr(image_files, "decode_file", lambda path: decoded.append(path) or plain(path))
     made = lazy.subset(5).split(0.4, torch.Generator())[0].resized(6).to("cpu")
     assert decoded == []
     made.images[1]

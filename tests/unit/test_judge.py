@@ -196,3 +196,28 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
     monkeypatch.setattr(ImageFiles, "_pixels", lambda self, paths: decoded.append(len(paths)) or seen(self, paths))
     verdicts(sheet.bools, asked, model, files, torch.Generator().manual_seed(0))
     assert decoded[0] == 8
+
+
+def test_the_fields_of_an_attack_seed_nothing(tmp_path: Path) -> None:
+    """`pgd` takes ten steps: written or not, it draws the same starts."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(288, 2)).eval()
+    attacks = "pgd@0.02,pgd:steps=10@0.02,noise@0.3,noise:draws=10@0.3"
+    sheet, asked, _ = judged(tmp_path, "pgd@0.02,pgd:steps=10@0.02", student)
+    assert torch.equal(sheet.bools["pgd@0.02"], sheet.bools["pgd:steps=10@0.02"])
+    drawn: dict[str, list[int]] = {}
+    run, test = Run(tmp_path, None), toy()
+    generator = run.generator
+
+    class Noting(Run):
+        def generator(self, *address: str | int) -> torch.Generator:
+            drawn.setdefault(address[2], []).append(1)
+            return generator(*address)
+
+    noting = Noting(tmp_path, None)
+    asked = columns(Evaluation(attacks=f"{attacks},linf,jsma:gamma=0.2"), 3, 8)
+    sheet = Sheet(Run(tmp_path / "other", None), 0, {}, len(test))
+    judge_clean(sheet, student, test)
+    for column in asked:
+        judge(column, asked, sheet, student, test, None, noting)
+    assert set(drawn) == {"pgd", "noise", "pgd, the paper's", "jsma"}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from baselines.kip.kernels import fully_connected
 from baselines.kip.least_squares import largest_rate
 from baselines.kip.method import METHODS, Config, distill, objective, protocol, student_work, work
-from distill.data import ImageSet
+from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -362,7 +362,7 @@ def test_fields_are_checked(field: str, value: float, words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenette", "folder"])
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_recipes(dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES["kip"][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES["kip"][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert (paper.config.lr, paper.config.ridge, paper.config.init) == (0.04, 1e-6, "real")
     assert paper.config.target_batch == (1000 if dataset == "imagenette" else 5000)
     assert paper.config.kernel == ("fc" if dataset == "imagenette" else "convnet")

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from distill.app.registry import find_methods
-from distill.data import FILES
+from distill.data import facts_named
 from distill.errors import InputError
 from distill.models import BACKBONES, build
-from distill.models.convnet import SIZES
 
 
 def made(spec: str, channels: int = 3, size: int = 32, classes: int = 10, seed: int = 0) -> nn.Module:
@@ -80,14 +79,10 @@ def test_all_recipes_have_the_depth_of_the_images_size() -> None:
         if name.endswith(("sre2l", "cda")) or name in ("dd", "sldd", "dim"):  # other networks or sizes
             continue
         for dataset, depths in found.items():
-            for recipe in method.recipes.values():
-                backbone = recipe(dataset, 10).config.backbone
+            for preset in ("paper", "quick"):
+                backbone = method.recipes[preset](facts_named(dataset), 10).config.backbone
                 depths.add(int(backbone.partition("depth=")[2] or 3))
     assert found == {"cifar10": {3}, "tiny_imagenet": {4}, "imagenette": {5}, "imagenet": {5}}
-
-
-def test_recipes_know_the_sizes_at_which_files_are_decoded() -> None:
-    assert {name: size for name, size in FILES.items() if size} == {n: s for n, s in SIZES.items() if n in FILES}
 
 
 def test_the_convnet_is_what_its_docstring_says() -> None:

@@ -18,7 +18,7 @@ from baselines.mtt import method as mtt
 from baselines.mtt import trajectories
 from baselines.mtt.method import METHODS, Config, distill, protocol, student_work, work
 from baselines.mtt.trajectories import Expert, Trajectories, experts, match
-from distill.data import ImageSet, imageset
+from distill.data import ImageSet, facts_named, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
 from distill.method_training import MethodTraining
@@ -457,7 +457,7 @@ def test_the_loss_falls_and_the_rate_is_learned(tmp_path: Path) -> None:
 
 def test_guard_changes_the_experts_alone(tmp_path: Path) -> None:
     for name in RECIPES["mtt"]:
-        plain, guard = (RECIPES[method][name]("cifar10", 1).config for method in ("mtt", "guard_mtt"))
+        plain, guard = (RECIPES[method][name](facts_named("cifar10"), 1).config for method in ("mtt", "guard_mtt"))
         assert replace(guard, expert_loss=plain.expert_loss) == plain != guard
     stages = {"stages": tmp_path / "stages"}
     images = [
@@ -589,7 +589,7 @@ def test_fields_are_checked(fields: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenette", "folder"])
 @pytest.mark.parametrize("ipc", [1, 5, 10, 50, 100])
 def test_recipes(method: str, dataset: str, ipc: int) -> None:
-    paper, quick = (RECIPES[method][name](dataset, ipc) for name in ("paper", "quick"))
+    paper, quick = (RECIPES[method][name](facts_named(dataset), ipc) for name in ("paper", "quick"))
     assert paper.evaluation.protocol == quick.evaluation.protocol == "standard"
     config = paper.config
     assert (config.num_experts, config.train_epochs, config.lr_expert) == (100, 50, 0.01)
@@ -605,7 +605,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
 
 def test_rows_of_the_papers_table() -> None:
     def row(dataset: str, ipc: int, method: str = "mtt") -> tuple[Any, ...]:
-        config = RECIPES[method]["paper"](dataset, ipc).config
+        config = RECIPES[method]["paper"](facts_named(dataset), ipc).config
         return tuple(getattr(config, name) for name in mtt.NAMES)
 
     assert row("cifar10", 1) == row("cifar10", 9) == (50, 2, 2, True, 100, 1e-7, 0.01, None)
@@ -616,7 +616,7 @@ def test_rows_of_the_papers_table() -> None:
     assert row("cifar10", 10, "tesla") == row("cifar10", 10)
     assert row("cifar100", 50, "tesla") == (80, 2, 40, True, 500, 1e-5, 0.01, 125)
     assert row("folder", 50, "tesla") == row("cifar10", 50)
-    assert RECIPES["mtt"]["paper"]("tiny_imagenet", 10).config.backbone == "convnet:width=128,depth=4"
+    assert RECIPES["mtt"]["paper"](facts_named("tiny_imagenet"), 10).config.backbone == "convnet:width=128,depth=4"
 
 
 def test_the_estimate_takes_its_steps_in_any_order() -> None:

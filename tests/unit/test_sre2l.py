@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from distill.data import FACTS, facts_named
 from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -23,12 +24,12 @@ from distill.runs.run import Run, describe
 from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
 from sre2l.crops import cut, cut_box, cut_same_box, draw_boxes, draw_flips, padded_boxes
-from sre2l.pipeline import METHODS
+from sre2l.pipeline import Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
+from sre2l.recipes import METHODS
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Relabel, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
-from sre2l.stages import Config, check, protocol
 from sre2l.training import seeded, split_batch
 from sre2l.validate import Validate, _optimizer, divergence, images_of_this_process, train
 from tests.toy import toy
@@ -357,10 +358,12 @@ import hashlib
 import torch
 from torch import nn
 from distill.models import build
-from sre2l.pipeline import METHODS
+from distill.data import facts_named
+from sre2l.recipes import METHODS
 
+quick = next(method for method in METHODS if method.name == "sre2l").recipes["quick"]
 for dataset, size in (("digits", 8), ("folder", 16), ("folder", 32)):  # to 1 x 1 before a convolution of stride 2
-    config = METHODS[0].recipes["quick"](dataset, 1).config
+    config = quick(facts_named(dataset).resized(size), 1).config
     shape = {"channels": 1, "image_size": size, "num_classes": 10}
     network = build(config.backbone, **shape, generator=torch.Generator().manual_seed(0))
     config.compute.place(network, torch.device("cpu")).train()
@@ -597,8 +600,8 @@ def teacher_of(seed: int = 0) -> RobustTeacher:
     return RobustTeacher(network(seed).requires_grad_(False))
 
 
-COUNTS = {"imagenet": 1000, "tiny_imagenet": 200, "cifar100": 100}
-COUNTS |= dict.fromkeys(["imagenette", "cifar10", "mnist", "fashion_mnist", "digits", "folder"], 10)
+FACTS_OF = FACTS | {"folder": facts_named("folder").resized(224)}
+COUNTS = {name: facts.classes for name, facts in FACTS_OF.items()}
 """classes of the data sets that recipes know"""
 SHORT = Recover(iterations=30, lr=0.1, jitter=(-1, 1), batch_size=3)
 
@@ -876,7 +879,7 @@ def test_eight_processes_may_run_every_recipe(method: str, name: str) -> None:
     for dataset, count in COUNTS.items():
         real = replace(toy(), classes=tuple(map(str, range(count))))
         for ipc in (1, 10, 50):
-            config = replace(RECIPES[method][name](dataset, ipc).config, backbone=TINY)
+            config = replace(RECIPES[method][name](FACTS_OF[dataset], ipc).config, backbone=TINY)
             squeeze = replace(config.squeeze, start="scratch", epochs=1, batch_size=config.squeeze.batch_size)
             real = replace(real, images=real.images[:1].expand(256, -1, -1, -1), labels=torch.zeros(256).long())
             check(real, ipc, replace(config, squeeze=squeeze), 8)
@@ -989,12 +992,12 @@ def test_published_folders_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["quick", "paper", "pair"])
 def test_guard_is_one_field(name: str, dataset: str) -> None:
     for plain in ("sre2l", "cda"):
-        ours, theirs = (RECIPES[method][name](dataset, 10) for method in (f"guard_{plain}", plain))
+        ours, theirs = (RECIPES[method][name](FACTS_OF[dataset], 10) for method in (f"guard_{plain}", plain))
         assert ours.evaluation == theirs.evaluation
         assert ours.config.squeeze.loss.startswith("guard:weight=")
         alike = replace(ours.config, squeeze=replace(ours.config.squeeze, loss="cross_entropy")) == theirs.config
         assert alike == ((name, dataset) != ("paper", "imagenet"))  # there SRe2L takes published weights
-    assert RECIPES["cda"][name](dataset, 10).config.recover.milestone == 1.0
+    assert RECIPES["cda"][name](FACTS_OF[dataset], 10).config.recover.milestone == 1.0
 
 
 def test_a_pair_differs_from_the_paper_on_imagenet_alone() -> None:
@@ -1002,23 +1005,23 @@ def test_a_pair_differs_from_the_paper_on_imagenet_alone() -> None:
         differing = [
             dataset
             for dataset in COUNTS
-            if RECIPES[method]["pair"](dataset, 10) != RECIPES[method]["paper"](dataset, 10)
+            if RECIPES[method]["pair"](FACTS_OF[dataset], 10) != RECIPES[method]["paper"](FACTS_OF[dataset], 10)
         ]
         assert differing == ([] if method.startswith("guard") else ["imagenet"])
-    pair = RECIPES["sre2l"]["pair"]("imagenet", 10).config
+    pair = RECIPES["sre2l"]["pair"](facts_named("imagenet"), 10).config
     assert (pair.squeeze.start, pair.squeeze.epochs, pair.squeeze.loss) == ("scratch", 50, "cross_entropy")
     assert (pair.recover.iterations, pair.relabel.batch_size) == (2000, 100)
 
 
 def test_paper_settings() -> None:
-    config = RECIPES["sre2l"]["paper"]("imagenet", 10).config
+    config = RECIPES["sre2l"]["paper"](facts_named("imagenet"), 10).config
     recover_ = config.recover
     assert (recover_.iterations, recover_.lr, recover_.r_bn, recover_.jitter) == (4000, 0.25, 0.01, (0, 32))
     assert (config.relabel.batch_size, config.relabel.epochs, config.validate.temperature) == (1024, 300, 20.0)
     assert config.squeeze.start == "pretrained:tv_in1k"
-    tiny = RECIPES["cda"]["paper"]("tiny_imagenet", 50).config
+    tiny = RECIPES["cda"]["paper"](facts_named("tiny_imagenet"), 50).config
     assert (tiny.recover.lr, tiny.recover.r_bn, tiny.squeeze.lr, tiny.validate.squared) == (0.4, 0.05, 0.2, True)
-    assert RECIPES["sre2l"]["paper"]("cifar10", 1).config.relabel.batch_size == 10
+    assert RECIPES["sre2l"]["paper"](facts_named("cifar10"), 1).config.relabel.batch_size == 10
 
 
 @pytest.mark.parametrize("name", ["paper", "pair", "quick"])
@@ -1027,7 +1030,7 @@ def test_recovery_sees_what_the_official_codes_see(name: str) -> None:
     small = {"cifar10", "cifar100", "mnist", "fashion_mnist", "digits"}
     for dataset in COUNTS:
         for method in RECIPES:
-            seen, cda = RECIPES[method][name](dataset, 10).config.recover, method.endswith("cda")
+            seen, cda = RECIPES[method][name](FACTS_OF[dataset], 10).config.recover, method.endswith("cda")
             mirrors = dataset not in ("mnist", "digits")
             if dataset not in small:
                 assert (seen.crop, seen.crop_min, seen.flip) == (True, 0.08, True)
@@ -1051,7 +1054,7 @@ def test_what_decays_in_a_student_is_what_decays_officially() -> None:
     expected["tiny_imagenet"] = whole
     cases = [(dataset, method, name) for dataset in COUNTS for method in RECIPES for name in ("paper", "pair")]
     for dataset, method, name in cases:
-        config = RECIPES[method][name](dataset, 10).config.validate
+        config = RECIPES[method][name](FACTS_OF[dataset], 10).config.validate
         optimizer = _optimizer(net, config)
         decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
         found = {key: decays[id(p)] for key, p in net.named_parameters()}
@@ -1064,7 +1067,7 @@ def test_what_decays_in_a_student_is_what_decays_officially() -> None:
 def test_students_of_a_set_that_names_no_decay_are_trained_as_before(
     optimizer: str, decay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sre2l.stages as module
+    import sre2l.pipeline as module
 
     images, folder, _ = labelled(tmp_path)
     settings = {name: value for name, value in vars(Validate(optimizer)).items() if name != "decay"}

@@ -16,12 +16,12 @@ from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from robust import Normalize, RobustTeacher
 from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
-from sre2l.pipeline import METHODS
+from sre2l.pipeline import Config, distill, is_incomplete, protocol
 from sre2l.precision import Compute
+from sre2l.recipes import METHODS
 from sre2l.recover import Recover, read_units, recover
 from sre2l.relabel import Relabel, relabel
 from sre2l.squeeze import FILE, squeeze
-from sre2l.stages import Config, distill, is_incomplete, protocol
 from sre2l.validate import Validate, train
 from tests.toy import toy
 from tests.unit.test_sre2l import FLOATS, SMALL, TINY, network, run_in
@@ -210,10 +210,10 @@ def test_facts_of_labels_are_looked_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epochs", [2, pytest.param(12, marks=pytest.mark.slow)], ids=["past the warm-up", "the whole"])
 def test_the_quick_recipe_of_guard_on_digits_is_finite(epochs: int, tmp_path: Path) -> None:
     """It was NaN in the fourth step after the warm-up, an epoch, at a quick run's defaults."""
-    from distill.data import load
+    from distill.data import facts_named, load
 
     digits, _ = load("digits", tmp_path, None)
-    config = RECIPES["guard_sre2l"]["quick"]("digits", 1).config
+    config = RECIPES["guard_sre2l"]["quick"](facts_named("digits"), 1).config
     compute: Compute = config.compute
     shortened = replace(config.squeeze, epochs=epochs)
     teacher, name = squeeze(digits, config.backbone, shortened, compute, run_in(tmp_path))

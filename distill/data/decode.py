@@ -1,0 +1,274 @@
+"""The decoder of image files: every reader of pictures takes its pixels, and what a header says, from here.
+
+Any format of FORMATS is decoded, whatever the name of the file, as RGB:
+
+* 8 bits a channel or fewer: grey, colour, palette, YCbCr and CMYK as Pillow's `convert("RGB")` has them.
+* 16 bits a channel: grey and colour in PNG, TIFF and PNM, all bits of which count. Pillow reads only one byte of two
+  of a colour; the second byte is read with the opposite order of bytes. Other images of more than 8 bits are refused.
+* Transparency is dropped: the colours below it are visible, as in torchvision's `ImageFolder`.
+* EXIF orientation is applied, as in a viewer.
+* Of several frames (GIF, APNG, WebP, TIFF, MPO) the first one is decoded.
+
+JPEG is decoded by torchvision (libjpeg-turbo, 1.5 times as fast as Pillow), all others and what torchvision refuses by
+Pillow; both give the same bytes, CMYK and grey included. PNG is left to Pillow on purpose: Pillow is as fast there, and
+torchvision 0.29 ends the whole process with a segmentation fault on many damaged PNG files. The operator below
+torchvision.io is called, since torchvision.io warns since 0.29 that it will go; without the operator Pillow does all.
+
+A file cut short is refused by both; JPEG data damaged inside the file makes libjpeg warn on standard error, and neither
+decoder refuses it.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from distill.runs.foreign import brief, open_regular
+
+__all__ = ["FORMATS", "Header", "all_grey", "as_bytes", "decode", "decode_file", "header", "reason", "scaled"]
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+"""Pillow's names of the formats that are decoded; others run programs on the file (EPS) or are no photographs"""
+
+_JPEG = b"\xff\xd8\xff"
+_RGB = 3
+"""torchvision.io.ImageReadMode.RGB"""
+_DEEP = ("PNG", "TIFF", "PPM")
+"""formats of which images of 16 bits a channel are read"""
+_SECOND_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA", "RGBX") for order, other in ("BL", "LB")
+}
+_TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
+"""EXIF orientation -> (H, W, 3) as stored -> upright"""
+_TIFF_PHOTOMETRIC, _TIFF_PLANES = 262, 284
+"""numbers of TIFF's tags"""
+
+
+class Header(NamedTuple):
+    """What an image file says before its pixels are decoded."""
+
+    width: int
+    """in pixels, before the EXIF orientation is applied"""
+    height: int
+    """in pixels, before the EXIF orientation is applied"""
+    grey: bool
+    """whether the image has one channel, transparency aside; a palette counts as colour"""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decode the bytes of an image file.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        (H, W, 3) RGB, writable: uint8, of which 255 is white, or uint16, of which 65,535 is white.
+
+    Raises:
+        Exception: of any kind (Pillow raises anything from SyntaxError to struct.error), where the file is not a whole
+            image or has more than 8 bits a channel in a form that is not read; `reason` puts it in words.
+    """
+    decode_jpeg = _fast_decoder() if data.startswith(_JPEG) else None
+    if decode_jpeg:
+        try:
+            pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
+        except RuntimeError:
+            pass  # Pillow decides whether it is an image
+        else:
+            upright = pixels.permute(1, 2, 0).numpy()
+            if b"Exif\0\0" in data or b"tiff:Orientation" in data:
+                with _opened(io.BytesIO(data)) as image:
+                    upright = _turned(upright, image)
+            return upright
+    if not data:
+        raise ValueError("it is empty")
+    with _opened(io.BytesIO(data)) as image:
+        if _is_deep(image):
+            pixels = _deep(data, image)
+        else:
+            pixels = np.array((image.convert("RGBA") if "transparency" in image.info else image).convert("RGB"))
+        return pixels if image.format == "TIFF" else _turned(pixels, image)  # Pillow itself turns TIFF
+
+
+def decode_file(path: bytes | str) -> np.ndarray:
+    """Decode an image file.
+
+    Returns:
+        (H, W, 3) uint8 or uint16, as of `decode`.
+
+    Raises:
+        Exception: of any kind, as of `decode`; OSError where the file cannot be read or is no regular file.
+    """
+    with open_regular(path) as file:
+        data = file.read()
+    return decode(data)
+
+
+def scaled(pixels: np.ndarray) -> np.ndarray:
+    """Return decoded pixels, uint8 or uint16 of any shape, as float32 in [0, 1].
+
+    >>> scaled(np.array([0, 51, 255], np.uint8)).tolist(), scaled(np.array([65535], np.uint16)).tolist()
+    ([0.0, 0.20000000298023224, 1.0], [1.0])
+    """
+    return np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Return decoded pixels, uint8 or uint16 of any shape, as uint8: 16 bits are rounded to the nearest of 256 levels.
+
+    >>> as_bytes(np.array([0, 128, 129, 65535], np.uint16)).tolist()
+    [0, 0, 1, 255]
+    """
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def header(file: BinaryIO) -> Header:
+    """Read what an image says of itself, without decoding it.
+
+    Args:
+        file: at its beginning.
+
+    Returns:
+        size and colours.
+
+    Raises:
+        Exception: of any kind, where it is no image.
+    """
+    with _opened(file) as image:
+        return Header(*image.size, _is_grey(image))
+
+
+def all_grey(paths: Sequence[bytes | str]) -> bool:
+    """Return whether all images are grey by their headers; the first with colours ends the search.
+
+    Files without a readable header do not count: whoever decodes them names them.
+    """
+    known = False
+    for path in paths:
+        try:
+            with open_regular(path) as file:
+                grey = header(file).grey
+        except Exception:  # as of `header`
+            continue
+        if not grey:
+            return False
+        known = True
+    return known
+
+
+def reason(error: Exception) -> str:
+    """Return why a file could not be decoded, in a few words on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image"
+    return brief(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return those of FORMATS that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def _fast_decoder() -> Callable | None:
+    """Return torchvision's operator (bytes, mode, turn by EXIF) -> (3, H, W), or None where there is none."""
+    import torchvision  # noqa: F401  (it registers the operator)
+
+    return getattr(torch.ops.image, "decode_jpeg", None)
+
+
+def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Return pixels as stored (H, W, 3) upright, by the EXIF orientation of the open image; damaged EXIF turns none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's reader of EXIF raises anything from SyntaxError to struct.error
+        return pixels
+    return np.ascontiguousarray(_TURNED[orientation](pixels)) if orientation in _TURNED else pixels
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    """Return how the stored pixels are laid out, in Pillow's words; known only before they are loaded."""
+    return [tile[3] if isinstance(tile[3], str) else str(tile[3][0]) for tile in image.tile if tile[3]]
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an open image has more than eight bits a channel, which Pillow cuts or clips without a word.
+
+    Known only before its pixels are loaded. BGR;16 is 16 bits a pixel.
+    """
+    if image.mode.startswith(("I", "F")) or any(";16" in mode and mode != "BGR;16" for mode in _raw_modes(image)):
+        return True
+    return image.format == "PPM" and _pnm_white(image) > 255
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Return whether an open image has one channel, transparency aside; a palette has colours."""
+    grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+    return grey or any(mode.startswith("LA;16") for mode in _raw_modes(image))
+
+
+def _pnm_white(image: Image.Image) -> int:
+    """Return the largest value of a PNM file's header; 255 where Pillow needs none."""
+    args = image.tile[0][3]
+    return args[1] if not isinstance(args, str) and len(args) == 2 else 255
+
+
+def _deep(data: bytes, image: Image.Image) -> np.ndarray:
+    """Return the pixels of an open image of 16 bits a channel, (H, W, 3) uint16.
+
+    Raises:
+        ValueError: its bits are not laid out in a way that is read.
+    """
+    modes = set(_raw_modes(image))
+    mode = modes.pop() if len(modes) == 1 else ""
+    tags = getattr(image, "tag_v2", {})
+    if image.format in _DEEP and tags.get(_TIFF_PLANES, 1) == 1:
+        if image.mode.startswith("I;16") and mode.startswith("I;16"):
+            grey = np.array(image).astype(np.uint16)
+            return _grey_to_rgb(65535 - grey if tags.get(_TIFF_PHOTOMETRIC) == 0 else grey)
+        if image.format == "PPM" and image.mode == "I":
+            return _grey_to_rgb(np.array(image).astype(np.uint16))  # Pillow scales to 65,535
+        if image.format == "PPM" and image.tile[0][0] == "ppm":
+            (width, height), white = image.size, _pnm_white(image)
+            stored = np.frombuffer(data, ">u2", 3 * width * height, image.tile[0][2]).reshape(height, width, 3)
+            return np.rint(np.minimum(stored / white, 1) * 65535).astype(np.uint16)
+        if mode == "LA;16B":
+            grey_and_alpha = _bytes_of(data, "RGBA").astype(np.uint16)  # two bytes each, the higher one first
+            return _grey_to_rgb(grey_and_alpha[..., 0] * 256 + grey_and_alpha[..., 1])
+        if mode.endswith(";16N"):  # libtiff: in the machine's order
+            mode = mode[:-1] + ("L" if np.little_endian else "B")
+        if mode in _SECOND_BYTE:
+            first, second = (_bytes_of(data, each).astype(np.uint16) for each in (mode, _SECOND_BYTE[mode]))
+            return (first * 256 + second)[..., :3]
+    raise ValueError(f"more than 8 bits a channel are not read of {image.format} images of this kind: convert it")
+
+
+def _bytes_of(data: bytes, raw_mode: str) -> np.ndarray:
+    """Decode an image file as if its pixels were laid out in another way: (H, W, bands) uint8."""
+    with _opened(io.BytesIO(data)) as image:
+        image.tile = [
+            tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]))
+            for tile in image.tile
+        ]
+        return np.array(image)
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=2)
