@@ -106,7 +106,7 @@ it stays finite (MNIST, CIFAR-10 and Tiny-ImageNet-10, the first steps after the
 
 
 def _quick(method: str, facts: Facts, ipc: int) -> Config:
-    """Return settings that take minutes on two cores for ten classes of 64 px: ResNet-18 with ImageNet's stem, bfloat16."""
+    """Return settings for minutes on two cores (ten classes, 64 px): ResNet-18 with ImageNet's stem, bfloat16."""
     guard, cda = method.startswith("guard"), method.endswith("cda")
     small, flip = facts.size <= SMALL, facts.flips
     crop = "padded_crop" if small else "resized_crop"
