@@ -10,7 +10,8 @@ from robust.attacks.gradient import SuspiciousModelWarning
 from robust.attacks.jsma import JSMA
 from robust.attacks.named import ATTACKS, attack_named
 from robust.attacks.noise import Noise
-from robust.attacks.pgd import PGD, paper_attacks, pgd
+from robust.attacks.pgd import PGD, pgd
+from robust.attacks.pgd_presets import paper_attacks
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
