@@ -1,4 +1,4 @@
-"""PGD with the settings of papers: the three attacks of GUARD, and the attacks by name that are PGD with other fields."""
+"""PGD with the settings of papers: the three attacks of GUARD, and named attacks that are PGD with other fields."""
 
 from robust.attacks.pgd import PGD
 from robust.registry import Named
