@@ -48,7 +48,7 @@ FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 """metadata that every file has"""
 LATER = ("config", "training", "run")
 """metadata that files of earlier versions may lack"""
-NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*")
+NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*(:\w+)?")
 """of a method or a data set; never a path"""
 
 

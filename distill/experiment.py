@@ -108,4 +108,4 @@ class Experiment:
 
     def folder(self, data_dir: Path) -> Path:
         """Return the run's place below the folder of all runs; arguments as of `data_name`."""
-        return Path(self.method, self.data_name(data_dir), f"ipc{self.ipc}", f"seed{self.seed}")
+        return Path(self.method.replace(":", "."), self.data_name(data_dir), f"ipc{self.ipc}", f"seed{self.seed}")

@@ -21,7 +21,7 @@ from baselines.mtt.trajectories import Expert
 from distill.app.export import ExportCommand
 from distill.app.start import RunOptions
 from distill.distilled import DistilledSet
-from distill.evaluation.columns import Certification
+from distill.evaluation.column_kinds import Certification
 from distill.experiment import Evaluation, Experiment
 from distill.methods import dc
 from distill.published.raw import Raw

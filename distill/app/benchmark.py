@@ -10,7 +10,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,18 +19,18 @@ import torch
 
 from distill.app.cells import SET, Cell, run_cells
 from distill.app.distil import resolve_flags
-from distill.app.evaluate import digest_of, folder_of
+from distill.app.evaluate import Judgement, digest_of, folder_of
 from distill.app.flags import find_device, flags_of, parse, whole_number
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
 from distill.evaluation.columns import columns
-from distill.evaluation.results import missing
+from distill.evaluation.row_files import find_rows
 from distill.experiment import Evaluation
 from distill.methods.method import Method
 from distill.models import build
 from distill.reports.comparison import FULL, LAYOUTS
-from distill.reports.tables import find_rows
+from distill.reports.outcome import missing_columns
 from distill.runs.files import write_text
 from distill.runs.progress import progress
 from distill.runs.run import Run
@@ -240,10 +240,21 @@ def _cell(
         trouble = str(error)
 
     def complete(finished: Path) -> bool:
-        if not (finished / "table.csv").exists():
+        if not (finished / "table.csv").exists() or not of_this_configuration(finished):
             return False
         known = facts(*where)
-        return known is None or missing(finished, experiment.evaluation, *known[1]) == []
+        return known is None or missing_columns(finished, experiment.evaluation, *known[1]) == []
+
+    def of_this_configuration(finished: Path) -> bool:
+        if finished == folder:
+            return True  # `trouble` says where it is not
+        recipe = "quick" if experiment.recipe == "quick" else "paper"
+        settings = Judgement(digest_of(folder / SET), dataset, network, experiment.evaluation, recipe, seed)
+        try:
+            Run(finished, settings, seed=seed)
+        except InputError:  # somebody evaluated the set with other settings; `evaluate` says so in a line
+            return False
+        return True
 
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
     network = asked.backbone or _usual(methods[FULL], dataset, experiment.recipe)
@@ -251,7 +262,7 @@ def _cell(
     if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
 
-    @cache  # a finished set stays as it is, and is asked for after every cell
+    @cache  # a finished set stays as it is, and its folder is looked up after every cell
     def judged() -> Path:
         return place.runs / folder_of(method, digest_of(folder / SET), label(dataset, place.data_dir), seed, network)
 
@@ -309,7 +320,7 @@ def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
     for cell in cells:
         if cell.done:
             try:
-                rows += [row | {"dataset": cell.data} for row in find_rows([cell.folder])]
+                rows += [replace(row, dataset=cell.data) for row in find_rows([cell.folder])]
             except InputError as error:
                 damaged[cell] = str(error)
     if not rows:

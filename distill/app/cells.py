@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Cell:
 
 def run_cells(
     missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
-) -> Iterator[tuple[Cell, str]]:
+) -> Generator[tuple[Cell, str], None, None]:
     """Run cells, `jobs` at a time, and yield each with what went wrong, "" where nothing did.
 
     However this ends, no cell goes on: they stop at a checkpoint.

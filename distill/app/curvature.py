@@ -2,7 +2,8 @@
 
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
@@ -15,9 +16,10 @@ from distill.app.flags import find_device, parse
 from distill.app.start import RunOptions, identity_of, real_data, spare_threads
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.evaluation.row_files import find_rows
 from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
-from distill.reports.tables import aligned, find_rows
+from distill.reports.tables import aligned
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
@@ -127,13 +129,14 @@ class _Run:
                 "give its --data-dir"
             )
         test = test.subset(asked.images).to(device)
-        self.test = replace(test, images=test.images[:])  # few enough to be in memory
-        spare_threads(self.test, device)
-        self.label = f"{rows[0]['method']} {rows[0]['dataset']} ipc {rows[0]['ipc']} seed {rows[0]['seed']}"
-        count = min(asked.students, 1 + max(row["student"] for row in rows))
-        own = rows[0]["loss"] == "own"
-        self.models: list[nn.Module] = students_of(place, self.distilled, rows[0]["backbone"], count, own=own)
-        channels, size, _ = self.test.image_shape
+        self.images, self.labels = test.images[:], test.labels  # few enough to be in memory
+        spare_threads(test, device)
+        row = rows[0]
+        self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
+        count = min(asked.students, 1 + max(each.student or 0 for each in rows))
+        own = row.loss == "own"
+        self.models: list[nn.Module] = students_of(place, self.distilled, row.backbone, count, own=own)
+        channels, size, _ = test.image_shape
         self.rho = asked.rho if asked.rho is not None else threat_named("l2", family_of(channels, size)).eps
 
 
@@ -152,10 +155,10 @@ HEADER = ("λ1", "distilled λ1", "|cos(grad, v1)|", "eq. 7", "loss", "rho|grad|
 HEADER += ("(2) holds", "distilled: (2) holds", "(3): L ≥")
 
 
-def _measure(run: _Run, model: nn.Module, asked: CurvatureCommand, done: object) -> _Measures:
-    x, y = run.test.images, run.test.labels
+def _measure(run: _Run, model: nn.Module, asked: CurvatureCommand, done: Callable[[], object]) -> _Measures:
+    x, y = run.images, run.labels
     labels = run.distilled.labels if run.distilled.labels.ndim == 1 else run.distilled.labels.argmax(1)
-    distilled = run.distilled.images.clamp(0, 1)  # an attacker's images are pixels; distilled ones may leave [0, 1]
+    distilled = run.distilled.images[:].clamp(0, 1)  # an attacker's images are pixels; distilled ones may leave [0, 1]
     generator = torch.Generator().manual_seed(0)
     terms = bound_terms(model, x, y, run.rho, generator=generator)
     done()
@@ -212,7 +215,7 @@ def _cells(found: list[_Measures]) -> list[str]:
 
 def _legend(run: _Run, asked: CurvatureCommand) -> str:
     return (
-        f"means over {len(run.test)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
+        f"means over {len(run.images)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
         f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {asked.h:g}; (2) bounds the "
         f"loss in an L2 ball of rho = {run.rho:g}, PGD loss is what 20 steps found there; (3), from the test images to "
         "the distilled ones, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
@@ -228,16 +231,16 @@ def _radii(eps: str) -> list[float]:
 
 def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
     """Return (eps, mean accuracy, standard deviation) under PGD-10, an image once fooled staying so."""
-    eps = eps or ("0,0.05,0.1,0.2,0.3" if run.test.image_shape[0] == 1 else "0,1/255,2/255,4/255,8/255")
+    eps = eps or ("0,0.05,0.1,0.2,0.3" if run.images.shape[1] == 1 else "0,1/255,2/255,4/255,8/255")
     points, standing = (
         [],
-        [torch.ones(len(run.test), dtype=torch.bool, device=run.test.images.device)] * len(run.models),
+        [torch.ones(len(run.images), dtype=torch.bool, device=run.images.device)] * len(run.models),
     )
     for radius in _radii(eps):
         attack = PGD(Threat("linf", radius))
         generator = torch.Generator().manual_seed(0)
         standing = [
-            withstands(m, run.test.images, run.test.labels, attack, standing=who, generator=generator)
+            withstands(m, run.images, run.labels, attack, standing=who, generator=generator)
             for m, who in zip(run.models, standing, strict=True)
         ]
         accuracies = torch.stack([100 * who.double().mean() for who in standing])
@@ -247,7 +250,7 @@ def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
 
 def _draw_surface(run: _Run, path: Path) -> None:
     """Draw the loss of the first student around the first image that it classifies right, else around the first."""
-    x, y, model = run.test.images, run.test.labels, run.models[0]
+    x, y, model = run.images, run.labels, run.models[0]
     with torch.no_grad():
         right = (model(x).argmax(1) == y).nonzero().flatten().tolist()
     which = (right or [0])[0]

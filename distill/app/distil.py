@@ -19,11 +19,11 @@ from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.results import missing
+from distill.evaluation.rows import RunDescription
 from distill.experiment import Experiment, Recipe
 from distill.methods.method import Method
-from distill.reports.outcome import finish, show
-from distill.reports.tables import save_grid
+from distill.reports.grid import save_grid
+from distill.reports.outcome import finish, missing_columns, show
 from distill.runs.ranks import (
     barrier,
     become_launcher,
@@ -102,10 +102,17 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
         options |= {"stages": place.runs / "stages", "data": identity_of(train, test)}
         run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
         channels, size, _ = test.image_shape
-        labels = {"method": method.name, "dataset": data, "ipc": experiment.ipc, "seed": experiment.seed}
-        labels |= {"backbone": experiment.config.backbone, "loss": experiment.evaluation.how}
-        labels |= {"recipe": experiment.recipe, "config": run.config_hash()}
-        absent = missing(run.folder, experiment.evaluation, channels, size, labels)
+        description = RunDescription(
+            method=method.name,
+            dataset=data,
+            ipc=experiment.ipc,
+            seed=experiment.seed,
+            backbone=experiment.config.backbone,
+            loss=experiment.evaluation.how,
+            recipe=experiment.recipe,
+            config=run.config_hash(),
+        )
+        absent = missing_columns(run.folder, experiment.evaluation, channels, size, description)
         if absent == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             return show(run.folder)
@@ -142,9 +149,9 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
             run.finish()
             if is_main_process():
                 save_grid(distilled, run.folder / "grid.png")
-            labels["set"] = digest_of(path)[:16]
+            description = replace(description, set=digest_of(path)[:16])
             protocol = own and own(distilled, run.folder, run)
-            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, labels, protocol)
+            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, description, protocol)
             return finish(rows, run.folder) if is_main_process() else 0
 
 

@@ -8,12 +8,14 @@ time grows with the number of images). Checked against whole runs in docs/cost.m
 
 import time
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.evaluation.columns import Column, columns
+from distill.evaluation.column_kinds import AttackColumn, Column
+from distill.evaluation.columns import columns
 from distill.experiment import Recipe
 from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
@@ -95,9 +97,10 @@ def estimate(
 
 def _gradients(column: Column) -> int:
     """Return about how many gradients an image of a column costs; a look before and one after are one."""
-    attack, name = column.attack, column.base.partition(":")[0]
-    if name in GRADIENTS:
+    name = column.base.partition(":")[0]
+    if name in GRADIENTS or not isinstance(column, AttackColumn):
         return GRADIENTS[name]
+    attack: Any = column.attack
     if name == "square":
         return attack.queries // 3
     rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)

@@ -18,28 +18,30 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
 from distill.evaluation.classes import check
 from distill.evaluation.evaluate import evaluate
-from distill.evaluation.results import missing
+from distill.evaluation.row_files import find_rows
+from distill.evaluation.rows import RunDescription
 from distill.experiment import Evaluation
 from distill.published.reading import Read, Reading, import_set, is_ours
-from distill.reports.outcome import finish, show
-from distill.reports.tables import find_rows, render
+from distill.reports.outcome import finish, missing_columns, show
+from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
 from distill.runs.run import Run, locked
 from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 
-__all__ = ["digest_of", "folder_of", "run_evaluate"]
+PROGRAM = "bash run.sh evaluate PATH"
+__all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate"]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `bash run.sh evaluate PATH` computes; a run's config."""
+    """What `bash run.sh evaluate PATH` computes: the settings of its run. The class's name is in experiment.json."""
 
     distilled: Annotated[str, tyro.conf.Suppress]
     """sha256 of the distilled set's file"""
     dataset: str
-    """real data set to judge on"""
+    """real data set to evaluate on"""
     backbone: str
     """network of the students"""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
@@ -66,7 +68,7 @@ class EvaluateCommand:
 
 
 def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Read) -> int:
-    """Judge a distilled set that exists.
+    """Train and attack students of a distilled set that exists.
 
     Args:
         flags: the words behind `evaluate`.
@@ -78,34 +80,31 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
 
     Raises:
         InputError: no path is given, it is no distilled set, its method has no own way of training students, or a
-            network or an attack is none.
+            network or an attack is unknown.
     """
-    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+    helping = flags[:1] in (["-h"], ["--help"])
+    if not flags or (flags[0].startswith("-") and not helping):
         raise InputError(
             "evaluate takes a path first: distilled.safetensors, the folder of its run, or a published set"
         )
-    helping = flags[0] in ("-h", "--help")
-    path = reachable(Path("PATH" if helping else flags[0]))
-    if not helping:
-        path = _published(path, flags[1:], read) or path
-    distilled = None if helping else DistilledSet.load(path)
-    early = peek(flags, "--recipe", "--device")
-    device = find_device(early["--device"] or "auto")
-    recipe = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
-    evaluation = Evaluation(3, test_images=2000) if recipe == "quick" else Evaluation(50)
+    if helping:
+        default = EvaluateCommand(_default(flags, "", DATASETS[0], "convnet"), RunOptions())
+        parse(EvaluateCommand, default, flags, PROGRAM)  # prints the help, and ends the program
+        return 0
+    path = reachable(Path(flags[0]))
+    path = _published(path, flags[1:], read) or path
+    distilled = DistilledSet.load(path)
     file = path / "distilled.safetensors" if path.is_dir() else path
-    digest = "" if distilled is None else digest_of(file)
-    dataset, backbone = (DATASETS[0], "convnet") if distilled is None else (distilled.dataset, distilled.backbone)
-    judgement = Judgement(digest, dataset, backbone, evaluation, recipe)
-    default = EvaluateCommand(judgement, RunOptions())
-    asked = parse(EvaluateCommand, default, flags if helping else flags[1:], "bash run.sh evaluate PATH")
-    judgement, place = asked.judgement, asked.place
+    digest = digest_of(file)
+    default = EvaluateCommand(_default(flags, digest, distilled.dataset, distilled.backbone), RunOptions())
+    command = parse(EvaluateCommand, default, flags[1:], PROGRAM)
+    judgement, place, device = command.judgement, command.place, find_device(command.place.device)
     if judgement.dataset not in DATASETS:
         raise unknown("data set", judgement.dataset, DATASETS)
 
     name = distilled.method or path.stem
     own = selected_protocol(judgement.evaluation.protocol, name, protocols.get(distilled.method))
-    judgements = [replace(judgement, backbone=each) for each in _several(asked.backbones) or [judgement.backbone]]
+    judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
     (train, test), data = _real_data(judgement.dataset, place, distilled.images.shape[-1])
     check(distilled, test)
     identity, shape = identity_of(train, test), test.image_shape[:2]
@@ -114,22 +113,30 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         other = "" if each.backbone == distilled.backbone else each.backbone
         place_of = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
         runs.append(Run(place_of, each, data=identity, seed=each.seed, device=device))
-    rows_have = [
-        {"method": name, "dataset": data, "ipc": round(distilled.ipc), "seed": each.seed, "backbone": each.backbone}
-        | {"loss": each.evaluation.how, "recipe": each.recipe, "set": digest[:16]}
-        | {"config": run.config_hash(distilled=distilled.config or digest)}
+    descriptions = [
+        RunDescription(
+            method=name,
+            dataset=data,
+            ipc=round(distilled.ipc),
+            seed=each.seed,
+            backbone=each.backbone,
+            loss=each.evaluation.how,
+            recipe=each.recipe,
+            config=run.config_hash(distilled=distilled.config or digest),
+            set=digest[:16],
+        )
         for each, run in zip(judgements, runs, strict=True)
     ]
     absent = [
-        missing(run.folder, each.evaluation, *shape, labels)
-        for each, run, labels in zip(judgements, runs, rows_have, strict=True)
+        missing_columns(run.folder, each.evaluation, *shape, description)
+        for each, run, description in zip(judgements, runs, descriptions, strict=True)
     ]
     for each in judgements:
         check_before_running(each.backbone, each.evaluation, test)
     if any(each != [] for each in absent):
         spare_threads(test, device)
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-    for each, run, labels, columns in zip(judgements, runs, rows_have, absent, strict=True):
+    for each, run, description, columns in zip(judgements, runs, descriptions, absent, strict=True):
         if columns == []:
             print(f"finished already in {run.folder}", file=sys.stderr)
             show(run.folder)
@@ -138,15 +145,24 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
             run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
         protocol = own and own(distilled, file.parent, run)
         with locked(run.begin(attacks=each.evaluation.attacks).folder):
-            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, labels, protocol)
+            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
             finish(rows, run.folder)
     if len(runs) > 1:
         print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
     return 0
 
 
+def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judgement:
+    """Return the settings that the other flags change: those of the recipe, by default quick on a CPU."""
+    early = peek(flags, "--recipe", "--device")
+    device = find_device(early["--device"] or "auto")
+    if (early["--recipe"] or ("quick" if device.type == "cpu" else "paper")) == "quick":
+        return Judgement(digest, dataset, backbone, Evaluation(3, test_images=2000), "quick")
+    return Judgement(digest, dataset, backbone, Evaluation(50), "paper")
+
+
 def digest_of(file: Path) -> str:
-    """Return what a distilled set is known by: the sha256 of its file, with those of the files that hold its images."""
+    """Return the sha256 of a distilled set's file, or of the hashes of that file and of the files with its images."""
     images = DistilledSet.load(file).images
     shards = images.paths if isinstance(images, Shards) else []
     digests = [hash_of(path) for path in (file, *shards)]
@@ -154,27 +170,27 @@ def digest_of(file: Path) -> str:
 
 
 def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:
-    """Return the place of a judgement below the folder of all runs.
+    """Return the folder of an evaluation below the folder of all runs.
 
     Args:
         name: of the set's method, or file.
         digest: of the set.
-        dataset: it is judged on, as `distill.data.label` names it.
+        dataset: of the real images, as `distill.data.label` names it.
         seed: of students and attacks.
-        other: the students' network; "" where it is the set's own.
+        other: the students' network; "" where it is the network that the set was made with.
     """
     suffix = f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', other)}" if other else ""
     return Path("evaluate", dataset, f"{name}-{digest[:12]}", f"seed{seed}{suffix}")
 
 
 def _published(path: Path, flags: list[str], read: Read) -> Path | None:
-    """Return the folder of a set of other code, now one of ours; None where it is ours already."""
+    """Return the folder that a published set was imported into; None where the path is a set of this program."""
     if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
         return None
     dataset = peek(flags, "--dataset")["--dataset"]
     default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())
-    asked = parse(EvaluateCommand, default, flags, "bash run.sh evaluate PATH")
-    place, reading = asked.place, asked.reading
+    command = parse(EvaluateCommand, default, flags, PROGRAM)
+    place, reading = command.place, command.reading
     if is_ours(path, reading):
         return None
     if dataset is None:
@@ -188,7 +204,7 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
 
 
 def _several(text: str) -> list[str]:
-    """Return the backbones of a list, whose options may have commas too.
+    """Return the backbones of a list; their options may have commas too.
 
     >>> _several("convnet:width=64,depth=2,alexnet,timm:resnet18:stem=stride1")
     ['convnet:width=64,depth=2', 'alexnet', 'timm:resnet18:stem=stride1']

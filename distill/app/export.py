@@ -189,7 +189,10 @@ def _dc(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
     _hard(distilled, "dc")
     constants = _constants("dc", distilled)
     images = Normalize(*constants)(distilled.images[:])
-    names = (distilled.method.upper() or "SET", facts_named(distilled.dataset).official or distilled.dataset)
+    names = (
+        distilled.method.replace(":", ".").upper() or "SET",
+        facts_named(distilled.dataset).official or distilled.dataset.replace(":", "."),
+    )
     network = "ConvNet" if distilled.backbone == "convnet" else re.sub(r"[^\w.=-]+", "_", distilled.backbone)
     path = out / f"res_{'_'.join(names)}_{network}_{round(distilled.ipc)}ipc.pt"
     torch.save({"data": [[images, distilled.labels]], "accs_all_exps": {network: []}}, path)

@@ -18,9 +18,9 @@ from distill.app.evaluate import run_evaluate
 from distill.app.export import EXPORTS, run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
-from distill.app.registry import find_methods
+from distill.app.registry import find_methods, method_named
 from distill.app.table import run_table
-from distill.data import DATASETS
+from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, one_line, unknown
 from distill.reports.tables import FORMATS
 from distill.runs.launch import INTERRUPTED
@@ -147,11 +147,11 @@ def command(arguments: list[str]) -> int:
     }
     if word in others:
         return others[word](rest)
-    if word not in methods:
+    method = method_named(word, methods)
+    if method is None:
         raise unknown("method", word, [*methods, *others, "test", "bench"])
     if not rest or rest[0] in ("-h", "--help"):
-        print(usage_of(methods[word]), end="")
+        print(usage_of(method), end="")
         return 0 if rest else 2
-    if rest[0] not in DATASETS:
-        raise unknown("data set", rest[0], DATASETS)
-    return run_method(methods[word], rest[0], rest[1:])
+    check_dataset(rest[0])
+    return run_method(method, rest[0], rest[1:])

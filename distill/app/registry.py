@@ -1,14 +1,21 @@
-"""Which methods there are: found where they lie, in the three packages of methods."""
+"""Which methods there are: found where they lie, in the three packages of methods, or named from outside.
+
+A method of another package is a `Method` record, named `package.module:name`.
+"""
 
 import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 
 import baselines
 import distill.methods
 import sre2l
+from distill.errors import InputError
 from distill.methods.method import Method
+from robust.spec import object_named
 
-__all__ = ["find_methods"]
+__all__ = ["find_methods", "method_named"]
 
 PACKAGES = (distill.methods, sre2l, baselines)
 """whose modules, and those of whose folders, export METHODS; in the order in which `list` has them"""
@@ -28,3 +35,25 @@ def find_methods() -> dict[str, Method]:
                     raise ValueError(f"two methods are named {method.name}; {module.name} has the second")
                 found[method.name] = method
     return found
+
+
+def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
+    """Return a method by name, None where there is none.
+
+    Args:
+        name: as `find_methods` has it, or `package.module:name`, which is then the name of the method in folders and
+            tables too, so that they say where it came from.
+        methods: what `find_methods` found.
+
+    Raises:
+        InputError: the module cannot be imported, or has no such method.
+    """
+    if name in methods:
+        return methods[name]
+    try:
+        found = object_named(name, "method")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if found is not None and not isinstance(found, Method):
+        raise InputError(f"method {name} is a {type(found).__name__}; it must be a distill.methods.method.Method")
+    return found and replace(found, name=name)

@@ -7,8 +7,9 @@ from typing import Literal
 import tyro
 
 from distill.app.flags import parse
+from distill.evaluation.row_files import find_rows
 from distill.reports.indices import indices
-from distill.reports.tables import find_rows, render
+from distill.reports.tables import render
 
 __all__ = ["run_table"]
 
@@ -27,7 +28,7 @@ class TableCommand:
 
 def run_table(flags: list[str]) -> int:
     """Print all finished runs."""
-    asked = parse(TableCommand, TableCommand(), flags, "bash run.sh table")
-    rows = find_rows(asked.places)
-    print(render([*rows, *(indices(rows) if asked.indices else [])], asked.format), end="")
+    command = parse(TableCommand, TableCommand(), flags, "bash run.sh table")
+    rows = find_rows(command.places)
+    print(render([*rows, *(indices(rows) if command.indices else [])], command.format), end="")
     return 0

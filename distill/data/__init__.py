@@ -4,11 +4,15 @@ The folder is the registry. FACTS (`distill.data.facts`) is all that is known of
 exports `facts(root, image_size)` instead. A set of image files of any size exports `load(root, image_size, damaged)`,
 which decodes them at that size, and `listings(root, damaged)`; all others are resized here. To keep `import
 distill.data` quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
+
+A data set of another package is a `DataSet` record, named `package.module:name`.
 """
 
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -18,14 +22,17 @@ from distill.data._folders import fingerprint as files_hash
 from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
+from robust.spec import object_named
 
 __all__ = [
     "DAMAGED",
     "DATASETS",
     "FACTS",
     "FILES",
+    "DataSet",
     "Facts",
     "ImageSet",
+    "check_dataset",
     "facts_named",
     "facts_of",
     "fingerprint",
@@ -50,21 +57,51 @@ FILES: dict[str, int | None] = {
 """data sets of image files -> side in pixels at which each is decoded by default; None: that of the files"""
 
 
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of another package."""
+
+    facts: Facts
+    """what is known of it"""
+    load: Callable[[Path], tuple[ImageSet, ImageSet]]
+    """data folder -> training and test set, on the CPU; InputError where the data are missing"""
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a name that is neither one of DATASETS nor a `DataSet` of another package, `package.module:name`.
+
+    Raises:
+        InputError: with the names that there are.
+    """
+    if name not in DATASETS and _elsewhere(name) is None:
+        raise unknown("data set", name, (*DATASETS, "package.module:name"))
+
+
+def _elsewhere(name: str) -> DataSet | None:
+    """Return a data set of another package; None for a name of another form."""
+    try:
+        found = object_named(name, "data set")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if found is not None and not isinstance(found, DataSet):
+        raise InputError(f"data set {name} is a {type(found).__name__}; it must be a distill.data.DataSet")
+    return found
+
+
 def facts_of(name: str, root: Path, image_size: int | None = None) -> Facts:
     """Return what is known of a data set, at the size in pixels at which it will be seen.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS, or `package.module:name`.
         root: as in `load`; looked at for the user's own images alone.
         image_size: height and width in pixels; None keeps the set's own.
 
     Raises:
         InputError: the name is unknown, or the folder of the user's own images is missing, or has no images.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    if name in FACTS:
-        return FACTS[name].resized(image_size)
+    check_dataset(name)
+    if name not in DATASETS or name in FACTS:
+        return facts_named(name).resized(image_size)
     return _MODULES[name].facts(root.expanduser().absolute(), image_size)
 
 
@@ -74,7 +111,8 @@ def facts_named(name: str) -> Facts:
     >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
     (False, True, {})
     """
-    return FACTS.get(name, folder.TYPICAL)
+    elsewhere = None if name in DATASETS else _elsewhere(name)
+    return elsewhere.facts if elsewhere else FACTS.get(name, folder.TYPICAL)
 
 
 def label(name: str, root: Path) -> str:
@@ -82,14 +120,14 @@ def label(name: str, root: Path) -> str:
     live side by side.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS, or `package.module:name`.
         root: as in `load`.
 
     >>> label("mnist", Path("data")), re.sub("[0-9a-f]{6}$", "123abc", label("folder", Path("my data/pets 2")))
     ('mnist', 'folder-pets_2-123abc')
     """
     if name != "folder":
-        return name
+        return name.replace(":", ".")
     place = os.path.realpath(root.expanduser())
     word = re.sub(r"[^A-Za-z0-9_.]+", "_", os.path.basename(place))[:40]
     return f"{name}-{word}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:6]}"
@@ -99,7 +137,7 @@ def fingerprint(name: str, root: Path) -> str:
     """Return a hash of the training data as it lies there, 64 hex digits; image files are not decoded.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS, or `package.module:name`.
         root: as in `load`.
 
     Raises:
@@ -113,7 +151,7 @@ def load(name: str, root: Path, image_size: int | None = None, damaged: str = "r
     """Load a data set, downloading it first where it is missing and its authors allow that.
 
     Args:
-        name: one of DATASETS.
+        name: one of DATASETS, or `package.module:name`.
         root: folder of the data, as torchvision lays it out; for `folder` the one that holds train/.
         image_size: height and width in pixels to resize to (by the mean over areas; ImageNet and its subsets as its
             evaluation has it), 4 to 1024; None keeps the set's own.
@@ -127,15 +165,17 @@ def load(name: str, root: Path, image_size: int | None = None, damaged: str = "r
         InputError: the name is unknown, the size out of range, `damaged` none of these, or the data missing or
             damaged.
     """
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+    check_dataset(name)
     if image_size is not None and not 4 <= image_size <= 1024:
         raise InputError(f"image size is {image_size}; it must be from 4 to 1024 pixels")
     if damaged not in DAMAGED:
         raise unknown("way with damaged files", damaged, DAMAGED)
     root = root.expanduser().absolute()
-    module = _MODULES[name]
     if name in FILES:
-        return module.load(root, image_size, damaged)
-    train, test = module.load(root)
+        return _MODULES[name].load(root, image_size, damaged)
+    elsewhere = None if name in DATASETS else _elsewhere(name)
+    if elsewhere is None:
+        train, test = _MODULES[name].load(root)
+    else:  # a set is known by the name that was written, so that its facts are found
+        train, test = (replace(part, name=name) for part in elsewhere.load(root))
     return (train, test) if image_size is None else (train.resized(image_size), test.resized(image_size))

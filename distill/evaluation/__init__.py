@@ -1,1 +1,1 @@
-"""How good a distilled set is: students, columns, verdicts, rows, statistics."""
+"""Evaluation of a distilled set: students, columns, verdicts, rows, statistics."""

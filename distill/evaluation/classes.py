@@ -1,4 +1,4 @@
-"""Classes are compared by name: a distilled set is evaluated on the classes that it was made of, in whatever order."""
+"""Classes are compared by name: the test set must have the classes of the distilled set, in any order."""
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
@@ -8,36 +8,40 @@ __all__ = ["check", "in_order_of"]
 
 
 def check(distilled: DistilledSet, test: ImageSet) -> str:
-    """Refuse a distilled set that is not one of this data set.
+    """Refuse a distilled set whose classes or image size are not those of the test images.
 
     Returns:
-        what a reader of the results must know of the classes; "" where the names say which is which.
+        a warning where the classes of one side have numbers as names, and are matched by their order; else "".
 
     Raises:
         InputError: shapes, or the names of the classes, differ.
     """
     if tuple(distilled.images.shape[1:]) != test.image_shape:
-        ours, theirs = tuple(distilled.images.shape[1:]), test.image_shape
-        raise InputError(f"the distilled images are {ours}, those of {test.name} {theirs}; give the same --image-size")
+        shape = tuple(distilled.images.shape[1:])
+        raise InputError(
+            f"the distilled images are {shape}, those of {test.name} {test.image_shape}; give the same --image-size"
+        )
     if len(distilled.classes) != test.num_classes:
         raise InputError(
             f"the distilled set has {len(distilled.classes)} classes, {test.name} {test.num_classes}; give --dataset"
         )
-    ours, theirs = distilled.classes, test.classes
-    if ours == theirs or (sorted(ours) == sorted(theirs) and len({*ours}) == len(ours)):
+    in_set, in_test = distilled.classes, test.classes
+    if in_set == in_test or (sorted(in_set) == sorted(in_test) and len({*in_set}) == len(in_set)):
         return ""
-    if _numbers(ours) or _numbers(theirs):
-        named, numbered = ("the distilled set", test.name) if _numbers(theirs) else (test.name, "the distilled set")
+    if _are_numbers(in_set) or _are_numbers(in_test):
+        named, numbered = (
+            ("the distilled set", test.name) if _are_numbers(in_test) else (test.name, "the distilled set")
+        )
         return f"classes of {numbered} are numbers: number 0 is taken for the first class of {named}, and so on"
-    odd = [", ".join(sorted(set(a) - set(b))[:5]) for a, b in ((ours, theirs), (theirs, ours))]
+    only_set, only_test = (", ".join(sorted(set(a) - set(b))[:5]) for a, b in ((in_set, in_test), (in_test, in_set)))
     raise InputError(
-        f"the distilled set has the classes {odd[0] or 'of one name'}, {test.name} has {odd[1] or 'not'}; "
-        "a set is evaluated on the classes that it was made of: give its --dataset or --data-dir"
+        f"only the distilled set has the classes {only_set or 'of one name'}, only {test.name} has "
+        f"{only_test or 'none'}; a set is evaluated on the classes that it was made of: give --dataset or --data-dir"
     )
 
 
-def _numbers(classes: tuple[str, ...]) -> bool:
-    """Return whether the names are the numbers of the classes, 0 to K - 1, and say nothing."""
+def _are_numbers(classes: tuple[str, ...]) -> bool:
+    """Return whether the names are the numbers of the classes, 0 to K - 1, which name nothing."""
     return list(classes) == [str(number) for number in range(len(classes))]
 
 

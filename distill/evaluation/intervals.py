@@ -5,7 +5,7 @@ accuracy_interval  Wilson's interval over sets, students, images: effective numb
 difference         Welch's t test and its interval over sets, students and images
 
 An accuracy is a mean over *units* and test images. A unit is a distilled set where there are several, else a student,
-and all units are judged on the same images: S x N bools are not S x N independent draws. Both functions add up the
+and all units are evaluated on the same images: S x N bools are not S x N independent draws. Both functions add up the
 variance of two crossed random effects (Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111, counts their shared part
 twice; here it is counted once):
 
@@ -13,7 +13,8 @@ twice; here it is counted once):
 
 V_units is the variance of the units' accuracies over S, V_images the variance of the images' mean results over N, and
 V_residual the part of V_units that a finite number of images alone would give (two-way analysis of variance). Degrees
-of freedom are Satterthwaite's (1946). What one set can show is about that set: the noise of distilling is unknown then.
+of freedom are Satterthwaite's (1946). With one distilled set the interval holds for that set alone: the variance
+between the sets of several seeds is unknown then.
 """
 
 import math
@@ -28,7 +29,7 @@ from torch import Tensor
 __all__ = ["Difference", "Unit", "accuracy_interval", "difference", "unit_of", "wilson"]
 
 Unit = Literal["sets", "students", "images"]
-"""what an interval holds for besides other test images: other distilled sets, other students of one set, or neither"""
+"""what an interval covers beside other test images: other distilled sets, other students of one set, or neither"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
     Args:
         successes: how many of n.
-        n: independent draws, >= 1: the test images of one student, not of several.
+        n: independent draws, >= 1: the test images of one student; images of several students are not independent.
         confidence: in (0, 1).
 
     Raises:
@@ -83,14 +84,14 @@ def accuracy_interval(sets: Sequence[Tensor], confidence: float = 0.95) -> tuple
     (as Agresti and Coull do) in V and n, which bounds n by about N near 0 and 100.
 
     Args:
-        sets: by distilled set, bools (students, images): classified right? The same images in all of them; sets count
-            alike, whatever their number of students.
+        sets: by distilled set, bools (students, images): classified right? All have the same images; each set has equal
+            weight, whatever its number of students.
         confidence: in (0, 1).
 
     Raises:
         ValueError: confidence is out of its range, or sets are no such tensors.
 
-    Three students that are wrong on all of 50 images know no more than one such student does:
+    Three students that are wrong on all of 50 images give an interval of about the width of one such student's:
 
     >>> [round(end, 1) for end in accuracy_interval([torch.zeros(3, 50, dtype=torch.bool)])], round(wilson(0, 50)[1], 1)
     ([0.0, 7.2], 7.1)
@@ -118,11 +119,11 @@ def difference(
     the variance of A's units, of B's units, and of the images' differences. Students are not paired: where student k of
     both sides has the same first weights, the interval is a little wide. V is not less, and the degrees of freedom are
     not more, than those of Student's test, which pools the units of both sides: with 2 against 10 units Welch's test
-    alone rejected a true null hypothesis in 9 % of simulations at 5 %. Where one side has a single unit, Student's test
-    is the only one: that unit is taken to vary as much as those of the other side. With one student on each side V is
-    the variance of the images alone. Two images are added to it, one that only A and one that only B
-    classifies right, as by Bonett & Price 2012 ("Adjusted Wald confidence interval for a difference of binomial
-    proportions based on paired data"; deviation: the centre stays where it is), so that V > 0.
+    alone rejected a true null hypothesis in 9 % of simulations at 5 %. Where one side has a single unit, only Student's
+    test is possible: the unit is taken to vary as much as the units of the other side. With one student on each side V
+    is the variance of the images alone. Two images are added to it, one that only A and one that only B classifies
+    right, as by Bonett & Price 2012 ("Adjusted Wald confidence interval for a difference of binomial proportions based
+    on paired data"; deviation: the centre stays where it is), so that V > 0.
 
     Args:
         a: by distilled set, bools (students, images): classified right?
@@ -269,7 +270,7 @@ def _check_sets(sides: Sequence[Sequence[Tensor]]) -> None:
             raise ValueError(f"bools are {bools.dtype} {shape}; they must be torch.bool (students, images)")
     if len({bools.shape[1] for bools in tables}) > 1:
         counts = " and ".join(dict.fromkeys(str(bools.shape[1]) for bools in tables))
-        raise ValueError(f"the sets have {counts} images; they must be judged on the same")
+        raise ValueError(f"the sets have {counts} images; they must be evaluated on the same images")
 
 
 def _check_confidence(confidence: float) -> None:

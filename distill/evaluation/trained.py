@@ -1,6 +1,6 @@
-"""The networks that an evaluation needs: students on the distilled set, and what transfer attacks are made on.
+"""The networks of an evaluation: students on the distilled set, and the surrogates of transfer attacks.
 
-Each is trained once and kept in the run's folder, students/NAME.safetensors; training that was cut short starts anew.
+Each is trained once and saved in the run's folder as students/NAME.safetensors; interrupted training starts anew.
 """
 
 import time
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class Trained:
         evaluation: how many students, and how they are trained.
         backbone: the students' network.
         run: folder and generators.
-        own: the method's own way of training students; None for the standard one.
+        own: the method's own protocol; None for the standard one.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Trained:
     def students(self) -> Iterator[tuple[int, nn.Module, float]]:
         """Yield (number, student, seconds that an epoch of its training took).
 
-        Students that fit together are trained in fixed groups, so that none depends on which of them was there already.
+        Students that fit together are trained in fixed groups, so that no student depends on which others were saved
+        before.
         """
         training = self.evaluation.student
         pattern = self._untrained(self.backbone, "student", 0)
@@ -88,31 +90,35 @@ class Trained:
                     train_together(networks, *arguments)
 
             networks = [self._untrained(self.backbone, "student", number) for number in numbers]
-            kept = self._kept([str(number) for number in numbers], networks, train)
-            for number, (model, seconds) in zip(numbers, kept, strict=True):
+            trained = self._trained_once([str(number) for number in numbers], networks, train)
+            for number, (model, seconds) in zip(numbers, trained, strict=True):
                 yield number, model, seconds / self.epochs
 
-    def surrogate(self, name: str) -> nn.Module | None:
-        """Return the network that `transfer` or `transfer_student` is made on; None for other names."""
+    def surrogate(self, name: Literal["transfer", "transfer_student"]) -> nn.Module:
+        """Return the network that `transfer` or `transfer_student` attacks are made on."""
         if name == "transfer":
             network = self._untrained(self.backbone, "surrogate", name)
-            return self._kept([f"surrogate-{name}"], [network], lambda each: self._train_on_real(each[0]))[0][0]
-        if name == "transfer_student":
-            network = self._untrained(self.evaluation.transfer_backbone, "surrogate", name)
-            generator = self.run.generator("surrogate", name, "training")
-            plain = replace(self.evaluation.student, loss="cross_entropy")
-            train = lambda each: self._train_on_distilled(each[0], name, plain, generator)  # noqa: E731
-            return self._kept([f"surrogate-{name}"], [network], train)[0][0]
-        return None
+            return self._trained_once([f"surrogate-{name}"], [network], lambda each: self._train_on_real(each[0]))[0][0]
+        network = self._untrained(self.evaluation.transfer_backbone, "surrogate", name)
+        generator = self.run.generator("surrogate", name, "training")
+        plain = replace(self.evaluation.student, loss="cross_entropy")
+        train = lambda each: self._train_on_distilled(each[0], name, plain, generator)  # noqa: E731
+        return self._trained_once([f"surrogate-{name}"], [network], train)[0][0]
 
     def _untrained(self, backbone: str, *address: str | int) -> nn.Module:
         network = build(backbone, like=self.distilled, generator=self.run.generator(*address))
         return network.to(self.distilled.images.device)
 
-    def _kept(
+    def _trained_once(
         self, names: list[str], networks: list[nn.Module], train: Callable[[list[nn.Module]], None]
     ) -> list[tuple[nn.Module, float]]:
-        """Return each network behind the normalisation, and the seconds of its training, now or earlier."""
+        """Return each network behind the normalisation, and the seconds of its training, now or earlier.
+
+        Args:
+            names: of the networks' files.
+            networks: untrained; they take the weights of their files where these are there.
+            train: trains all of them in place.
+        """
         files = [f"students/{name}.safetensors" for name in names]
         barrier()  # all processes find the same files
         if not all(self.run.has_tensors(file) for file in files):
@@ -123,12 +129,12 @@ class Trained:
                 if is_main_process() and not self.run.has_tensors(file):
                     self.run.write_tensors(file, network.state_dict(), {"seconds": seconds})
             barrier()
-        kept = []
+        trained = []
         for network, file in zip(networks, files, strict=True):
             state, facts = self.run.read_tensors(file) or ({}, {})
             fill(network, state, self.run.folder / file)
-            kept.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
-        return kept
+            trained.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
+        return trained
 
     def _train_on_distilled(
         self, network: nn.Module, name: str, training: Training, generator: torch.Generator
@@ -139,7 +145,8 @@ class Trained:
         channels, size = self.images.shape[1:3]
         loss = None
         if training.loss != "cross_entropy":
-            on_pixels = InPixels(loss_named(training.loss, family_of(channels, size)), self.normalize)
+            normalize = cast(Normalize, self.normalize)  # only a method's own protocol has another first layer
+            on_pixels = InPixels(loss_named(training.loss, family_of(channels, size)), normalize)
             loss = drawing_from(on_pixels, generator)
         train_student(network, self.images, self.distilled.labels, training, generator, self.augmentation, loss)
 
@@ -160,10 +167,10 @@ class Trained:
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load the weights of a file into the network that it should be of.
+    """Load the weights of a file into a network.
 
     Raises:
-        InputError: they are of another network.
+        InputError: the weights are of another network.
     """
     try:
         network.load_state_dict(weights)
@@ -181,7 +188,7 @@ def students_of(
         distilled: its set, on the device to work on.
         backbone: the students' network.
         count: how many.
-        own: whether they were trained in the way of the set's method.
+        own: whether they were trained by the own protocol of the set's method.
     """
     first_layer = preprocessing(distilled, folder) if own else Normalize(distilled.mean, distilled.std)
     models = []

@@ -45,7 +45,8 @@ class Method:
     """
 
     name: str
-    """on the command line, in folders and in tables: lower-case letters, digits and underscores"""
+    """on the command line, in folders and in tables: lower-case letters, digits and underscores; a method of another
+    package is called `package.module:name` there"""
     summary: str
     """one line without a full stop, for `list`, `--help`, the README and the docs"""
     paper: str
@@ -76,7 +77,7 @@ class Method:
     """whether `benchmark` without --methods has it"""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*|[\w.]+:\w+", self.name):
             raise ValueError(f"name is {self.name!r}; it takes lower-case letters, digits and underscores")
         if not self.summary or "\n" in self.summary or self.summary.endswith("."):
             raise ValueError(f"summary of {self.name} is {self.summary!r}; it is one line without a full stop")

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from distill.errors import InputError, unknown
+from robust.spec import object_named
 
 __all__ = ["BACKBONES", "Sized", "build"]
 
@@ -69,7 +70,8 @@ def build(
 
     Args:
         spec: a name of BACKBONES or of timm ("timm:NAME" where both have it), with options after a colon:
-            "convnet:width=64,depth=2".
+            "convnet:width=64,depth=2". "package.module:name" is a builder of another package: called as (channels,
+            image size, number of classes, *, options), it returns a module.
         like: a set of images that the network takes, whose classes it tells apart; or, instead, the next three.
         channels: of the images.
         image_size: side of the images in pixels.
@@ -88,9 +90,13 @@ def build(
     """
     if like is not None:
         (channels, image_size, _), num_classes = like.image_shape, like.num_classes
-    name, _, rest = spec.removeprefix("timm:").partition(":")
-    ours = name in BACKBONES and not spec.startswith("timm:")
-    builder = BACKBONES[name] if ours else _timm(name)
+    elsewhere = re.fullmatch(r"(\w+(?:\.\w+)+:\w+)(?::(.*))?", spec)
+    if elsewhere:
+        name, rest = elsewhere[1], elsewhere[2] or ""
+        builder = _elsewhere(name)
+    else:
+        name, _, rest = spec.removeprefix("timm:").partition(":")
+        builder = BACKBONES[name] if name in BACKBONES and not spec.startswith("timm:") else _timm(name)
     options = _options(name, builder, rest)
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
@@ -117,6 +123,17 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
             raise InputError(f"{key} of backbone {name} is '{value}'; it takes a whole number from 0 to {LARGEST}")
         options[key] = value if choices else int(value)
     return options
+
+
+def _elsewhere(name: str) -> Callable[..., nn.Module]:
+    """Return the builder `package.module:name`."""
+    try:
+        found = object_named(name, "backbone")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not callable(found):
+        raise InputError(f"backbone {name} is a {type(found).__name__}; it must be a function that returns a network")
+    return found
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:

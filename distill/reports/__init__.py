@@ -1,1 +1,1 @@
-"""What finished runs come to: tables, differences, intervals, the paper's numbers, figures."""
+"""Reports of finished runs: tables, the paper's numbers beside ours, indices, figures."""

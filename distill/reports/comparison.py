@@ -1,31 +1,34 @@
 """Tables as in the paper, with the paper's own number and the difference beside each of ours.
 
 A table for each data set and ipc, methods as rows, clean accuracy and attacks as columns; in LaTeX one table with all
-of them side by side, as the paper's tables 1 and 2. Students of all seeds together, and n counts them. The best of a
-column is bold, but not a figure in doubt, and not of `full`, the whole set, which is in the tables of every ipc.
-Methods are ranked by RANKED, whose figures do not depend on the scale of a student's logits.
+of them side by side, as the paper's tables 1 and 2. Students of all seeds are together, and n counts them; runs of two
+configurations are two rows. The best figure of a column is bold, except for a figure in doubt and for `full`, the whole
+training set, which is in the tables of every ipc. Methods are ranked by RANKED, whose figures do not depend on the
+scale of a student's logits.
 """
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from distill.evaluation.rows import ColumnKey, Row
 from distill.reports.indices import UNBIASED
 from distill.reports.paper import PAPER, Figure
-from distill.reports.tables import Row, Style, figure, headings, summary
+from distill.reports.settings import config_notes
+from distill.reports.summary import Summary, headings, summary
+from distill.reports.tables import Style, csv_fields, doubtful, figure, written_csv
 from robust import PAPER_THREATS
 
 __all__ = ["FULL", "LAYOUTS"]
 
 FULL = "full"
-"""the method that distils nothing: no competitor"""
+"""the method that distils nothing, an upper bound"""
 FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
 FIELDS += ("paper", "paper_std", "difference", "verdict", "advised", "advised_mean", "how", "config")
 RANKED = f"{UNBIASED}@"
-"""how the column begins that methods are ranked by"""
+"""beginning of the columns that methods are ranked by"""
 STUDENTS = "n"
-"""the column that counts them"""
+"""heading of the column that counts students"""
 NOTE = (
     "Accuracy in percent, mean ± standard deviation over n students of all seeds (the paper's number, difference). A "
     "figure that a check doubts is marked by ?, with the figure of the attack that the check advises. The paper's "
@@ -37,129 +40,154 @@ NOTE = (
 class Number:
     """A cell of a table."""
 
-    row: Row
-    """of `summary`"""
+    ours: Summary
+    """over our students"""
     best: bool
-    """of its column"""
+    """whether it is the highest of its column"""
     paper: Figure | None
     """the paper's"""
 
     def text(self, bold: Callable[[str], str], style: Style) -> str:
         """Return it in a layout's own bold and style."""
-        ours = figure(self.row, style)
+        ours = figure(self.ours, style)
         ours = bold(ours) if self.best else ours
-        if self.paper is None:
-            return ours
-        return f"{ours} ({self.paper[0]:.1f}, {self.row['mean'] - self.paper[0]:+.1f})"
+        return ours if self.paper is None else f"{ours} ({self.paper[0]:.1f}, {self.ours.mean - self.paper[0]:+.1f})"
 
 
-Line = tuple[str, str, str, str, str]
-"""method, the students' loss, their network, recipe, config"""
-What = tuple[str, str, str]
-"""attack, threat, settings"""
-Table = dict[Line, dict[What, Number]]
+class Line(NamedTuple):
+    """What tells two lines of a table of one data set and ipc apart."""
+
+    method: str
+    loss: str
+    """of the students"""
+    backbone: str
+    """of the students"""
+    recipe: str
+    config: str
+    """hash of the data and all settings but seed and attacks"""
+
+
+Table = dict[Line, dict[ColumnKey, Number]]
 """line -> column -> number"""
+EXTRA = {"backbone": "network", "recipe": "recipe", "config": "config"}
+"""fields of a line that are shown only where lines differ in them, with their headings"""
 
 
 def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
     """Return the table of each data set and ipc, in order of first appearance."""
     tables: dict[tuple[str, int], Table] = {}
     means = summary(rows, by_seed=False)
-    best: dict[tuple, float] = {}
-    for row in means:
-        if row["method"] != FULL and row["verdict"] == "ok":
-            key = (row["dataset"], row["ipc"], *_what(row))
-            best[key] = max(best.get(key, 0.0), round(row["mean"], 1))
-    distilled = dict.fromkeys((row["dataset"], row["ipc"]) for row in means if row["method"] != FULL)
-    for row in means:
-        dataset, method = row["dataset"], row["method"]
-        mine = dataset, row["ipc"]
-        places = [mine] if method != FULL else [place for place in distilled if place[0] == dataset] or [mine]
+    best: dict[tuple[str, int, ColumnKey], float] = {}
+    for mean in means:
+        if _competes(mean):
+            key = (mean.line.dataset, mean.line.ipc, mean.column)
+            best[key] = max(best.get(key, 0.0), round(mean.mean, 1))
+    distilled = dict.fromkeys((mean.line.dataset, mean.line.ipc) for mean in means if mean.line.method != FULL)
+    for mean in means:
+        dataset, method = mean.line.dataset, mean.line.method
+        place = dataset, mean.line.ipc
+        places = [place] if method != FULL else [each for each in distilled if each[0] == dataset] or [place]
+        line = Line(method, mean.line.loss, mean.line.backbone, mean.line.recipe, mean.line.config)
         for place in places:
-            counts = method != FULL and row["verdict"] == "ok"
-            is_best = counts and round(row["mean"], 1) == best[*place, *_what(row)] > 0
-            published = _published(row, place[1])
-            line = tuple(row[name] for name in ("method", "loss", "backbone", "recipe", "config"))
-            tables.setdefault(place, {}).setdefault(line, {})[_what(row)] = Number(row, is_best, published)
+            is_best = _competes(mean) and round(mean.mean, 1) == best[*place, mean.column] > 0
+            number = Number(mean, is_best, _published(mean, place[1]))
+            tables.setdefault(place, {}).setdefault(line, {})[mean.column] = number
     return tables
 
 
-def _published(row: Row, ipc: int) -> Figure | None:
-    """Return the paper's number for a row, of the same attack at the same threat."""
-    dataset, attack = row["dataset"].partition("-")[0], row["attack"]
+def _competes(mean: Summary) -> bool:
+    """Return whether a figure can be the best of its column."""
+    return mean.line.method != FULL and mean.ok
+
+
+def _published(mean: Summary, ipc: int) -> Figure | None:
+    """Return the paper's number of the same attack at the same threat."""
+    dataset, attack = mean.line.dataset.partition("-")[0], mean.column.attack
     threat = PAPER_THREATS.get(dataset, {}).get(attack)
-    same = attack == "clean" or (threat is not None and threat.named == row["threat"])
-    return PAPER.get((dataset, ipc, row["method"], attack)) if same else None
+    same = attack == "clean" or (threat is not None and threat == mean.column.threat)
+    return PAPER.get((dataset, ipc, mean.line.method, attack)) if same else None
 
 
-def _what(row: Row) -> What:
-    return row["attack"], row["threat"], row["how"]
+def _attacks(table: Table) -> dict[ColumnKey, str]:
+    """Return the columns, with their headings."""
+    return headings(column for line in table.values() for column in line)
 
 
-def _attacks(table: Table) -> dict[What, str]:
-    """Return the columns, with what stands above them."""
-    return headings(what for line in table.values() for what in line)
-
-
-def _students(line: dict[What, Number]) -> str:
+def _students(line: dict[ColumnKey, Number]) -> str:
     """Return how many students a line joins; several numbers where its columns differ."""
-    return "/".join(dict.fromkeys(str(number.row["n"]) for number in line.values()))
+    return "/".join(dict.fromkeys(str(number.ours.n) for number in line.values()))
 
 
-def _ranks(table: Table) -> dict[Line, str]:
-    """Return each line's rank, 1 for the highest accuracy in the first column of RANKED; none without that column."""
-    what = next((what for line in table.values() for what in line if what[0].startswith(RANKED)), None)
-    if what is None:
-        return {}
-    means = {line: found[what].row for line, found in table.items() if what in found and line[0] != FULL}
-    sound = {line: round(row["mean"], 1) for line, row in means.items() if row["verdict"] == "ok"}
-    return {line: str(1 + sum(other > mean for other in sound.values())) for line, mean in sound.items()}
+def _ranks(table: Table) -> tuple[str, dict[Line, str]]:
+    """Return the heading of the ranks, and each line's rank: 1 for the highest accuracy in a column of RANKED.
+
+    Where several columns are of RANKED, the first is taken and named in the heading. Without one there are no ranks.
+    """
+    columns = {column: text for column, text in _attacks(table).items() if column.attack.startswith(RANKED)}
+    if not columns:
+        return "", {}
+    column, text = next(iter(columns.items()))
+    sound = {
+        line: round(found[column].ours.mean, 1)
+        for line, found in table.items()
+        if column in found and _competes(found[column].ours)
+    }
+    ranks = {line: str(1 + sum(other > mean for other in sound.values())) for line, mean in sound.items()}
+    return ("rank" if len(columns) == 1 else f"rank by {text}"), ranks
 
 
-def _extra(table: Table) -> list[tuple[int, str]]:
-    """Return the parts of a line's key, with their headings, that are shown because lines differ in nothing else."""
-    shown = [(2, "network")] if len({line[2] for line in table}) > 1 else []
-    for position, name in ((3, "recipe"), (4, "config")):
-        told = {(*line[:2], *(line[k] for k, _ in shown)) for line in table}
-        if len(told) < len(table) and len({line[position] for line in table}) > 1:
-            shown.append((position, name))
+def _extra(table: Table) -> list[str]:
+    """Return the fields of EXTRA that are shown: the network where lines differ in it, others where nothing else does.
+
+    With the method and the loss they tell all lines apart.
+    """
+    shown = ["backbone"] if len({line.backbone for line in table}) > 1 else []
+    for name in ("recipe", "config"):
+        different = {_named(line, shown) for line in table}
+        if len(different) < len(table) and len({getattr(line, name) for line in table}) > 1:
+            shown.append(name)
     return shown
+
+
+def _named(line: Line, shown: Sequence[str]) -> tuple[str, ...]:
+    """Return method, loss and the fields that are shown."""
+    return line.method, line.loss, *(getattr(line, name) for name in shown)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Return a table for each data set and ipc."""
     parts, style = [], Style(" ± ", "~~{}~~")
     for (dataset, ipc), table in _tables(rows).items():
-        attacks, extra, ranks = _attacks(table), _extra(table), _ranks(table)
-        names = [name for _, name in extra]
-        lines = [["method", "students", *names, *attacks.values(), STUDENTS, *["rank"] * bool(ranks)]]
+        attacks, extra, (ranked, ranks) = _attacks(table), _extra(table), _ranks(table)
+        lines = [["method", "students", *(EXTRA[name] for name in extra), *attacks.values(), STUDENTS]]
+        lines[0] += [ranked] * bool(ranks)
         for key, line in table.items():
             cells = (line[what].text(lambda text: f"**{text}**", style) if what in line else "-" for what in attacks)
             rank = [ranks.get(key, "-")] * bool(ranks)
-            lines.append([*key[:2], *(key[k] for k, _ in extra), *cells, _students(line), *rank])
+            lines.append([*_named(key, extra), *cells, _students(line), *rank])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         lines.insert(1, ["-" * width for width in widths])
         padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
         body = "".join(f"| {' | '.join(line)} |\n" for line in padded)
-        network = "" if "network" in names else f", students {next(iter(table))[2]}"
-        doubts = "".join(f"\n? {doubt}\n" for doubt in _doubts(table))
-        parts.append(f"{dataset}, ipc {ipc}{network}\n\n{body}{doubts}")
-    return "\n".join(parts) + f"\n{NOTE}\n"
+        network = "" if "backbone" in extra else f", students {next(iter(table)).backbone}"
+        parts.append(f"{dataset}, ipc {ipc}{network}\n\n{body}" + "".join(f"\n? {doubt}\n" for doubt in _doubts(table)))
+    notes = "".join(f"\n{note}\n" for note in config_notes(rows))
+    return "\n".join(parts) + f"{notes}\n{NOTE}\n"
 
 
 def _doubts(table: Table) -> list[str]:
     """Return why figures of a table are doubted, a line each."""
-    numbers = (number.row for line in table.values() for number in line.values())
-    return [f"{row['method']}, {row['attack']}: {row['verdict']}" for row in numbers if row["verdict"] != "ok"]
+    numbers = [number.ours for line in table.values() for number in line.values()]
+    return [f"{number.line.method}, {name}: {number.verdict}" for number, name in doubtful(numbers)]
 
 
 def to_latex(rows: Sequence[Row]) -> str:
     """Return one tabular, a group of columns for each data set and ipc (booktabs; ulem for figures struck out)."""
     tables, style = _tables(rows), Style(r" $\pm$ ", r"\sout{{{}}}")
     groups = [(place, _attacks(table)) for place, table in tables.items()]
-    extra = {place: [k for k, _ in _extra(table)] for place, table in tables.items()}
-    shown = sorted({position for positions in extra.values() for position in positions})
-    methods = list(dict.fromkeys((*key[:2], *(key[k] for k in shown)) for table in tables.values() for key in table))
+    extra = {name for table in tables.values() for name in _extra(table)}
+    shown = [name for name in EXTRA if name in extra]
+    methods = list(dict.fromkeys(_named(key, shown) for table in tables.values() for key in table))
 
     def escaped(text: str) -> str:
         return text.replace("_", r"\_").replace("%", r"\%")
@@ -171,8 +199,7 @@ def to_latex(rows: Sequence[Row]) -> str:
         words = [word for word in method[1:] if word != "cross_entropy"]
         cells = [escaped(f"{method[0]} ({', '.join(words)})" if words else method[0])]
         for place, names in groups:
-            lines = [line for key, line in tables[place].items() if (*key[:2], *(key[k] for k in shown)) == method]
-            line = lines[0] if lines else {}
+            (line,) = [line for key, line in tables[place].items() if _named(key, shown) == method] or [{}]
             texts = {what: number.text(lambda text: f"\\textbf{{{text}}}", style) for what, number in line.items()}
             cells += [escaped(texts.get(what, "-")) for what in names] + [_students(line) if line else "-"]
         body.append(" & ".join(cells) + r" \\")
@@ -191,20 +218,16 @@ def to_latex(rows: Sequence[Row]) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a line for each number, with the columns FIELDS."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    """Return a line for each number, with the columns FIELDS; `full` is in the lines of every ipc."""
+    lines = []
     for (_, ipc), table in _tables(rows).items():
-        for line in table.values():
-            for number in line.values():
-                row, (paper, paper_std) = number.row, number.paper or (None, None)
-                found = {name: row[name] for name in ("mean", "std", "advised_mean")}
-                found |= {"paper": paper, "paper_std": paper_std}
-                found["difference"] = None if paper is None else row["mean"] - paper
-                rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
-                writer.writerow(row | {"ipc": ipc} | rounded)  # `full` is in the tables of every ipc
-    return text.getvalue()
+        for number in (number for line in table.values() for number in line.values()):
+            paper, paper_std = number.paper or (None, None)
+            found = {"paper": paper, "paper_std": paper_std}
+            found["difference"] = None if paper is None else number.ours.mean - paper
+            rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
+            lines.append(csv_fields(number.ours) | {"ipc": ipc} | rounded)
+    return written_csv(FIELDS, lines)
 
 
 LAYOUTS: dict[str, Callable[[Sequence[Row]], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

@@ -1,7 +1,7 @@
 """Figures as PNG files: curvature as histograms, the loss around an image, accuracy against the attack's radius.
 
-Drawn by matplotlib's Agg canvas without pyplot, so that no window, style or figure of the caller is touched. Lengths
-are in pixels of [0, 1] unless a label says otherwise.
+They are drawn by matplotlib's Agg canvas without pyplot, so that no window, style or figure of the caller changes.
+Lengths are in pixels of [0, 1] unless a label says otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ SPREAD = 30
 def histogram(path: Path, values: Mapping[str, Tensor], *, bins: int = 40) -> None:
     """Draw the distribution of lambda_1 over examples, one outline a label over common bins, medians dashed.
 
-    The axis is logarithmic where the values spread over decades and are positive but for a few, which are counted in
-    the legend; else linear.
+    The axis is logarithmic where the values spread over decades and almost all are positive; the legend counts the
+    others. Else the axis is linear.
 
     Args:
         path: the PNG, 7 x 4.2 inches.
@@ -94,7 +94,7 @@ def surface(path: Path, losses: Tensor, gradient_steps: Tensor, random_steps: Te
     left.plot_surface(grid_down, grid_across, heights, cmap="viridis", rcount=60, ccount=60, linewidth=0)
     left.set(xlabel="gradient", ylabel="random", zlabel="loss (nats)")
     left.locator_params(nbins=4)
-    left.set_box_aspect(None, zoom=0.75)  # its labels would reach into the other half
+    left.set_box_aspect(None, zoom=0.75)  # pyright: ignore[reportArgumentType]  # larger, its labels reach into the other half
     filled = right.contourf(down, across, heights.T, levels=20, cmap="viridis")
     right.contour(down, across, heights.T, levels=20, colors="white", linewidths=0.4)
     right.plot(0, 0, marker="+", color="white", markersize=10)

@@ -1,4 +1,4 @@
-"""The field's composite indices: columns on request, for comparison with published tables. Nothing is ranked by them.
+"""Composite indices of the field, to compare with published tables: columns on request, by which no method is ranked.
 
 RR, AE and CREI: BEARD (Zhou et al., arXiv 2411.09265), as its code computes them for one ipc (`metrics_type` "beard").
 IOR: improvement over random selection, DD-Ranking (arXiv 2505.13300), here of robust instead of clean accuracy.
@@ -8,26 +8,25 @@ ValueError, as are inputs for which the index is the same whatever the network d
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Any
+
+from distill.evaluation.rows import ColumnKey, Row
+from distill.reports.summary import headings
 
 __all__ = ["UNBIASED", "attack_efficiency", "crei", "improvement_over_random", "indices", "robustness_ratio"]
 
 UNBIASED = "pgd_ce_margin"
 """the column whose attack does not depend on the scale of a network's logits: methods are ranked by it"""
-STUDENT = ("method", "dataset", "ipc", "backbone", "loss", "recipe", "config", "seed", "student", "set", "test")
-"""fields that the rows of one student share"""
-RIVAL = ("dataset", "ipc", "backbone", "loss", "recipe", "images", "test", "attack", "threat", "how")
-"""fields that a row and a row of `random` share if they are compared"""
 NO_ATTACK = ("clean", "corruptions", "certified", "worst", "noise")
 
 
 def robustness_ratio(clean: float, attacked: Sequence[float]) -> float:
     """Return RR in percent: 100 (1 - (clean - mean) / (clean - least)), mean and least over the attacks.
 
-    That is (mean - least) / (clean - least), so what it hides is robustness: it tells how far the attacks differ from
-    each other. Equal accuracies under all attacks give 0, be they 70 of 80 or 10 of 80; adding a weak attack raises it;
-    low clean accuracy raises it. The threats of the attacks (norms, eps) are mixed in one mean.
+    RR is (mean - least) / (clean - least): it measures how far the attacks differ from each other, and hides the level
+    of robustness. Equal accuracies under all attacks give 0, be they 70 of 80 or 10 of 80; an additional weak attack
+    raises RR, and so does a low clean accuracy. The threats of the attacks (norms, eps) are mixed in one mean.
 
     Args:
         clean: clean accuracy in percent.
@@ -59,9 +58,9 @@ def robustness_ratio(clean: float, attacked: Sequence[float]) -> float:
 def attack_efficiency(clean_seconds: float, attack_seconds: Sequence[float]) -> float:
     """Return AE in percent: 100 (mean - clean) / (longest - clean), mean and longest over the attacks.
 
-    Higher is meant as better: attacks take long. What it hides: seconds are of the machine, of the implementation and
-    of whether fooled examples leave the batch; the longest attack alone sets the scale, so that making it slower, or
-    leaving out a fast one, changes AE while the network stays the same. Robustness is not in it.
+    Higher is meant as better: attacks take long. AE depends on the machine, on the implementation and on whether fooled
+    examples leave the batch. The longest attack alone sets the scale: AE of the same network changes when this attack
+    becomes slower, or when a fast attack is left out. AE does not depend on robustness.
 
     Args:
         clean_seconds: evaluation without attack, > 0.
@@ -89,8 +88,7 @@ def attack_efficiency(clean_seconds: float, attack_seconds: Sequence[float]) -> 
 def crei(rr: float, ae: float, weight: float = 0.5) -> float:
     """Return CREI in percent: weight RR + (1 - weight) AE.
 
-    What it hides: all that RR and AE hide, and that half of it is seconds: two machines give two indices for the same
-    network.
+    CREI hides what RR and AE hide. Half of it is measured in seconds, so two machines give two indices for one network.
 
     Args:
         rr: `robustness_ratio`.
@@ -114,8 +112,8 @@ def crei(rr: float, ae: float, weight: float = 0.5) -> float:
 def improvement_over_random(robust: float, random_robust: float) -> float:
     """Return the robust accuracy less that of as many random real images, in percentage points.
 
-    What it hides: where both are, 2 -> 5 and 52 -> 55 being one; the noise of the random draw (take the mean of several
-    draws); and whether both were trained alike: DD-Ranking searches the learning rate for each.
+    IOR hides the level (2 -> 5 and 52 -> 55 give 3), the noise of the random draw (take the mean of several draws), and
+    whether both were trained alike: DD-Ranking searches the learning rate for each.
 
     Args:
         robust: robust accuracy in percent of students of the distilled set.
@@ -137,57 +135,73 @@ def _check_percent(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}; it must be in percent, from 0 to 100")
 
 
-def indices(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def indices(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the indices of each student as `accuracy`, their names as `attack`; an undefined one has no row.
 
-    IOR is of the column `pgd_ce_margin` where a student has it: under an attack by cross-entropy alone a network gains
-    by the scale of its logits. Students without it have an IOR for each attack.
+    RR, AE and CREI join all attacks of a student; `how` of their rows names these attacks with their threats, so that
+    indices of other attacks or threats are another column. IOR is of the column `pgd_ce_margin` where a student has it:
+    under an attack by cross-entropy alone a network gains by the scale of its logits. Students without it have an IOR
+    for each attack.
 
     Args:
         rows: of results.jsonl. IOR compares with the students of the method `random` on the same test images, with the
-            same ipc, network, loss and recipe, under the same attack at the same threat (RIVAL). It is undefined where
-            there are none, and where those of `random` themselves differ in a setting.
+            same ipc, network, loss and recipe, under the same attack at the same threat (`_rival`). It is undefined
+            where there are none, and where those of `random` themselves differ in a setting.
 
     Returns:
         rows whose verdict is "ok" or all that is suspicious of the numbers that an index is made of.
     """
-    students: dict[tuple, list[dict[str, Any]]] = {}
-    rivals: dict[tuple, list[dict[str, Any]]] = {}
+    students: dict[tuple, list[Row]] = {}
+    rivals: dict[tuple, list[Row]] = {}
     for row in rows:
-        students.setdefault(tuple(row.get(name) for name in STUDENT), []).append(row)
-        if row["method"] == "random":
-            rivals.setdefault(tuple(row.get(name) for name in RIVAL), []).append(row)
-    found: list[dict[str, Any]] = []
+        students.setdefault((row.line, row.student_key, row.test), []).append(row)
+        if row.method == "random":
+            rivals.setdefault(_rival(row), []).append(row)
+    found: list[Row] = []
     for mine in students.values():
-        clean = next((row for row in mine if row["attack"] == "clean"), None)
+        clean = next((row for row in mine if row.attack == "clean"), None)
         if clean is None:
             continue
-        attacked = [row for row in mine if _base(row) not in NO_ATTACK]
-        rr = _defined(lambda c=clean, a=attacked: robustness_ratio(c["accuracy"], [row["accuracy"] for row in a]))
-        ae = _defined(lambda c=clean, a=attacked: attack_efficiency(c["seconds"], [row["seconds"] for row in a]))
-        mixed = {"threat": "", "how": ""}  # all attacks of the student together
-        for name, value in {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae)}.items():
-            if value is not None:
-                found.append(clean | mixed | _index(name, value, [clean, *attacked]))
-        if clean["method"] != "random":
-            for row in [row for row in attacked if _base(row) == UNBIASED] or attacked:
-                random = rivals.get(tuple(row.get(name) for name in RIVAL), [])
-                if len({each["config"] for each in random}) == 1:
-                    value = improvement_over_random(row["accuracy"], fmean(each["accuracy"] for each in random))
-                    found.append(row | _index(f"IOR {row['attack']}", value, [row, *random]))
+        attacked = [row for row in mine if row.attack_kind not in NO_ATTACK]
+        found += _joint(clean, attacked)
+        if clean.method == "random":
+            continue
+        for row in [row for row in attacked if row.attack_kind == UNBIASED] or attacked:
+            random = rivals.get(_rival(row), [])
+            if len({each.config for each in random}) == 1:
+                value = improvement_over_random(row.accuracy, fmean(each.accuracy for each in random))
+                found.append(_index(row, f"IOR {row.attack}", value, [row, *random]))
     return found
 
 
-def _base(row: dict[str, Any]) -> str:
-    """Return the name of a row's attack without threat and fields."""
-    return row["attack"].partition("@")[0].partition(":")[0]
+def _rival(row: Row) -> tuple:
+    """Return what a row and a row of `random` share if they are compared."""
+    cell = row.dataset, row.ipc, row.backbone, row.loss, row.recipe
+    return *cell, row.images, row.test, row.column
 
 
-def _index(name: str, value: float, of: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields of an index's row; its verdict is what is suspicious of any row that it is made of."""
-    doubts = dict.fromkeys(row["verdict"] for row in of if row["verdict"] != "ok")
+def _joint(clean: Row, attacked: Sequence[Row]) -> list[Row]:
+    """Return the rows of the indices that join all attacks of a student."""
+    rr = _defined(lambda: robustness_ratio(clean.accuracy, [row.accuracy for row in attacked]))
+    ae = _defined(lambda: attack_efficiency(clean.seconds, [row.seconds for row in attacked]))
+    values = {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae)}
+    joined = replace(clean, threat=None, how=f"of {', '.join(_attack_names([row.column for row in attacked]))}")
+    numbers = [clean, *attacked]
+    return [_index(joined, name, value, numbers) for name, value in values.items() if value is not None]
+
+
+def _attack_names(columns: Sequence[ColumnKey]) -> list[str]:
+    """Return the attacks with their threats; the name of a transfer does not say where its surrogate comes from."""
+    transfers = {column: column.how for column in columns if column.attack.startswith("transfer")}
+    return sorted(f"{name} {transfers.get(column, '')}".strip() for column, name in headings(columns).items())
+
+
+def _index(like: Row, name: str, value: float, of: Sequence[Row]) -> Row:
+    """Return the row of an index; its verdict is what is suspicious of any row that the index is made of."""
+    doubts = dict.fromkeys(row.verdict for row in of if row.verdict != "ok")
+    verdict = "; ".join(doubts) or "ok"
     unknown = {"low": None, "high": None, "median_distance": None, "advised": "", "advised_accuracy": None}
-    return unknown | {"attack": name, "accuracy": value, "verdict": "; ".join(doubts) or "ok"}
+    return replace(like, **unknown, attack=name, accuracy=value, verdict=verdict)
 
 
 def _defined(index: Callable[[], float]) -> float | None:

@@ -1,26 +1,62 @@
-"""The outcome of one run: its tables, written once, and what is printed of it, a line a column of the table."""
+"""The outcome of one run: its tables as files, and its printed table, which has a line per column."""
 
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.errors import InputError
 from distill.evaluation.intervals import accuracy_interval, wilson
-from distill.reports.tables import TABLES, WHAT, aligned, find_rows, headings, milliseconds, read_rows, render, summary
+from distill.evaluation.results import absent_columns
+from distill.evaluation.row_files import find_rows, read_rows
+from distill.evaluation.rows import ColumnKey, Row, RunDescription
+from distill.experiment import Evaluation
+from distill.reports.summary import headings, summary
+from distill.reports.tables import TABLES, aligned, milliseconds, render
 from distill.runs.files import write_text
+from distill.runs.foreign import read_text
 from distill.runs.own_files import fingerprint_of_folder, read_run_file
 
-__all__ = ["bools_of", "finish", "show"]
+__all__ = ["bools_of", "finish", "missing_columns", "show", "verdict_of"]
 
 HEADER = ("", "accuracy", "95 % interval", "advised", "distance", "seconds", "verdict")
-"""of what is printed of a run"""
+"""headings of the printed table of a run"""
+EXPLAINED = {
+    "advised": "advised: accuracy under this attack and the attack that its verdict advises.",
+    "distance": "distance: median distance of the nearest adversarial image that a minimum-norm attack found.",
+}
+"""by column, its line of the legend"""
 
 
-def finish(rows: list[dict[str, Any]], folder: Path) -> int:
+def missing_columns(
+    folder: Path, evaluation: Evaluation, channels: int, size: int, run: RunDescription | None = None
+) -> list[str] | None:
+    """Return the columns that a run does not have yet, by name; None where its results are to be made.
+
+    Results are made anew, from the students, where a file of them is damaged, of another run, or contradicts another.
+
+    Args:
+        folder: of the run.
+        evaluation: with the requested columns and the number of students.
+        channels: of the images.
+        size: height and width in pixels.
+        run: what every row of the run has; None to compare nothing.
+    """
+    return absent_columns(folder, evaluation, channels, size, run) if _has_tables(folder) else None
+
+
+def _has_tables(folder: Path) -> bool:
+    """Return whether the tables of a run are those of its results."""
+    try:
+        rows = find_rows([folder])
+        return all(read_text(folder / name) == render(rows, form) for name, form in TABLES.items())
+    except (OSError, ValueError):  # no results, no text, or a student in one column twice
+        return False
+
+
+def finish(rows: list[Row], folder: Path) -> int:
     """Write the tables of a run and print it; table.csv is the last file, and says that the run is finished."""
     for name, form in TABLES.items():
         write_text(folder / name, render(rows, form))
@@ -31,80 +67,89 @@ def show(folder: Path) -> int:
     """Print a finished run."""
     rows = find_rows([folder])
     first = rows[0]
-    students = 1 + max(row["student"] for row in rows)
+    students = 1 + max(row.student or 0 for row in rows)
     print(
-        f"{first['method']} on {first['dataset']}, ipc {first['ipc']}, {first['backbone']}, {first['loss']}, "
-        f"recipe {first['recipe']}, "
-        f"seed {first['seed']}: {students} student{'s' * (students > 1)}, {first['images']} test images"
+        f"{first.method} on {first.dataset}, ipc {first.ipc}, {first.backbone}, {first.loss}, recipe {first.recipe}, "
+        f"seed {first.seed}: {students} student{'s' * (students > 1)}, {first.images} test images"
     )
-    columns = _columns(rows, folder)
     if line := _no_better_than_chance(rows):
         print(f"warning: {line}", file=sys.stderr)
+    columns = _columns(rows, folder)
     print(aligned([list(line) for line in zip(*columns, strict=True)]), end="")
     teacher = folder / "teacher.jsonl"
     if teacher.exists():
-        judged = read_rows(teacher)
-        print("its teacher: " + ", ".join(f"{row['attack']} {row['accuracy']:.1f}" for row in judged))
-    spread = f"mean ± standard deviation over {students} students; " if students > 1 else ""
-    over = "students of this set and images" if students > 1 else "images"
-    print(f"accuracy in percent, {spread}95 % interval: Wilson's, over {over}")
-    notes = [f"a student was trained in {milliseconds(first['epoch_seconds'])} ms an epoch"]
-    notes += ["distance: median of a minimum-norm attack"] * any(column[0] == "distance" for column in columns)
-    notes += ["advised: the figure in doubt, under the attack that its verdict advises too"] * any(
-        column[0] == "advised" for column in columns
-    )
-    print("; ".join(notes))
+        accuracies = ", ".join(f"{row.attack} {row.accuracy:.1f}" for row in read_rows(teacher))
+        print(f"teacher: {accuracies}")
+    print(_legend(students, first.epoch_seconds, {column[0] for column in columns}))
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
     return 0
 
 
-def _no_better_than_chance(rows: list[dict[str, Any]]) -> str:
-    """Return what to say where students of a set are right no more often than its largest class is; "" elsewhere."""
-    clean = [row for row in rows if row["attack"] == "clean"]
-    chance = clean[0].get("chance") if clean else None
-    right = sum(round(row["accuracy"] * row["images"] / 100) for row in clean)
-    if chance is None or wilson(right, sum(row["images"] for row in clean))[0] > chance:
+def _legend(students: int, epoch_seconds: float, columns: set[str]) -> str:
+    """Return what the numbers of a printed run are; columns that it does not have are not explained."""
+    spread, over = (f", mean ± SD over {students} students", "students, images") if students > 1 else ("", "images")
+    lines = [
+        f"Accuracy in %{spread}. 95 % interval: Wilson ({over}). Training: {milliseconds(epoch_seconds)} ms per epoch."
+    ]
+    return "\n".join(lines + [line for column, line in EXPLAINED.items() if column in columns])
+
+
+def _no_better_than_chance(rows: list[Row]) -> str:
+    """Return a warning where students are right no more often than the largest class is frequent; "" elsewhere."""
+    clean = [row for row in rows if row.attack == "clean"]
+    chance = clean[0].chance if clean else None
+    right = sum(round(row.accuracy * row.images / 100) for row in clean)
+    if chance is None or wilson(right, sum(row.images for row in clean))[0] > chance:
         return ""
-    mean = sum(row["accuracy"] for row in clean) / len(clean)
+    mean = sum(row.accuracy for row in clean) / len(clean)
     return (
         f"students are right on {mean:.1f} % of the images without an attack, and chance is {chance:.1f} %: the set "
         "taught them nothing. If it looks like noise (grid.png), the distillation diverged: take smaller learning rates"
     )
 
 
-def bools_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Return by column of a run who is classified right, (students, images), corruptions (students, kinds, images)."""
-    students, whose = sorted({row["student"] for row in rows}), fingerprint_of_folder(folder)
-    names, images = dict.fromkeys(row["attack"] for row in rows), rows[0]["images"]
-    sheets = []
+def bools_of(folder: Path, rows: list[Row]) -> dict[ColumnKey, Tensor]:
+    """Return by column which images are classified right, (students, images), corruptions (students, kinds, images).
+
+    Args:
+        folder: of a finished run.
+        rows: of the run.
+
+    Raises:
+        InputError: a file of a student is damaged, of another run, or lacks a column.
+    """
+    students, fingerprint = sorted({row.student or 0 for row in rows}), fingerprint_of_folder(folder)
+    columns, images = dict.fromkeys(row.column for row in rows), rows[0].images
+    tables = []
     for student in students:
         path = folder / "students" / f"{student}-correct.safetensors"
-        sheets.append(read_run_file(path, whose)[0])
-        if not all(name in sheets[-1] and sheets[-1][name].shape[-1] == images for name in names):
+        table = read_run_file(path, fingerprint)[0]
+        if not all(c.attack in table and table[c.attack].shape[-1] == images for c in columns):
             raise InputError(f"{path} does not have the columns of results.jsonl, of {images} images each; delete both")
-    return {name: torch.stack([sheet[name] for sheet in sheets]) for name in names}
+        tables.append(table)
+    return {column: torch.stack([table[column.attack] for table in tables]) for column in columns}
 
 
-def _columns(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
-    """Return the columns of what is printed, each with its heading; those that say nothing are left out."""
+def _columns(rows: list[Row], folder: Path) -> list[list[str]]:
+    """Return the columns of the printed table, each with its heading; empty columns are left out."""
     bools, means = bools_of(folder, rows), summary(rows)
-    names = headings(tuple(mean[field] for field in WHAT) for mean in means)
+    names = headings(mean.column for mean in means)
     table: dict[str, list[str]] = {name: [] for name in HEADER}
     for mean in means:
-        mine = [row for row in rows if row["attack"] == mean["attack"]]
-        found, interval = bools[mean["attack"]], ""  # corruptions have no interval: the same image many times
+        mine = [row for row in rows if row.column == mean.column]
+        found, interval = bools[mean.column], ""  # corruptions have no interval: the same image many times
         if found.ndim == 2:
             low, high = accuracy_interval([found])
             interval = f"{low:.1f} to {high:.1f}"
-        distances = [row["median_distance"] for row in mine if row["median_distance"] is not None]
+        distances = [row.median_distance for row in mine if row.median_distance is not None]
         line = [
-            names[tuple(mean[field] for field in WHAT)],
-            f"{mean['mean']:.1f}" + ("" if mean["std"] is None else f" ± {mean['std']:.1f}"),
+            names[mean.column],
+            f"{mean.mean:.1f}" + ("" if mean.std is None else f" ± {mean.std:.1f}"),
             interval,
-            "" if mean["advised_mean"] is None else f"{mean['advised_mean']:.1f} by {mean['advised']}",
+            "" if mean.advised_mean is None else f"{mean.advised_mean:.1f} by {mean.advised}",
             f"{sum(distances) / len(distances):.3g}" if distances else "",
-            f"{sum(row['seconds'] for row in mine):.1f}",
-            verdict_of([row["verdict"] for row in mine]),
+            f"{sum(row.seconds for row in mine):.1f}",
+            verdict_of([row.verdict for row in mine]),
         ]
         for name, cell in zip(HEADER, line, strict=True):
             table[name].append(cell)
@@ -112,7 +157,7 @@ def _columns(rows: list[dict[str, Any]], folder: Path) -> list[list[str]]:
 
 
 def verdict_of(verdicts: list[str]) -> str:
-    """Return what is said of several students, as "ok" or "suspicious: reason (2 of 3 students)".
+    """Return the verdict over several students, as "ok" or "suspicious: reason (2 of 3 students)".
 
     >>> verdict_of(["ok", "suspicious: a", "suspicious: a"])
     'suspicious: a (2 of 3 students)'

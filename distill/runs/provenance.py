@@ -1,9 +1,12 @@
 """What a number needs beside its config: what it was computed with."""
 
+import hashlib
 import platform
+import re
 import subprocess
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,20 @@ import torch
 __all__ = ["provenance"]
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Return what a number needs beside its config: versions, device, commit and command."""
+def provenance(device: torch.device, description: Any = None) -> dict[str, Any]:
+    """Return what a number needs beside its config: versions, device, commit and command.
+
+    Args:
+        device: of the run.
+        description: the experiment as JSON has it, for `sources`.
+    """
     here = Path(__file__).parents[2]
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    sources = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
+    untracked = ["git", "-C", str(here), "status", "--porcelain", "--", "*.py"]  # describe does not see untracked files
     try:
         commit, changed = (
             subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (git, sources)
+            for words in (git, untracked)
         )
         commit = f"{commit.removesuffix('-dirty')}-dirty" if changed else commit
     except (OSError, subprocess.SubprocessError):
@@ -32,4 +40,27 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "device": f"{device} ({name})",
         "commit": commit,
         "command": sys.argv,
-    }
+    } | ({"sources": found} if (found := sources(description)) else {})
+
+
+def sources(description: Any) -> dict[str, dict[str, str]]:
+    """Return where the objects of other packages came from that an experiment names as `package.module:name`.
+
+    Args:
+        description: the experiment as JSON has it: dicts, lists, texts.
+
+    Returns:
+        by module: its file, the sha256 of that file, and the version of its package where it has one.
+    """
+    if isinstance(description, (dict, list)):
+        items = description.values() if isinstance(description, dict) else description
+        return {name: found for item in items for name, found in sources(item).items()}
+    modules = re.findall(r"\b([A-Za-z_]\w*(?:\.\w+)+):[A-Za-z_]", description) if isinstance(description, str) else []
+    found: dict[str, dict[str, str]] = {}
+    for name in modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None:
+            found[name] = {"file": file, "sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+            with suppress(PackageNotFoundError):
+                found[name]["version"] = version(name.partition(".")[0])
+    return found

@@ -107,7 +107,7 @@ class Run:
         content = {"experiment": self.experiment, "data": self.data} | beside
         found = read_record(self.folder)
         if is_main_process() and (found is None or found | content != found):
-            write_text(path, json.dumps(content | {"made_by": provenance(self.device)}, indent=2) + "\n")
+            write_text(path, json.dumps(content | {"made_by": provenance(self.device, content)}, indent=2) + "\n")
         return self
 
     def generator(self, *address: str | int) -> torch.Generator:

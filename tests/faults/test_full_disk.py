@@ -44,7 +44,7 @@ def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     from distill.evaluation import evaluate
 
     found, patch = {}, pytest.MonkeyPatch()
-    patch.setattr(evaluate, "heed", lambda *_: {})
+    patch.setattr(evaluate, "run_advised_attacks", lambda *_: {})
     for words in (RUN, MTT):
         place = tmp_path_factory.mktemp(words[0])
         assert main([*words, "--data-dir", str(data), "--runs", str(place)]) == 0

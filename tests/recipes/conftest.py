@@ -14,7 +14,7 @@ def no_advised_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Students of twenty epochs are in doubt as a rule, and Square's queries for each would take minutes of the suite.
     """
-    monkeypatch.setattr(evaluate, "heed", lambda *_: {})
+    monkeypatch.setattr(evaluate, "run_advised_attacks", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

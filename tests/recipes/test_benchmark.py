@@ -126,6 +126,26 @@ def test_all_methods_have_students_of_one_network(
     assert "--backbone convnet:width=32 --recipe quick" in capsys.readouterr().out
 
 
+def test_a_set_evaluated_with_other_settings_does_not_take_the_cells_place(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Students of 5 epochs from an evaluation by hand were shown as those of the cell, which has 20 epochs."""
+    shared = ["--data-dir", data, "--runs", tmp_path, "--attacks", "linf", "--test-images", "20", "--students", "2"]
+    words = ["benchmark", "--datasets", "folder", "--seeds", "1", "--methods", "random", "--ipc", "1", *shared]
+    words += ["--backbone", "convnet:width=8", "--flags", *EXTRA]
+    first = ["random", "folder", "--ipc", "1", *shared, "--student.epochs", "20", "--backbone", "convnet:width=4"]
+    assert run(*first, "--protocol", "standard") == 0
+    folder = tmp_path / "random" / label("folder", data) / "ipc1" / "seed0"
+    by_hand = ["evaluate", folder, *shared, "--backbone", "convnet:width=8", "--recipe", "quick"]
+    assert run(*by_hand, "--student.epochs", "5") == 0
+    capsys.readouterr()
+    assert run(*words) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert f"failed: random-{label('folder', data)}-ipc1-seed0: " in err
+    assert "holds a run with another config: evaluation.student.epochs is 5 there, 20 now" in err
+
+
 def test_parts_are_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["benchmark", "--datasets", "digits,mnist", "--methods", "random,dc,sre2l", "--seeds", "3", "--dry-run"]
     words += ["--runs", tmp_path, "--protocol", "own"]

@@ -148,22 +148,22 @@ def test_recipes_are_for_the_size_at_which_images_are_seen(
 
 
 def test_an_interrupted_evaluation_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.evaluation import evaluate
+    from distill.evaluation.column_kinds import AttackColumn
 
     words = ["dc", "folder", "--data-dir", data, *SMALL, "--attacks", "linf_star,linf,l2"]
     assert run(*words, "--runs", tmp_path / "whole") == 0
-    judge, calls = evaluate.judge, []
+    evaluate, calls = AttackColumn.evaluate, []
 
     def dies(*arguments):
         calls.append(1)
         if len(calls) == 5:  # in the middle of the second student
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return evaluate(*arguments)
 
-    monkeypatch.setattr(evaluate, "judge", dies)
+    monkeypatch.setattr(AttackColumn, "evaluate", dies)
     assert run(*words, "--runs", tmp_path / "cut") == 130
     calls.clear()
-    monkeypatch.setattr(evaluate, "judge", lambda *arguments: calls.append(1) or judge(*arguments))
+    monkeypatch.setattr(AttackColumn, "evaluate", lambda *arguments: calls.append(1) or evaluate(*arguments))
     assert run(*words, "--runs", tmp_path / "cut") == 0
     assert len(calls) == 6
     place = Path("dc", label("folder", data), "ipc1", "seed0", "results.jsonl")

@@ -66,7 +66,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert {row["loss"] for row in rows} == {"own"}
     printed = capsys.readouterr()
-    assert "its teacher: clean " in printed.out
+    assert "teacher: clean " in printed.out
     assert "own, recipe" in printed.out
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -149,7 +149,7 @@ def test_two_processes_make_the_images_of_one_and_a_killed_worker_is_started_aga
     out_two, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     assert torch.equal(images_of(one), images_of(two))
-    assert "its teacher: clean" in out_two
+    assert "teacher: clean" in out_two
     assert out.splitlines()[0] == out_two.splitlines()[0]
     labels = [sorted((runs / "stages").glob("relabel*/epoch*")) for runs in (one, two)]
     assert [path.read_bytes() for path in labels[0]] == [path.read_bytes() for path in labels[1]]

@@ -3,7 +3,9 @@
 import pytest
 
 from distill.errors import InputError
-from distill.evaluation.columns import Certification, columns
+from distill.evaluation.column_kinds import Certification
+from distill.evaluation.columns import columns
+from distill.evaluation.rows import threat_text
 from distill.experiment import Evaluation
 from robust import ATTACKS, PGD, Threat
 from robust.threat import family_of
@@ -63,8 +65,11 @@ def test_a_name_says_the_norm_of_attacks_that_are_none_at_the_threat_asked_for()
         "certified:sigma=0.5@l2:0.2",
         "jsma@l0:0.1",
     ]
-    assert [c.ball for c in found] == ["l2:0.2", "l2:0.2", "l2:0.2", "l0:0.1"]
-    assert [c.ball for c in columns(Evaluation(attacks="linf_star,corruptions"), 3, 32)] == ["linf:8/255", ""]
+    assert [threat_text(c.limit) for c in found] == ["l2:0.2", "l2:0.2", "l2:0.2", "l0:0.1"]
+    assert [threat_text(c.limit) for c in columns(Evaluation(attacks="linf_star,corruptions"), 3, 32)] == [
+        "linf:8/255",
+        "",
+    ]
 
 
 def test_jsmas_share_is_its_gamma_and_its_name_is_read_again() -> None:
@@ -127,7 +132,7 @@ def test_families() -> None:
     ]
     assert names("certified:sigma=0.5") == {"certified:sigma=0.5@l2:0.2": Threat("l2", 0.2)}
     (column,) = columns(Evaluation(attacks="certified:sigma=0.5,n=200@l2:0.9"), 3, 32)
-    assert column.attack == Certification(sigma=0.5, n=200)
+    assert column.certification == Certification(sigma=0.5, n=200)
 
 
 @pytest.mark.parametrize(

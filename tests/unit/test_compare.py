@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from distill.app.compare import run_compare
+from distill.app.main import main
 from distill.errors import InputError
 from distill.evaluation.intervals import difference
 from distill.reports.outcome import show
 from distill.runs.files import write_tensors
+from tests.rows import DEFAULTS
 
 
 def bools(students: int, share: float, seed: int, images: int = 60) -> Tensor:
@@ -21,10 +23,7 @@ def bools(students: int, share: float, seed: int, images: int = 60) -> Tensor:
 
 def write(folder: Path, tables: dict[str, Tensor], experiment: dict[str, Any] | None = None, **fields: Any) -> Path:
     """Write a finished run with columns (students, images), or (students, kinds, images)."""
-    common = {"method": "dc", "dataset": "toy", "ipc": 1, "backbone": "mlp", "loss": "cross_entropy", "seed": 0}
-    common |= {"recipe": "quick", "config": "12ab", "images": 60, "seconds": 1.0, "epoch_seconds": 0.1}
-    common |= {"low": None, "high": None, "median_distance": None, "verdict": "ok", "advised": "", "how": ""}
-    common |= {"threat": "", "set": str(folder), "test": "images", "advised_accuracy": None}
+    common = DEFAULTS | {"backbone": "mlp", "set": str(folder)}
     per_column = {name: fields.pop(name) for name in list(fields) if name in tables}
     rows = []
     for student in range(len(next(iter(tables.values())))):
@@ -140,7 +139,42 @@ def test_another_attack_of_one_name_is_not_compared(
     assert [cells(text)[0] for text in lines[1:2]] == ["clean"]
     assert lines[2].startswith("A: ")
     assert lines[-1] == f"pgd is not compared, because it is another attack: {line}"
-    assert run(capsys, first, first)[2].startswith("pgd")
+    assert run(capsys, first, first)[2].startswith("pgd 2/255")
+
+
+def test_columns_of_one_side_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PGD at 2/255 of A and at 8/255 of B, each in the column's name: both vanished without a word."""
+    threats = {eps: {"threat": f"linf:{eps}"} for eps in ("2/255", "8/255")}
+    tables = {"clean": bools(2, 0.8, 0)}
+    first = write(tmp_path / "a", tables | {"pgd@2/255": bools(2, 0.5, 1)}, **{"pgd@2/255": threats["2/255"]})
+    second = write(tmp_path / "b", tables | {"pgd@8/255": bools(2, 0.3, 1)}, **{"pgd@8/255": threats["8/255"]})
+    lines = run(capsys, first, second)
+    assert [cells(line)[0] for line in lines[1:2]] == ["clean"]
+    assert lines[2].startswith("A: ")
+    assert lines[-2:] == ["only A has pgd@2/255", "only B has pgd@8/255"]
+
+
+def test_what_only_some_runs_of_a_side_have_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = {"clean": bools(2, 0.8, 0)}
+    attacked = table | {"pgd@2/255": bools(2, 0.5, 1)}
+    write(tmp_path / "a" / "seed0", attacked, seed=0)
+    write(tmp_path / "a" / "seed1", table, seed=1)
+    other = write(tmp_path / "b", attacked)
+    assert run(capsys, tmp_path / "a", other)[-1] == "pgd@2/255 is not compared: some runs of A lack it"
+
+
+def test_sides_without_a_column_in_common_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is left to compare: one line, exit code 2."""
+    table = {"pgd": bools(2, 0.5, 0)}
+    first = write(tmp_path / "a", table, threat="linf:2/255")
+    second = write(tmp_path / "b", table, threat="linf:8/255")
+    assert main(["compare", str(first), str(second)]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == (
+        "run.sh: A and B have no column in common: pgd is not compared, because it is another attack: "
+        "threat linf:2/255 of A, linf:8/255 of B\n"
+    )
 
 
 def test_within_a_side_nothing_but_the_seed_differs(tmp_path: Path) -> None:
@@ -168,7 +202,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     for name, change, words in (
         ("n", {"images": 70}, "A 60 of toy; B 70 of toy"),
         ("s", {"dataset": "digits"}, "A 60 of toy; B 60 of digits"),
-        ("d", {"test": "bbbb"}, "judged on other images"),
+        ("d", {"test": "bbbb"}, "evaluated on other images"),
     ):
         images = {"images": 60} | change
         other = write(tmp_path / name, {"clean": bools(2, 0.5, 0, images["images"])}, **({"test": "aaaa"} | change))
@@ -182,7 +216,7 @@ def test_doubts_are_named_and_corruptions_left_out(tmp_path: Path, capsys: pytes
     first = write(tmp_path / "a", tables, pgd={"verdict": "suspicious: masked"})
     lines = run(capsys, first, write(tmp_path / "b", tables))
     assert lines[2].split()[:3] == ["pgd", f"{100 * tables['pgd'].double().mean():.1f}", "?"]
-    assert not any(line.startswith("corruptions") for line in lines)
+    assert "corruptions is not compared: each image counts many times in it" in lines
     assert "? A, pgd: suspicious: masked (2 of 2 students)" in lines
     assert any(line.startswith("rank by pgd_ce_margin") for line in lines)
 

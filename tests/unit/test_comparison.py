@@ -2,35 +2,24 @@
 
 import csv
 import io
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distill.evaluation.rows import Row
 from distill.reports.comparison import LAYOUTS
 from distill.reports.paper import PAPER
+from distill.runs.files import write_text
+from tests.rows import row as any_row
 
 
-def row(method: str, attack: str, accuracy: float, student: int = 0, **other: Any) -> dict[str, Any]:
-    return {
-        "method": method,
-        "dataset": "cifar10",
-        "ipc": 10,
-        "seed": 0,
-        "backbone": "convnet",
-        "loss": "cross_entropy",
-        "recipe": "paper",
-        "config": "abc",
-        "set": "set",
-        "threat": {"clean": ""}.get(attack, "linf:2/255"),
-        "how": "",
-        "advised": "",
-        "advised_accuracy": None,
-        "student": student,
-        "attack": attack,
-        "accuracy": accuracy,
-        "epoch_seconds": 0.1,
-        "verdict": "ok",
-    } | other
+def row(method: str, attack: str, accuracy: float, student: int = 0, **other: Any) -> Row:
+    threat = {"clean": ""}.get(attack, "linf:2/255")
+    cell = {"dataset": "cifar10", "ipc": 10, "recipe": "paper", "config": "abc", "threat": threat}
+    return any_row(**cell | {"method": method, "attack": attack, "accuracy": accuracy, "student": student} | other)
 
 
 ROWS = [
@@ -130,12 +119,35 @@ def test_every_seed_config_and_threat_has_its_place() -> None:
 def test_methods_are_ranked_by_the_attack_without_a_bias() -> None:
     column, accuracies = "pgd_ce_margin@2/255", {"dc": 20.0, "frepo": 22.0, "mtt": 30.0, "full": 50.0}
     rows = [row(method, column, value) for method, value in accuracies.items()]
-    rows[2] |= {"verdict": "suspicious: odd", "advised": "square@2/255", "advised_accuracy": 3.0}
+    rows[2] = replace(rows[2], verdict="suspicious: odd", advised="square@2/255", advised_accuracy=3.0)
     lines = [" ".join(line.split()) for line in LAYOUTS["md"](rows).splitlines()]
     assert lines[2] == f"| method | students | {column} | n | rank |"
     assert [line.split(" | ")[-1] for line in lines[4:8]] == ["2 |", "1 |", "- |", "- |"]
     assert "~~30.0~~ ? 3.0 by square@2/255" in lines[6]
     assert "**22.0**" in lines[5]
+
+
+def test_ranks_by_one_of_two_threats_name_it() -> None:
+    """The rank by the attack at 2/255 stood beside the column of 8/255 as "rank"."""
+    two = (("2/255", {"dc": 20.0, "dm": 22.0}), ("8/255", {"dc": 9.0, "dm": 1.0}))
+    rows = [
+        row(method, f"pgd_ce_margin@{eps}", value, threat=f"linf:{eps}")
+        for eps, accuracies in two
+        for method, value in accuracies.items()
+    ]
+    lines = [[cell.strip() for cell in line.split(" | ")] for line in LAYOUTS["md"](rows).splitlines()]
+    assert lines[2][-1] == "rank by pgd_ce_margin@2/255 |"
+    assert [line[-1] for line in lines[4:6]] == ["2                           |", "1                           |"]
+
+
+def test_two_configurations_of_a_cell_are_two_rows_and_the_difference_is_named(tmp_path: Path) -> None:
+    rows = []
+    for config, lr in (("aa", 0.1), ("bb", 0.2)):
+        write_text(tmp_path / config / "experiment.json", json.dumps({"experiment": {"config": {"lr_img": lr}}}))
+        rows.append(replace(row("dc", "clean", 40.0, config=config), folder=tmp_path / config))
+    text = LAYOUTS["md"](rows)
+    assert [line.split()[5] for line in text.splitlines()[4:6]] == ["aa", "bb"]
+    assert "\nconfig aa and bb (dc on cifar10, ipc 10) differ in config.lr_img 0.1 and 0.2\n" in text
 
 
 def test_zero_is_not_the_best_of_anything() -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from distill.evaluation.rows import Row
 from distill.reports.indices import attack_efficiency, crei, improvement_over_random, indices, robustness_ratio
+from tests.rows import row as any_row
 
 
 def test_by_hand() -> None:
@@ -78,15 +80,14 @@ def test_others_refuse() -> None:
 # --- rows
 
 
-def row(method: str, attack: str, accuracy: float, **other: Any) -> dict[str, Any]:
-    common = {"dataset": "digits", "ipc": 1, "backbone": "mlp", "loss": "cross_entropy", "recipe": "quick", "seed": 0}
-    common |= {"config": f"of {method}", "student": 0, "images": 100, "seconds": 1.0, "verdict": "ok"}
+def row(method: str, attack: str, accuracy: float, **other: Any) -> Row:
     threat = "" if attack in ("clean", "worst") else "linf:8/255"
-    return common | {"method": method, "attack": attack, "accuracy": accuracy, "threat": threat, "how": ""} | other
+    common = {"dataset": "digits", "backbone": "mlp", "config": f"of {method}", "images": 100, "threat": threat}
+    return any_row(**common | {"method": method, "attack": attack, "accuracy": accuracy} | other)
 
 
-def values(rows: list[dict[str, Any]], name: str) -> list[float]:
-    return [found["accuracy"] for found in indices(rows) if found["attack"] == name]
+def values(rows: list[Row], name: str) -> list[float]:
+    return [found.accuracy for found in indices(rows) if found.attack == name]
 
 
 def test_ior_is_of_the_attack_without_cross_entropys_bias_where_it_is() -> None:
@@ -99,7 +100,7 @@ def test_ior_is_of_the_attack_without_cross_entropys_bias_where_it_is() -> None:
     rows += [row(method, "clean", 80.0) for method in both]
     assert values(rows, "IOR pgd_ce_margin") == [1.0]
     assert values(rows, "IOR pgd") == []
-    without = [each for each in rows if each["attack"] != "pgd_ce_margin"]
+    without = [each for each in rows if each.attack != "pgd_ce_margin"]
     assert values(without, "IOR pgd") == [20.0]
 
 
@@ -147,5 +148,5 @@ def test_an_index_of_doubtful_numbers_is_doubtful() -> None:
     doubt = "suspicious: masked"
     rows = [row("random", "clean", 60.0), row("dc", "clean", 80.0), row("random", "pgd", 30.0)]
     rows += [row("dc", "pgd", 50.0, verdict=doubt), row("dc", "fgsm", 55.0)]
-    found = {(each["method"], each["attack"]): each["verdict"] for each in indices(rows)}
+    found = {(each.method, each.attack): each.verdict for each in indices(rows)}
     assert found["dc", "IOR pgd"] == found["dc", "RR"] == doubt

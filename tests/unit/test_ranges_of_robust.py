@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import robust
-from distill.evaluation.columns import Certification
+from distill.evaluation.column_kinds import Certification
 from robust import (
     APGD,
     CW,

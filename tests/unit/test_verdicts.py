@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
+from distill.evaluation.advised import run_advised_attacks
+from distill.evaluation.column_kinds import Student, WorstColumn, enforce_nesting, evaluate_clean, size_of_ball
 from distill.evaluation.columns import columns
-from distill.evaluation.evaluate import heed
-from distill.evaluation.judge import Sheet, descend, judge, judge_clean
 from distill.evaluation.results import row_of
+from distill.evaluation.rows import StudentDescription
+from distill.evaluation.student_results import StudentResults
 from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
 from distill.runs.run import Run
@@ -57,26 +59,36 @@ def coarse(x):
     return (x * 32).round() / 32
 
 
-def said(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> dict[str, str]:
-    """Return the verdicts on a student, judged as a run does."""
+def evaluated(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> Student:
+    """Return a student, evaluated as a run does."""
     test, run = test or toy(), Run(folder, None)
-    asked = columns(Evaluation(attacks=attacks), 3, 8)
-    sheet = Sheet(run, 0, {column.name: column.how for column in asked}, len(test))
-    judge_clean(sheet, model, test)
-    for column in sorted(asked, key=lambda c: c.threat.eps if c.threat else 0):
-        if column.base != "worst":
-            judge(column, asked, sheet, model, test, Bright() if column.base.startswith("transfer") else None, run)
-    descend(sheet, asked)
-    return verdicts(sheet.bools, asked, model, test, rng())
+    requested = columns(Evaluation(attacks=attacks), 3, 8)
+    results = StudentResults(run, 0, {column.name: column.how for column in requested}, len(test))
+    evaluate_clean(results, model, test)
+    student = Student(model, test, results, run, requested, {"transfer": Bright(), "transfer_student": Bright()})
+    for column in sorted(requested, key=size_of_ball):
+        if not isinstance(column, WorstColumn):
+            column.evaluate(student)
+    enforce_nesting(results, requested)
+    for column in requested:
+        if isinstance(column, WorstColumn):
+            column.evaluate(student)
+    return student
+
+
+def verdicts_on(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> dict[str, str]:
+    """Return the verdicts on a student."""
+    student = evaluated(folder, model, attacks, test)
+    return verdicts(student.results.bools, student.columns, model, student.test, rng())
 
 
 def test_an_ordinary_student_is_ok(tmp_path: Path) -> None:
     names = "pgd@0.1,pgd_ce_margin@0.1,noise@0.1,transfer@0.1,worst@0.1,corruptions"
-    assert said(tmp_path, Bright(), names) == dict.fromkeys(["clean", *names.split(",")[:-1]], "ok")
+    assert verdicts_on(tmp_path, Bright(), names) == dict.fromkeys(["clean", *names.split(",")[:-1]], "ok")
 
 
 def test_worst_takes_the_verdicts_of_its_members(tmp_path: Path) -> None:
-    found = said(tmp_path, Bright(coarse), "pgd@0.1,noise@0.1,worst@0.1,worst@0.05,worst@l2:0.5")
+    found = verdicts_on(tmp_path, Bright(coarse), "pgd@0.1,noise@0.1,worst@0.1,worst@0.05,worst@l2:0.5")
     assert found["pgd@0.1"].startswith("suspicious: input gradient is zero on ")
     assert found["worst@0.1"] == found["pgd@0.1"]
     assert found["worst@0.05"] == found["worst@l2:0.5"] == found["noise@0.1"] == "ok"  # pgd at 0.1 is no member
@@ -87,7 +99,7 @@ def test_worst_is_in_doubt_where_only_results_are(tmp_path: Path, monkeypatch: p
     module = "robust.evaluation.verdicts"
     monkeypatch.setattr(f"{module}.suspect_model", lambda *arguments, **options: ())
     monkeypatch.setattr(f"{module}.unbounded", lambda *arguments, **options: ())
-    found = said(tmp_path, Bright(coarse), "pgd@0.2,transfer@0.2,worst@0.2")
+    found = verdicts_on(tmp_path, Bright(coarse), "pgd@0.2,transfer@0.2,worst@0.2")
     assert "black-box transfer@0.2 beats it" in found["pgd@0.2"] or "black-box transfer beats it" in found["pgd@0.2"]
     assert found["transfer@0.2"] == "ok"
     assert found["worst@0.2"] == found["pgd@0.2"]
@@ -99,7 +111,9 @@ def test_a_weak_cross_entropy_is_the_doubt_of_those_who_ascend_it(
     weak = "cross-entropy PGD is weak here: the margin loss breaks more, 33 to 0: attack the margin or DLR, "
     weak += "use pgd_ce_margin"
     monkeypatch.setattr("robust.evaluation.verdicts.suspect_model", lambda *arguments, **options: (weak,))
-    found = said(tmp_path / "a", Bright(), "pgd@0.1,pgd_ce_margin@0.1,transfer@0.1,worst@0.1,pgd@0.05,worst@0.05")
+    found = verdicts_on(
+        tmp_path / "a", Bright(), "pgd@0.1,pgd_ce_margin@0.1,transfer@0.1,worst@0.1,pgd@0.05,worst@0.05"
+    )
     doubted = {name for name, verdict in found.items() if verdict == f"suspicious: {weak}"}
     assert doubted == {"pgd@0.1", "pgd@0.05", "worst@0.05"}  # at 0.1 the worst has the margin among its members
     assert {verdict for name, verdict in found.items() if name not in doubted} == {"ok"}
@@ -110,16 +124,16 @@ def test_logits_that_are_not_finite_leave_no_figure(tmp_path: Path) -> None:
     model = Bright(last=lambda z: z / (z[:, :1] > 1.5))
     share = int((~model(toy().images).isfinite().all(1)).sum())
     assert share > 5
-    found = said(tmp_path / "a", model, "pgd@0.1,noise@0.1,corruptions,worst@0.1")
+    found = verdicts_on(tmp_path / "a", model, "pgd@0.1,noise@0.1,corruptions,worst@0.1")
     assert found == dict.fromkeys(found, f"suspicious: logits are not finite on {share} of 40 images")
     assert list(found) == ["clean", "pgd@0.1", "noise@0.1", "corruptions", "worst@0.1"]
     assert advised(found["clean"]) is None
-    assert said(tmp_path / "b", model, "corruptions")["clean"] == found["clean"]
-    assert said(tmp_path / "c", Bright(), "corruptions") == {"clean": "ok"}
+    assert verdicts_on(tmp_path / "b", model, "corruptions")["clean"] == found["clean"]
+    assert verdicts_on(tmp_path / "c", Bright(), "corruptions") == {"clean": "ok"}
 
 
 def test_a_column_that_follows_the_advice_is_not_in_doubt(tmp_path: Path) -> None:
-    found = said(tmp_path, Bright(coarse), "pgd@0.1,square:queries=50@0.1,apgd_ce:steps=5@0.1")
+    found = verdicts_on(tmp_path, Bright(coarse), "pgd@0.1,square:queries=50@0.1,apgd_ce:steps=5@0.1")
     assert found["square:queries=50@0.1"] == "ok"
     assert found["pgd@0.1"].endswith("masked gradients")
     assert found["apgd_ce:steps=5@0.1"].startswith("suspicious: input gradient is zero")
@@ -205,26 +219,28 @@ def test_a_model_without_a_gradient_path_is_in_doubt_under_every_attack(attack) 
 
 def test_the_advised_attack_is_run_and_its_figure_stands_beside_the_one_in_doubt(tmp_path: Path) -> None:
     """Pixels in five steps hide the gradient: PGD breaks nothing, Square does, and the table shows both figures."""
-    test, run = toy(), Run(tmp_path, None)
-    evaluation = Evaluation(attacks="pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4")
-    asked = columns(evaluation, 3, 8)
-    sheet = Sheet(run, 0, {column.name: column.how for column in asked}, len(test))
+    attacks = "pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4"
     model = Bright(coarse)
-    judge_clean(sheet, model, test)
-    for column in asked:
-        if column.base != "worst":
-            judge(column, asked, sheet, model, test, None, run)
-    descend(sheet, asked)
-    found = verdicts(sheet.bools, asked, model, test, rng())
+    student = evaluated(tmp_path, model, attacks)
+    results, requested = student.results, student.columns
+    found = verdicts(results.bools, requested, model, student.test, rng())
     assert found["pgd@0.4"] != "ok"
-    heeded = heed(found, evaluation, asked, sheet, model, test, run)
-    name, standing = heeded["pgd@0.4"]
+    advised_attacks = run_advised_attacks(found, Evaluation(attacks=attacks), student)
+    name, standing = advised_attacks["pgd@0.4"]
     assert name == "square:queries=500@0.4"
-    assert torch.equal(standing, sheet.bools["pgd@0.4"] & sheet.bools[name])
-    assert standing.sum() < sheet.bools["pgd@0.4"].sum()
-    assert heeded.keys() == {column.name for column in asked if found[column.name] != "ok"}
-    rows = {c.name: row_of(c, asked, sheet, found[c.name], heeded.get(c.name), 0.0) for c in asked}
-    assert rows["pgd@0.4"]["advised"] == name
-    assert rows["pgd@0.4"]["advised_accuracy"] == 100 * standing.double().mean().item()
-    assert (rows["noise@0.4"]["advised"], rows["noise@0.4"]["advised_accuracy"]) == ("", None)
-    assert rows["worst@0.4"]["how"] == "of noise@0.4, pgd@0.4, square:queries=50@0.4"
+    assert torch.equal(standing, results.bools["pgd@0.4"] & results.bools[name])
+    assert standing.sum() < results.bools["pgd@0.4"].sum()
+    assert advised_attacks.keys() == {column.name for column in requested if found[column.name] != "ok"}
+    whose = {"method": "dc", "dataset": "toy", "ipc": 1, "seed": 0, "backbone": "mlp", "loss": "cross_entropy"}
+    whose |= {"recipe": "quick", "config": "12ab", "test": "images", "student": 0}
+    rows = {
+        c.name: row_of(
+            c, requested, results, found[c.name], advised_attacks.get(c.name), 0.0, StudentDescription(**whose)
+        )
+        for c in requested
+    }
+    assert rows["pgd@0.4"].advised == name
+    assert rows["pgd@0.4"].advised_accuracy == 100 * standing.double().mean().item()
+    assert rows["pgd@0.4"].threat == Threat("linf", 0.4)
+    assert (rows["noise@0.4"].advised, rows["noise@0.4"].advised_accuracy) == ("", None)
+    assert rows["worst@0.4"].how == "of noise@0.4, pgd@0.4, square:queries=50@0.4"

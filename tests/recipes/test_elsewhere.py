@@ -1,0 +1,96 @@
+"""A method, a data set, a backbone, a loss and an attack of another package, named `package.module:name` in one run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill.app.main import main
+from distill.runs.files import hash_of
+
+PACKAGE = """
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distill.data import DataSet, Facts
+from distill.distilled import DistilledSet
+from distill.experiment import Evaluation, Recipe
+from distill.methods.method import SMOKE, Method
+from tests.toy import toy
+
+FACTS = Facts("toy", classes=2, channels=3, size=8, examples=40, mean=(0.4,) * 3, std=(0.25,) * 3)
+above_below = DataSet(FACTS, lambda root: (toy(), toy(seed=1)))
+
+
+def linear(channels, image_size, num_classes, *, width: int = 4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, width), nn.Linear(width, num_classes))
+
+
+@dataclass(frozen=True)
+class Config:
+    backbone: str = "their_package.parts:linear:width=3"
+    rounds: int = 2
+
+
+def distill(real, ipc, config, run):
+    images = torch.cat([real.sample(c, ipc, run.generator("images", c)) for c in range(real.num_classes)])
+    labels = torch.arange(real.num_classes).repeat_interleave(ipc)
+    return DistilledSet.of(real, images, labels, backbone=config.backbone)
+
+
+first = Method(
+    "first", "the first real images", "nobody", "coresets",
+    {name: lambda facts, ipc: Recipe(Config(), SMOKE) for name in ("paper", "quick", "smoke")},
+    distill, lambda *_: [],
+)
+number = 3
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "their_package" / "parts.py"
+    file.parent.mkdir()
+    file.write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return file
+
+
+def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["their_package.parts:first", "their_package.parts:above_below", "--runs", str(tmp_path / "runs")]
+    assert main([*words, "--ipc", "2"]) == 0
+    run = tmp_path / "runs/their_package.parts.first/their_package.parts.above_below/ipc2/seed0"
+    record = json.loads((run / "experiment.json").read_text())
+    assert record["experiment"]["method"] == "their_package.parts:first"
+    assert record["made_by"]["sources"] == {"their_package.parts": {"file": str(package), "sha256": hash_of(package)}}
+    assert "their_package.parts:first" in (run / "table.csv").read_text()
+    capsys.readouterr()
+    assert main([*words, "--ipc", "2"]) == 0
+    assert "finished already" in capsys.readouterr().err
+    evaluate = ["evaluate", str(run), "--students", "1", "--student.epochs", "2", "--attacks", "linf"]
+    assert main([*evaluate, "--runs", str(tmp_path / "again")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["their_package.parts:second", "digits"], "method 'their_package.parts:second' cannot be imported"),
+        (["their_package.parts:number", "digits"], "method their_package.parts:number is a int; it must be a "),
+        (["no_package.parts:first", "digits"], "No module named 'no_package'"),
+        (["random", "their_package.parts:number"], "data set their_package.parts:number is a int; it must be a "),
+        (["random", "their_package.parts:nothing"], "data set 'their_package.parts:nothing' cannot be imported"),
+        (["random", "digits", "--backbone", "their_package.parts:number"], "backbone their_package.parts:number is a"),
+        (["random", "digits", "--backbone", "their_package.parts:linear:depth=1"], "depth"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    words: list[str], message: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, "--runs", str(tmp_path / "runs")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
