@@ -14,7 +14,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.evaluation.checks import check_adversarial
 from robust.evaluation.suspicion import EXAMINED
-from robust.evaluation.verdicts import verdicts_of, warn_of
+from robust.evaluation.verdicts import verdicts_of, warn_if_suspicious
 from robust.network.batches import images_at_once
 from robust.network.expectation import Expected, expected
 from robust.network.inference import outside_inference
@@ -222,7 +222,7 @@ def robust_accuracy(
     """
     if checks:
         check_pixels(images)
-        warn_of(model, images, targets, attack, at_most=_images_to_examine(model, images, batch_size))
+        warn_if_suspicious(model, images, targets, attack, at_most=_images_to_examine(model, images, batch_size))
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
 

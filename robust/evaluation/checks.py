@@ -18,8 +18,8 @@ from robust.ranges import Whole, check_ranges
 from robust.threat import Threat
 
 __all__ = [
+    "AttackResult",
     "ImpossibleResult",
-    "Judged",
     "check_adversarial",
     "check_report",
     "suspect_results",
@@ -121,7 +121,7 @@ def _check_bools(name: str, bools: Tensor, clean: Tensor) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class AttackResult:
     """The examples that withstand one attack, and the kind of attack.
 
     Raises:
@@ -147,7 +147,9 @@ class Judged:
             raise ValueError(f"{self.name}: kind is {self.kind!r}; choose from {', '.join(get_args(Kind))}")
 
 
-def suspect_results(clean: Tensor, results: Sequence[Judged], *, random: bool = False) -> dict[str, tuple[str, ...]]:
+def suspect_results(
+    clean: Tensor, results: Sequence[AttackResult], *, random: bool = False
+) -> dict[str, tuple[str, ...]]:
     """Return by name of the attack why its robust accuracy looks too high; empty without a reason.
 
     At one threat, by more than chance: a black box, a single step or a weaker variant breaks more images than a
@@ -166,8 +168,8 @@ def suspect_results(clean: Tensor, results: Sequence[Judged], *, random: bool = 
         ValueError: results that are not bools (N,), or two results of the same name and threat.
 
     >>> clean, box = torch.ones(100, dtype=torch.bool), Threat("linf", 0.1)
-    >>> pgd = Judged("pgd", torch.arange(100) < 80, box, "white")
-    >>> suspect_results(clean, [pgd, Judged("square", torch.arange(100) < 60, box, "black")])
+    >>> pgd = AttackResult("pgd", torch.arange(100) < 80, box, "white")
+    >>> suspect_results(clean, [pgd, AttackResult("square", torch.arange(100) < 60, box, "black")])
     {'pgd': ('black-box square beats it, 20 to 0',), 'square': ()}
     """
     for row in results:
@@ -190,7 +192,7 @@ def suspect_results(clean: Tensor, results: Sequence[Judged], *, random: bool = 
     return {name: tuple(found) for name, found in reasons.items()}
 
 
-def _beaten(clean: Tensor, row: Judged, other: Judged) -> str:
+def _beaten(clean: Tensor, row: AttackResult, other: AttackResult) -> str:
     """Return why another attack at the same threat makes the result `row` doubtful, or an empty text."""
     if other.kind == "noise":
         by_noise, broken = (int((clean & ~r.bools).sum()) for r in (other, row))
@@ -208,7 +210,7 @@ def _beaten(clean: Tensor, row: Judged, other: Judged) -> str:
     return f"{rival} beats it, {wins} to {losses}" if sign_test(wins, losses) < LEVEL else ""
 
 
-def _break_different_images(rows: Sequence[Judged]) -> str:
+def _break_different_images(rows: Sequence[AttackResult]) -> str:
     """Return why attacks at one threat are doubtful because they break different images, or an empty text.
 
     Weak attacks may differ, so at least one attack of many steps must be among them.
@@ -223,7 +225,7 @@ def _break_different_images(rows: Sequence[Judged]) -> str:
     return f"attacks break different images: {together} of {n} withstand all of them, {min(stands)} the strongest"
 
 
-def _does_not_grow(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
+def _does_not_grow(clean: Tensor, rows: Sequence[AttackResult]) -> list[str]:
     """Return why the results of one attack in one norm are doubtful; `rows` are sorted by eps."""
     reasons = []
     for small, large in pairwise(rows):
@@ -240,7 +242,7 @@ def _does_not_grow(clean: Tensor, rows: Sequence[Judged]) -> list[str]:
     return reasons
 
 
-def _breaks(row: Judged, other: Judged) -> int:
+def _breaks(row: AttackResult, other: AttackResult) -> int:
     """Return how many examples the attack of `row` breaks and the attack of `other` does not."""
     return int((~row.bools & other.bools).sum())
 

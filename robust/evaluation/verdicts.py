@@ -16,7 +16,7 @@ from robust.attacks.pgd import PGD
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 from robust.evaluation.advice import concerns
-from robust.evaluation.checks import Judged, Kind, suspect_results, verdict
+from robust.evaluation.checks import AttackResult, Kind, suspect_results, verdict
 from robust.evaluation.short_attacks import unbounded
 from robust.evaluation.sign_test import FEW
 from robust.evaluation.suspicion import EXAMINED, not_finite, suspect_model
@@ -26,7 +26,7 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model
 from robust.threat import Threat
 
-__all__ = ["doubts_of", "examine", "judged", "verdicts_of", "warn_of"]
+__all__ = ["doubts_about", "examine", "result_of", "verdicts_of", "warn_if_suspicious"]
 
 UNBOUNDED = 100
 """images on which an attack without bounds must succeed"""
@@ -61,11 +61,11 @@ def examine(
     return reasons + unbounded(model, images[first], targets[first], generator=generator)
 
 
-def judged(name: str, bools: Tensor, attack: Any, threat: Threat) -> Judged:
-    """Return a row for `suspect_results` with the kind of the attack; an attack of another library is a white box.
+def result_of(name: str, bools: Tensor, attack: Any, threat: Threat) -> AttackResult:
+    """Return an entry for `suspect_results` with the kind of the attack; an attack of another library is a white box.
 
     Args:
-        name: of the row.
+        name: of the attack.
         bools: (N,), the examples that withstand the attack.
         attack: of this library or another.
         threat: its ball.
@@ -80,10 +80,10 @@ def judged(name: str, bools: Tensor, attack: Any, threat: Threat) -> Judged:
     elif isinstance(attack, AutoAttack):
         kind = "ensemble"
     steps = attack.steps * attack.restarts if isinstance(attack, PGD) and kind == "white" else 0
-    return Judged(name, bools, threat, kind, "pgd" if steps else "", steps)
+    return AttackResult(name, bools, threat, kind, "pgd" if steps else "", steps)
 
 
-def doubts_of(attack: Any, of_model: Sequence[str]) -> tuple[str, ...]:
+def doubts_about(attack: Any, of_model: Sequence[str]) -> tuple[str, ...]:
     """Return the reasons to doubt a model that apply to the accuracy under this attack (see `concerns`)."""
     return tuple(reason for reason in of_model if concerns(reason, attack))
 
@@ -118,12 +118,14 @@ def verdicts_of(
     balls = {name: threat for name, threat in threats.items() if isinstance(threat, Threat)}
     largest = max(balls.values(), key=lambda threat: threat.eps, default=USUAL)
     of_model = examine(model, images, targets, largest, generator=generator, at_most=at_most) if results else ()
-    rows = [judged(name, results[name][1], results[name][0], ball) for name, ball in balls.items() if ball.eps > 0]
+    rows = [result_of(name, results[name][1], results[name][0], ball) for name, ball in balls.items() if ball.eps > 0]
     of_results = suspect_results(clean, rows, random=is_random(model, images))
     found = {"clean": verdict(not_finite(model, images[:: -(-len(images) // at_most)]))}
     for name, (attack, _) in results.items():
         nothing = name in balls and balls[name].eps == 0
-        found[name] = found["clean"] if nothing else verdict((*of_results.get(name, ()), *doubts_of(attack, of_model)))
+        found[name] = (
+            found["clean"] if nothing else verdict((*of_results.get(name, ()), *doubts_about(attack, of_model)))
+        )
     return found
 
 
@@ -140,7 +142,7 @@ class _Examined:
 _EXAMINED: weakref.WeakKeyDictionary[Any, _Examined] = weakref.WeakKeyDictionary()
 
 
-def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
+def warn_if_suspicious(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
     """Warn, once for a model and reason, that the accuracy under an attack may be too high.
 
     A model is examined once for each threat, and again when its parameters have changed. Fewer than 7 images are not
@@ -166,7 +168,7 @@ def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_mo
         generator = torch.Generator().manual_seed(0)
         reasons = examine(model, images, targets, threat, generator=generator, at_most=at_most)
         known.reasons[threat] = state, reasons
-    reasons = doubts_of(attack, known.reasons[threat][1])
+    reasons = doubts_about(attack, known.reasons[threat][1])
     if reasons and reasons not in known.warned:
         known.warned.add(reasons)
         warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=4)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust.network.modes import inside
+from robust.network.modes import network_inside
 
 __all__ = ["LogitsOf", "logits_of"]
 
@@ -42,7 +42,7 @@ class LogitsOf(nn.Module):
 
     def around_inside(self) -> "LogitsOf":
         """Return the same adapter of the network inside a DistributedDataParallel or a compiled model."""
-        network = inside(self.model)
+        network = network_inside(self.model)
         return self if network is self.model else LogitsOf(network, self.key, self.argument, self.others)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robust.network.expectation import Expected
-from robust.network.modes import Model, evaluating, inside, keeping_buffers
+from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
 from robust.ranges import Count, check_number
 
 __all__ = ["MOST", "images_at_once", "saved_bytes"]
@@ -75,7 +75,7 @@ def saved_bytes(model: Model, images: Tensor) -> int:
     Returns:
         bytes; 0 where a batch of two or three images raises an error.
     """
-    model = inside(model.model if isinstance(model, Expected) else model)
+    model = network_inside(model.model if isinstance(model, Expected) else model)
     key = (images.shape[1:], images.dtype, images.device, torch.is_autocast_enabled(images.device.type))
     try:
         known = _SAVED.setdefault(model, {})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.network.modes import Model, evaluating, inside
+from robust.network.modes import Model, evaluating, network_inside
 from robust.ranges import Count, check_number
 
 __all__ = ["PASSES", "Expected", "expected", "is_random"]
@@ -55,7 +55,7 @@ class Expected(nn.Module):
 
     def around_inside(self) -> "Expected":
         """Return the expected answer of the network inside a DistributedDataParallel or a compiled model."""
-        network = inside(self.model)
+        network = network_inside(self.model)
         return self if network is self.model else Expected(network, self.passes)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["evaluating", "inside", "is_training", "keeping_buffers", "keeping_caches"]
+__all__ = ["evaluating", "is_training", "keeping_buffers", "keeping_caches", "network_inside"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ def keeping_buffers(model: Model) -> Iterator[None]:
             buffers[name] = buffer
 
 
-def inside(model: Model) -> Model:
+def network_inside(model: Model) -> Model:
     """Return the network inside a DistributedDataParallel or a compiled model.
 
     DistributedDataParallel allows one forward pass in a step, so further passes call the network inside. Programs of

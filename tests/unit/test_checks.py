@@ -9,8 +9,8 @@ from torch import nn
 from robust import PGD, Threat, correct, withstands
 from robust.attacks.pgd import pgd
 from robust.evaluation.checks import (
+    AttackResult,
     ImpossibleResult,
-    Judged,
     check_adversarial,
     check_report,
     suspect_results,
@@ -152,7 +152,7 @@ def test_what_is_no_result_is_refused():
         with pytest.raises(ValueError, match=r"pgd at eps 0.1: torch.* results are torch.bool \(4,\)"):
             check_report(clean, {}, curves={"pgd": [(0.1, wrong)]})
         with pytest.raises(ValueError, match=r"results are torch.bool \(4,\)"):
-            suspect_results(clean, [Judged("pgd", wrong, BOX, "white")])
+            suspect_results(clean, [AttackResult("pgd", wrong, BOX, "white")])
     with pytest.raises(ValueError, match=r"clean: torch\.float32"):
         check_report(clean.float(), {})
     with pytest.raises(ValueError, match="ensemble aa: no results of 'fab'; choose from pgd, aa"):
@@ -523,7 +523,7 @@ def test_the_few_images_are_spread_over_all_and_the_randomness_is_the_generators
 
 
 def judged(name, stands, kind="white", threat=BOX, **options):
-    return Judged(name, standing(stands) if isinstance(stands, int) else stands, threat, kind, **options)
+    return AttackResult(name, standing(stands) if isinstance(stands, int) else stands, threat, kind, **options)
 
 
 def suspected(*rows, clean=None):
@@ -752,7 +752,7 @@ def evaluated(model, substitute, images, targets):
         ):
             found = withstands(model, images, targets, attack, standing=clean, generator=rng())
             family = "pgd" if strength else ""
-            rows.append(Judged(name, found, threat, kind, family=family, strength=strength))
+            rows.append(AttackResult(name, found, threat, kind, family=family, strength=strength))
     return suspect_results(clean, rows)
 
 
