@@ -29,7 +29,8 @@ from distill.training.features import embedding
 from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
+from robust.theory.landscape import loss_surface
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
 from robust.threat import family_of
 
 __all__ = ["run_curvature"]
