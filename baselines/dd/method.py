@@ -149,6 +149,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     a_pass = -(-len(real) // config.batch_size)
     an_epoch = config.epoch_iterations or a_pass
     total, first = config.epochs * an_epoch, state["iteration"]
+    batches: tuple[Tensor, ...] = ()
     with run.progress("distil", total, first) as bar:
         for iteration in range(first, total):
             start = time.perf_counter()

@@ -55,7 +55,7 @@ def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x
 
 def descent(network: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor) -> Iterator[Parameters]:
     """Yield the weights after each step from the network's own; arguments as in `hypergradient`."""
-    weights = dict(network.named_parameters())
+    weights: Parameters = dict(network.named_parameters())
     for step, lr in enumerate(lrs):
         batch = step % len(images)
         gradient = _gradient(network, _leaves(weights), images[batch], labels[batch], graph=False)

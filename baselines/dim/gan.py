@@ -105,7 +105,7 @@ def batches(count: int, size: int, first: int, total: int, generator: Draw) -> I
         total: step to end before.
         generator: pass -> generator of its order.
     """
-    size = min(size, count)
+    size, order = min(size, count), torch.empty(0)
     for step in range(first, total):
         passes, batch = divmod(step, count // size)
         if batch == 0 or step == first:

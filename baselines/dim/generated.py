@@ -114,8 +114,7 @@ def rebuilt(distilled: DistilledSet) -> Generator:
 @torch.no_grad()
 def drawn(generator: Generator, labels: Tensor, num_classes: int, noise: torch.Generator) -> Tensor:
     """Return images (N, C, H, W) of classes (N,), in pixels; the generator is in evaluation mode."""
-    dim = generator.linear[0].in_features
-    parts = conditioned(labels, num_classes, dim, noise).split(256)
+    parts = conditioned(labels, num_classes, generator.dim_noise, noise).split(256)
     return torch.cat([(generator(part) + 1) / 2 for part in parts])
 
 

@@ -187,21 +187,22 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
         gan.load(state or pretrained(real, settings, run), config.match_lr)
         first = 0 if state is None else state["step"]
         orders = batches(len(real), config.match_batch, first, total, partial(stage.generator, "order"))
+        network, optimizer = _network(real, config, stage, first // an_epoch)
         with stage.progress("matching", total, first) as bar:
             for step, which in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
                 if step % an_epoch == 0 or step == first:
                     network, optimizer = _network(real, config, stage, step // an_epoch)
-                    if step % an_epoch:
+                    if step % an_epoch and state is not None:
                         network.load_state_dict(state["network"])
                         optimizer.load_state_dict(state["of_network"])
                 _train(network, optimizer, real, normalize, single, config, stage, step)
                 x, y = real.images[which.to(device)], real.labels[which.to(device)]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))
 
-                def distance(made: Tensor, network: nn.Module = network, x: Tensor = x, same: Any = siblings) -> Tensor:
+                def distance(made: Tensor, net: nn.Module = network, x: Tensor = x, same: Any = siblings) -> Tensor:
                     theirs, ours = (siamese.apply(normalize(pixels), same) for pixels in (x, (made + 1) / 2))
-                    return config.match_weight * logit_distance(network, theirs, ours)
+                    return config.match_weight * logit_distance(net, theirs, ours)
 
                 losses = gan.step(2 * x - 1, y, lambda name, here=step: stage.generator(name, here), distance)
                 losses["match"] = losses.pop("more")

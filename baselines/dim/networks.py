@@ -34,6 +34,7 @@ class Generator(nn.Module):
     def __init__(self, channels: int, size: int, dim_noise: int, width: int):
         super().__init__()
         plain = plain_layers(size)
+        self.dim_noise = dim_noise
         self.linear = nn.Sequential(nn.Linear(dim_noise, 16 * width), nn.BatchNorm1d(16 * width), nn.ReLU())
         layers: list[nn.Module] = []
         for number, count in enumerate(plain):

@@ -262,6 +262,8 @@ def _train(
         if done < total:
             optimizer.load_state_dict(state["optimizer"])
     network.train()
+    batches: tuple[Tensor, ...] = ()
+    loss = on_inputs(config.real_loss, normalize)
     with run.progress("extractor", total, done) as bar:
         for step in range(done, total):
             start = time.perf_counter()

@@ -55,7 +55,7 @@ class _Relu(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_c: Tensor, by_t: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_c: Tensor, by_t: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         c, t, p, q, s, slope = ctx.saved_tensors
         by_angle = (by_t * t).div_(s).masked_fill_(s == 0, 0.0)
         of_variances = (by_c * s).addcmul_(by_angle, c, value=-1)
@@ -125,7 +125,7 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_c: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_c: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (scale,) = ctx.saved_tensors
         return _box(by_c * scale), None, by_c if ctx.needs_input_grad[2] else None  # the box is its own transpose
 
@@ -173,8 +173,8 @@ def _masks(images: Tensor, depth: int, last: int) -> list[Tensor]:
 def _variances(images: Tensor, depth: int, prepend: bool, wide: float, bias: float) -> list[Tensor]:
     """Return the variance of each pixel before each relu, (N, H, W); a pooling takes covariances to have them."""
     found, masks = [], _masks(images, depth - 1, depth - 1)
-    c = sum(channel[:, None, None] * _far(channel, _radius(depth - 1, 0)) for channel in images.unbind(1))
-    c = c / images.shape[1]
+    products = (channel[:, None, None] * _far(channel, _radius(depth - 1, 0)) for channel in images.unbind(1))
+    c = sum(products, images.new_zeros(())) / images.shape[1]
     for level, mask in enumerate(masks):
         radius = _radius(depth - 1, level)
         c = c if level == 0 else _pooled(c, mask)
@@ -208,7 +208,8 @@ def convnet(x: Tensor, y: Tensor, *, depth: int, prepend: bool, w_std: float, b_
     ps, qs = (iter(_variances(images, depth, prepend, wide, bias)) for images in (x, y))
     masks = _masks(x, depth, depth)
     pairs = zip(x.unbind(1), y.unbind(1), strict=True)
-    c = sum(one[:, None, None, None] * _far(other, _radius(depth, 0)) for one, other in pairs) / x.shape[1]
+    products = (one[:, None, None, None] * _far(other, _radius(depth, 0)) for one, other in pairs)
+    c = sum(products, x.new_zeros(())) / x.shape[1]
     t = torch.zeros_like(c)
     for level in range(depth):
         scale = wide / 9 * masks[level]

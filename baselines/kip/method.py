@@ -183,7 +183,7 @@ def objective(
     k_ss, k_ts = (tiled(kernel, each, images, chunk) for each in (images, targets))
     try:
         said = regressed(k_ss, k_ts, labels, ridge)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         line = f"the kernel of the {len(images)} images is not positive definite at ridge {ridge:g}"
         raise InputError(f"{line}; take a larger --ridge, a smaller --lr, or --precision float64") from None
     loss = 0.5 * (said - centred(truth, labels.shape[1]).to(said)).square().mean()
@@ -244,7 +244,7 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", {"ridge": ZCA_RIDGE} | real.identity(), seed=0).folder / "whitening.safetensors"
     if not path.exists():
-        images = real.in_memory().images
+        images = real.in_memory().images[:]
         Whiten.fit(images, eps=ZCA_RIDGE * images.flatten(1).var(0).mean().item()).save(path)
     return Whiten.load(path).to(real.images.device), path
 

@@ -196,7 +196,7 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", real.identity(), seed=0).folder / "whitening.safetensors"
     if not path.exists():
-        Whiten.fit(real.images).save(path)
+        Whiten.fit(real.images[:]).save(path)
     return Whiten.load(path).to(real.images.device), path
 
 

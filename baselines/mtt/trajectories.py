@@ -122,7 +122,7 @@ def _train(
 ) -> None:
     """Train the experts of these numbers, from where the checkpoint is."""
     remedy = remedy_of(("--lr-expert",), "--expert-loss", expert.loss)
-    images, siamese = space(real.images), augmentation(expert.augment, real.mean, real.std)
+    images, siamese = space(real.images[:]), augmentation(expert.augment, real.mean, real.std)
     state = stage.restore() or {}
     unfinished = len(state["snapshots"]) - 1 if state.get("number") in missing else 0
     if unfinished:

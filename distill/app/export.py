@@ -231,7 +231,8 @@ def _npz(distilled: DistilledSet, place: Path, out: Path) -> list[str]:
     fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
     arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}
     arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.training_tensors.items()}
-    np.savez(out / "distilled.npz", **arrays, **{FORMAT: np.array(json.dumps(fields))})
+    arrays[FORMAT] = np.array(json.dumps(fields))
+    np.savez(out / "distilled.npz", **arrays)  # pyright: ignore[reportArgumentType]  # no array is named allow_pickle
     return [f"npz: images (N, C, H, W) in pixels, exact; labels; {FORMAT}, a JSON text{_lost(distilled)}"]
 
 

@@ -121,7 +121,9 @@ def _in_short(text: str) -> str:
     >>> _in_short("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
     "--real-loss: unknown loss 'gaurd'"
     """
-    group, text = re.fullmatch(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL).groups()
+    parts = re.match(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL)
+    assert parts is not None  # every text matches
+    group, text = parts.groups()
     if group and group.startswith("--"):  # the text of one flag, which its type refuses
         return f"--{group.strip('-')}: {text.partition(' Argument helptext: ')[0]}"
     group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")

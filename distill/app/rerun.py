@@ -161,7 +161,8 @@ def _check_other(folder: Path, target: Path) -> None:
 
 def _version_of(record: dict[str, Any]) -> str:
     """Return the version that wrote a record, as a message names it."""
-    made_by = record.get("made_by") if isinstance(record.get("made_by"), dict) else {}
+    found = record.get("made_by")
+    made_by: dict[str, Any] = found if isinstance(found, dict) else {}
     if "version" in made_by:
         return f"version {one_line(made_by['version'], 40)}"
     return f"an earlier version (commit {one_line(made_by.get('commit') or 'unknown', 40)})"

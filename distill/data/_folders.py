@@ -146,8 +146,8 @@ def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listin
         )
     if len(train.classes) < 2:
         raise InputError(
-            f"{train.folder} has one class, {train.classes[0]}, and a network tells at least two apart: give each "
-            "class a folder of its own"
+            f"{train.folder} has one class, {', '.join(train.classes)}, and a network tells at least two apart: give "
+            "each class a folder of its own"
         )
     if damaged == "refuse":
         return train, test

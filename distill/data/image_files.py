@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from distill.data.decode import as_bytes, decode_file, reason, scaled
+from distill.data.decode import Paths, as_bytes, decode_file, reason, scaled
 from distill.errors import InputError
 from distill.runs.files import hash_of
 from distill.runs.progress import progress
@@ -105,7 +105,7 @@ class ImageFiles:
             return self._pixels([chosen])[0]
         return self._pixels(chosen)
 
-    def _pixels(self, paths: Sequence) -> Tensor:
+    def _pixels(self, paths: Paths) -> Tensor:
         as_floats = self.device.type == "cpu"  # bytes are a quarter to copy to a device
         out, deep = np.empty((len(paths), *self.shape[1:]), np.float32 if as_floats else np.uint8), {}
         for path, why in zip(paths, self._read(paths, out, deep), strict=True):
@@ -119,7 +119,7 @@ class ImageFiles:
             images[place] = torch.from_numpy(pixels).to(self.device)
         return images
 
-    def _read(self, paths: Sequence, out: np.ndarray, deep: dict[int, np.ndarray]) -> Iterator[str]:
+    def _read(self, paths: Paths, out: np.ndarray, deep: dict[int, np.ndarray]) -> Iterator[str]:
         """Decode into an array and return of each image why it cannot be decoded, "" where it can.
 
         Args:
@@ -312,7 +312,7 @@ def _bar(description: str, total: int) -> tqdm:
     return progress(description, total, unit="file") if total > _MANY else tqdm(disable=True)
 
 
-def _in_threads(function: Callable, items: Sequence) -> Iterator:
+def _in_threads(function: Callable, items: Sequence[Any] | np.ndarray) -> Iterator:
     """Yield a function of each item, in order, computed in threads where there are several cores to use."""
     count = min(_threads(), len(items))
     if count <= 1:

@@ -33,6 +33,7 @@ class Shards:
         self.paths, self.device = list(paths), torch.device(device)
         self._begins = [0]
         shapes: dict[tuple[int, ...], Path] = {}
+        shape: list[int] = []
         for path in self.paths:
             count, *shape = self._shape_of(path)
             shapes[tuple(shape)] = path

@@ -185,7 +185,7 @@ def distill(
             for step in range(outer_loop):
                 here = (iteration, step)
                 freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
-                sides = {
+                sides: dict[str, Any] = {
                     "real_batch": lambda c, here=here: sample(c, config.batch_real, "real", *here),
                     "siamese": siamese,
                     "generator": lambda c, here=here: run.generator("augment", *here, c),
@@ -193,8 +193,8 @@ def distill(
                 }
                 if here == (0, outer_loop - 1) and requested.traits.strength:
                     plain = replace(config, real_loss=CrossEntropy())
-                    teachers = (teacher_of(network, each, images.device, None) for each in (config, plain))
-                    share = share_moved(images[0], *teachers, DISTANCES[config.distance], **sides)
+                    robust, usual = (teacher_of(network, each, images.device, None) for each in (config, plain))
+                    share = share_moved(images[0], robust, usual, DISTANCES[config.distance], **sides)
                     if share < NOTHING:
                         run.notify(_nothing_moves(share, requested))
                 gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)

@@ -12,7 +12,7 @@ from distill.models.convnet import convnet_for
 from distill.training.augment import dsa_strategy
 from robust import CrossEntropy, CurvatureRegularizedLoss
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "guard_weight"]
 
 # GUARD's weight at h = 3. The paper's text gives neither; both are ours, by a sweep on a tenth of the training set held
 # out (`--recipe quick --split validation --students 5`, seed 0; CIFAR-10 with ten images and MNIST at --image-size 16):
@@ -40,11 +40,16 @@ GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one i
 # 33.4, 0.1, 10.6, 8.3, weight 10 29.3, 0.1, 8.3, 6.6. MNIST was swept from noise only.
 
 
+def guard_weight(facts: Facts, ipc: int) -> float:
+    """Return the weight of the regulariser at h = 3, for gradient matching on a data set."""
+    return GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
+
+
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {}
     if method.endswith("dsa"):
         fields |= {"init": "real", "augment": dsa_strategy(facts.flips)}
-    weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
+    weight = guard_weight(facts, ipc)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method.startswith("guard") else CrossEntropy()
     if name == "paper":  # section 7.1: ConvNet-3 of width 128, 1000 iterations, batch 256, 50 students of 1000 epochs
         fields |= {"backbone": convnet_for(facts.depth)}
