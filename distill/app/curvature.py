@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor, nn
 
 from distill.app.flags import find_device, parse
+from distill.app.registry import check_packages
 from distill.app.start import RunOptions, identity_of, real_data, spare_threads
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -52,6 +53,8 @@ class CurvatureCommand:
     """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
     data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
+    packages: str = ""
+    """other packages that may be imported because a run names a part of theirs, joined by commas"""
     damaged: Literal["refuse", "skip"] = "refuse"
     """image files that cannot be read: end when one is met, or look for them first and leave them out"""
     device: str = "auto"
@@ -118,6 +121,7 @@ class _Run:
         experiment = content.get("experiment") or {}
         if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
+        check_packages(place, [experiment["dataset"], rows[0].backbone], asked.packages.split(","))
         self.distilled = DistilledSet.load(place).to(device)
         where = (experiment["dataset"], asked.data_dir, experiment["image_size"], experiment["split"], asked.damaged)
         train, test = real_data(*where)

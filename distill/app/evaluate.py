@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill.app.flags import find_device, parse, peek
+from distill.app.registry import check_packages
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, spare_threads
-from distill.data import DATASETS, FILES, ImageSet, fingerprint, label, load
+from distill.data import DATASETS, FILES, ImageSet, check_dataset, fingerprint, label, load
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
@@ -61,6 +62,8 @@ class EvaluateCommand:
 
     judgement: Annotated[Judgement, tyro.conf.arg(name="")]
     place: Annotated[RunOptions, tyro.conf.arg(name="")]
+    packages: str = ""
+    """other packages that may be imported because the set names a part of theirs, joined by commas"""
     backbones: str = ""
     """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
@@ -99,8 +102,8 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     default = EvaluateCommand(_default(flags, digest, distilled.dataset, distilled.backbone), RunOptions())
     command = parse(EvaluateCommand, default, flags[1:], PROGRAM)
     judgement = command.judgement
-    if judgement.dataset not in DATASETS:
-        raise unknown("data set", judgement.dataset, DATASETS)
+    check_packages(path, [judgement.dataset, judgement.backbone], flags)
+    check_dataset(judgement.dataset)
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
     return run_judgements(path, judgements, command.place, protocols)
 

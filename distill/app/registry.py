@@ -4,9 +4,11 @@ A method of another package is a `Method` record, named `package.module:name`.
 """
 
 import pkgutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import baselines
 import distill.methods
@@ -15,7 +17,7 @@ from distill.errors import InputError
 from distill.methods.method import Method
 from robust.spec import object_named
 
-__all__ = ["find_methods", "method_named"]
+__all__ = ["check_packages", "find_methods", "method_named"]
 
 PACKAGES = (distill.methods, sre2l, baselines)
 """whose modules, and those of whose folders, export METHODS; in the order in which `list` has them"""
@@ -57,3 +59,24 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     if found is not None and not isinstance(found, Method):
         raise InputError(f"method {name} is a {type(found).__name__}; it must be a distill.methods.method.Method")
     return found and replace(found, name=name)
+
+
+def check_packages(source: Path, names: Iterable[str], flags: Iterable[str]) -> None:
+    """Refuse to import another package that only a file names: the command line has to name it too.
+
+    Args:
+        source: the file or folder, for the error.
+        names: names in it, of any form: of data sets, backbones, methods, attacks.
+        flags: the words of the command line.
+
+    Raises:
+        InputError: `package.module:name` is among the names, and no word contains it.
+    """
+    for text in names:
+        for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+:[A-Za-z_]\w*", text):
+            package = name.partition(".")[0]
+            if not any(name in word or package in word.split(",") for word in flags):
+                raise InputError(
+                    f"{source} names {name} of another package, which is imported if the command names it: "
+                    f"--packages {package}"
+                )

@@ -10,8 +10,9 @@ import tyro
 from distill.app.distil import run_experiment
 from distill.app.evaluate import Judgement, digest_of, folder_of, run_judgements
 from distill.app.flags import parse
+from distill.app.registry import check_packages, method_named
 from distill.app.start import RunOptions
-from distill.data import DATASETS, facts_named, label
+from distill.data import check_dataset, facts_named, label
 from distill.distilled import DistilledSet
 from distill.errors import InputError, one_line
 from distill.experiment import Evaluation, Experiment
@@ -36,6 +37,8 @@ class RerunCommand:
     """another root of all randomness; None for the run's own, which gives equal bits on a machine of the same kind"""
     distilled: Path | None = None
     """of a run of `evaluate`: the distilled set, or its folder; None for the place that the run recorded"""
+    packages: str = ""
+    """other packages that may be imported because the run names a part of theirs, joined by commas"""
     place: Annotated[RunOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: replace(RunOptions(), runs=Path("reruns"))
     )
@@ -57,7 +60,8 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
 
     Raises:
         InputError: the folder has no experiment.json, or one of another version, which is named; the data or the
-            distilled set are not those of the run; the new run would be written over the old one.
+            distilled set are not those of the run; the new run would be written over the old one; the run has objects
+            of another package that no flag names (--packages).
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("rerun takes the folder of a run first: bash run.sh rerun runs/METHOD/DATASET/ipcN/seedS")
@@ -72,6 +76,9 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
     if kind not in ("Experiment", "Judgement"):
         what = f"the stage {description['stage']}, a part of other runs" if "stage" in description else "no run"
         raise InputError(f"{folder} holds {one_line(what, 80)}; give the folder of a run of a method or of evaluate")
+    check_packages(
+        folder, _texts([description, record.get("attacks"), record.get("threat")]), request.packages.split(",")
+    )
     try:
         description |= {"evaluation": _with_columns(description.get("evaluation"), record)}
         if kind == "Experiment":
@@ -93,11 +100,10 @@ def _rerun_method(
 ) -> int:
     """Repeat a run of a method."""
     name, dataset, recipe = (str(description.get(field)) for field in ("method", "dataset", "recipe"))
-    if name not in methods:
+    method = method_named(name, methods)
+    if method is None:
         raise MismatchError(f"method is {one_line(name, 60)}, which is unknown")
-    method = methods[name]
-    if dataset not in DATASETS:
-        raise MismatchError(f"dataset is {one_line(dataset, 60)}, which is unknown")
+    _check_dataset(dataset)
     if recipe not in method.recipes:
         raise MismatchError(f"recipe is {one_line(recipe, 60)}, which {name} does not have")
     config = type(method.recipes[recipe](facts_named(dataset), 1).config)
@@ -117,8 +123,7 @@ def _rerun_evaluate(
 ) -> int:
     """Repeat a run of `evaluate` on the same distilled set."""
     judgement = from_json(Judgement, description)
-    if judgement.dataset not in DATASETS:
-        raise MismatchError(f"dataset is {one_line(judgement.dataset, 60)}, which is unknown")
+    _check_dataset(judgement.dataset)
     if request.distilled is None and not isinstance(record.get("set"), str):
         raise MismatchError("set is missing, the place of the distilled set; give it (--distilled PATH)")
     path = reachable(request.distilled or Path(record["set"]))
@@ -134,6 +139,13 @@ def _rerun_evaluate(
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
     protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
     return run_judgements(path, [judgement], request.place, protocols, record["data"])
+
+
+def _check_dataset(name: str) -> None:
+    try:
+        check_dataset(name)
+    except InputError as error:
+        raise MismatchError(f"dataset is {one_line(name, 60)}: {error}") from None
 
 
 def loss_classes() -> dict[str, type]:
@@ -155,9 +167,17 @@ def _check_other(folder: Path, target: Path) -> None:
         raise InputError(f"the repetition would be {folder} itself; choose another folder of runs (--runs DIR)")
 
 
+def _texts(value: Any) -> list[str]:
+    """Return all texts in a value of JSON."""
+    if isinstance(value, (dict, list)):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
 def _version_of(record: dict[str, Any]) -> str:
     """Return the version that wrote a record, as a message names it."""
-    made_by = record.get("made_by") if isinstance(record.get("made_by"), dict) else {}
+    found = record.get("made_by")
+    made_by: dict[str, Any] = found if isinstance(found, dict) else {}
     if "version" in made_by:
         return f"version {one_line(made_by['version'], 40)}"
     return f"an earlier version (commit {one_line(made_by.get('commit') or 'unknown', 40)})"

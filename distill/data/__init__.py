@@ -77,14 +77,20 @@ def check_dataset(name: str) -> None:
         raise unknown("data set", name, (*DATASETS, "package.module:name"))
 
 
+_IMPORTED: dict[str, DataSet] = {}
+"""data sets of other packages that a caller named: a name that stands in a file alone imports nothing"""
+
+
 def _elsewhere(name: str) -> DataSet | None:
-    """Return a data set of another package; None for a name of another form."""
+    """Import a data set of another package; None for a name of another form."""
     try:
         found = object_named(name, "data set")
     except ValueError as error:
         raise InputError(str(error)) from None
     if found is not None and not isinstance(found, DataSet):
         raise InputError(f"data set {name} is a {type(found).__name__}; it must be a distill.data.DataSet")
+    if found is not None:
+        _IMPORTED[name] = found
     return found
 
 
@@ -108,11 +114,12 @@ def facts_of(name: str, root: Path, image_size: int | None = None) -> Facts:
 def facts_named(name: str) -> Facts:
     """Return what is known of a data set by its name alone; of the user's own images, that no code or paper has them.
 
+    A data set of another package is known once `check_dataset`, `facts_of` or `load` imported it.
+
     >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
     (False, True, {})
     """
-    elsewhere = None if name in DATASETS else _elsewhere(name)
-    return elsewhere.facts if elsewhere else FACTS.get(name, folder.TYPICAL)
+    return _IMPORTED[name].facts if name in _IMPORTED else FACTS.get(name, folder.TYPICAL)
 
 
 def label(name: str, root: Path) -> str:

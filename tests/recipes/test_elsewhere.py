@@ -71,7 +71,12 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
     assert main([*words, "--ipc", "2"]) == 0
     assert "finished already" in capsys.readouterr().err
     evaluate = ["evaluate", str(run), "--students", "1", "--student.epochs", "2", "--attacks", "linf"]
-    assert main([*evaluate, "--runs", str(tmp_path / "again")]) == 0
+    evaluate += ["--runs", str(tmp_path / "again")]
+    assert main(evaluate) == 2
+    assert "--packages their_package\n" in capsys.readouterr().err
+    assert main([*evaluate, "--packages", "their_package"]) == 0
+    assert main(["curvature", str(run), "--images", "4"]) == 2
+    assert main(["curvature", str(run), "--images", "4", "--packages", "their_package"]) == 0
 
 
 @pytest.mark.parametrize(
