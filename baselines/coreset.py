@@ -25,7 +25,8 @@ from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
-from distill.runs.run import Run, locked
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.features import embedding
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: `__main__` prints its line and exits with code 2."""
+"""The exception for errors that a user can correct: the program prints its message and exits with code 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 __all__ = ["LONGEST", "InputError", "one_line", "printable", "unknown"]
 
 LONGEST = 400
-"""characters of a line for the terminal"""
+"""most characters of a line for the terminal"""
 
 
 class InputError(ValueError):
@@ -17,7 +17,7 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        """Return the message; what cannot be printed, of a name say, as escapes."""
+        """Return the message; characters that cannot be printed (of a file name, for example) become escapes."""
         return printable(super().__str__())
 
 
@@ -25,7 +25,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
     """Make the error for a name that is not in a registry.
 
     Args:
-        kind: what the name is of.
+        kind: of the name, such as "method".
         value: the name.
         known: all names of that kind.
 
@@ -42,14 +42,14 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
 
 
 def printable(text: str) -> str:
-    """Return a text whose control characters are escapes."""
+    """Return a text with its control characters as escapes."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def one_line(text: object, most: int = LONGEST) -> str:
     r"""Return a text as one line for a terminal: control characters as escapes, a long text without its middle.
 
-    Names and messages may come from files of others, which can have anything in them.
+    Names and messages may come from files of other people, which can contain any character.
 
     >>> print(one_line("no class 'a" + chr(27) + "[2J'" + chr(10) + " in x.pt"))
     no class 'a\x1b[2J' in x.pt

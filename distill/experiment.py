@@ -1,4 +1,4 @@
-"""What is run: one frozen dataclass that holds every choice which a result depends on."""
+"""An experiment: one frozen dataclass with every choice that a result depends on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -15,7 +15,7 @@ __all__ = ["Evaluation", "Experiment", "Recipe"]
 
 
 COLUMNS = {"identity": False}
-"""of fields that name columns of a table only: other values add columns to the students of the same run"""
+"""metadata of fields that only select columns of a table: other values add columns to the same run"""
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Evaluation:
     students: Annotated[int, Range(least=1, most=10_000)] = 5
     """networks trained on the distilled set, each from its own initialisation"""
     attacks: str = field(default="linf_star,linf,l2,pgd_ce_margin@linf", metadata=COLUMNS)
-    """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always there"""
+    """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always included"""
     threat: str = field(default="linf_star", metadata=COLUMNS)
-    """of attacks that name none: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""
+    """threat of attacks without their own: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""
     eps: str = field(default="", metadata=COLUMNS)
-    """a curve: 0,1/255,2/255,4/255,8/255 runs attacks that name no threat at each, in the norm of --threat"""
+    """a curve: 0,1/255,2/255,4/255,8/255 runs attacks without their own threat at each size, in the norm of --threat"""
     surrogate_epochs: Count = 10
-    """epochs on the real data of the network that `transfer` attacks"""
+    """epochs for which the network of `transfer` is trained on the real data"""
     transfer_backbone: str = "alexnet"
     """the other student's network for `transfer_student`"""
     test_images: Count | None = None
     """class-balanced part of the test set, drawn once for all runs; None for all"""
     protocol: Literal["standard", "own"] = "standard"
-    """how students are trained: as --student.* says, the same for all methods, or as the method's authors do"""
+    """how students are trained: standard is --student.*, the same for all methods; own is the method's own protocol"""
     student: Training = field(default_factory=Training)
     """how a student of the standard protocol is trained"""
 
@@ -52,7 +52,7 @@ class Evaluation:
 
     @property
     def how(self) -> str:
-        """How students are trained, as tables say it: the loss of the standard protocol, or "own"."""
+        """How students are trained, as tables name it: the loss of the standard protocol, or "own"."""
         return "own" if self.protocol == "own" else self.student.loss
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ RecipeOf = Callable[[Facts, int], Recipe]
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: what is distilled, how, and how the result is judged.
+    """One run: what is distilled, how, and how the result is evaluated.
 
     Raises:
         ValueError: a field is out of its range.
@@ -84,20 +84,20 @@ class Experiment:
     dataset: Annotated[str, tyro.conf.Suppress]
     """name of the data set"""
     config: Annotated[Any, tyro.conf.arg(name="")]
-    """the method's own fields"""
+    """settings of the method"""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
     """students and attacks"""
     recipe: str = "paper"
     """preset that the other flags start from: paper (the paper's settings), quick (minutes on two cores), or another
-    that the method has: `bash run.sh list`"""
+    preset of the method: `bash run.sh list`"""
     ipc: Count = 1
     """distilled images per class"""
     seed: Whole = 0
     """root of all randomness: initial images, networks, batches, students, attacks"""
     image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
-    """side in pixels to which images are resized first (area); None keeps the data set's own"""
+    """side in pixels to which images are resized first (area); None for the size of the data set"""
     split: Literal["test", "validation"] = "test"
-    """judge on the test set, or, to choose hyper-parameters, on a tenth of the training set held out of it"""
+    """evaluate on the test set, or, to choose hyper-parameters, on a tenth of the training set that is held out"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -112,5 +112,5 @@ class Experiment:
         return f"{label(self.dataset, data_dir)}{size}{'' if self.split == 'test' else '-validation'}"
 
     def folder(self, data_dir: Path) -> Path:
-        """Return the run's place below the folder of all runs; arguments as of `data_name`."""
+        """Return the run's folder, relative to the folder of all runs; arguments as of `data_name`."""
         return Path(self.method.replace(":", "."), self.data_name(data_dir), f"ipc{self.ipc}", f"seed{self.seed}")

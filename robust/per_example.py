@@ -1,9 +1,9 @@
-"""Norms and unit vectors of each example of a batch: (N, ...) in, one number or one vector for each of the N out."""
+"""Functions of each example of a batch on its own: norms, unit vectors, and random streams."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["norms", "unit"]
+__all__ = ["norms", "streams", "unit"]
 
 
 def norms(vectors: Tensor, order: float = 2.0) -> Tensor:
@@ -18,10 +18,26 @@ def norms(vectors: Tensor, order: float = 2.0) -> Tensor:
     return torch.linalg.vector_norm(precise, order, dim=tuple(range(1, vectors.ndim)))
 
 
+def streams(count: int, generator: torch.Generator | None) -> list[torch.Generator]:
+    """Return a CPU generator for each example, so that its random numbers do not depend on the rest of the batch.
+
+    Args:
+        count: examples.
+        generator: CPU generator of the seeds; None takes torch's default.
+
+    >>> first, second = streams(2, torch.Generator().manual_seed(0))
+    >>> first.initial_seed() == second.initial_seed()
+    False
+    """
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Return each example divided by its L2 norm, (N, ...) -> (N, ...); a zero example stays zero.
 
-    Scaled by the largest entry first, so that gradients of 1e-30 (a confident example's) do not underflow when squared.
+    Examples are divided by their largest entry first, so that gradients of 1e-30 (of images that the network classifies
+    with near certainty) do not underflow when squared.
 
     >>> unit(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]

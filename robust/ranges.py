@@ -8,9 +8,9 @@
         def __post_init__(self) -> None:
             check_ranges(self)
 
-Every whole number and every float of the dataclass is checked, with a range or without one: floats are finite and no
-larger than float32 holds, whole numbers are within 2^31 (a range with `most` or `least` may say more). `None` is
-allowed where the type allows it; tuples and lists are checked entry by entry; dataclasses inside check themselves.
+Every whole number and every float of the dataclass is checked, with a range or without: floats are finite and at most
+the largest float32, whole numbers are within 2^31 unless a range has a larger `most` or `least`. `None` is allowed
+where the type allows it; tuples and lists are checked entry by entry; nested dataclasses check themselves.
 """
 
 import math
@@ -38,7 +38,7 @@ __all__ = [
 FLOAT = (2 - 2**-23) * 2.0**127
 """the largest float32"""
 INT = 2**31
-"""the largest whole number where a range does not say another"""
+"""the largest whole number where no range has a larger bound"""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Range:
     most: float | None = None
     """the number is at most this"""
     hint: str = ""
-    """what else to say to who is outside, such as the unit"""
+    """further information for the error message, such as the unit"""
 
     def __contains__(self, value: float) -> bool:
-        """Tell whether a number is inside; NaN never is."""
+        """Tell whether a number is inside; NaN is outside of every range."""
         return (
             (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
@@ -70,7 +70,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """The bounds in signs: "> 0", "in (0, 1]", or nothing."""
+        """The bounds in mathematical notation: "> 0", "in (0, 1]", or an empty text."""
         low = "(" if self.above is not None else "["
         high = ")" if self.below is not None else "]"
         least = self.least if self.above is None else self.above
@@ -99,7 +99,7 @@ def check_ranges(made: Any) -> None:
     """Check every number among the fields of a dataclass; to be called in its `__post_init__`.
 
     Raises:
-        ValueError: "FIELD is VALUE; it must be ...", for the first field that is no number of its kind and range.
+        ValueError: "FIELD is VALUE; it must be ...", for the first field whose value is outside its type or range.
 
     >>> @dataclass(frozen=True)
     ... class Smoothing:
@@ -116,7 +116,7 @@ def check_ranges(made: Any) -> None:
 
 
 def check_number(name: str, value: Any, hint: Any) -> None:
-    """Check one value by its type, such as `Count` or `Positive | None`; what is not of numbers is not looked at.
+    """Check one value by its type, such as `Count` or `Positive | None`; types without numbers are not checked.
 
     Raises:
         ValueError: "NAME is VALUE; it must be ...".
@@ -129,13 +129,13 @@ def check_number(name: str, value: Any, hint: Any) -> None:
     choices = _choices(hint)
     numbers = [(kind, limits) for kind, limits in choices if kind in (int, float)]
     others = [kind for kind, _ in choices if kind not in (int, float)]
-    fitting = [kind for kind in others if _is_of(value, kind)]
-    if numbers and not fitting:
+    matching = [kind for kind in others if _is_of(value, kind)]
+    if numbers and not matching:
         wrong = [_fault(value, kind, limits) for kind, limits in numbers]
         if None not in wrong:
             none = ", or None" if types.NoneType in others else ""
             raise ValueError(f"{name} is {shown(value)}; it must be {wrong[-1]}{none}")
-    for kind in fitting:
+    for kind in matching:
         origin, inside = get_origin(kind), get_args(kind)
         if inside and isinstance(value, (tuple, list)):
             same = origin is not tuple or inside[1:] == (...,)
@@ -145,7 +145,7 @@ def check_number(name: str, value: Any, hint: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, short whatever it is: numbers of many digits by their size.
+    """Return a short text of a value for a message; integers of many digits are shown by their size.
 
     >>> shown(0.5), shown(10**5000), shown("x" * 1000)[-8:]
     ('0.5', 'about 10^5000', 'xxxxx...')
@@ -154,7 +154,7 @@ def shown(value: Any) -> str:
         return f"{'-' if value < 0 else ''}about 10^{int(math.log10(abs(value)))}"
     try:
         text = repr(value)
-    except ValueError:  # such a number inside
+    except ValueError:  # a list or the like with an integer of many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -163,13 +163,13 @@ _HINTS: dict[type, dict[str, Any]] = {}
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:  # not functools.cache, of which torch.compile warns
+    if kind not in _HINTS:  # not functools.cache, about which torch.compile warns
         _HINTS[kind] = get_type_hints(kind, include_extras=True)
     return _HINTS[kind]
 
 
 def _choices(hint: Any, limits: tuple[Range, ...] = ()) -> list[tuple[Any, tuple[Range, ...]]]:
-    """Return the types that a hint allows, each with its ranges."""
+    """Return the types that a type hint allows, each with its ranges."""
     if get_origin(hint) is Annotated:
         inner, *metadata = get_args(hint)
         return _choices(inner, (*limits, *(m for m in metadata if isinstance(m, Range))))
@@ -179,35 +179,35 @@ def _choices(hint: Any, limits: tuple[Range, ...] = ()) -> list[tuple[Any, tuple
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Tell whether a value is of a type that is no number, as far as that can be asked."""
+    """Tell whether a value is of a type other than numbers; True where this cannot be decided."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     kind = get_origin(kind) or kind
     try:
         return kind is Any or (kind in (list, Sequence) and isinstance(value, (tuple, list))) or isinstance(value, kind)
-    except TypeError:  # a protocol that cannot be asked
+    except TypeError:  # a protocol without isinstance
         return True
 
 
 def _fault(value: Any, kind: type, limits: tuple[Range, ...]) -> str | None:
-    """Return what the value must be, or None where it is."""
+    """Return what a number must be, in words, or None if the value fits."""
     word = "a whole number" if kind is int else "a finite number"
     bounds = " and ".join(filter(None, map(str, limits)))
     hint = "".join(f", {limit.hint}" for limit in limits if limit.hint)
-    wanted = f"{word}{bounds and ' '}{bounds}{hint}"
+    required = f"{word}{bounds and ' '}{bounds}{hint}"
     try:
         if isinstance(value, (str, bytes, bool)):
-            return wanted
+            return required
         number = operator.index(value) if kind is int else float(value)
     except OverflowError:
-        return f"{wanted}, at most {FLOAT} in size"
+        return f"{required}, at most {FLOAT} in size"
     except (TypeError, ValueError, RuntimeError):
-        return wanted
+        return required
     if kind is float and not math.isfinite(number):
-        return wanted
+        return required
     if not all(number in limit for limit in limits):
         return bounds + hint
     largest = (
         FLOAT if kind is float else max([INT, *(abs(b) for r in limits for b in (r.least, r.most) if b is not None)])
     )
-    return f"{wanted}, at most {shown(largest)} in size" if abs(number) > largest else None
+    return f"{required}, at most {shown(largest)} in size" if abs(number) > largest else None

@@ -1,4 +1,4 @@
-"""A network with the loss it follows: what gradient matching and SRe2L hook into on the side of the real data."""
+"""A network with a loss: gradient matching and SRe2L use it for the real data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ __all__ = ["RobustTeacher"]
 
 @dataclass(frozen=True)
 class RobustTeacher:
-    """A network as seen through a loss: GUARD puts the curvature-regularised one here, and changes nothing else.
+    """A network with a loss. GUARD is another method with the curvature-regularised loss here.
 
     Raises:
-        ValueError: a chunk that is no whole number >= 1.
+        ValueError: `chunk` is no whole number >= 1.
 
     >>> network = nn.Linear(4, 3)
     >>> teacher = RobustTeacher(network, CurvatureRegularizedLoss(weight=10.0))
@@ -33,9 +33,9 @@ class RobustTeacher:
     loss: Loss | Called = field(default_factory=CurvatureRegularizedLoss)
     """a loss of `robust.losses`, or a plain function (network, inputs, targets) -> scalar"""
     chunk: Count | None = None
-    """examples whose graph is in memory at once; None for all. Sums of chunks are the whole batch's gradient"""
+    """examples whose graph is in memory at once; None for all. Their gradients add up to the batch's"""
     compiled: CompiledGradients | None = None
-    """the compiled programs to use, shared by teachers of one architecture; None to run eagerly"""
+    """compiled programs, shared by teachers of one architecture; None to run eagerly"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -44,24 +44,24 @@ class RobustTeacher:
     def value_and_gradients(
         self, inputs: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss, a scalar, and its gradient for each trainable parameter in their order, all detached.
+        """Return the loss, a scalar, and its gradient for each trainable parameter, in their order and detached.
 
-        A parameter that the loss does not reach gets zeros. `.grad` is not touched.
+        The gradient of a parameter that the loss does not depend on is zero. `.grad` is not changed.
 
         Args:
             inputs: (N, ...), as the network takes them.
             targets: (N,) class indices or (N, K) probabilities.
-            generator: CPU generator of the draws of a random loss, one chunk after another; None is torch's default.
+            generator: CPU generator for the draws of a random loss, chunk after chunk; None is torch's default.
 
         Raises:
-            ValueError: chunks, and a network in training mode; or a random loss that is compiled.
+            ValueError: the batch has several chunks, and the network is in training mode; or a random loss is compiled.
         """
         step, loss = self.compiled or _value_and_gradients, self._drawing_from(generator)
         if self.chunk is None or len(inputs) <= self.chunk:
             value, gradients = step(loss, self.network, inputs, targets)
             return value, tuple(gradients)
         if is_training(self.network):
-            raise ValueError("the network is in training mode, where a chunk has statistics of its own; call .eval()")
+            raise ValueError("the network is in training mode, where a chunk has other statistics; call .eval()")
         total, sums = inputs.new_zeros(()), None
         for x, y in zip(inputs.split(self.chunk), targets.split(self.chunk), strict=True):
             value, gradients = step(loss, self.network, x, y)
@@ -76,7 +76,7 @@ class RobustTeacher:
         return self.value_and_gradients(inputs, targets)[1]
 
     def _drawing_from(self, generator: torch.Generator | None) -> Loss | Called:
-        """Return the loss with its randomness drawn from a generator; a plain function has none to be drawn."""
+        """Return the loss with its random numbers drawn from a generator; a loss without randomness is unchanged."""
         if not (isinstance(self.loss, Loss) and self.loss.traits.random):
             return self.loss
         if self.compiled is not None:
@@ -85,9 +85,9 @@ class RobustTeacher:
 
     @outside_inference
     def training_loss(self, inputs: Tensor, targets: Tensor, epoch: int = 0) -> Tensor:
-        """Return the loss to call `.backward()` on in a training epoch (0 for the first), a scalar.
+        """Return the loss of a training epoch (0 for the first), a scalar with a graph for `.backward()`.
 
-        A loss with a schedule (`CurvatureRegularizedLoss.h_warmup`) is taken at that epoch.
+        A loss with a schedule (`CurvatureRegularizedLoss.h_warmup`) has its value of that epoch.
         """
         return at_epoch(self.loss, epoch)(self.network, inputs, targets)
 

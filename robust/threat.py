@@ -1,4 +1,4 @@
-"""What an attacker may do: a ball around the image, cut to [0, 1]. The only place that knows a norm."""
+"""The threat: a ball around the image, cut to [0, 1]. The only file that computes norms of perturbations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ __all__ = ["PAPER_THREATS", "THREATS", "Threat", "family_of", "threat_named"]
 
 Norm = Literal["linf", "l2"]
 LARGEST = 1e4
-"""l2 eps: the diagonal of an image of 1e8 values, more than any has"""
+"""largest l2 eps: the diameter of [0, 1]^n for images of n = 1e8 values"""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Threat:
     """All images in [0, 1] within `eps` of the clean one in `norm`, pixels in [0, 1].
 
     Raises:
-        ValueError: an unknown norm, an eps that is not a finite number in [0, 10000], or one above 1 in linf, which no
-            two images in [0, 1] are apart.
+        ValueError: an unknown norm, an eps that is not a finite number in [0, 10000], or a linf eps above 1, the
+            largest distance of images in [0, 1].
 
     >>> box = Threat("linf", 0.1)
     >>> image = torch.tensor([[0.05, 0.5]])
@@ -41,14 +41,14 @@ class Threat:
             raise ValueError(f"norm is {self.norm!r}; choose from {', '.join(get_args(Norm))}")
         check_ranges(self)
         if self.norm == "linf" and self.eps > 1:
-            meant = f"{self.eps:g}/255" if self.eps <= 255 else "8/255"
+            proposal = f"{self.eps:g}/255" if self.eps <= 255 else "8/255"
             raise ValueError(
-                f"eps is {self.eps:g}; pixels are in [0, 1], where no linf ball is larger than 1: write {meant}"
+                f"eps is {self.eps:g}; pixels are in [0, 1], where no linf ball is larger than 1: write {proposal}"
             )
 
     @property
     def written(self) -> str:
-        """The ball as `threat_named` reads it, exactly: "8/255", "0.3", "l2:0.5".
+        """The ball in the notation of `threat_named`, exactly: "8/255", "0.3", "l2:0.5".
 
         >>> [Threat(norm, eps).written for norm, eps in (("linf", 8 / 255), ("linf", 0.1), ("l2", 0.2), ("l2", 1 / 7))]
         ['8/255', '0.1', 'l2:0.2', 'l2:0.14285714285714285']
@@ -60,7 +60,7 @@ class Threat:
 
     @property
     def named(self) -> str:
-        """The ball with its norm, as rows of results have it: "linf:8/255", "l2:0.5"."""
+        """The ball with its norm, as in rows of results: "linf:8/255", "l2:0.5"."""
         return f"{self.norm}:{self.written.rpartition(':')[2]}"
 
     def random_start(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -68,7 +68,7 @@ class Threat:
 
         Args:
             images: (N, ...) pixels in [0, 1].
-            generators: one CPU generator an example, so that a start does not depend on the rest of the batch.
+            generators: a CPU generator for each example, so that a start does not depend on the rest of the batch.
 
         Returns:
             (N, ...), on the images' device.
@@ -87,7 +87,7 @@ class Threat:
         return self.eps * noise.to(images)
 
     def ascent(self, gradients: Tensor) -> Tensor:
-        """Return the direction of steepest ascent of length 1 in the norm, (N, ...) -> (N, ...)."""
+        """Return the direction of steepest ascent, of length 1 in the norm, (N, ...) -> (N, ...)."""
         return gradients.sign() if self.norm == "linf" else unit(gradients)
 
     def project(self, points: Tensor, images: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class Threat:
             images: (N, ...), the centres, pixels in [0, 1].
 
         Returns:
-            (N, ...); cutting to [0, 1] moves towards the centre in every pixel, so the result stays in the ball.
+            (N, ...). Cutting to [0, 1] moves every pixel towards the centre, so the result stays in the ball.
         """
         return (images + self.shrink(points - images)).clamp(0.0, 1.0)
 
     def shrink(self, shift: Tensor) -> Tensor:
-        """Return the nearest shifts of the ball around zero, (N, ...) -> (N, ...); those inside stay as they are."""
+        """Return the nearest shifts in the ball around zero, (N, ...) -> (N, ...); shifts inside do not change."""
         if self.norm == "linf":
             return shift.clamp(-self.eps, self.eps)
         length = norms(shift).clamp_min(torch.finfo(shift.dtype).tiny)
@@ -111,7 +111,7 @@ class Threat:
         return shift * ratio.view(-1, *[1] * (shift.ndim - 1))
 
     def distance(self, points: Tensor, images: Tensor) -> Tensor:
-        """Return each example's distance in the norm, (N,)."""
+        """Return the distance of each example from its image in the norm, (N,)."""
         return norms(points - images, float("inf") if self.norm == "linf" else 2.0)
 
 
@@ -127,8 +127,8 @@ THREATS: dict[str, dict[str, Threat]] = {
     | {"aaai25": Threat("linf", 1 / 255), "standard": Threat("linf", 8 / 255), "standard_l2": Threat("l2", 0.5)},
     "imagenet": PAPER_THREATS["cifar10"] | {"aaai25": Threat("linf", 1 / 255), "standard": Threat("linf", 4 / 255)},
 }
-"""By family of images: the paper's three (for ImageNet CIFAR-10's), `aaai25` of its later version, and what RobustBench
-and the attack papers use: `standard`, `standard_l2`."""
+"""By family of images: the three threats of the paper (for ImageNet, the threats of CIFAR-10), `aaai25` of its later
+version, and the threats of RobustBench and the attack papers: `standard`, `standard_l2`."""
 
 
 def family_of(channels: int, size: int) -> str:
@@ -143,15 +143,15 @@ def family_of(channels: int, size: int) -> str:
 
 
 def threat_named(text: str, family: str = "cifar10") -> Threat:
-    """Return a threat by its name for a family of images, or as it is written: "8/255", "linf:0.03", "l2:0.5".
+    """Return a threat by its name for a family of images, or by its size: "8/255", "linf:0.03", "l2:0.5".
 
     Args:
-        text: a name of THREATS[family], or an eps (a number or a fraction), with a norm and a colon before it; linf
-            where no norm is given.
+        text: a name of THREATS[family], or an eps (a number or a fraction), with a norm and a colon before it; the
+            norm is linf by default.
         family: "mnist", "cifar10" or "imagenet".
 
     Raises:
-        ValueError: neither a name nor such a number, an eps out of its range, or an unknown family.
+        ValueError: the text is neither a name nor such a number, eps is out of its range, or the family is unknown.
 
     >>> threat_named("linf", "mnist").eps, threat_named("l2:1/2")
     (0.1, Threat(norm='l2', eps=0.5))

@@ -1,10 +1,11 @@
-"""Random resized crops of a batch, and the boxes of CutMix: drawn as numbers, which the stages keep, then applied.
+"""Random resized crops of a batch, and the boxes of CutMix: drawn as numbers, which stages can store, then applied.
 
-Pixel i of a crop enlarged by bilinear interpolation (half-pixel centres, the crop's edge repeated) is read at
+Pixel i of a crop that is enlarged by bilinear interpolation (half-pixel centres, the edge of the crop repeated) is read
+at
 
     s_i = top + min(max((i + 1/2) height / size - 1/2, 0), height - 1)
 
-which is all that a crop is, a mirrored and a padded one too (zero outside the image).
+A mirrored crop and a padded crop (zero outside the image) are read in the same way.
 """
 
 from typing import Literal
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "cut", "cut_alike", "cut_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
+__all__ = ["Augment", "cut", "cut_box", "cut_same_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
 
 Augment = Literal["resized_crop", "padded_crop", "none"]
-"""crop of a random area, enlarged; crop of the image padded by an eighth of its side (CIFAR); the whole"""
+"""crop of a random area, enlarged; crop of the image padded by an eighth of its side (CIFAR); the whole image"""
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -26,22 +27,23 @@ def draw_boxes(count: int, height: int, width: int, least: float, generator: tor
     """Draw crops as torchvision's RandomResizedCrop does.
 
     Args:
-        count: crops.
+        count: number of crops.
         height: of the image in pixels.
         width: of the image in pixels.
-        least: share of the area of a crop, uniform in [least, 1]; its aspect ratio is log-uniform in [3/4, 4/3].
+        least: least share of the area of the image; the share is uniform in [least, 1], the aspect ratio log-uniform in
+            [3/4, 4/3].
         generator: CPU generator.
 
     Returns:
-        (count, 4) int64: top, left, height, width; the largest central crop of a valid ratio where ten tries fail.
+        (count, 4) int64: top, left, height, width; the largest central crop of a valid ratio if ten tries fail.
     """
     area = height * width * (least + (1 - least) * torch.rand(count, TRIES, generator=generator))
     low, high = (torch.tensor(ratio).log() for ratio in RATIO)
     ratio = (low + (high - low) * torch.rand(count, TRIES, generator=generator)).exp()
     w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    chosen = fits.int().argmax(1, keepdim=True)
-    h, w = h.gather(1, chosen)[:, 0], w.gather(1, chosen)[:, 0]
+    first = fits.int().argmax(1, keepdim=True)
+    h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
     top = (torch.rand(count, generator=generator) * (height - h + 1)).long()
     left = (torch.rand(count, generator=generator) * (width - w + 1)).long()
     boxes = torch.stack([top, left, h, w], 1)
@@ -51,28 +53,28 @@ def draw_boxes(count: int, height: int, width: int, least: float, generator: tor
 
 
 def padded_boxes(count: int, size: int, padding: int, generator: torch.Generator) -> Tensor:
-    """Draw crops of the image's own size from the image padded with zeros, (count, 4)."""
+    """Draw crops of the size of the image from the image padded with zeros, (count, 4)."""
     corners = torch.randint(-padding, padding + 1, (count, 2), generator=generator)
     return torch.cat([corners, torch.full((count, 2), size)], 1)
 
 
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
-    """Draw which images are mirrored, (count,) bool, one in two."""
+    """Draw whether each image is mirrored, with probability 1/2, bools (count,)."""
     return torch.rand(count, generator=generator) < 0.5
 
 
 def draw_crops(
     augment: Augment, flip: bool, count: int, height: int, width: int, least: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw what is seen of each of some images of one size.
+    """Draw the crop and the mirroring of each image.
 
     Args:
-        augment: which crops.
+        augment: kind of crops.
         flip: whether half of them are mirrored.
-        count: images.
-        height: of an image in pixels; its width too where nothing is resized.
+        count: number of images.
+        height: of an image in pixels; without resizing also its width.
         width: of an image in pixels.
-        least: share of the area of a resized crop.
+        least: least share of the area of a resized crop.
         generator: CPU generator.
 
     Returns:
@@ -87,7 +89,7 @@ def draw_crops(
 
 @torch.no_grad()
 def cut(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
-    """Return each image's own crop, enlarged to the image's size, and mirrored where asked.
+    """Return a crop of each image, enlarged to the size of the image, and mirrored where `flips` is true.
 
     Args:
         images: (N, C, H, H).
@@ -100,17 +102,17 @@ def cut(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="zeros", align_corners=True)
 
 
-def cut_alike(images: Tensor, box: Tensor, flip: bool) -> Tensor:
-    """Return one crop (4,) of all images, as `cut`: differentiable, and of the same bits on every run of a device."""
+def cut_same_box(images: Tensor, box: Tensor, flip: bool) -> Tensor:
+    """Return the same crop `box` (4,) of all images, as `cut` does: differentiable and deterministic on a device."""
     rows, columns = _sources(box[None], torch.tensor([flip]), images)
     pixels = torch.arange(images.shape[-1], device=images.device)
     down, across = ((1 - (pixels - sources.T).abs()).clamp_min(0).to(images.dtype) for sources in (rows, columns))
-    with torch.autocast(images.device.type, enabled=False):  # two products: linear in rows and in columns
+    with torch.autocast(images.device.type, enabled=False):  # bilinear interpolation as two matrix products
         return ((images @ across.T).mT @ down.T).mT
 
 
 def _sources(boxes: Tensor, flips: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where in the image the rows and the columns of each crop are read, (N, size) each."""
+    """Return the coordinates in the image at which rows and columns of each crop are read, (N, size) each."""
     size, device = images.shape[-1], images.device
     top, left, height, width = boxes.to(device, non_blocking=True).T[:, :, None]
     centres = torch.arange(size, device=device) + 0.5
@@ -127,7 +129,7 @@ def cut_box(size: int, share: float, generator: torch.Generator) -> tuple[int, i
 
     Args:
         size: side of the images in pixels.
-        share: of the area to keep, in [0, 1], but for what the image's edge cuts off.
+        share: of the area that is not replaced, in [0, 1]; more where the edge of the image cuts the rectangle off.
         generator: CPU generator.
 
     Returns:

@@ -1,16 +1,11 @@
-"""SRe2L in four stages, and GUARD on it: squeeze -> recover -> relabel -> validate, a function and an artefact each.
+"""SRe2L, stage after stage: squeeze -> recover -> relabel -> validate.
 
-sre2l         the teacher is trained by cross-entropy (Yin et al., NeurIPS 2023)
-cda           the same with CDA's curriculum of crops in `recover`
-guard_sre2l   sre2l with one other field, squeeze.loss: the curvature-regularised loss of GUARD (Xue et al., AAAI 2025)
-guard_cda     cda with that field
+Teacher, recovered images and labels have folders of their own in the runs' `stages/`. The name of a stage's folder is a
+hash of everything that the stage depends on, so a finished stage is not repeated, by this run or another. Students are
+trained on the stored labels (`validate`, --protocol own), and the teacher is evaluated beside them.
 
-Teacher, recovered images and labels live in folders of their own below the runs' `stages/`, each named by everything
-that it depends on: a stage that is there is not run again, by this run or by another. A student is trained on the kept
-labels (`validate`, --protocol own); the teacher is judged beside the students.
-
-Under torchrun the same command uses all processes: squeeze and validate share each batch, recover and relabel share
-the units of their work.
+Under torchrun the same command uses all processes: in squeeze and validate they share each batch, in recover and
+relabel they share the units of work.
 """
 
 import os
@@ -33,18 +28,17 @@ from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from distill.training.protocol import Protocol
-from distill.training.work import PROBE, Work
-from robust import Normalize, loss_named
+from robust import Normalize
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch, Recover, read_units, recover
-from sre2l.relabel import Relabel, leaves_one, mend, relabel
+from sre2l.relabel import Relabel, has_batch_of_one, label_missing_epochs, relabel
 from sre2l.squeeze import FILE, Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
-from sre2l.training import require_single
-from sre2l.validate import Validate, divergence, train
+from sre2l.training import require_batch_of_one
+from sre2l.validate import Validate, train
 from sre2l.weights import load_teacher
 
-__all__ = ["Config", "check", "distill", "lacks", "protocol", "student_work", "work"]
+__all__ = ["Config", "check", "distill", "is_incomplete", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -58,15 +52,15 @@ class Config:
     squeeze: Squeeze = field(default_factory=Squeeze)
     """training of the teacher"""
     recover: Recover = field(default_factory=Recover)
-    """images from the teacher"""
+    """recovery of images from the teacher"""
     relabel: Relabel = field(default_factory=Relabel)
-    """labels from the teacher"""
+    """labels by the teacher"""
     validate: Validate = field(default_factory=Validate)
     """training of students"""
     compute: Compute = field(default_factory=Compute)
     """how the arithmetic of all stages runs"""
     backbone: str = "timm:resnet18"
-    """network of the teacher and of the students: it has BatchNorm"""
+    """network of the teacher and of the students; `recover` needs BatchNorm"""
     pictures: bool = True
     """whether the images are also written as PNG files, pictures/CLASS/*.png"""
 
@@ -75,16 +69,16 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     """Run the first three stages; each continues where it was interrupted.
 
     Args:
-        real: the training set, on the device to work on.
+        real: the training set, on the device of the run.
         ipc: images per class.
         config: the settings.
-        run: its generators, stages and progress.
+        run: has the generators, stages and progress.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels.
 
     Raises:
-        InputError: what a stage refuses.
+        InputError: a stage refuses its input.
     """
     source = config.recover.images
     images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
@@ -112,35 +106,37 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
-    """Refuse at once, before any work, what a stage would refuse.
+    """Refuse before any work what a stage would refuse later.
 
     Args:
-        real: the training set, on the device to work on.
+        real: the training set, on the device of the run.
         ipc: images per class.
         config: the settings.
-        processes: that will work together.
+        processes: number of processes.
 
     Raises:
-        InputError: too few images for a batch, a last batch of one, no BatchNorm to match, or no such teacher.
+        InputError: there are too few images for a batch, the last batch has one image, the network has no BatchNorm to
+            match, or the weights of the teacher do not exist.
     """
     images, batch_size = ipc * real.num_classes, config.relabel.batch_size
     if images < batch_size:
         raise InputError(
-            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller one"
+            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller batch"
         )
     if config.recover.images and not Path(config.recover.images).is_dir():
         raise InputError(f"recover.images is {config.recover.images}: no such folder")
     network = build(config.backbone, like=real, generator=torch.Generator())
     if not config.recover.images:
         BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
-    if leaves_one(images, batch_size):
-        what = f"relabel.batch_size is {batch_size}, of {images} images; take one that leaves no last batch of one"
-        require_single(network, real.image_shape, what)
+    if has_batch_of_one(images, batch_size):
+        advice = "take a size that leaves no last batch of one image"
+        what = f"relabel.batch_size is {batch_size}, of {images} images; {advice}"
+        require_batch_of_one(network, real.image_shape, what)
     check_squeeze(network, real, config.backbone, config.squeeze, processes)
 
 
-def lacks(path: Path) -> bool:
-    """Return whether a set of `distill` lacks its teacher or its labels, which `distill` then makes again.
+def is_incomplete(path: Path) -> bool:
+    """Return whether the teacher or the labels of a set are missing, so that `distill` has to make them again.
 
     Args:
         path: of the set's file.
@@ -154,16 +150,16 @@ def lacks(path: Path) -> bool:
     return not all(file.exists() for file in files)
 
 
-def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
-    """Return how students are trained on a set of `distill`, or on one with FKD's labels: on those of its teacher.
+def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
+    """Return how students are trained on the stored labels of a teacher: of a set of `distill`, or of FKD.
 
     Args:
-        distilled: the set, on the device to work on.
-        place: the folder of its file.
+        distilled: the set, on the device of the run.
+        folder: of its file.
         run: of the evaluation.
 
     Raises:
-        InputError: there are no labels, they or the teacher are not where they were, or are not of these images.
+        InputError: the set has no labels; the labels or the teacher are missing, or belong to other images.
     """
     training = distilled.training
     if training.labels is None:
@@ -171,75 +167,28 @@ def protocol(distilled: DistilledSet, place: Path, run: Run) -> Protocol:
             "the set has no labels of a teacher: give --fkd FOLDER where it was published with them, or "
             "take --protocol standard"
         )
-    store = companion_path(place, training.labels, "labels")
+    store = companion_path(folder, training.labels, "labels")
     normalize = Normalize(distilled.mean, distilled.std).to(run.device)
-    judged = None
-    if training.teacher is not None:  # which sets of other code come without
+    teacher = None
+    if training.teacher is not None:  # published sets have no teacher file
         network = build(training.teacher_backbone or "", like=distilled, generator=torch.Generator())
-        path = companion_path(place, training.teacher, "teacher")
+        path = companion_path(folder, training.teacher, "teacher")
         if not path.exists():
-            Labels(store, digest(distilled.images))  # where they are gone too, that is what to say
+            Labels(store, digest(distilled.images))  # raises an error about the labels if they are missing too
         load_teacher(network, path)
-        judged = nn.Sequential(normalize, network.to(run.device)).eval()
-        mend(store, network, distilled.images, normalize, run)
+        teacher = nn.Sequential(normalize, network.to(run.device)).eval()
+        label_missing_epochs(store, network, distilled.images, normalize, run)
     labels = Labels(store, digest(distilled.images), len(distilled.classes))
-    # A set made before `decay` was a field had its students' SGD decay all parameters, and their AdamW kernels only.
+    # Before `decay` was a field, SGD decayed all parameters of students, and AdamW only their kernels.
     try:
         if training.validate is None or training.compute is None:
             raise ValueError("validate or compute is missing")
         before: dict[str, Any] = {"decay": "all" if training.validate.get("optimizer") == "sgd" else "kernels"}
         config, compute = Validate(**before | training.validate), Compute(**training.compute)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the set in {place} does not say how its students are trained ({brief(error)})") from None
+        raise InputError(f"the set in {folder} does not say how its students are trained ({brief(error)})") from None
 
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)
 
-    return Protocol(train_one, labels.epochs, judged)
-
-
-# --- how long it takes -------------------------------------------------------------------------------------------
-
-
-def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
-    batch = min(config.squeeze.batch_size, PROBE)
-    unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
-    loss, compute = loss_named(config.squeeze.loss), config.compute
-    cpu = torch.device("cpu")
-
-    def squeeze_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        x, y = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long)
-        with compute.autocast(cpu):
-            value = loss(network.train(), x, y)
-        torch.autograd.grad(value, list(network.parameters()))
-
-    def recover_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        x = torch.rand(unit, *shape, requires_grad=True)
-        with BatchNormMatch(network.eval(), 1.0, required=False) as match, compute.autocast(cpu):
-            out = network(x)
-        torch.autograd.grad(out.sum() + match.distance, x)
-
-    @torch.no_grad()
-    def relabel_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        with compute.autocast(cpu):
-            network.eval()(torch.rand(unit, *shape))
-
-    recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
-    return [
-        (config.squeeze.epochs * examples / batch, squeeze_step),
-        (recovered, recover_step),
-        (config.relabel.epochs * ipc * num_classes / unit, relabel_step),
-    ]
-
-
-def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student consists of, as `work`."""
-    batch = min(config.relabel.batch_size, ipc * num_classes, PROBE)
-
-    def student_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        with config.compute.autocast(torch.device("cpu")):
-            out = network.train()(torch.rand(batch, *shape))
-        torch.autograd.grad(divergence(out, out.detach() + 1, 20.0), list(network.parameters()))
-
-    return [(config.relabel.epochs * ipc * num_classes / batch, student_step)]
+    return Protocol(train_one, labels.epochs, teacher)

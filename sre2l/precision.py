@@ -1,4 +1,4 @@
-"""How the arithmetic of the stages runs: number type, memory format, compiler. Results differ by rounding."""
+"""Number type, memory format and compiler of the stages. The choice changes results only by rounding."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,18 +14,18 @@ __all__ = ["Compute", "has_idle_taps"]
 
 @dataclass(frozen=True)
 class Compute:
-    """One choice for all stages."""
+    """How the arithmetic of all stages runs."""
 
     amp: Literal["none", "bf16", "fp16"] = "none"
     """type of convolutions and matrix products: float32, bfloat16, or float16 with a loss scaler"""
     channels_last: bool = False
-    """whether images lie in memory pixel by pixel, which tensor cores like"""
+    """whether images are stored pixel by pixel (channels last), which is faster on tensor cores"""
     compile: bool = False
     """whether networks are compiled by torch.compile (the passes of second derivatives are not)"""
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Run forward passes in the number type of `amp`; on the CPU without the convolutions that oneDNN gets wrong.
+        """Run forward passes in the number type of `amp`; on the CPU without convolutions that oneDNN gets wrong.
 
         Args:
             device: where the passes run.
@@ -39,23 +39,25 @@ class Compute:
                 yield
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """Return the loss scaler, which does nothing where the type is not float16."""
+        """Return the loss scaler, which has no effect unless the type is float16."""
         return torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
 
     def place(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Put a network on a device in the memory format, in place; return it."""
-        return network.to(device, memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        """Move a network to a device and memory format in place; return it."""
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return network.to(device=device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
     def faster(self, network: nn.Module) -> nn.Module:
-        """Return the network, compiled where that is asked for; it shares the weights."""
-        return torch.compile(network) if self.compile else network
+        """Return the network, compiled if `compile` is set; the compiled network shares its weights."""
+        return torch.compile(network) if self.compile else network  # pyright: ignore[reportReturnType]
 
 
 class _IdleTapsInFloat32(TorchFunctionMode):
-    """While entered, runs a convolution in float32 if a tap of its kernel meets nothing but padding.
+    """While entered, runs a convolution in float32 if an element (tap) of its kernel only meets padding.
 
-    The gradient of such a tap is 0. In bfloat16 oneDNN (torch 2.14.1, AVX512) leaves it as uninitialised memory, such
-    as 1e31 or NaN: 3 x 3 kernels of stride 2 on maps of 1 x 1, to which ResNets come on images of 8 or 16 px.
+    The gradient of such a tap is 0. In bfloat16, oneDNN (torch 2.14.1, AVX512) returns uninitialised memory for it,
+    such as 1e31 or NaN. This happens with 3 x 3 kernels of stride 2 on maps of 1 x 1, in ResNets on images of 8 or
+    16 px.
     """
 
     def __torch_function__(
@@ -70,7 +72,7 @@ class _IdleTapsInFloat32(TorchFunctionMode):
 
 
 def has_idle_taps(
-    input: Tensor,  # named as torch.conv2d names its arguments, by which they may be given
+    input: Tensor,  # the names are those of torch.conv2d, as calls may use keywords
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, ...] = 1,

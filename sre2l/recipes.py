@@ -1,4 +1,10 @@
-"""The four methods of SRe2L, and their presets as functions of what is known of a data set."""
+"""The methods of SRe2L, and their presets as functions of the facts of a data set.
+
+sre2l         the teacher is trained by cross-entropy (Yin et al., NeurIPS 2023)
+cda           sre2l with CDA's curriculum of crops in `recover`
+guard_sre2l   sre2l with another squeeze.loss: the curvature-regularised loss of GUARD (Xue et al., AAAI 2025)
+guard_cda     cda with that loss
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -6,27 +12,28 @@ from functools import partial
 from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
-from sre2l.pipeline import Config, check, distill, lacks, protocol, student_work, work
+from sre2l.pipeline import Config, check, distill, is_incomplete, protocol
 from sre2l.precision import Compute
 from sre2l.recover import Recover
 from sre2l.relabel import Relabel
 from sre2l.squeeze import Squeeze
 from sre2l.validate import Validate
+from sre2l.work import student_work, work
 
 __all__ = ["METHODS"]
 
 # Weight of GUARD's penalty at h = 3 in normalised units: -l of the README (ImageNette) and of the job scripts (others)
-# of GUARD's code. That code parses -l and never reads it at this scale (its loss is `guard_released`), so these have
-# not been run by its authors with equation 8.
+# of GUARD's code. That code parses -l but does not use it at this scale (its loss is `guard_released`), so its authors
+# have not run these weights with equation 8.
 GUARD_WEIGHT = {"imagenet": 1, "tiny_imagenet": 30, "imagenette": 100}
 SMALL, TINY = 32, 128
-"""sides in pixels up to which a data set takes CIFAR's settings, and below which those of Tiny ImageNet"""
+"""side in pixels up to which a data set uses the settings for CIFAR, and below which those for Tiny ImageNet"""
 
 
 def _seen(recover: Recover, facts: Facts, cda: bool) -> Recover:
-    """Return a recovery that sees of the images what the official codes see at this size, before they roll them.
+    """Return a recovery with the crops and mirroring that the official codes use at this size.
 
-    SRe2L's recover_cifar.py neither crops nor mirrors them, as 32 px are few (README_CIFAR.md). GUARD's port of CDA to
+    SRe2L's recover_cifar.py neither crops nor mirrors images of 32 px (README_CIFAR.md). GUARD's port of CDA to
     CIFAR does both, and cuts at least 0.4 of the area. At 64 px and above all codes crop (0.08) and mirror.
     """
     if facts.size <= SMALL:
@@ -35,13 +42,14 @@ def _seen(recover: Recover, facts: Facts, cda: bool) -> Recover:
 
 
 def _paper(method: str, facts: Facts, ipc: int, *, alike: bool = False) -> Config:
-    """Return SRe2L's settings where it has the data set, else GUARD's; CDA's for `recover`; GUARD's loss.
+    """Return the settings of the papers: SRe2L's for its data sets, else GUARD's; CDA's `recover` and GUARD's loss.
 
     On ImageNet the papers of SRe2L and GUARD differ in more than the loss (the teacher, 4,000 and 2,000 steps, batches
     of 1,024 and 100). `alike` gives all methods GUARD's settings there, so that GUARD's loss is the only difference.
 
-    A set that no paper has takes the settings of its size: CIFAR's up to 32 px, Tiny ImageNet's below 128 px, above
-    those of GUARD on ImageNette with SRe2L's 4,000 steps of recovery; GUARD's weight is ImageNette's.
+    A data set without a published recipe gets settings by its size: CIFAR's up to 32 px, Tiny ImageNet's below 128 px,
+    and from 128 px the settings of GUARD on ImageNette with SRe2L's 4,000 steps of recovery. GUARD's weight is the
+    weight for ImageNette.
     """
     guard, cda = method.startswith("guard"), method.endswith("cda")
     dataset, classes = facts.name, facts.classes
@@ -63,7 +71,7 @@ def _paper(method: str, facts: Facts, ipc: int, *, alike: bool = False) -> Confi
         recover = Recover(iterations=2000 if dataset in GUARD_WEIGHT else 4000)
         recover = replace(recover, r_bn=10.0) if dataset == "imagenette" else recover
     if not facts.flips:
-        squeeze, relabel = (replace(each, flip=False) for each in (squeeze, relabel))
+        squeeze, relabel = replace(squeeze, flip=False), replace(relabel, flip=False)
     if guard:
         squeeze = replace(squeeze, loss=f"guard:weight={GUARD_WEIGHT.get(dataset, 100)},h=3")
     squeeze = replace(squeeze, batch_size=_bounded(squeeze.batch_size, facts))
@@ -73,9 +81,9 @@ def _paper(method: str, facts: Facts, ipc: int, *, alike: bool = False) -> Confi
 
 
 def _batch(most: int, images: int) -> int:
-    """Return the largest batch up to `most` that leaves no last batch of one image, on which BatchNorm cannot train.
+    """Return the largest batch size up to `most` without a last batch of one image, on which BatchNorm cannot train.
 
-    Where there is none, the smallest above.
+    If there is no such size, the smallest size above `most`.
 
     >>> _batch(128, 100), _batch(5, 10), _batch(5, 2), _batch(5, 11), _batch(128, 129), _batch(5, 61)
     (100, 5, 2, 4, 127, 7)
@@ -85,26 +93,26 @@ def _batch(most: int, images: int) -> int:
 
 
 def _bounded(batch_size: int, facts: Facts) -> int:
-    """Return a teacher's batch, of at most half of the training images: a tenth of these may be held out."""
+    """Return the batch size of a teacher, at most half of the training images, of which a tenth may be held out."""
     return min(batch_size, max(2, facts.examples // 2))
 
 
 QUICK_WEIGHT = 1.0
 QUICK_ON_8_PIXELS = {"weight": 0.1, "lr": 0.02}
-"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 when the running
-statistics of BatchNorm have settled, which is when the warm-up ends): weight 1 is NaN three steps after the warm-up at
-lr 0.05, and at 0.02 and 0.01 too, weight 0.1 at 0.05 as well, but not at 0.03. Larger images stay finite (MNIST,
-CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
+"""On digits the gradient of GUARD's loss is three times that of larger images (norm 40 instead of 10 once the running
+statistics of BatchNorm have converged, at the end of the warm-up). Three steps after the warm-up the loss is NaN with
+weight 1 at lr 0.05, 0.02 and 0.01, and with weight 0.1 at lr 0.05, but not with weight 0.1 at 0.03. With larger images
+it stays finite (MNIST, CIFAR-10 and Tiny-ImageNet-10, the first steps after the warm-up)."""
 
 
 def _quick(method: str, facts: Facts, ipc: int) -> Config:
-    """Minutes on two cores for ten classes of 64 px: ResNet-18 with ImageNet's stem, bfloat16."""
+    """Return settings for minutes on two cores (ten classes, 64 px): ResNet-18 with ImageNet's stem, bfloat16."""
     guard, cda = method.startswith("guard"), method.endswith("cda")
     small, flip = facts.size <= SMALL, facts.flips
     crop = "padded_crop" if small else "resized_crop"
     squeeze = Squeeze(epochs=12, batch_size=_bounded(64, facts), lr=0.05, warmup_epochs=1, augment=crop, flip=flip)
     weight = QUICK_WEIGHT
-    if facts.size <= 8:  # with every loss, so that GUARD's is the only difference
+    if facts.size <= 8:  # for all methods, so that GUARD's loss is the only difference
         weight, squeeze = QUICK_ON_8_PIXELS["weight"], replace(squeeze, lr=QUICK_ON_8_PIXELS["lr"])
     if guard:
         squeeze = replace(squeeze, loss=f"guard:weight={weight:g},h=3,fraction=0.25")
@@ -115,7 +123,7 @@ def _quick(method: str, facts: Facts, ipc: int) -> Config:
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    """Return paper, pair (the same where SRe2L's and GUARD's papers differ in the loss alone), or quick."""
+    """Return the recipe "paper", "pair" (methods differ only in the loss), or "quick"."""
     if name in ("paper", "pair"):  # the columns of GUARD's tables, eps 1/255
         attacks = "pgd100,square,autoattack,cw,mim"
         students = 1 if facts.classes >= 1000 else 3
@@ -142,7 +150,7 @@ _method = partial(
     protocol=protocol,
     student_work=student_work,
     check=check,
-    incomplete=lacks,
+    incomplete=is_incomplete,
     parallel=True,
     more_than_class=True,
     in_benchmark=False,

@@ -1,22 +1,23 @@
-"""Recover: images from noise that the teacher classifies, and whose BatchNorm statistics are those of the real data.
+"""Recover: optimise noise until the teacher classifies it and its BatchNorm statistics match the real data.
 
 SRe2L, "Squeeze, Recover and Relabel", Yin et al., NeurIPS 2023 (arXiv 2306.13092), equations 5 to 8:
 
     min over x of  CE(f(A(x)), y) + r_bn * sum over layers l of w_l (||v_l - V_l|| + ||m_l - M_l||)
 
-f is the squeezed teacher in evaluation mode; A one random crop, enlarged, mirrored and rolled, of the whole batch; m
-and v are mean and biased variance of the batch in a BatchNorm's input, M and V its running ones, norms are not squared,
-w is `first_bn` for the first BatchNorm and 1 for the others. Adam with betas (0.5, 0.9), cosine to 0 without warm-up;
-after each step images are cut to valid pixels; the last iterate counts. CDA, "Dataset Distillation via Curriculum Data
-Synthesis in Large Data Era", Yin & Shen (arXiv 2311.18838): the least area of a crop falls from 1 to `crop_min` over
-the first `milestone` of the steps.
+f is the squeezed teacher in evaluation mode. A is a random crop, enlarged, mirrored and rolled, the same for the whole
+batch. m and v are mean and biased variance of the batch at the input of a BatchNorm, M and V the running statistics of
+that BatchNorm. Norms are not squared. w is `first_bn` for the first BatchNorm and 1 for the others. The optimizer is
+Adam with betas (0.5, 0.9) and a cosine schedule to 0 without warm-up; after each step images are clamped to valid
+pixels; the last iterate is the result. CDA, "Dataset Distillation via Curriculum Data Synthesis in Large Data Era",
+Yin & Shen (arXiv 2311.18838): the least area of a crop falls from 1 to `crop_min` over the share `milestone` of the
+steps.
 
-A batch is a unit of its own: it has one image each of up to `batch_size` classes (with fewer classes, images of several
-indices), its own generators and file. Processes take units in turn, without a word to each other, and any number of
-them makes the same images.
+A batch is an independent unit with its own generators and file. It has one image each of up to `batch_size` classes
+(with fewer classes, images of several indices). Processes share the units without communication, and the images do not
+depend on the number of processes.
 
-Deviations: hooks are registered once, where the official code adds them again for each index and never removes them;
-images are written as floats, where it rounds them down to bytes and saves lossy JPEG files.
+Deviations: hooks are registered once, while the official code adds them again for each index and never removes them;
+images are written as floats, while the official code rounds them down to bytes and saves lossy JPEG files.
 """
 
 import math
@@ -32,13 +33,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
+from distill.runs.description import describe
 from distill.runs.files import read_tensors, write_tensors
 from distill.runs.ranks import barrier, units_of_this_process
-from distill.runs.run import Run, describe
+from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
-from sre2l.checkpoint import FirstBad, OwnCheckpoint
-from sre2l.crops import cut_alike, draw_boxes, draw_flips
+from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
+from sre2l.crops import cut_same_box, draw_boxes, draw_flips
 from sre2l.precision import Compute
 
 __all__ = ["BatchNormMatch", "Recover", "least_area", "read_units", "recover", "units"]
@@ -57,29 +59,29 @@ class Recover:
     """
 
     iterations: Count = 4000
-    """steps of the images of a unit"""
+    """optimisation steps of each unit"""
     lr: Positive = 0.25
     """learning rate of Adam, normalised units"""
     r_bn: NonNegative = 0.01
     """weight of the BatchNorm statistics"""
     first_bn: NonNegative = 10.0
-    """weight of the first layer's among them"""
+    """weight of the first BatchNorm relative to the others"""
     jitter: tuple[int, int] = (0, 32)
-    """least and largest shift in pixels, rolled around the edge, down and to the right"""
+    """least and largest shift in pixels, down and to the right, rolled around the edge"""
     crop: bool = True
-    """whether a random part of the images is looked at, enlarged; else the whole"""
+    """whether the teacher sees a random crop of the images, enlarged; else the whole images"""
     crop_min: Annotated[float, Range(above=0, most=1)] = 0.08
     """least share of the area of a crop, in (0, 1]"""
     flip: bool = True
     """whether the images are mirrored in half of the steps"""
     milestone: Fraction = 0.0
-    """CDA's curriculum: share of the steps in which the least share falls from 1 to crop_min; 0 is SRe2L"""
+    """CDA's curriculum: share of the steps in which the least area falls from 1 to crop_min; 0 is SRe2L"""
     curriculum: Literal["cosine", "linear", "step"] = "cosine"
-    """how it falls; step: at the milestone"""
+    """how the least area falls; step: all at once at the milestone"""
     batch_size: Count = 100
     """images of a unit"""
     images: str = ""
-    """a folder of pictures to take instead, ours or a published one (see sre2l/folders.py)"""
+    """a folder of pictures to use in place of recovered images, written by this program or published"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -103,7 +105,7 @@ def least_area(config: Recover, step: int) -> float:
 
 
 def units(num_classes: int, ipc: int, batch_size: int) -> list[Tensor]:
-    """Return the images (class * ipc + index) of each unit: all classes of index 0, then of index 1, ...
+    """Return the images of each unit as numbers class * ipc + index: all classes of index 0, then of index 1, ...
 
     >>> [unit.tolist() for unit in units(num_classes=3, ipc=2, batch_size=4)]
     [[0, 2, 4, 1], [3, 5]]
@@ -111,45 +113,48 @@ def units(num_classes: int, ipc: int, batch_size: int) -> list[Tensor]:
     [[0, 2], [4], [1, 3], [5]]
     """
     order = torch.arange(num_classes * ipc).view(num_classes, ipc).T
-    if num_classes > batch_size:  # as in the official code: never two indices in a unit
+    if num_classes > batch_size:  # as in the official code: a unit has images of one index only
         return [unit for index in order for unit in index.split(batch_size)]
     return list(order.flatten().split(batch_size))
 
 
 def recover(
-    teacher: RobustTeacher, made_by: str, real: ImageSet, ipc: int, config: Recover, compute: Compute, run: Run
+    teacher: RobustTeacher, teacher_stage: str, real: ImageSet, ipc: int, config: Recover, compute: Compute, run: Run
 ) -> Path:
-    """Recover all images that are not there yet.
+    """Recover all images whose files are missing.
 
     Args:
         teacher: the squeezed network, frozen; it takes normalised images.
-        made_by: name of its stage.
-        real: the real set, for its shape, classes and constants.
+        teacher_stage: name of the teacher's stage.
+        real: the real set, for its shape, classes, mean and std.
         ipc: images per class.
         config: the settings.
         compute: how the arithmetic runs.
-        run: of the whole; the stage has its own folder among `run.stages`.
+        run: the run of the method; the stage has its own folder in `run.stages`.
 
     Returns:
-        the folder of the stage, which has a file of each unit: images (n, C, H, W) in pixels and their places (n,).
+        the folder of the stage, with a file of each unit: `images` (n, C, H, W) in pixels and their numbers `places`
+        (n,).
 
     Raises:
         InputError: the teacher has no BatchNorm to match.
     """
-    settings = {"teacher": made_by, "recover": describe(config), "compute": describe(compute)}
+    settings = {"teacher": teacher_stage, "recover": describe(config), "compute": describe(compute)}
     settings |= {"classes": real.num_classes, "ipc": ipc, "shape": list(real.image_shape)}
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
-    mine = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
-    todo = [(n, who) for n, who in mine if not _file(stage, n).exists()]
-    with stage.progress("recover", len(mine) * config.iterations, unit="step") as bar:
-        bar.update((len(mine) - len(todo)) * config.iterations)
+    assigned = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
+    todo = [(n, members) for n, members in assigned if not _file(stage, n).exists()]
+    with stage.progress("recover", len(assigned) * config.iterations, unit="step") as bar:
+        bar.update((len(assigned) - len(todo)) * config.iterations)
         with BatchNormMatch(network, config.first_bn, required=config.r_bn > 0) as match:
             faster = compute.faster(network)
-            for number, who in todo:
-                images = _recover_unit(faster, match, who // ipc, number, normalize, real, config, compute, stage, bar)
-                found = {"images": normalize.inverse(images).clamp(0, 1), "places": who}
+            for number, members in todo:
+                images = _recover_unit(
+                    faster, match, members // ipc, number, normalize, real, config, compute, stage, bar
+                )
+                found = {"images": normalize.inverse(images).clamp(0, 1), "places": members}
                 write_tensors(_file(stage, number), found, {"of": f"{stage.folder.name}/{number}"})
                 _file(stage, number, ".pt").unlink(missing_ok=True)
     barrier()
@@ -161,10 +166,10 @@ def _file(run: Run, number: int, kind: str = ".safetensors") -> Path:
 
 
 class BatchNormMatch:
-    """While entered, sums the distances of each BatchNorm's inputs from its running statistics, over a forward pass.
+    """While entered, sums the distances of BatchNorm inputs from the running statistics, over a forward pass.
 
     Raises:
-        InputError: there is no BatchNorm, and it is required.
+        InputError: BatchNorm is required, and the network has none.
     """
 
     def __init__(self, network: nn.Module, first: float, *, required: bool = True):
@@ -173,7 +178,7 @@ class BatchNormMatch:
         ]
         if required and not layers:
             raise InputError(
-                f"{type(network).__name__} has no BatchNorm whose statistics images could match; take another "
+                f"{type(network).__name__} has no BatchNorm with statistics to match; take another "
                 "--backbone (timm:resnet18, resnet18:norm=batch), or --recover.r-bn 0"
             )
         self.layers, self.first = layers, first
@@ -188,7 +193,7 @@ class BatchNormMatch:
             hook.remove()
 
     def reset(self) -> None:
-        """Begin a forward pass."""
+        """Set the sum to 0 before a forward pass."""
         self.distance = torch.zeros(())
 
     def _add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -197,8 +202,8 @@ class BatchNormMatch:
         variance, mean = torch.var_mean(x, (0, *range(2, x.ndim)), correction=0)
         assert layer.running_var is not None
         assert layer.running_mean is not None
-        far = (variance - layer.running_var).norm() + (mean - layer.running_mean).norm()
-        self.distance = self.distance.to(x.device) + (self.first if layer is self.layers[0] else 1.0) * far
+        distance = (variance - layer.running_var).norm() + (mean - layer.running_mean).norm()
+        self.distance = self.distance.to(x.device) + (self.first if layer is self.layers[0] else 1.0) * distance
 
 
 def _recover_unit(
@@ -221,8 +226,8 @@ def _recover_unit(
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
-    checkpoint = OwnCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
-    bad = FirstBad(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
+    checkpoint = OwnedCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
+    monitor = DivergenceMonitor(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         with torch.no_grad():
@@ -234,7 +239,7 @@ def _recover_unit(
     generator = run.generator("recover", number)
     low_shift, high_shift = config.jitter
     whole = torch.tensor([0, 0, size, size])
-    # All draws of a unit at once: a resumed unit takes them from where it was.
+    # All random numbers of a unit are drawn at once, so that a resumed unit continues with the same numbers.
     boxes = [draw_boxes(1, size, size, least_area(config, step), generator)[0] for step in range(config.iterations)]
     flips = (draw_flips(config.iterations, generator) & config.flip).tolist()
     shifts = torch.randint(low_shift, high_shift + 1, (config.iterations, 2), generator=generator).tolist()
@@ -243,15 +248,15 @@ def _recover_unit(
             group["lr"] = 0.5 * config.lr * (1 + math.cos(math.pi * step / config.iterations))
         optimizer.zero_grad(set_to_none=True)
         box = boxes[step] if config.crop else whole
-        seen = cut_alike(images, box, flips[step]) if config.crop or flips[step] else images
-        seen = torch.roll(seen, shifts[step], (2, 3))
+        view = cut_same_box(images, box, flips[step]) if config.crop or flips[step] else images
+        view = torch.roll(view, shifts[step], (2, 3))
         if compute.channels_last:
-            seen = seen.contiguous(memory_format=torch.channels_last)
+            view = view.contiguous(memory_format=torch.channels_last)
         match.reset()
         with compute.autocast(device):
-            loss = F.cross_entropy(network(seen), targets)
+            loss = F.cross_entropy(network(view), targets)
         loss = loss + config.r_bn * match.distance
-        bad.see(step, loss.detach())
+        monitor.record(step, loss.detach())
         scale.scale(loss).backward()
         scale.step(optimizer)
         scale.update()
@@ -259,21 +264,21 @@ def _recover_unit(
             images.clamp_(low, high)
         bar.update()
         if step % 100 == 99:
-            bad.check(images)
+            monitor.check(images)
             bar.set_postfix(unit=number, loss=f"{loss.item():.4g}", refresh=False)
         if checkpoint.due():
             state = {"images": images.detach(), "optimizer": optimizer.state_dict(), "scaler": scale.state_dict()}
-            bad.check(state)
+            monitor.check(state)
             checkpoint.save(state | {"done": step + 1})
-    bad.check(images)
+    monitor.check(images)
     return images.detach()
 
 
 def read_units(folder: Path) -> Tensor | Shards:
-    """Return all recovered images (N, C, H, W), in pixels, sorted by class; in their files where they are many.
+    """Return all recovered images (N, C, H, W), in pixels, sorted by class; above 4 GiB they stay in files.
 
     Raises:
-        InputError: a file is damaged, or another stage's.
+        InputError: a file is damaged, or belongs to another stage.
     """
     paths = sorted(folder.glob("unit-*.safetensors"))
     places = torch.cat([_places(path, number) for number, path in enumerate(paths)])
@@ -284,13 +289,13 @@ def read_units(folder: Path) -> Tensor | Shards:
 
 
 def _places(path: Path, number: int) -> Tensor:
-    """Return which images a unit's file has.
+    """Return the numbers of the images in the file of a unit, (n,).
 
     Raises:
-        InputError: it is damaged, or another stage's.
+        InputError: the file is damaged, or belongs to another stage.
     """
     found, facts = read_tensors(path, only=["places"])
-    ours = f"{path.parent.name}/{number}"
-    if facts.get("of", ours) != ours:  # files of earlier versions do not say it
+    owner = f"{path.parent.name}/{number}"
+    if facts.get("of", owner) != owner:  # files of earlier versions lack this field
         raise InputError(f"{path} is of another run ({facts['of']}); delete it to have it made anew")
     return found["places"]

@@ -1,6 +1,6 @@
 """Relabel: the teacher's logits for crops of the distilled images, stored so that students see the very same crops.
 
-The store and its files are those of `distill.training.crop_labels`. CutMix and MixUp take lambda from
+The files of the store are described in `distill.training.crop_labels`. CutMix and MixUp take lambda from
 Beta(alpha, alpha). Each epoch is labelled independently, so that processes share the epochs without communication.
 
 Deviation: the teacher is in evaluation mode (for CIFAR the official code leaves it in training mode, where its
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 
 from distill.data.images import Images
 from distill.errors import InputError
+from distill.runs.description import describe
 from distill.runs.foreign import read_json
 from distill.runs.ranks import barrier, is_main_process, units_of_this_process
-from distill.runs.run import Run, describe
+from distill.runs.run import Run
 from distill.training.crop_labels import Batch, batches, digest, epoch_file, facts_in, write_epoch, write_facts
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges
 from sre2l.crops import cut, cut_box, draw_crops
 from sre2l.precision import Compute
 
-__all__ = ["Relabel", "leaves_one", "mend", "relabel", "view"]
+__all__ = ["Relabel", "has_batch_of_one", "label_missing_epochs", "relabel", "view"]
 
 PARTS = ("relabel", "compute")
-"""of the settings of a stage, each a dataclass"""
+"""entries of a stage's settings that are dataclasses"""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Relabel:
     """
 
     epochs: Count = 300
-    """labels of each image: epochs that a student trains"""
+    """labels for each image, which are the epochs of a student"""
     batch_size: Count = 100
     """images of a step of a student, which are mixed with one another"""
     mix: Literal["cutmix", "mixup", "none"] = "cutmix"
     """how each image of a batch is mixed with another"""
     alpha: Positive = 1.0
-    """of the mixture's Beta(alpha, alpha)"""
+    """parameter of Beta(alpha, alpha), from which the ratio of mixing is drawn"""
     augment: Literal["resized_crop", "padded_crop"] = "resized_crop"
-    """crop of a random area, enlarged; or of the image padded by an eighth of its side (CIFAR)"""
+    """crop of a random area, enlarged; or crop of the image padded by an eighth of its side (CIFAR)"""
     flip: bool = True
     """whether half of the images are mirrored"""
     crop_min: Annotated[float, Range(above=0, most=1)] = 0.08
@@ -61,7 +62,7 @@ class Relabel:
 
 def relabel(
     teacher: RobustTeacher,
-    made_by: str,
+    teacher_stage: str,
     images: Images,
     normalize: Normalize,
     config: Relabel,
@@ -72,12 +73,12 @@ def relabel(
 
     Args:
         teacher: the squeezed network, frozen; it takes normalised images.
-        made_by: name of its stage.
+        teacher_stage: name of the teacher's stage.
         images: (N, C, H, H) the distilled images, pixels.
         normalize: the teacher's normalisation.
         config: the settings.
         compute: how the arithmetic runs.
-        run: of the whole; the stage has its own folder among `run.stages`.
+        run: the run of the method; the stage has its own folder in `run.stages`.
 
     Returns:
         the folder of the stage.
@@ -87,18 +88,18 @@ def relabel(
     """
     if len(images) < config.batch_size:
         raise InputError(f"relabel.batch_size is {config.batch_size}, but there are {len(images)} distilled images")
-    settings = {"teacher": made_by, "images": digest(images), "relabel": describe(config)}
+    settings = {"teacher": teacher_stage, "images": digest(images), "relabel": describe(config)}
     stage = run.stage("relabel", settings | {"compute": describe(compute)})
     _label(teacher.network, images, normalize, config, compute, stage)
     return stage.folder
 
 
-def mend(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize, run: Run) -> None:
-    """Label the epochs again whose files are gone from a store that `relabel` made, if these are its images.
+def label_missing_epochs(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize, run: Run) -> None:
+    """Label again the epochs whose files are missing in a store of `relabel`, if the store belongs to these images.
 
     Args:
-        folder: of the store; one that says not how it was made is left as it is.
-        teacher: that labelled it, in evaluation mode; it takes normalised images.
+        folder: of the store; without a readable experiment.json nothing is done.
+        teacher: the network that made the labels, in evaluation mode; it takes normalised images.
         images: (N, C, H, H) pixels.
         normalize: the teacher's normalisation.
         run: of the evaluation.
@@ -107,12 +108,12 @@ def mend(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize,
         made = read_json(folder / "experiment.json")["experiment"]
         settings, seed = made["config"], made["seed"]
         fields = ({name: value for name, value in settings[part].items() if name != "class"} for part in PARTS)
-        relabelled, computed = fields
-        config, compute = Relabel(**relabelled), Compute(**computed)
+        of_relabel, of_compute = fields
+        config, compute = Relabel(**of_relabel), Compute(**of_compute)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    whole = facts_in(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
-    if whole or settings.get("images") != digest(images):
+    complete = facts_in(folder) is not None and all(epoch_file(folder, n).exists() for n in range(config.epochs))
+    if complete or settings.get("images") != digest(images):
         return
     options = {"seed": seed, "device": run.device, "checkpoint_seconds": run.checkpoint_seconds}
     _label(deepcopy(teacher), images, normalize, config, compute, Run(folder, made, **options))
@@ -121,12 +122,12 @@ def mend(folder: Path, teacher: nn.Module, images: Images, normalize: Normalize,
 def _label(
     network: nn.Module, images: Images, normalize: Normalize, config: Relabel, compute: Compute, stage: Run
 ) -> None:
-    """Label all epochs of a stage that are not there yet."""
+    """Label all epochs of a stage whose files are missing."""
     network = compute.faster(compute.place(network, stage.device).eval())
-    whole = units_of_this_process(list(range(config.epochs)))
-    barrier()  # all processes find the same files
-    todo = [epoch for epoch in whole if not epoch_file(stage.folder, epoch).exists()]
-    with stage.progress("relabel", len(whole), len(whole) - len(todo), unit="epoch") as bar:
+    epochs = units_of_this_process(list(range(config.epochs)))
+    barrier()  # so that all processes find the same files
+    todo = [epoch for epoch in epochs if not epoch_file(stage.folder, epoch).exists()]
+    with stage.progress("relabel", len(epochs), len(epochs) - len(todo), unit="epoch") as bar:
         for epoch in todo:
             drawn = _draw(len(images), images.shape[-1], config, stage.generator("relabel", epoch))
             with torch.no_grad(), compute.autocast(stage.device):
@@ -147,34 +148,34 @@ def _label(
 
 
 def view(images: Images, batch: Batch, mix: str) -> Tensor:
-    """Return what the teacher sees, and the students, of a batch: (n, C, H, H) pixels."""
-    seen = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
+    """Return the cropped and mixed images of a batch, which teacher and students see: (n, C, H, H) pixels."""
+    crops = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
     if mix == "none":
-        return seen
-    others = seen[batch.partners.to(seen.device)]
+        return crops
+    others = crops[batch.partners.to(crops.device)]
     if mix == "mixup":
-        return others + batch.share * (seen - others)
+        return others + batch.share * (crops - others)
     top, left, bottom, right = batch.mixed
-    seen[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
-    return seen
+    crops[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return crops
 
 
-def leaves_one(images: int, batch_size: int) -> bool:
+def has_batch_of_one(images: int, batch_size: int) -> bool:
     """Return whether a batch of an epoch has a single image.
 
-    >>> leaves_one(100, 33), leaves_one(100, 50)
+    >>> has_batch_of_one(100, 33), has_batch_of_one(100, 50)
     (True, False)
     """
     return batch_size == 1 or images % batch_size == 1
 
 
 def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw all but the logits of an epoch."""
+    """Draw the order, crops and mixtures of an epoch."""
     order = torch.randperm(count, generator=generator)
     batches = order.split(config.batch_size)
     partners = torch.cat([torch.randperm(len(batch), generator=generator) for batch in batches])
     shares = _beta(config.alpha, len(batches), generator)
-    mixed = [cut_box(size, float(kept), generator) for kept in shares]
+    mixed = [cut_box(size, float(share), generator) for share in shares]
     boxes, flips = draw_crops(config.augment, config.flip, count, size, size, config.crop_min, generator)
     return {
         "order": order.int(),
@@ -187,6 +188,7 @@ def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) ->
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
-    """Draw from Beta(alpha, alpha), (count,): of two Gamma variables, the first's share."""
-    x, y = torch._standard_gamma(torch.full((2, count), alpha, dtype=torch.float64), generator=generator)
+    """Draw from Beta(alpha, alpha), (count,), as x / (x + y) of two Gamma variables."""
+    shapes = torch.full((2, count), alpha, dtype=torch.float64)
+    x, y = torch._standard_gamma(shapes, generator=generator)  # pyright: ignore[reportPrivateImportUsage]
     return (x / (x + y)).float()

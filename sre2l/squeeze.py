@@ -1,12 +1,12 @@
-"""Squeeze: the real data into a teacher, trained with any loss of `robust.losses`. GUARD is this stage's loss.
+"""Squeeze: train a teacher on the real data with any loss of `robust.losses`. GUARD is another loss of this stage.
 
-The teacher is kept in teacher.safetensors, with what it was trained on; the folder of the stage is named by everything
-that the teacher depends on, so that all runs which ask for the same one share it.
+The teacher is stored in teacher.safetensors with its backbone, number of classes and training time. The name of the
+stage's folder is a hash of everything that the teacher depends on, so that all runs with the same teacher share it.
 
-The recipe is SRe2L's and GUARD's (SGD with momentum, cosine schedule by epoch, torchvision's training crops). All
-processes together take one batch; the gradient is that of the whole batch, BatchNorm's statistics are those of each
-process's part unless they are synchronised. The loss is what DistributedDataParallel wraps, so that each loss may call
-the network as often as it likes.
+The recipe follows SRe2L and GUARD (SGD with momentum, cosine schedule by epoch, torchvision's training crops). All
+processes together take one batch. The gradient is the gradient of the whole batch; BatchNorm uses the statistics of
+each process's part unless they are synchronised. DistributedDataParallel wraps the loss, so that a loss may call the
+network several times.
 """
 
 import time
@@ -20,21 +20,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from distill.data import ImageSet
 from distill.errors import InputError
 from distill.models import build
+from distill.runs.description import describe
 from distill.runs.divergence import is_finite
 from distill.runs.files import write_tensors
+from distill.runs.locks import locked
 from distill.runs.ranks import barrier, is_main_process, rank, world_size
-from distill.runs.run import Run, describe, locked
+from distill.runs.run import Run
 from distill.training.students import LossText
 from robust import Loss, Normalize, RobustTeacher, loss_named
 from robust.losses import InPixels, drawing_from
 from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
 from robust.threat import family_of
-from sre2l.checkpoint import FirstBad
+from sre2l.checkpoint import DivergenceMonitor
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
-from sre2l.training import cosine, descend, of_all_processes, require_single, seeded
-from sre2l.weights import check_classes, check_start, content_of, load_teacher, take, weights_of
+from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded
+from sre2l.weights import check_classes, check_start, load_teacher, load_weights, start_identity, start_weights
 
 __all__ = ["FILE", "Squeeze", "check", "squeeze", "step"]
 
@@ -56,17 +58,17 @@ class Squeeze:
     """weights before training: scratch, pretrained (timm's, downloaded) or pretrained:TAG (tv_in1k is torchvision's
     IMAGENET1K_V1), or a file of weights (.safetensors, .pt, .pth) of this backbone"""
     epochs: Whole = 50
-    """passes over the real data; 0 takes the weights of `start` as they are"""
+    """passes over the real data; 0 uses the weights of `start` without training"""
     lr: Positive = 0.1
     """learning rate of SGD, cosine to 0 by epoch"""
     momentum: UpToOne = 0.9
-    """of SGD"""
+    """momentum of SGD"""
     weight_decay: NonNegative = 1e-4
     """L2 penalty of SGD"""
     batch_size: Count = 256
     """images of a step, of all processes together"""
     warmup_epochs: Whole = 0
-    """first epochs, in which the learning rate rises from a tenth linearly"""
+    """first epochs, in which the learning rate rises linearly from a tenth"""
     augment: Augment = "resized_crop"
     """resized_crop (of 8 to 100 % of the area, enlarged), padded_crop (by an eighth of the side: CIFAR), or none"""
     flip: bool = True
@@ -75,16 +77,18 @@ class Squeeze:
     """parts of a process's batch that are computed one after another, for less memory"""
     statistics: Whole = 0
     """batches from which BatchNorm's running statistics are estimated before the first step of a network that starts
-    from scratch. With 0, as in the official codes, they begin as mean 0 and variance 1: GUARD's penalty, which is taken
-    in evaluation mode, is then absent from the first ten to thirty steps. With 4 it is there, and too large at the
-    papers' weight of 100: the loss is NaN after a step (docs/sre2l.md)"""
+    from scratch. With 0, as in the official codes, they start at mean 0 and variance 1. GUARD's penalty, which is
+    computed in evaluation mode, is then negligible in the first ten to thirty steps. With 4 the penalty is too large at
+    the papers' weight of 100: the loss is NaN after one step (docs/sre2l.md)"""
     sync_batchnorm: bool = False
-    """whether BatchNorm's statistics are those of all processes together"""
+    """whether BatchNorm uses the statistics of the whole batch, not of each process's part"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.epochs == 0 and self.start == "scratch":
-            raise ValueError("epochs is 0 and start is scratch: that teacher knows nothing; give --squeeze.start FILE")
+            raise ValueError(
+                "epochs is 0 and start is scratch: the teacher would be untrained; give --squeeze.start FILE"
+            )
         try:
             loss_named(self.loss)
         except ValueError as error:
@@ -96,23 +100,23 @@ class Squeeze:
 
 
 def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, run: Run) -> tuple[RobustTeacher, str]:
-    """Train the teacher, or take it from where an earlier run left it.
+    """Train the teacher, or load it if an earlier run has trained it.
 
     Args:
         real: the training images.
-        backbone: its network.
-        config: how it is trained.
+        backbone: network of the teacher.
+        config: the settings.
         compute: how the arithmetic runs.
-        run: of the whole; the stage has its own folder among `run.stages`.
+        run: the run of the method; the stage has its own folder in `run.stages`.
 
     Returns:
-        the teacher, in evaluation mode, its parameters without gradient, and the name of the stage's folder.
+        the teacher, in evaluation mode and with frozen parameters, and the name of the stage's folder.
 
     Raises:
-        InputError: fewer images than a batch, weights that do not fit, or a loss that is not finite.
+        InputError: there are fewer images than a batch has, weights do not fit, or the loss is not finite.
     """
     settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
-    settings |= content_of(config.start, backbone)
+    settings |= start_identity(config.start, backbone)
     if not config.epochs:
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
@@ -124,7 +128,9 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         barrier()
         if not path.exists():
             if config.start != "scratch":
-                take(network, weights_of(config.start, backbone, network, channels), f"squeeze.start, {config.start},")
+                load_weights(
+                    network, start_weights(config.start, backbone, network, channels), f"squeeze.start, {config.start},"
+                )
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
             if is_main_process():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}
@@ -138,17 +144,17 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
 
 
 def check(network: nn.Module, real: ImageSet, backbone: str, config: Squeeze, processes: int) -> None:
-    """Refuse at once what `squeeze` would refuse.
+    """Refuse before any work what `squeeze` would refuse later.
 
     Args:
-        network: the teacher's, which may get the weights that it begins with.
-        real: the training images, on the device to work on.
+        network: of the teacher; the weights that training starts from may be loaded into it.
+        real: the training images, on the device of the run.
         backbone: of the network.
-        config: how it is trained.
-        processes: that work together.
+        config: the settings.
+        processes: number of processes.
 
     Raises:
-        InputError: fewer images than a batch, weights that do not fit, or a loss that is not there for such images.
+        InputError: there are fewer images than a batch has, weights do not fit, or these images have no such loss.
     """
     try:
         loss_named(config.loss, family_of(*real.image_shape[:2]))
@@ -162,10 +168,10 @@ def check(network: nn.Module, real: ImageSet, backbone: str, config: Squeeze, pr
 
 
 def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processes: int, device: torch.device) -> None:
-    """Refuse batches that cannot be made, or not trained on.
+    """Refuse a batch size that cannot be shared by the processes, is too large, or too small for BatchNorm.
 
     Raises:
-        InputError: with what is wrong.
+        InputError: the message names the setting to change.
     """
     per_process, rest = divmod(config.batch_size, processes * config.accumulate)
     if rest or not per_process:
@@ -180,7 +186,7 @@ def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processe
     if per_process == 1 and not config.sync_batchnorm:
         many = f"{processes} processes times accumulate {config.accumulate}"
         what = f"squeeze.batch_size is {config.batch_size} for {many}"
-        require_single(network, real.image_shape, f"{what}; take at least twice as many images")
+        require_batch_of_one(network, real.image_shape, f"{what}; take at least twice as many images")
 
 
 class _Loss(nn.Module):
@@ -199,13 +205,13 @@ class _Loss(nn.Module):
 
 
 def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
-    """Train in place from where the checkpoint is; return the seconds that it took."""
+    """Train in place, continuing from the checkpoint; return the seconds of training."""
     _check_batches(network, real, config, world_size(), run.device)
     compute.place(network, run.device).train()
     if config.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     normalize = Normalize(real.mean, real.std).to(run.device)
-    objective = of_all_processes(_Loss(compute.faster(network), normalize, loss), run.device)
+    objective = data_parallel(_Loss(compute.faster(network), normalize, loss), run.device)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -223,7 +229,7 @@ def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, comp
     elif config.start == "scratch" and config.statistics:
         _estimate_statistics(network, real, normalize, config, compute, run)
     begun = time.perf_counter() - seconds
-    bad = FirstBad("the teacher", f"--squeeze.lr than {config.lr:g}", run.device)
+    monitor = DivergenceMonitor("the teacher", f"--squeeze.lr than {config.lr:g}", run.device)
     with run.progress("squeeze", config.epochs * steps, done, unit="step") as bar:
         while done < config.epochs * steps:
             epoch, begin = divmod(done, steps)
@@ -233,19 +239,19 @@ def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, comp
                 generator = run.generator("squeeze", "loss", done)
                 with seeded(run.generator("squeeze", "dropout", done, rank()), run.device):
                     found = step(objective, x, y, optimizer, scale, config.accumulate, compute, epoch, generator)
-                bad.see(done, found)
+                monitor.record(done, found)
                 total += found
                 counted, done = counted + 1, done + 1
                 bar.update()
                 if done % steps == 0 or done % 100 == 0:
-                    bad.check()
+                    monitor.check()
                     value = total.item() / counted
                     run.log(done - 1, squeeze_loss=value, lr=config.lr_at(epoch))
                     bar.set_postfix(epoch=epoch + 1, loss=f"{value:.4g}", refresh=False)
                     total, counted = torch.zeros_like(total), 0
                 if run.due() or done == config.epochs * steps:
                     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                    bad.check(state)
+                    monitor.check(state)
                     state |= {"scaler": scale.state_dict(), "done": done, "seconds": time.perf_counter() - begun}
                     run.save(done, state | {"total": total, "counted": counted})
     return time.perf_counter() - begun
@@ -254,9 +260,9 @@ def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, comp
 def _estimate_statistics(
     network: nn.Module, real: ImageSet, normalize: Normalize, config: Squeeze, compute: Compute, run: Run
 ) -> None:
-    """Give the BatchNorms of a fresh network the mean statistics of the first batches; the weights stay as they are.
+    """Set BatchNorm's running statistics of an untrained network to the means over the first batches.
 
-    Each process looks at its own part of each batch; those of the first process count, since
+    Each process computes the statistics of its part of each batch. The statistics of the first process are used, since
     DistributedDataParallel sends its buffers to the others.
     """
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -264,7 +270,7 @@ def _estimate_statistics(
         return
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
-        layer.momentum = None  # the mean over all batches, not a moving one
+        layer.momentum = None  # the mean over all batches, not an exponential average
     draws = seeded(run.generator("squeeze", "statistics", rank()), run.device)
     with draws, torch.no_grad(), compute.autocast(run.device):
         ahead = batches(real, config.augment, config.flip, config.batch_size, 0, 0, run)
@@ -273,7 +279,8 @@ def _estimate_statistics(
                 network(normalize(part))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-        layer.num_batches_tracked.zero_()
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.zero_()
 
 
 def step(
@@ -287,10 +294,10 @@ def step(
     epoch: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Take one step of the teacher on this process's part of a batch; return its loss, a scalar without gradient."""
+    """Take one step of the teacher on this process's part of a batch; return the loss, a scalar without graph."""
 
     def share_of_loss(x: Tensor, y: Tensor) -> Tensor:
         return objective(x, y, epoch, generator) * (len(x) / len(pixels))
 
     parts = list(zip(pixels.chunk(accumulate), targets.chunk(accumulate), strict=True))
-    return descend(objective, parts, share_of_loss, optimizer, scale, compute)
+    return optimizer_step(objective, parts, share_of_loss, optimizer, scale, compute)

@@ -1,11 +1,12 @@
-"""Validate: students trained on the relabelled images, by FKD's rule as SRe2L and GUARD have it.
+"""Validate: train students on the relabelled images with the loss of FKD, as SRe2L and GUARD use it.
 
     min over theta of  KL( softmax(t / T) || softmax(s / T) ),  mean over the batch
 
-t are the kept logits of the teacher, s the student's, of the same mixed crop; AdamW with decay of matrices and kernels
-only, learning rate cosine by epoch. All processes together take one batch, in parts of equal size but for one image.
-Fields cover how the official codes differ: CIFAR's (relabel_cifar.py) gives AdamW all parameters to decay, and
-Tiny-ImageNet's (zeyuanyin/tiny-imagenet) multiplies by T^2 and uses SGD, which decays all parameters too.
+t are the stored logits of the teacher, s the logits of the student for the same mixed crop. The optimizer is AdamW with
+weight decay of matrices and kernels only; the learning rate follows a cosine by epoch. Processes share each batch in
+parts that differ by at most one image. Fields of `Validate` cover the differences between the official codes: the code
+for CIFAR (relabel_cifar.py) applies weight decay to all parameters, and the code for Tiny-ImageNet
+(zeyuanyin/tiny-imagenet) multiplies the loss by T^2 and uses SGD with weight decay of all parameters.
 """
 
 from dataclasses import dataclass
@@ -21,20 +22,20 @@ from distill.runs.run import Run
 from distill.training.crop_labels import Labels
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
-from sre2l.checkpoint import FirstBad, OwnCheckpoint
+from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
 from sre2l.precision import Compute
-from sre2l.relabel import leaves_one, view
-from sre2l.training import cosine, descend, in_parts, of_all_processes, require_single, seeded
+from sre2l.relabel import has_batch_of_one, view
+from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded, split_batch
 
-__all__ = ["Decay", "Validate", "divergence", "own_part", "train"]
+__all__ = ["Decay", "Validate", "divergence", "images_of_this_process", "train"]
 
 Decay = Literal["kernels", "all"]
-"""parameters with weight decay: kernels and matrices only (FKD, so SRe2L on ImageNet), or biases and norms as well"""
+"""parameters with weight decay: kernels and matrices only (FKD, and SRe2L on ImageNet), or biases and norms as well"""
 
 
 @dataclass(frozen=True)
 class Validate:
-    """How students are trained on the labels of `Relabel`, whose epochs and batches are theirs.
+    """How students are trained. The labels determine their epochs and batches (see `Relabel`).
 
     Raises:
         ValueError: a field is out of its range.
@@ -45,13 +46,13 @@ class Validate:
     lr: Positive = 1e-3
     """learning rate, cosine to 0 by epoch"""
     weight_decay: NonNegative = 0.01
-    """weight decay of the parameters that `decay` names"""
+    """weight decay of the parameters in `decay`"""
     decay: Decay = "kernels"
     """which parameters decay: kernels (and matrices) only, or all of them"""
     warmup_epochs: Whole = 0
     """first epochs, in which the learning rate rises from a hundredth linearly"""
     temperature: Positive = 20.0
-    """T"""
+    """temperature T of the softmax"""
     squared: bool = False
     """whether the loss is multiplied by T^2"""
     accumulate: Count = 1
@@ -86,30 +87,32 @@ def train(
     run: Run,
     name: str,
 ) -> None:
-    """Train a student in place; a killed one goes on from its own checkpoint.
+    """Train a student in place, continuing from its checkpoint after an interruption.
 
     Args:
         network: takes normalised images (N, C, H, W) to logits (N, K).
         images: (N, C, H, W) the distilled images, pixels.
-        labels: theirs.
-        normalize: the student's.
+        labels: of these images.
+        normalize: the student's normalisation.
         config: the settings.
         compute: how the arithmetic runs.
-        run: whose folder has the checkpoint, and whose device is worked on.
-        name: the student's.
+        run: has the folder of the checkpoint and the device.
+        name: of the student.
 
     Raises:
         InputError: a batch has one image, on which the network cannot be trained.
     """
-    if leaves_one(len(images), labels.batch_size):
+    if has_batch_of_one(len(images), labels.batch_size):
         batches = f"{len(images)} images are labelled in batches of {labels.batch_size}"
-        require_single(network, tuple(images.shape[1:]), f"{batches}; take another --backbone or --protocol standard")
+        require_batch_of_one(
+            network, tuple(images.shape[1:]), f"{batches}; take another --backbone or --protocol standard"
+        )
     compute.place(network, run.device).train()
-    model = of_all_processes(compute.faster(network), run.device)
+    model = data_parallel(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
-    path, whose = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
-    checkpoint = OwnCheckpoint(path, f"{whose}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
-    bad = FirstBad(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
+    path, owner = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
+    checkpoint = OwnedCheckpoint(path, f"{owner}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
+    monitor = DivergenceMonitor(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:
         network.load_state_dict(state["network"])
@@ -121,26 +124,26 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.lr_at(epoch, labels.epochs)
             with seeded(run.generator("validate", "dropout", name, epoch, rank()), run.device):
-                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale, bad)
-            bad.check()
+                loss = _epoch(model, images, labels, epoch, normalize, config, compute, optimizer, scale, monitor)
+            monitor.check()
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
             if checkpoint.due():
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                bad.check(state)
+                monitor.check(state)
                 checkpoint.save(state | {"scaler": scale.state_dict(), "done": epoch + 1})
-    bad.check(network.state_dict())
+    monitor.check(network.state_dict())
     barrier()
     checkpoint.remove()
 
 
-def own_part(count: int) -> tuple[slice, float]:
-    """Return this process's images of a batch, and the weight of their losses in the mean that processes talk about.
+def images_of_this_process(count: int) -> tuple[slice, float]:
+    """Return the images of a batch that this process computes, and the weight of each loss in the averaged gradient.
 
-    A batch of fewer than two images a process is taken whole by each, as BatchNorm has no statistics of a single one:
-    the mean over processes is the same.
+    With fewer than two images for each process, every process computes the whole batch, as BatchNorm has no statistics
+    of a single image. The mean over processes is the same.
 
-    >>> own_part(50)
+    >>> images_of_this_process(50)
     (slice(0, 50, None), 0.02)
     """
     if count < 2 * world_size():
@@ -149,7 +152,7 @@ def own_part(count: int) -> tuple[slice, float]:
 
 
 def _optimizer(network: nn.Module, config: Validate) -> torch.optim.Optimizer:
-    """Return the optimizer, whose two groups are the kernels (as FKD finds them) and all other parameters."""
+    """Return the optimizer with two groups of parameters: kernels and matrices (selected as in FKD), and all others."""
     named = list(network.named_parameters())
     kernels = [p for name, p in named if "weight" in name and p.ndim > 1]
     others = [p for name, p in named if not ("weight" in name and p.ndim > 1)]
@@ -170,20 +173,20 @@ def _epoch(
     compute: Compute,
     optimizer: torch.optim.Optimizer,
     scale: torch.amp.GradScaler,
-    bad: FirstBad,
+    monitor: DivergenceMonitor,
 ) -> Tensor:
-    """Take the steps of an epoch; return the last loss."""
+    """Train for an epoch; return the last loss."""
     factor = config.temperature**2 if config.squared else 1.0
     loss = torch.zeros(())
     for number, batch in enumerate(labels.epoch(epoch)):
-        # Every process cuts the whole batch, as images of one part are mixed with those of another.
+        # Every process cuts the whole batch, as images of different parts are mixed.
         x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
-        mine, weight = own_part(len(x))
-        parts = in_parts(x[mine], t[mine], config.accumulate)
+        selected, weight = images_of_this_process(len(x))
+        parts = split_batch(x[selected], t[selected], config.accumulate)
 
         def share_of_loss(part: Tensor, target: Tensor, weight: float = weight) -> Tensor:
             return factor * divergence(model(part), target, config.temperature) * weight
 
-        loss = descend(model, parts, share_of_loss, optimizer, scale, compute)
-        bad.see(epoch * -(-len(images) // labels.batch_size) + number, loss)
+        loss = optimizer_step(model, parts, share_of_loss, optimizer, scale, compute)
+        monitor.record(epoch * -(-len(images) // labels.batch_size) + number, loss)
     return loss

@@ -1,7 +1,8 @@
-"""Weights that a teacher begins with, or is: of a file of anybody, of timm, of a stage of ours."""
+"""Weights of teachers: the weights that training starts from (a file or timm), and the teacher of a finished stage."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -10,77 +11,90 @@ from torch import Tensor, nn
 from distill.errors import InputError, unknown
 from distill.runs.files import hash_of, read_tensors
 
-__all__ = ["bare", "check_classes", "check_start", "content_of", "load_teacher", "take", "unsound", "weights_of"]
+__all__ = [
+    "check_classes",
+    "check_start",
+    "first_not_finite",
+    "load_teacher",
+    "load_weights",
+    "start_identity",
+    "start_weights",
+    "without_wrappers",
+]
 
 WRAPPERS = {"module", "_orig_mod"}
-"""what DataParallel, DistributedDataParallel and torch.compile call the network that they wrap"""
+"""attributes of DataParallel, DistributedDataParallel and torch.compile that hold the wrapped network"""
 
 
-def bare(name: str) -> str:
-    """Return the name of a tensor without what wrappers put into it.
+def without_wrappers(name: str) -> str:
+    """Return the name of a tensor without the parts that wrappers add.
 
-    >>> bare("module._orig_mod.features.module.0.weight")
+    >>> without_wrappers("module._orig_mod.features.module.0.weight")
     'features.0.weight'
     """
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def unsound(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that has values which are not finite; None where all are finite.
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with values that are not finite; None if all are finite.
 
-    >>> unsound({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
+    >>> first_not_finite({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])})
     'b'
     """
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
 
 
-def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
-    """Give a network weights, whose names may have what wrappers put into them.
+def load_weights(network: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
+    """Load weights into a network. Their names may have parts that wrappers add.
 
     Raises:
-        InputError: they are of another architecture or number of classes, with the first tensor that differs, or have
-            values that are not finite.
+        InputError: the architecture or the number of classes differs (the message names the first tensor that does), or
+            values are not finite.
     """
-    ours = network.state_dict()
-    named = {bare(name): name for name in ours}
-    renamed = {named.get(bare(name), name): tensor for name, tensor in found.items()}
+    current = network.state_dict()
+    named = {without_wrappers(name): name for name in current}
+    renamed = {named.get(without_wrappers(name), name): tensor for name, tensor in found.items()}
     found = renamed if len(renamed) == len(found) else found
-    odd = [name for name in ours if name not in found or found[name].shape != ours[name].shape]
-    odd += [name for name in found if name not in ours]
-    if odd:
-        there, here = (tuple(each[odd[0]].shape) if odd[0] in each else "nothing" for each in (found, ours))
+    different = [name for name in current if name not in found or found[name].shape != current[name].shape]
+    different += [name for name in found if name not in current]
+    if different:
+        name = different[0]
+        there, here = (tuple(each[name].shape) if name in each else "nothing" for each in (found, current))
         raise InputError(
-            f"the weights of {source} do not fit the network: {len(odd)} tensors differ, {odd[0]} is {there} there and "
-            f"{here} here; give the --backbone, the data and the image size that they are of"
+            f"the weights of {source} do not fit the network: {len(different)} tensors differ, {name} is {there} there "
+            f"and {here} here; give the --backbone, the data and the image size that the weights belong to"
         )
-    if name := unsound(found):
+    if name := first_not_finite(found):
         raise InputError(f"the weights of {source} are unsound: {name} has values that are not finite")
     network.load_state_dict(dict(found))
 
 
 def load_teacher(network: nn.Module, path: Path) -> None:
-    """Give a network the weights of a teacher's file.
+    """Load the file of a teacher into a network.
 
     Raises:
-        InputError: it is another stage's, of another architecture or number of classes, or unsound.
+        InputError: the file belongs to another stage, architecture or number of classes, or has values that are not
+            finite.
     """
     found, facts = read_tensors(path)
     stage = path.parent.name
-    if facts.get("stage", stage) != stage:  # files of earlier versions do not say it
+    if facts.get("stage", stage) != stage:  # files of earlier versions lack this field
         raise InputError(f"{path} is the teacher of {facts['stage']}; delete it to have it made anew")
-    if name := unsound(found):
+    if name := first_not_finite(found):
         raise InputError(f"{path} is unsound: {name} has values that are not finite; delete it to have it made anew")
-    take(network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)")
+    load_weights(
+        network, found, f"{path} ({facts.get('backbone', 'no backbone named')}, {facts.get('classes', '?')} classes)"
+    )
 
 
-# --- squeeze.start -----------------------------------------------------------------------------------------------
+# The weights of squeeze.start
 
 
-def content_of(start: str, backbone: str) -> dict[str, str]:
-    """Return what tells the weights of a file from others under the same name; nothing where they are no file's.
+def start_identity(start: str, backbone: str) -> dict[str, str]:
+    """Return the hash of the file of weights that training starts from; empty where the weights are not from a file.
 
     Raises:
-        InputError: there is no such file, or no such tag of the backbone.
+        InputError: the file, or the tag of the backbone, does not exist.
     """
     if start == "scratch":
         return {}
@@ -95,30 +109,30 @@ def content_of(start: str, backbone: str) -> dict[str, str]:
 
 
 def check_start(start: str, backbone: str, network: nn.Module) -> None:
-    """Refuse weights that a teacher cannot begin with, without a download.
+    """Refuse weights that training cannot start from, without a download.
 
     Args:
         start: scratch, pretrained, pretrained:TAG, or a file.
         backbone: of the network.
-        network: the teacher's; it gets the weights of a file.
+        network: of the teacher; the weights of a file are loaded into it.
 
     Raises:
-        InputError: there are no such weights, or they do not fit.
+        InputError: the weights do not exist or do not fit.
     """
-    if content_of(start, backbone):
-        take(network, _weights(Path(start)), f"squeeze.start, {start},")
+    if start_identity(start, backbone):
+        load_weights(network, _weights(Path(start)), f"squeeze.start, {start},")
 
 
 def check_classes(start: str, backbone: str, num_classes: int) -> None:
-    """Refuse a teacher that is not trained and would have a classifier that nobody has trained.
+    """Refuse weights whose classifier would stay untrained, for a teacher that is not trained further.
 
     Args:
-        start: scratch, pretrained, pretrained:TAG, or a file, which must fit and is not looked at here.
+        start: scratch, pretrained, pretrained:TAG, or a file, which `check_start` checks.
         backbone: of the teacher.
         num_classes: of the data.
 
     Raises:
-        InputError: timm's weights are of another number of classes.
+        InputError: timm's weights have another number of classes.
     """
     if not _of_timm(start):
         return
@@ -134,11 +148,11 @@ def check_classes(start: str, backbone: str, num_classes: int) -> None:
         )
 
 
-def weights_of(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
-    """Return the weights that training begins with.
+def start_weights(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
+    """Return the weights that training starts from.
 
     Raises:
-        InputError: they cannot be had.
+        InputError: the weights cannot be read or downloaded.
     """
     if _of_timm(start):
         return _pretrained(_timm_name(backbone, start), channels, network.state_dict())
@@ -150,7 +164,7 @@ def _of_timm(start: str) -> bool:
 
 
 def _timm_name(backbone: str, start: str) -> str:
-    """Return what timm calls the weights of pretrained or pretrained:TAG: MODEL or MODEL.TAG.
+    """Return timm's name of the weights of pretrained or pretrained:TAG: MODEL or MODEL.TAG.
 
     Raises:
         InputError: the model has no weights of that tag.
@@ -171,7 +185,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     """Return the weights of a file, as safetensors or read by torch without unpickling code.
 
     Raises:
-        InputError: it holds no weights.
+        InputError: the file holds no weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -180,30 +194,36 @@ def _weights(path: Path) -> dict[str, Tensor]:
         for key in ("state_dict", "model", "model_state_dict"):
             found = found.get(key, found)
         return {name: tensor for name, tensor in found.items() if torch.is_tensor(tensor)}
-    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+    except Exception as error:  # torch.load raises many types, from EOFError to UnpicklingError
         line = (str(error).splitlines() or [""])[0][:120]
         raise InputError(f"squeeze.start is {path}: no file of weights ({type(error).__name__}: {line})") from None
 
 
-def _pretrained(name: str, channels: int, ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return timm's weights of a network; the classifier's are ours where it has another number of classes.
+def _pretrained(name: str, channels: int, initial: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return timm's weights of a network, without the classifier if it has another number of classes.
+
+    Args:
+        name: timm's name of the weights.
+        channels: of the images.
+        initial: weights of the untrained network, which replace a classifier that does not fit.
 
     Raises:
-        InputError: timm has none, or they cannot be downloaded.
+        InputError: timm has no such weights, or they cannot be downloaded.
     """
     import timm  # slow to import
 
     try:
-        theirs = timm.create_model(name, pretrained=True, in_chans=channels)
-    except Exception as error:  # of timm, of the hub, of the network
+        pretrained = timm.create_model(name, pretrained=True, in_chans=channels)
+    except Exception as error:  # timm, the hub and the network raise many types
         line = (str(error).splitlines() or [""])[0][:160]
         raise InputError(
-            f"squeeze.start is pretrained, but the weights of {name} cannot be had ({line}); give a file of weights"
+            f"squeeze.start is pretrained, but the weights of {name} are not available ({line}); give a file of weights"
         ) from None
-    classifier = f"{theirs.default_cfg['classifier']}."
-    found = theirs.state_dict()
+    default: Any = pretrained.default_cfg
+    classifier = f"{default['classifier']}."
+    found = pretrained.state_dict()
     return {
-        n: ours[n] if n.startswith(classifier) and ours[n].shape != tensor.shape else tensor
+        n: initial[n] if n.startswith(classifier) and initial[n].shape != tensor.shape else tensor
         for n, tensor in found.items()
-        if n in ours or not n.startswith(classifier)
+        if n in initial or not n.startswith(classifier)
     }

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from baselines import coreset, dcc, dd, dm, full
+from baselines import coreset, dcc, full
 from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights
+from baselines.dd import method as dd
 from baselines.dim import method as dim
 from baselines.dim.gan import Adversarial
+from baselines.dm import method as dm
 from baselines.frepo import method as frepo
 from baselines.kip import method as kip
 from baselines.mtt import method as mtt
@@ -23,6 +25,7 @@ from distill.app.start import RunOptions
 from distill.distilled import DistilledSet
 from distill.evaluation.column_kinds import Certification
 from distill.experiment import Evaluation, Experiment
+from distill.method_training import MethodTraining
 from distill.methods import dc
 from distill.published.raw import Raw
 from distill.published.reading import Reading
@@ -201,7 +204,18 @@ def test_files_are_of_one_idea() -> None:
     [
         *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
         *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
-        *(Certification, Training, Evaluation, Experiment, RunOptions, DistilledSet, Reading, ExportCommand, Raw),
+        *(
+            Certification,
+            Training,
+            Evaluation,
+            Experiment,
+            RunOptions,
+            DistilledSet,
+            MethodTraining,
+            Reading,
+            ExportCommand,
+            Raw,
+        ),
         *(
             Threat,
             PGD,

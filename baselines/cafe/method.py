@@ -29,7 +29,7 @@ another through the network (the sums are the same); CE(net(T)) is left out; see
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -37,24 +37,21 @@ import torch
 from torch import Tensor, nn
 
 from baselines.cafe.alignment import Weights, align
-from distill.data import Facts, ImageSet, facts_named
+from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe
-from distill.methods.method import Method, presets
 from distill.models import build
-from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation, dsa_strategy
+from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust import Loss, Normalize
 from robust.losses import on_inputs
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "weights", "work"]
+__all__ = ["Config", "distill", "weights", "work"]
 
 REMEDY = ("--lr-img", "--lr-net")
 """flags that an alignment diverges by, beside the strength of its loss"""
@@ -304,66 +301,3 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
         (per_class * (steps + epochs) * config.batch_watch / watched, watch),
         (config.iterations * epochs * ipc * num_classes / small / STEPS, partial(training_steps, images=small)),
     ]
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-# What quick starts from, and GUARD's weight at h = 3, on a tenth of the training set held out: `--recipe quick --split
-# validation --image-size 16 --ipc 10 --iterations 8 --students 2 --student.epochs 250 --test-images 500`, seed 0, two
-# students, percent. The weight is no optimum: it is the one tried, where penalty and loss are of one size, and makes
-# no difference that two students could show. Not searched: ipc 1, other data sets, the loops' fields.
-#
-#   cifar10  from noise  clean 23.5  linf 9.8     from real images  29.6  7.6     these with weight 10  29.9  8.1
-#   mnist    from noise  clean 80.6  linf 24.3
-GUARD_WEIGHT = 10.0
-
-
-def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    fields: dict[str, Any] = {}
-    if method == "cafe_dsa":
-        fields["augment"] = dsa_strategy(facts.flips)
-    real_loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0) if method == "guard_cafe" else CrossEntropy()
-    if name == "paper":  # the defaults of the official code, and its 20 students
-        fields["backbone"] = convnet_for(facts.depth)
-        return Recipe(Config(real_loss, **fields), Evaluation(students=20))
-    fields |= {"batch_real": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 12}
-    fields |= {"window": 4, "batch_watch": 32, "max_steps": 10, "max_epochs": 10, "init": "real"}
-    return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
-
-
-_smoke = partial(
-    replace,
-    iterations=3,
-    max_steps=2,
-    max_epochs=2,
-    window=2,
-    batch_watch=4,
-    batch_real=8,
-    backbone="convnet:width=8,depth=2",
-)
-
-_method = partial(Method, distill=distill, work=work)
-
-METHODS = (
-    _method(
-        "cafe",
-        "aligned features: every layer's mean features of a class match the real ones",
-        "Wang et al., CVPR 2022, arXiv 2203.01531",
-        "cafe",
-        presets(_recipe, "cafe", smoke=_smoke),
-    ),
-    _method(
-        "cafe_dsa",
-        "CAFE with DSA's siamese augmentation",
-        "Wang et al., CVPR 2022, arXiv 2203.01531",
-        "cafe",
-        presets(_recipe, "cafe_dsa", smoke=_smoke),
-    ),
-    _method(
-        "guard_cafe",
-        "CAFE with the curvature-regularised loss in the discrimination term",
-        "Xue et al., arXiv 2403.10045",
-        "guard",
-        presets(_recipe, "guard_cafe", smoke=_smoke),
-    ),
-)

@@ -23,7 +23,7 @@ CIFAR; and those of `baselines.gan`, whose generator makes images of 8 to 64 px:
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,20 +32,19 @@ from torch import Tensor, nn
 
 from baselines.dim.gan import Adversarial, Gan, Generator, batches, checked, pretrained
 from baselines.dim.generated import STUDENT_BATCH, Groups, drawn, protocol, sgd, without_cutout
-from distill.data import Facts, ImageSet
+from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method, presets
 from distill.models import build
-from distill.models.convnet import convnet_for
-from distill.runs.run import Run, describe, locked
+from distill.runs.description import describe
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "logit_distance", "protocol", "student_work", "work"]
+__all__ = ["Config", "distill", "logit_distance", "protocol", "student_work", "work"]
 
 REMEDY = "--match-lr, --match-weight or --lr-net"
 """flags that the matching of logits diverges by"""
@@ -314,70 +313,3 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
 
     count = config.student_epochs * images / batch
     return [(count, generated), (count / STEPS, partial(training_steps, images=batch))]
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-
-def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    if name == "paper":  # the defaults of the official code, the same for its four data sets
-        convnet = convnet_for(facts.depth)
-        return Recipe(Config(backbone=convnet, pool=(convnet, *OFFICIAL_POOL[1:])), Evaluation(students=50))
-    # Far too short for images of objects: a generator of blurs that have their class's colours. Chosen with --split
-    # validation on cifar10 16 px, ipc 10, seed 0, one student of 150 epochs, 1,000 images, clean accuracy in percent,
-    # students on fresh images / on the set: 25.2 / 23.7 after the first part, 29.3 / 26.5 after both; the first part
-    # with 650 steps of 32 images instead: 23.3 / 20.3. As it stands, on 2,000 test images, three students: 23.5 / 21.2.
-    convnet = convnet_for(facts.depth, 32)
-    fields: dict[str, Any] = {"backbone": convnet, "pool": (convnet,), "width": 32}
-    fields |= {"gan_epochs": 1, "gan_epoch_steps": 400, "gan_batch": 64, "gan_lr": 1e-3}
-    fields |= {"match_epochs": 4, "match_epoch_steps": 25, "match_batch": 64, "match_lr": 1e-4, "net_steps": 4}
-    fields |= {"student_epochs": 300}
-    return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
-
-
-_smoke = partial(
-    replace,
-    width=4,
-    gan_epochs=1,
-    gan_epoch_steps=2,
-    gan_batch=8,
-    match_epochs=1,
-    match_epoch_steps=2,
-    match_batch=8,
-    net_steps=1,
-    student_epochs=3,
-    backbone="convnet:width=8,depth=2",
-    pool=("convnet:width=8,depth=2",),
-)
-
-METHODS = (
-    Method(
-        "dim",
-        "distils a generator instead of images",
-        "Wang et al. 2023, arXiv 2303.04707",
-        "dim",
-        presets(
-            _recipe,
-            "dim",
-            smoke=partial(
-                replace,
-                width=4,
-                gan_epochs=1,
-                gan_epoch_steps=2,
-                gan_batch=8,
-                match_epochs=1,
-                match_epoch_steps=2,
-                match_batch=8,
-                net_steps=1,
-                student_epochs=3,
-                backbone="convnet:width=8,depth=2",
-                pool=("convnet:width=8,depth=2",),
-            ),
-        ),
-        distill=distill,
-        work=work,
-        protocol=protocol,
-        student_work=student_work,
-        more_than_class=True,
-    ),
-)

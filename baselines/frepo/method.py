@@ -25,7 +25,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -35,16 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
-from distill.data import Facts, ImageSet
+from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method, presets
 from distill.models import BACKBONES, build
-from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, diverged
 from distill.runs.run import Run
-from distill.training.augment import augmentation, dsa_strategy
+from distill.training.augment import augmentation
 from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
@@ -53,7 +50,7 @@ from distill.training.work import STEPS as TIMED
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
+__all__ = ["Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img or --lr-net, or a larger --ridge"
 """flags that a regression diverges by"""
@@ -353,59 +350,3 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
     batch = min(ipc * num_classes, LARGEST_BATCH)
     steps, probe = config.student_steps or steps_for(ipc * num_classes), min(batch, PROBE)
     return [(steps * batch / probe / TIMED, partial(training_steps, images=probe))]
-
-
-# --- recipes ----------------------------------------------------------------------------------------------------
-
-# Quick, on 2,000 held-out training images of CIFAR-10 at 16 px (ipc 1, 500 iterations, seed 0, two --protocol own
-# students), percent at (lr_img, lr_net): 33.6 (0.01, 1e-3), 31.3 (0.01, 3e-3), 31.1 (0.01, 0.01), 24.3 (0.03, 3e-3).
-
-
-def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
-    """Return paper or quick; as the official code, without mirrored images for grey sets and for many prototypes."""
-    fields: dict[str, Any] = {"augment": dsa_strategy(not facts.grey)}  # the nearest to the authors' own
-    fields["student_augment"] = f"{'' if facts.grey else 'flip_'}color_crop_rotate_translate_cutout"
-    fields["zca"] = "frepo" in facts.whitened  # not of sets of 128 px and more: see the deviations
-    many = facts.classes >= 1000 or (facts.classes >= 100 and ipc > 1)
-    fields["use_flip"] = not (facts.grey or many)
-    if name == "paper":  # script/distill.py and the readme's commands; five students, as there
-        fields["backbone"] = f"frepo_{convnet_for(facts.depth)}"
-        return Recipe(Config(**fields), Evaluation(students=5))
-    fields |= {"backbone": f"frepo_{convnet_for(facts.depth, 16)}", "iterations": 800, "batch_real": 256}
-    fields |= {"lr_img": 0.01, "lr_net": 1e-3, "num_nn_state": 5, "max_online_updates": 50}
-    fields |= {"student_steps": 500, "student_lr": 3e-3}
-    return Recipe(Config(**fields), Evaluation(students=3, test_images=2000))
-
-
-_smoke = partial(
-    replace,
-    iterations=3,
-    batch_real=16,
-    num_nn_state=2,
-    student_steps=5,
-    backbone="frepo_convnet:width=8,depth=2",
-)
-
-METHODS = (
-    Method(
-        "frepo",
-        "ridge regression on the features of a pool of networks, with learned labels",
-        "Zhou, Nezhadarya, Ba, NeurIPS 2022, arXiv 2206.00719",
-        "frepo",
-        presets(
-            _recipe,
-            smoke=partial(
-                replace,
-                iterations=3,
-                batch_real=16,
-                num_nn_state=2,
-                student_steps=5,
-                backbone="frepo_convnet:width=8,depth=2",
-            ),
-        ),
-        distill=distill,
-        work=work,
-        protocol=protocol,
-        student_work=student_work,
-    ),
-)

@@ -23,7 +23,7 @@ Not here: augmented targets, the Myrtle kernels, label solve.
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,13 +33,10 @@ from torch import Tensor, nn
 
 from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, tiled
 from baselines.kip.least_squares import BATCH, protocol
-from distill.data import Facts, ImageSet
+from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method, presets
-from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
 from distill.training.ridge import centred, probabilities, regressed
@@ -48,7 +45,7 @@ from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, NonNegative, Positive, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "objective", "protocol", "student_work", "work"]
+__all__ = ["Config", "distill", "objective", "protocol", "student_work", "work"]
 
 MEMORY = 2**30
 """bytes that the pairs of images of one tile may take, about"""
@@ -297,49 +294,3 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
     batch = min(BATCH, ipc * num_classes)
     probe = min(batch, PROBE)
     return [(config.student_steps * batch / probe / STEPS, partial(training_steps, images=probe))]
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-
-def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
-    large = facts.size >= 128  # out of the ConvNet kernel's reach; of 224 px, 1000 images are 1.2 GB
-    if name == "quick":
-        # Chosen on --split validation, 16 px, ipc 1, seed 0, 2000 images, 3 students of width 32, after 50, 100 and 300
-        # steps: MNIST 68.5, 73.0, 63.9 (the regression itself 78.8, 85.0, 85.7), CIFAR-10 21.9, 22.4, 21.9. At depth 1
-        # after 100: 65.8 and 20.6. The ConvNet's kernel on CIFAR-10, in more time: 16.9 (3 blocks, batches of 50, 20
-        # steps) and 17.0 (1 block, 100, 40).
-        batch = max(1000 if large else 2000, facts.classes)
-        fields = {"kernel": "fc", "depth": 3, "iterations": 100, "target_batch": batch, "student_steps": 1000}
-        return Recipe(Config(convnet_for(facts.depth, 32), **fields), Evaluation(students=3, test_images=2000))
-    # The notebooks' lr, batch and ridge. Steps and whitening: those of the file that nn_training.ipynb takes, "~ 1000
-    # or more" there. Its students are convnet:width=1024,norm=none; here the field's network, as for every method.
-    fields = {"kernel": "fc", "target_batch": max(1000, facts.classes)} if large else {}
-    fields |= {"zca": "kip" in facts.whitened}
-    return Recipe(Config(convnet_for(facts.depth), **fields), Evaluation(students=5))
-
-
-_smoke = partial(
-    replace,
-    iterations=3,
-    target_batch=20,
-    student_steps=5,
-    backbone="convnet:width=8,depth=2",
-)
-
-METHODS = (
-    Method(
-        "kip",
-        "ridge regression by the kernel of an infinitely wide network",
-        "Nguyen et al., NeurIPS 2021, arXiv 2107.13034",
-        "kip",
-        presets(
-            _recipe,
-            smoke=_smoke,
-        ),
-        distill=distill,
-        work=work,
-        protocol=protocol,
-        student_work=student_work,
-    ),
-)

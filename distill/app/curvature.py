@@ -21,15 +21,16 @@ from distill.evaluation.row_files import find_rows
 from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
 from distill.reports.tables import aligned
+from distill.runs.description import difference
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
-from distill.runs.run import difference
 from distill.training.features import embedding
 from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, loss_surface, top_eigenvalue
+from robust.theory.landscape import loss_surface
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
 from robust.threat import family_of
 
 __all__ = ["run_curvature"]

@@ -24,6 +24,7 @@ from distill.experiment import Experiment, Recipe
 from distill.methods.method import Method
 from distill.reports.grid import save_grid
 from distill.reports.outcome import finish, missing_columns, show
+from distill.runs.locks import locked
 from distill.runs.ranks import (
     barrier,
     become_launcher,
@@ -35,7 +36,7 @@ from distill.runs.ranks import (
     requested_processes,
     world_size,
 )
-from distill.runs.run import Run, locked
+from distill.runs.run import Run
 from distill.runs.version import project_version
 from distill.training.protocol import selected_protocol
 

@@ -27,7 +27,8 @@ from distill.reports.outcome import finish, missing_columns, show
 from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
-from distill.runs.run import Run, locked
+from distill.runs.locks import locked
+from distill.runs.run import Run
 from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 

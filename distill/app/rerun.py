@@ -1,5 +1,6 @@
 """`bash run.sh rerun RUN`: repeats a run from its experiment.json alone, in a folder of its own."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,9 +77,8 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
     if kind not in ("Experiment", "Judgement"):
         what = f"the stage {description['stage']}, a part of other runs" if "stage" in description else "no run"
         raise InputError(f"{folder} holds {one_line(what, 80)}; give the folder of a run of a method or of evaluate")
-    check_packages(
-        folder, _texts([description, record.get("attacks"), record.get("threat")]), request.packages.split(",")
-    )
+    named = json.dumps([description, record.get("attacks")])
+    check_packages(folder, [named], [*flags, *request.packages.split(",")])
     try:
         description |= {"evaluation": _with_columns(description.get("evaluation"), record)}
         if kind == "Experiment":
@@ -165,13 +165,6 @@ def _check_other(folder: Path, target: Path) -> None:
     """Refuse to write a repetition into the folder of the run that is repeated."""
     if target.resolve() == folder.resolve():
         raise InputError(f"the repetition would be {folder} itself; choose another folder of runs (--runs DIR)")
-
-
-def _texts(value: Any) -> list[str]:
-    """Return all texts in a value of JSON."""
-    if isinstance(value, (dict, list)):
-        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
 
 
 def _version_of(record: dict[str, Any]) -> str:

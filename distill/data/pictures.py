@@ -22,6 +22,7 @@ from torch import Tensor
 
 from distill.data.decode import Header, decode, header, reason, scaled
 from distill.data.image_files import ENDINGS, LIMIT, ImageFiles
+from distill.data.images import Images
 from distill.errors import InputError
 from distill.runs.files import write_atomic
 from distill.runs.foreign import open_regular
@@ -44,7 +45,7 @@ NUMBERED = re.compile(r"new(\d{3,})")
 """a class's folder in the official code of SRe2L"""
 
 
-def write_pictures(images: Tensor, labels: Tensor, classes: tuple[str, ...], folder: Path) -> None:
+def write_pictures(images: Images, labels: Tensor, classes: tuple[str, ...], folder: Path) -> None:
     """Write each image as a PNG file.
 
     Args:

@@ -13,9 +13,9 @@ from distill.data import ImageSet
 from distill.evaluation.column_kinds import AttackColumn, Column, TransferColumn, WorstColumn
 from robust import PGD, Threat, Transfer
 from robust.evaluation.advice import MARGIN, remedy
-from robust.evaluation.checks import Judged, check_report, suspect_results, verdict
+from robust.evaluation.checks import AttackResult, check_report, suspect_results, verdict
 from robust.evaluation.suspicion import EXAMINED, not_finite
-from robust.evaluation.verdicts import doubts_of, examine
+from robust.evaluation.verdicts import doubts_about, examine
 from robust.network.expectation import is_random
 
 __all__ = ["verdicts"]
@@ -67,7 +67,7 @@ def verdicts(
 def _doubts(column: AttackColumn, model: nn.Module, of_model: Sequence[str]) -> tuple[str, ...]:
     """Return which doubts of a model concern a column; a transfer never uses the model's gradient."""
     is_transfer = isinstance(column, TransferColumn)
-    return doubts_of(Transfer(model, column.attack) if is_transfer else column.attack, of_model)
+    return doubts_about(Transfer(model, column.attack) if is_transfer else column.attack, of_model)
 
 
 def _of_worst(
@@ -81,11 +81,11 @@ def _of_worst(
     return tuple(reason for reason in found if not (has_margin and remedy(reason) == MARGIN))
 
 
-def _judged(column: AttackColumn, threat: Threat, bools: Tensor) -> Judged:
+def _judged(column: AttackColumn, threat: Threat, bools: Tensor) -> AttackResult:
     attack, strength = column.attack, 0
     if isinstance(attack, PGD) and column.kind == "white":  # attacks of this kind are compared by their strength
         strength = attack.steps * attack.restarts
-    return Judged(column.base, bools, threat, column.kind, "pgd" if strength else "", strength)
+    return AttackResult(column.base, bools, threat, column.kind, "pgd" if strength else "", strength)
 
 
 def _refuse_impossible(bools: Mapping[str, Tensor], attacked: Sequence[Column]) -> None:

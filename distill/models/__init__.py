@@ -1,11 +1,11 @@
-"""Backbones: each module's BACKBONES maps a name to a builder; every other name is a timm model's.
+"""Backbones: the BACKBONES of each module in this folder map names to builders; any other name is a timm model.
 
-A builder is called as builder(channels, image_size, num_classes, **options); the options of a spec such as
-"convnet:width=64,norm=batch" are its keyword-only parameters. The folder is the registry. A timm model's option is its
-stem, for the ResNets: "timm:resnet18:stem=stride2".
+A builder is called as builder(channels, image_size, num_classes, **options). Its keyword-only parameters are the
+options of a spec, such as "convnet:width=64,norm=batch". timm's ResNets have the option stem, as in
+"timm:resnet18:stem=stride2".
 
-timm's ResNets (and RegNets) start as torchvision's, with which the official codes train: the scale of the last
-BatchNorm of each residual branch is 1. timm's own default is 0, so that a fresh network has no residual branches.
+timm's ResNets (and RegNets) are initialised as torchvision's, which the official codes use: the scale of the last
+BatchNorm of each residual branch is 1. timm's default is 0, with which a fresh network has no residual branches.
 """
 
 import re
@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
-from typing import Any, Literal, Protocol, get_args, get_type_hints, overload
+from typing import Any, Literal, Protocol, cast, get_args, get_type_hints, overload
 
 import torch
 from torch import nn
@@ -25,7 +25,8 @@ from robust.spec import object_named
 __all__ = ["BACKBONES", "Sized", "build"]
 
 Stem = Literal["auto", "imagenet", "stride1", "stride2"]
-"""of a ResNet: its own 7x7 of stride 2 with pooling, or 3x3 without; auto takes stride 1 up to 64 px, its own above"""
+"""first layers of a ResNet: imagenet is 7x7 of stride 2 with pooling, the others 3x3 without pooling; auto is stride1
+up to 64 px and imagenet above"""
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     name: builder
@@ -36,11 +37,11 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 LARGEST = 2**16
-"""number that an option of a network takes"""
+"""largest number that an option of a network takes"""
 
 
 class Sized(Protocol):
-    """What says which images a network is for, such as an `ImageSet` or a `DistilledSet`."""
+    """A set of images that a network is built for, such as an `ImageSet` or a `DistilledSet`."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,10 +91,10 @@ def build(
     """
     if like is not None:
         (channels, image_size, _), num_classes = like.image_shape, like.num_classes
-    elsewhere = re.fullmatch(r"(\w+(?:\.\w+)+:\w+)(?::(.*))?", spec)
-    if elsewhere:
-        name, rest = elsewhere[1], elsewhere[2] or ""
-        builder = _elsewhere(name)
+    in_package = re.fullmatch(r"(\w+(?:\.\w+)+:\w+)(?::(.*))?", spec)
+    if in_package:
+        name, rest = in_package[1], in_package[2] or ""
+        builder = _from_package(name)
     else:
         name, _, rest = spec.removeprefix("timm:").partition(":")
         builder = BACKBONES[name] if name in BACKBONES and not spec.startswith("timm:") else _timm(name)
@@ -125,7 +126,7 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
     return options
 
 
-def _elsewhere(name: str) -> Callable[..., nn.Module]:
+def _from_package(name: str) -> Callable[..., nn.Module]:
     """Return the builder `package.module:name`."""
     try:
         found = object_named(name, "backbone")
@@ -133,11 +134,11 @@ def _elsewhere(name: str) -> Callable[..., nn.Module]:
         raise InputError(str(error)) from None
     if not callable(found):
         raise InputError(f"backbone {name} is a {type(found).__name__}; it must be a function that returns a network")
-    return found
+    return cast(Callable[..., nn.Module], found)
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
-    """Return a builder for a timm model, without weights; images up to 64 px get stems that fit them."""
+    """Return a builder for a timm model without pretrained weights; images up to 64 px get stems for small images."""
     import timm  # slow to import
 
     if not timm.is_model(name):
@@ -146,19 +147,20 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         raise InputError(f"unknown backbone '{name}'{hint} Known: {', '.join(BACKBONES)}, and every timm model name")
 
     def builder(channels: int, image_size: int, num_classes: int, *, stem: Stem = "auto") -> nn.Module:
-        shared = {"pretrained": False, "num_classes": num_classes, "in_chans": channels}
+        shared: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
         small = image_size <= 64
-        attempts = [{"img_size": image_size, "patch_size": 4}] if small else []
-        for extra in (*attempts, {"img_size": image_size}, {"zero_init_last": False}, {}):
+        attempts: list[dict[str, Any]] = [{"img_size": image_size}, {"zero_init_last": False}, {}]
+        attempts = [{"img_size": image_size, "patch_size": 4}, *attempts] if small else attempts
+        for extra in attempts:
             try:
-                network = timm.create_model(name, **shared, **extra)
+                network = timm.create_model(name, pretrained=False, **shared, **extra)
                 known = isinstance(getattr(network, "maxpool", None), nn.MaxPool2d) and hasattr(network, "conv1")
                 if known and stem != "imagenet" and (small or stem != "auto"):
                     _stem_for_small_images(network, channels, 2 if stem == "stride2" else 1)
-                with torch.no_grad():  # most take any size when made, and fail only when called
+                with torch.no_grad():  # most models are built for any size, and fail only when called
                     network.eval()(torch.zeros(1, channels, image_size, image_size))
                 return network.train()
-            except Exception:  # each model refuses in its own way
+            except Exception:  # each model raises another error
                 continue
         raise InputError(f"timm's {name} takes no images of {image_size} px; take another backbone or --image-size")
 
@@ -166,8 +168,9 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 
 
 def _stem_for_small_images(network: nn.Module, channels: int, stride: int) -> None:
-    """Give a ResNet a 3x3 stem without pooling: of stride 1 as the CIFAR ones have, or 2 (7x7 leaves one pixel)."""
+    """Give a ResNet a 3x3 stem without pooling: of stride 1 as for CIFAR, or 2 (7x7 leaves one pixel)."""
     stem = network.conv1
     last = stem[-1] if isinstance(stem, nn.Sequential) else stem
+    assert isinstance(last, nn.Conv2d)
     network.conv1 = nn.Conv2d(channels, last.out_channels, 3, stride=stride, padding=1, bias=False)
     network.maxpool = nn.Identity()

@@ -1,8 +1,8 @@
-"""AlexCifarNet, the network of Dataset Distillation on CIFAR-10, which is cuda-convnet's.
+"""AlexCifarNet, the network of Dataset Distillation on CIFAR-10, taken from cuda-convnet.
 
 METHODS: two convolutions of 64 channels with overlapping max pooling and local response normalisation, three linear
-layers. Here the first linear layer is sized by the real feature map, so that other image sizes and grey images work
-too; at three channels of 32 pixels the network is the original.
+layers. Here the size of the first linear layer follows from the feature map, so that other image sizes and grey images
+work too; for colour images of 32 px the network is the original.
 """
 
 from torch import nn

@@ -1,11 +1,11 @@
 """The ConvNet of the field: `depth` blocks of convolution, norm, activation and 2x2 pooling, then one linear layer.
 
 The network of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021), section 4, as its code builds it:
-instance norm is a GroupNorm with a group a channel (no running statistics), initialisation is PyTorch's, or, with
+instance norm is a GroupNorm with one group per channel (no running statistics), initialisation is PyTorch's, or, with
 init=he, that of "Delving Deep into Rectifiers" (He et al., ICCV 2015), which GUARD's paper names (section 7.1).
 
-Deviation: the code pads the first convolution of every one-channel network by 3; here only of 28-pixel images, which
-that is made for (28 -> 32). Other grey sizes are padded by 1 as colour ones.
+Deviation: the code pads the first convolution of every one-channel network by 3; here only for images of 28 px, for
+which this padding is made (28 -> 32). Grey images of other sizes are padded by 1, as colour images are.
 """
 
 from collections.abc import Callable
@@ -92,13 +92,9 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * size * size, num_classes)
         if init == "he":
             for layer in self.modules():
-                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
                     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                     nn.init.zeros_(layer.bias)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the features before the classifier, (N, C, H, W) -> (N, D)."""
-        return self.features(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, C, H, W) -> (N, K)."""

@@ -1,12 +1,12 @@
-"""The network of FRePo: `depth` blocks of convolution, ReLU and 2x2 average pooling, each twice as wide as the last.
+"""The network of FRePo: `depth` blocks of convolution, ReLU and 2x2 average pooling; each doubles the width.
 
 "Dataset Distillation using Neural Feature Regression" (Zhou et al., NeurIPS 2022), `Conv` of its code: widths 128, 256,
 512; a norm, if any, stands before each convolution but the first; weights from a normal of variance 1 / fan in, cut at
 two standard deviations and rescaled (LeCun, as in Flax); biases 0. BatchNorm keeps a tenth of its running statistics in
 each step (momentum 0.1 of Flax is 0.9 of PyTorch).
 
-Deviations: running variances are the unbiased ones; one-channel images are padded by 3 where they have 28 pixels, as
-in `distill.models.convnet`, not at all sizes; other norms than BatchNorm are as there.
+Deviations: running variances are unbiased; grey images are padded by 3 only if they have 28 px, as in
+`distill.models.convnet`, not at all sizes; norms other than BatchNorm are those of `distill.models.convnet`.
 """
 
 import math
@@ -18,7 +18,7 @@ from distill.models.convnet import NORMS, Norm
 
 __all__ = ["BACKBONES"]
 
-CUT = 0.87962566103423978  # standard deviation of a standard normal cut at two of them
+CUT = 0.87962566103423978  # standard deviation of a standard normal that is cut at two standard deviations
 
 
 def frepo_convnet(

@@ -1,8 +1,8 @@
 """The field's pool of networks for evaluation across architectures, as the DatasetCondensation code has them.
 
 METHODS: MLP, LeNet, AlexNet, VGG11 and ResNet-18 for images of 32 pixels (28 where grey), without or with instance norm
-(a GroupNorm with a group a channel) or BatchNorm. Here the classifier is sized by the real feature map, so that other
-image sizes work too; at the sizes of the original the networks are the same.
+(a GroupNorm with one group per channel) or BatchNorm. Here the size of the classifier follows from the feature map, so
+that other image sizes work too; at the original sizes the networks are the same.
 """
 
 from typing import Literal
@@ -25,13 +25,13 @@ def _with_classifier(features: nn.Sequential, channels: int, image_size: int, he
     Raises:
         InputError: the images are too small for the features, or for an instance norm in them.
     """
-    features.eval()  # the look at the shape leaves no trace in a BatchNorm
+    features.eval()  # so that the pass which measures the shape changes no BatchNorm
     try:
         with torch.no_grad():
             ingoing = features(torch.zeros(1, channels, image_size, image_size)).numel()
-    except ValueError:  # GroupNorm's; a single value less its mean is 0, so the logits would not depend on the image
+    except ValueError:  # of GroupNorm: a single value minus its mean is 0, so the logits would not depend on the image
         raise InputError(
-            f"images of {image_size} px come to one pixel, which instance norm makes constant; "
+            f"images of {image_size} px shrink to one pixel, which instance norm makes constant; "
             "take convnet, a larger --image-size, or (where one pixel is enough) norm=batch"
         ) from None
     except RuntimeError:

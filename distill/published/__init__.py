@@ -1,1 +1,1 @@
-"""Sets of other code: formats, colour spaces, labels; reading without unpickling."""
+"""Distilled sets of other code: formats, colour spaces, labels; reading without executing anything in a file."""

@@ -1,4 +1,4 @@
-"""The files of official repositories, each read as it is: one function a format; MTT and Hugging Face have own modules.
+"""The files of official repositories, one function per format; MTT and Hugging Face have modules of their own.
 
 DC, DSA and DM (VICO-UoE/DatasetCondensation), CAFE and DCC, which share theirs; DD (SsnL/dataset-distillation) and
 SLDD; MTT and TESLA; FRePo; KIP (google-research/kip); IDC (snu-mllab/Efficient-Dataset-Condensation); SRe2L, CDA and
@@ -90,7 +90,7 @@ def _dd(path: Path, reading: Reading) -> Raw:
     backbone = "lenet" if x.shape[1] == 1 else "alexcifarnet"
     method = "sldd" if soft else "dd"
     x, y, own = x[by_class], y[by_class], {}
-    if soft:  # free vectors, of which the nearest probabilities are for students of the standard protocol
+    if soft:  # free vectors; students of the standard protocol get the nearest probabilities
         y, own = probabilities(y.float()), {"labels": y.float()}
     return Raw(x, y, method, "normalised", description, "", backbone, training, own)
 
@@ -98,9 +98,9 @@ def _dd(path: Path, reading: Reading) -> Raw:
 def _frepo(path: Path, reading: Reading) -> Raw:
     images, labels = _arrays(path, "image", "label")
     count = labels.shape[1]
-    # its labels begin as centred one-hot ones divided by this (lib/datadistillation/frepo.py)
+    # FRePo's initial labels are centred one-hot vectors divided by this factor (lib/datadistillation/frepo.py)
     scaled = labels * (count / 10) ** 0.5
-    # its students, as script/eval.py trains them: images of digits, which are grey, are not mirrored
+    # augmentation of students in script/eval.py: grey images, which are digits, are not mirrored
     augment = f"{'' if images.shape[1] == 1 else 'flip_'}color_crop_rotate_translate_cutout"
     training = MethodTraining(lr=3e-4, augment=augment)
     soft = _classified(scaled)
@@ -111,7 +111,7 @@ def _kip(path: Path, reading: Reading) -> Raw:
     images, labels = _arrays(path, "images", "labels")
     name = path.name
     space = "normalised" if "nozca" in name else "whitened" if "zca" in name else "unsaid"
-    # students of nn_training.ipynb; those of whitened sets would need KIP's whitening as a layer, which it cannot be
+    # students of nn_training.ipynb; for whitened sets they would need KIP's whitening as a layer, which is impossible
     training = MethodTraining()
     if space == "normalised":
         training = MethodTraining(steps=5000, w_std=2**0.5, b_std=0.1)
@@ -127,7 +127,7 @@ def _idc(path: Path, reading: Reading) -> Raw:
     factor = reading.factor or factor_in(path)
     if factor is None:
         raise InputError(
-            f"{path} does not say how many images are packed in one: give --factor 2 (IDC), 3 (IDC on ImageNet) or 1 "
+            f"{path} does not tell how many images are packed in one: give --factor 2 (IDC), 3 (IDC on ImageNet) or 1 "
             "(IDC-I); --source tensors where it is not IDC's"
         )
     if factor > images.shape[-1]:
@@ -162,7 +162,7 @@ def unpacked(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tenso
     Args:
         images: (N, C, H, H); where factor does not divide H, they are first filled up with 0.5 below and at the right.
         labels: (N,) classes.
-        factor: images along a side.
+        factor: number of images along a side of a stored image.
 
     Returns:
         (N factor², C, H, H), of each class first all upper left ones, then the next to the right, ...; (N factor²,).
@@ -247,12 +247,12 @@ def _ours(path: Path, reading: Reading) -> Raw:
 
 
 def _arrays(path: Path, images: str, labels: str) -> tuple[Tensor, Tensor]:
-    """Return images (N, C, H, W) of an .npz that has them so or as (N, H, W, C), and labels (N, K)."""
+    """Return images (N, C, H, W), from (N, C, H, W) or (N, H, W, C), and labels (N, K) of an .npz."""
     arrays = read_npz(path)
     if not {images, labels} <= set(arrays):
         raise InputError(f"{path} has arrays {brief(', '.join(arrays)) or '(none)'}; expected {images} and {labels}")
     x, y = read_pair(path, [arrays[images], arrays[labels]], "")
-    channels_first = x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)  # RFAD's
+    channels_first = x.shape[1] in (1, 3) and x.shape[3] not in (1, 3)  # as RFAD writes them
     if not (channels_first or x.shape[3] in (1, 3)) or y.ndim != 2:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise InputError(

@@ -1,7 +1,7 @@
-"""Folders that Hugging Face datasets wrote (save_to_disk), of which only the bytes in them are decoded."""
+"""Folders that Hugging Face datasets wrote (save_to_disk); only bytes in their tables are decoded."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from distill.data.image_files import LIMIT
 from distill.data.pictures import decode_pictures
@@ -14,18 +14,18 @@ from distill.runs.foreign import brief, read_json, refuse_irregular
 __all__ = ["STATE", "read_hugging_face"]
 
 STATE = ("state.json", "dataset_dict.json")
-"""by which a folder of one, or of several by split, is known"""
+"""files that mark a folder of one table, or of several tables by split"""
 _PLAIN = ("Value", "ClassLabel", "Array2D", "Array3D", "Array4D", "Array5D")
 
 
 def read_hugging_face(path: Path, reading: Reading) -> Raw:
-    """Read a folder of datasets, or the folder of the .arrow file that is given.
+    """Read a folder of datasets, or the folder of an .arrow file.
 
     Returns:
-        the set; pixels are divided by 255 unless the column is `pixels`, as our export has it.
+        the set; pixels are divided by 255 unless the column is `pixels`, which our export writes.
 
     Raises:
-        InputError: the package is missing, or it is no whole set of images and labels.
+        InputError: the package is missing, or the folder is no whole set of images and labels.
     """
     path = path if path.is_dir() else path.parent
     try:
@@ -35,7 +35,9 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
     place = _part(path)
     try:
         found = datasets.load_from_disk(str(place), keep_in_memory=False)
-        found.data.validate(full=True)  # pyarrow trusts offsets, and ends the process where they lead elsewhere
+        if not isinstance(found, datasets.Dataset):
+            raise InputError(f"{path} holds several tables; give one of them")
+        found.data.validate(full=True)  # pyarrow trusts offsets, and a wrong one ends the process
         exact = "pixels" in found.column_names
         column = next((name for name in ("pixels", "image", "img") if name in found.column_names), None)
         target = next((name for name in ("soft_label", "label", "labels") if name in found.column_names), None)
@@ -53,7 +55,7 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
             if not _is_plain(found.features[name]):  # audio, lists of images: datasets would open their paths
                 raise InputError(f"{path}: column {name} holds {type(found.features[name]).__name__}, not numbers")
         if encoded:  # datasets would open the path, or the address, of a cell without bytes
-            cells = found.with_format(None).cast_column(column, datasets.Image(decode=False))[column]
+            cells: Any = found.with_format(None).cast_column(column, datasets.Image(decode=False))[column]
             images = decode_pictures([cell and cell["bytes"] for cell in cells], f"{path}: column {column}")
         else:
             images = as_tensor(found[:][column], f"{path}: {column}")
@@ -77,10 +79,10 @@ def read_hugging_face(path: Path, reading: Reading) -> Raw:
 
 
 def _part(path: Path) -> Path:
-    """Return the folder of one table: the path, or its split `train`, or the first, and check the files that it names.
+    """Return the folder of one table, after a check of the file names in it: the path, its split `train`, or the first.
 
     Raises:
-        InputError: a file of JSON is damaged, or names what is not in the folder.
+        InputError: a file of JSON is damaged, or names a file outside the folder.
     """
     if (path / STATE[1]).exists():
         splits = _json(path / STATE[1]).get("splits")
@@ -88,12 +90,12 @@ def _part(path: Path) -> Path:
             raise InputError(f"{path / STATE[1]} is damaged: splits are names of folders beside it")
         path = path / ("train" if "train" in splits else splits[0])
     files = _json(path / STATE[0]).get("_data_files")
-    names = (
-        [each.get("filename") if isinstance(each, dict) else None for each in files] if isinstance(files, list) else []
-    )
     if files == []:
         raise InputError(f"{path} has no rows; a set has at least one image")
-    if not names or not all(_is_name(name) for name in names):
+    listed = files if isinstance(files, list) else []
+    found = [each.get("filename") if isinstance(each, dict) else None for each in listed]
+    names = [name for name in found if _is_name(name)]
+    if not names or len(names) < len(found):
         raise InputError(f"{path / STATE[0]} is damaged: _data_files are names of files beside it")
     for name in names:
         refuse_irregular(path / name)
@@ -112,12 +114,12 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _is_name(name: Any) -> bool:
-    """Return whether this names a file or a folder beside another, and nothing elsewhere."""
+def _is_name(name: Any) -> TypeGuard[str]:
+    """Return whether this is the name of a file or a folder, without a path."""
     return isinstance(name, str) and Path(name).name == name and name not in ("", ".", "..") and "\0" not in name
 
 
 def _is_plain(kind: Any) -> bool:
-    """Return whether a column of datasets is of numbers or lists of them, which need no decoding."""
+    """Return whether a column of datasets holds numbers or lists of numbers, which need no decoding."""
     inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
     return type(kind).__name__ in _PLAIN if inner is None else _is_plain(inner)

@@ -1,4 +1,4 @@
-"""Sets of MTT and its heirs (TESLA, FTD, DATM): images_*.pt, labels_*.pt beside them, in one file each or in parts."""
+"""Sets of MTT and its successors (TESLA, FTD, DATM): images_*.pt with labels_*.pt beside them, whole or in parts."""
 
 import re
 from pathlib import Path
@@ -19,14 +19,14 @@ from robust import Normalize
 __all__ = ["images_in", "read_mtt"]
 
 UNLIKE = 0.5
-"""correlation of images below which they are others, and not the same ones some iterations on"""
+"""correlation of images below which two files hold different images, and not the same images at other iterations"""
 
 
 def read_mtt(path: Path, reading: Reading) -> Raw:
-    """Read a set: the file of its images, or the folder that has it or its parts.
+    """Read a set from the file of its images, or from the folder of that file or of its parts.
 
     Returns:
-        the set, of several parts sorted by class.
+        the set; if it has several parts, sorted by class.
 
     Raises:
         InputError: a file is missing or damaged, or the folder has several sets.
@@ -49,23 +49,23 @@ def read_mtt(path: Path, reading: Reading) -> Raw:
         if len(rates) > 1:
             raise InputError(f"{path} has parts with other learning rates each: give --lr")
         lr = next(iter(rates), None)
-    constants = None
+    constants, card = None, beside.get("card")  # the card is of our export
     if "images_zca" in files[0].name:
-        space = "pixels"  # it is the inverse that the official code writes for the eye
-    elif card := beside.get("card"):  # of our export
+        space = "pixels"  # the official code inverts the whitening and writes pixels, for viewing
+    elif card is not None:
         try:
-            kept = read_json(card)
-            space = {"normalised": "normalised", "whitened": "whitened"}[kept["space"]]
-            if lr is None and kept["lr"] is not None:
-                lr = checked_rate(kept["lr"])
-            if space == "normalised" and reading.space == "auto" and "mean" in kept:
-                constants = checked_constants(kept["mean"], kept["std"], images.shape[1])
+            facts = read_json(card)
+            space = {"normalised": "normalised", "whitened": "whitened"}[facts["space"]]
+            if lr is None and facts["lr"] is not None:
+                lr = checked_rate(facts["lr"])
+            if space == "normalised" and reading.space == "auto" and "mean" in facts:
+                constants = checked_constants(facts["mean"], facts["std"], images.shape[1])
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{card} is damaged; delete it and give --lr and --space") from None
     name = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}, {len(files)} parts of one set,"
-    description = f"{name} with {beside['labels'].name} of MTT or its heirs, learning rate "
+    description = f"{name} with {beside['labels'].name} of MTT or its successors, learning rate "
     description += "not in the file (--lr gives it to --protocol own)" if lr is None else f"{lr:.3g}"
-    if constants is not None:  # not every data set has constants in MTT's code
+    if constants is not None and card is not None:  # not every data set has constants in MTT's code
         images, space = Normalize(*constants).inverse(images), "pixels"
         description += f", normalised with the mean and std in {card.name}, undone"
     training, own = MethodTraining(), {}
@@ -87,7 +87,7 @@ def images_in(folder: Path) -> list[Path]:
 
 def _check(path: Path) -> None:
     if not re.match(r"(ema_)?images", path.name):
-        raise InputError(f"{path} is a single tensor; of sets of MTT and its heirs give the file images_*.pt")
+        raise InputError(f"{path} is a single tensor; of sets of MTT and its successors give the file images_*.pt")
     if "labels" not in companions(path):
         wanted = path.name.replace("images_zca", "images").replace("images", "labels")
         raise InputError(f"there is no file {path.with_name(wanted)}, with the labels of {path.name}")
@@ -124,9 +124,9 @@ def _files_of(folder: Path, reading: Reading) -> list[Path]:
 
 
 def _numbered(folder: Path, like: Path) -> list[Path]:
-    """Return the files of a folder that are numbered from 0 without a gap, where that is how `like` is named.
+    """Return the files of a folder with names as `like` if their numbers run from 0 without a gap, else none.
 
-    MTT's code writes images_best.pt and one file each some hundred iterations, whose numbers are no row.
+    MTT's code writes images_best.pt and a file every few hundred iterations, whose numbers do not follow each other.
     """
     named = re.fullmatch(r"((?:ema_)?images_)\d+\.pt", like.name)
     if not named or any(each.stem.endswith("images_best") for each in images_in(folder)):
@@ -136,20 +136,20 @@ def _numbered(folder: Path, like: Path) -> list[Path]:
 
 
 def _are_parts(files: list[Path]) -> bool:
-    """Return whether files have other classes each, or other images of the same classes, not the same further on."""
+    """Return whether files differ in classes or hold different images, not one set at several iterations."""
     _check(files[0])
     first, *others = (read_pair(each, [read_pickle(each), read_pickle(companions(each)["labels"])]) for each in files)
     for images, labels in others:
         if images.shape != first[0].shape or not torch.equal(labels, first[1]):
             continue
-        centred = (each - each.mean((1, 2, 3), keepdim=True) for each in (images, first[0]))
-        if F.cosine_similarity(*(each.flatten(1) for each in centred)).mean() >= UNLIKE:
+        here, there = ((each - each.mean((1, 2, 3), keepdim=True)).flatten(1) for each in (images, first[0]))
+        if F.cosine_similarity(here, there).mean() >= UNLIKE:
             return False
     return True
 
 
 def _joined(files: list[Path], pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return all images and labels, of several parts sorted by class."""
+    """Return all images and labels; of several parts, sorted by class."""
     if len(pairs) == 1:
         return pairs[0]
     shapes = {(images.shape[1:], labels.shape[1:]) for images, labels in pairs}

@@ -1,4 +1,4 @@
-"""Images and labels that nobody's code in particular saved: a tuple, a list, a dict or an .npz of the two."""
+"""Images and labels in no particular format: a tuple, a list, a dict or an .npz of the two."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ from distill.errors import InputError
 __all__ = ["pair_in", "pixels_or_unsaid", "with_channels_first"]
 
 IMAGES = ("images", "image", "imgs", "img", "x", "data", "inputs")
-"""names of the one"""
+"""keys of the images, in lower case"""
 LABELS = ("labels", "label", "y", "targets", "target")
-"""names of the other"""
+"""keys of the labels"""
 FAR = 0.05
-"""share of values outside [0, 1], and how far outside, up to which images are pixels"""
+"""images are pixels if at most this share of their values is outside [0, 1] by more than this"""
 
 
 def pair_in(content: Any) -> tuple[tuple[Any, Any], str] | None:
-    """Return images and labels, and the names of what is left of a dict; None where there are no such two tensors.
+    """Return images and labels, and the names of the other entries of a dict; None if there are no such two tensors.
 
     >>> x, y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
     >>> [pair_in(each) is not None for each in ((x, y), {"x": x, "Y": y}, (x, y, y), {"data": [[x, y]]}, x)]
@@ -46,7 +46,7 @@ def with_channels_first(path: Path, images: Tensor) -> Tensor:
     """Return images as (N, C, H, W), of (N, C, H, W), (N, H, W, C) or, grey, (N, H, W); C is 1 or 3.
 
     Raises:
-        InputError: they are none of these.
+        InputError: the images have another shape.
     """
     shape = tuple(images.shape)
     if images.ndim == 3:
@@ -61,9 +61,9 @@ def with_channels_first(path: Path, images: Tensor) -> Tensor:
 
 
 def pixels_or_unsaid(images: Tensor) -> tuple[Tensor, str, str]:
-    """Return images (N, C, H, W) float32 with their space, "pixels" or "unsaid", and what is said of them.
+    """Return images (N, C, H, W) float32 with their space, "pixels" or "unsaid", and a note for the message.
 
-    Whole numbers from 0 to 255 are bytes.
+    Whole numbers from 0 to 255 are read as bytes.
     """
     low, high = images.min().item(), images.max().item()
     images = images.float()

@@ -1,4 +1,4 @@
-"""A set as its file has it, and what every format asks of images and labels."""
+"""A set as its file has it, and checks of images and labels that all formats share."""
 
 from dataclasses import dataclass, field
 from math import isfinite
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.data.facts import Constants
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.unpickled import as_tensor
@@ -27,50 +27,50 @@ __all__ = [
 ]
 
 NAMES = ("images", "labels")
-"""parts of a pair"""
+"""names of the two tensors of a pair"""
 SPACES = ("pixels", "normalised", "whitened")
-"""coordinates that images can be kept in"""
+"""coordinates that published images can have"""
 
 
 @dataclass(frozen=True)
 class Raw:
     """A set as its file has it."""
 
-    images: Tensor | ImageFiles
+    images: Images
     """(N, C, H, W)"""
     labels: Tensor
     """(N,) int64, or (N, K) float32"""
     method: str
-    """name of the method, as far as it is known"""
+    """name of the method, "" if unknown"""
     space: str
     """"pixels", "normalised", "whitened", "by data set" (FRePo), or "unsaid" """
     description: str
-    """what it is, for the user"""
+    """what the file is, for a message"""
     augment: str = ""
-    """of its students; "dsa", "dc": what DSA's or DC's code trains students with on the data set"""
+    """augmentation of students; "dsa" and "dc" stand for that of DSA's or DC's code on the data set"""
     backbone: str = ""
-    """of students; "" for a ConvNet of the size"""
+    """network of students; "" for the ConvNet of the image size"""
     training: MethodTraining = field(default_factory=MethodTraining)
     """of `DistilledSet`"""
     training_tensors: dict[str, Tensor] = field(default_factory=dict)
     """of `DistilledSet`"""
     names: tuple[str, ...] | None = None
-    """of the classes that labels count; None for those of the data set"""
+    """names of the classes in the order of the labels; None for the classes of the data set"""
     warnings: tuple[str, ...] = ()
-    """what is odd about it"""
+    """messages about oddities of the file"""
     constants: Constants | None = None
-    """mean and std of its students, where the file says them"""
+    """mean and std of students, if the file contains them"""
     dataset: str = ""
-    """the data set, where the name of the file has it"""
+    """the data set, if the name of the file contains it"""
     spaces: tuple[str, ...] = SPACES
-    """those of SPACES that its images may be in"""
+    """coordinates of SPACES that the images may have"""
 
 
 def read_pair(path: Path, parts: Any, which: str = "") -> tuple[Tensor, Tensor]:
-    """Return images (N, C, H, W) float32 and labels, of one another's length, from a list or tuple of both.
+    """Return images (N, C, H, W) float32 and labels of the same length, from a list or tuple of both.
 
     Raises:
-        InputError: they are no numbers, or do not fit each other.
+        InputError: the parts are no numbers, or do not fit each other.
     """
     if not isinstance(parts, (list, tuple)) or len(parts) != 2:
         raise InputError(f"{path}: {which or 'it'} is no pair of images and labels")
@@ -92,7 +92,7 @@ def checked_labels(path: Path, labels: Tensor, count: int, which: str = "") -> T
         which: of several sets in a file, for the error.
 
     Raises:
-        InputError: they are of another shape, there are none, or classes are no whole numbers.
+        InputError: the labels have another shape, there are none, or classes are no whole numbers.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -108,10 +108,10 @@ def checked_labels(path: Path, labels: Tensor, count: int, which: str = "") -> T
 
 
 def checked_rate(value: Any) -> float:
-    """Return a learning rate of a file.
+    """Return a learning rate from a file.
 
     Raises:
-        ValueError: it is no finite number > 0.
+        ValueError: the value is no finite number > 0.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise ValueError(f"the learning rate is {value!r}")
@@ -119,10 +119,10 @@ def checked_rate(value: Any) -> float:
 
 
 def checked_constants(mean: Any, std: Any, channels: int) -> Constants:
-    """Return mean and std of a file.
+    """Return mean and std from a file.
 
     Raises:
-        ValueError, TypeError: they are no finite numbers, one a channel, std > 0.
+        ValueError, TypeError: mean and std are no finite numbers, one per channel, std > 0.
     """
     constants = tuple(map(float, mean)), tuple(map(float, std))
     if not all(len(each) == channels and all(map(isfinite, each)) for each in constants) or min(constants[1]) <= 0:
@@ -131,10 +131,10 @@ def checked_constants(mean: Any, std: Any, channels: int) -> Constants:
 
 
 def single_file(folder: Path, found: list[Path]) -> Path:
-    """Return the one file of a set that a folder has.
+    """Return the only file of a set in a folder.
 
     Raises:
-        InputError: it has several.
+        InputError: the folder has several.
     """
     if len(found) > 1:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
@@ -144,7 +144,7 @@ def single_file(folder: Path, found: list[Path]) -> Path:
 
 
 def unsorted_warning(labels: Tensor) -> tuple[str, ...]:
-    """Return a warning where classes are not sorted."""
+    """Return a warning if classes are not sorted, else nothing."""
     if labels.ndim == 1 and not torch.equal(labels, labels.sort().values):
         return ("labels are not sorted by class, as the official code has them: do they belong to these images?",)
     return ()

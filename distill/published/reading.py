@@ -1,11 +1,11 @@
-"""Distilled sets that other code made: how they are asked for, and the file of ours that each becomes.
+"""Distilled sets that other code made: the flags that describe them, and the folder in which each is stored as ours.
 
-`bash run.sh evaluate PATH --dataset NAME` takes one: it is read once into
+`bash run.sh evaluate PATH --dataset NAME` reads a published set once into
 
-    runs/published/DATASET/NAME-DIGEST/    distilled.safetensors, and reading.json: what it was taken for
-                                           whitening.safetensors, where its students need one
+    runs/published/DATASET/NAME-DIGEST/    distilled.safetensors, and reading.json: how the set was read
+                                           whitening.safetensors, if its students need one
 
-and is then like a set of ours, for every command. The reader itself is handed in (`baselines.published`).
+which every command takes as a set of ours. The reader is a parameter (`distill.app.published`), because it needs SRe2L.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ __all__ = ["Read", "Reading", "companions", "factor_in", "import_set", "is_ours"
 
 """names of data sets in DC's code"""
 DEPTH = 2
-"""folders of a set, one in another: CLASS/FILE, or SPLIT/FILE"""
+"""levels of folders of a set: CLASS/FILE, or SPLIT/FILE"""
 FKD_DEPTH = 4
-"""folders of soft labels: DATASET/NAME/epoch_0/FILE"""
+"""levels of folders of soft labels: DATASET/NAME/epoch_0/FILE"""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a published set is read; all of it has no meaning for a set of ours.
+    """How a published set is read; sets of ours need none of these flags.
 
     Raises:
         ValueError: a field is out of its range.
@@ -48,21 +48,21 @@ class Reading:
     source: Literal[
         "auto", "ours", "dc", "dd", "mtt", "frepo", "kip", "idc", "tensors", "sre2l", "imagefolder", "hf"
     ] = "auto"
-    """whose format a published set has (docs/published.md); auto tells by its content"""
+    """format of a published set (docs/published.md); auto recognises it by the content"""
     space: Literal["auto", "pixels", "normalised", "whitened"] = "auto"
-    """coordinates of its images, where neither format nor name say"""
+    """image scale, if it cannot be detected"""
     experiment: int = 0
-    """dc: which of the sets in the file, from 0; negative ones count from the last"""
+    """dc: number of the set in the file, from 0; negative numbers count from the last"""
     factor: Annotated[int, Range(least=1, most=8)] | None = None
-    """idc: its images are factor x factor images each; None where the path has it, as in factor2"""
+    """idc: each stored image holds factor x factor images; None if the path names it, as in factor2"""
     lr: Positive | None = None
-    """mtt: the learned learning rate, which its files do not have and --protocol own needs"""
+    """mtt: the learned learning rate, which --protocol own needs and the files do not contain"""
     parts: bool = False
-    """mtt: images_0.pt, images_1.pt, ... of a folder are parts of one set, which is else told by their content"""
+    """mtt: images_0.pt, images_1.pt, ... of a folder are parts of one set; otherwise their content decides"""
     fkd: str | None = None
     """sre2l, imagefolder: folder of the set's soft labels, epoch_0/batch_0.tar, ..., for students of --protocol own"""
     augment: str | None = None
-    """augmentation of its students: "" for none, a DSA strategy, dc:..., kornia:...; None: what its code has"""
+    """augmentation of students: "" for none, a DSA strategy, dc:..., kornia:...; None for that of the set's code"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -71,21 +71,21 @@ class Reading:
 
 
 Read = Callable[[Path, Reading, Callable[[int], ImageSet], Path, Callable[[str], None]], DistilledSet]
-"""(set, how to read it, side in pixels -> real training images, folder for what its students need, say) -> the set"""
+"""(path, flags, side in pixels -> real training images, folder of the new set, receiver of messages) -> the set"""
 
 
 def is_ours(path: Path, reading: Reading) -> bool:
-    """Return whether a path is read as a set of ours, and not by what is handed in.
+    """Return whether a path is read as a set of ours, and not as a published set.
 
     Args:
-        path: a file or a folder, or nothing.
-        reading: what the flags say.
+        path: of a file or a folder, which may not exist.
+        reading: the flags.
 
     Returns:
-        True too where there is nothing, which reading says.
+        True also for a path that does not exist: the reader of our sets reports that.
 
     Raises:
-        InputError: flags for published sets are given for one of ours.
+        InputError: flags for published sets are given for a set of ours.
     """
     file = path / "distilled.safetensors" if path.is_dir() else path
     ours = (file.suffix == ".safetensors" and (file.exists() or reading.source == "ours")) or not path.exists()
@@ -106,13 +106,13 @@ def import_set(
     real: Callable[[int], ImageSet],
     read: Read,
 ) -> Path:
-    """Return the folder of a published set as one of ours, read now or earlier, and say what it is.
+    """Return the folder in which a published set is stored as ours, reading it if needed, and print how it was read.
 
     Args:
         path: a file or a folder that exists.
         reading: how to read it.
         dataset: name of the real data set.
-        data: hash of its images: names of classes and normalisation are theirs.
+        data: hash of the real images, from which names of classes and normalisation come.
         runs: folder of all runs.
         real: side in pixels -> the real training images at that size.
         read: the reader.
@@ -121,11 +121,11 @@ def import_set(
         the folder.
 
     Raises:
-        InputError: it is no such set, or cannot be read.
+        InputError: the path is no published set, or cannot be read.
     """
     folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading, data)[:12]}"
     record = folder / "reading.json"
-    lines = _said(record) if (folder / "distilled.safetensors").exists() else None
+    lines = _messages_in(record) if (folder / "distilled.safetensors").exists() else None
     if lines is None:
         lines = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,13 +137,13 @@ def import_set(
             raise
         content = {"path": str(path.absolute()), "reading": asdict(reading), "said": lines}
         write_text(record, json.dumps(content, indent=2) + "\n")
-    for line in (*lines, f"kept as a set of ours in {folder}"):
+    for line in (*lines, f"stored as a set of ours in {folder}"):
         print(f"{path}: {line}", file=sys.stderr)
     return folder
 
 
-def _said(record: Path) -> list[str] | None:
-    """Return what was said when a set was read; None where that did not come to its end."""
+def _messages_in(record: Path) -> list[str] | None:
+    """Return the messages of an earlier reading of a set; None where there was no complete one."""
     try:
         return list(map(str, read_json(record)["said"]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -151,23 +151,25 @@ def _said(record: Path) -> list[str] | None:
 
 
 def _digest(path: Path, reading: Reading, data: str) -> str:
-    """Return a hash of a file and its labels, or of a folder's files, with how and on which data they are read."""
-    how = {name: value for name, value in asdict(reading).items() if name != "fkd"}  # its files count, not its path
-    if not reading.parts:  # a field that earlier versions did not have
+    """Return a hash of a file and its labels, or of a folder's files, together with the flags and the data."""
+    how = {
+        name: value for name, value in asdict(reading).items() if name != "fkd"
+    }  # the files are hashed, not their path
+    if not reading.parts:  # a field that earlier versions lacked
         del how["parts"]
     if reading.source in ("auto", "idc") and reading.factor is None and (named := factor_in(path)) is not None:
         how["factor"] = named
     digest = hashlib.sha256(json.dumps(how | {"data": data}, sort_keys=True).encode())
-    whole = path.parent if path.suffix == ".arrow" else path  # its folder says what is in it
+    whole = path.parent if path.suffix == ".arrow" else path  # the folder lists the files of the set
     if whole.is_dir():
-        files = _files_in(whole, DEPTH)
+        files = _files_below(whole, DEPTH)
     else:
         files = {Path(each.name): each for each in (path, *companions(path).values())}
     if reading.fkd is not None:
         if not reachable(Path(reading.fkd)).is_dir():
             raise InputError(f"--fkd is {reading.fkd}: no such folder")
-        files |= {Path("fkd") / name: file for name, file in _files_in(Path(reading.fkd), FKD_DEPTH).items()}
-    for file in files.values():  # all of them first: none is read in vain
+        files |= {Path("fkd") / name: file for name, file in _files_below(Path(reading.fkd), FKD_DEPTH).items()}
+    for file in files.values():  # check all files before reading any
         refuse_irregular(file)
     for name, file in files.items():
         digest.update(os.fsencode(name) + b"\0")
@@ -179,13 +181,13 @@ def _digest(path: Path, reading: Reading, data: str) -> str:
 
 
 def factor_in(path: Path) -> int | None:
-    """Return the images along a side that IDC packs into one, as the path has it (factor2); None where it has none."""
+    """Return IDC's factor, the images along a side of a stored image, from a path (factor2); None if it has none."""
     named = re.findall(r"factor(\d)", str(path.absolute()))
     return int(named[-1]) if named else None
 
 
 def companions(path: Path) -> dict[str, Path]:
-    """Return the files that belong to an images_*.pt of MTT and its heirs, of those that are there.
+    """Return the existing files that belong to an images_*.pt of MTT and its successors.
 
     Args:
         path: images_N.pt, images_zca_N.pt, or with ema_ before it (FTD's averages).
@@ -205,22 +207,22 @@ def companions(path: Path) -> dict[str, Path]:
     return {kind: file for (kind, _), file in found.items() if file.is_file()}
 
 
-def _files_in(folder: Path, depth: int) -> dict[Path, Path]:
-    """Return the files of a folder and of the folders in it by their names there, sorted; of links what they lead to.
+def _files_below(folder: Path, depth: int) -> dict[Path, Path]:
+    """Return the files below a folder, links followed: relative path -> path, sorted.
 
     Args:
-        folder: that exists.
-        depth: of folders that a set has; what is deeper is none of it.
+        folder: an existing folder.
+        depth: levels of folders; deeper files are left out.
 
     Raises:
         InputError: a folder cannot be read.
     """
-    found, places = [], [folder]
+    found, folders = [], [folder]
     try:
         for _ in range(depth):
-            entries = [each for place in places for each in place.iterdir()]
+            entries = [each for parent in folders for each in parent.iterdir()]
             found += [each for each in entries if each.is_file()]
-            places = [each for each in entries if each.is_dir()]
+            folders = [each for each in entries if each.is_dir()]
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read ({error.strerror})") from None
     return {each.relative_to(folder): each for each in sorted(found)}

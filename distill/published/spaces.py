@@ -1,14 +1,15 @@
-"""The coordinates in which published sets keep their images, and the way from them to pixels.
+"""The coordinates of images in published sets, and their conversion to pixels.
 
 pixels       as they are
-normalised   (x - mean) / std by channel, with the constants of the code that made the set: they differ
+normalised   (x - mean) / std by channel; the constants differ between codes
 whitened     mtt    W (x - mean), kornia's ZCA with eps 0.1 on pixels (`distill.training.whiten`)
              frepo  W ((x - mean) / std - m), W = U (S + 0.1 tr(S) / D)^(-1/2) U^T of the normalised training images
-             kip    W u, u being the normalised image less its own mean, divided by its own norm; W as in frepo, of u
+             kip    W u, where u is the normalised image minus its mean, divided by its norm; W as for frepo, of u
 
 A whitening is fitted on the real training images. Those of mtt and frepo are affine, so that students of --protocol own
-can have them as their first layer. KIP's forgets mean and contrast of each image: the way back gives every image the
-average ones of the training images, which a network with normalisation layers hardly sees.
+can have them as their first layer. KIP's whitening loses the mean and the contrast of each image: the conversion gives
+every image the average mean and contrast of the training images, which hardly matters to a network with normalisation
+layers.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from distill.data import ImageSet, facts_named
 from distill.data.facts import CODES, Constants
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.errors import InputError
 from distill.training.whiten import Whiten, ridge_zca
 from robust import Normalize
@@ -30,18 +31,18 @@ __all__ = ["WHITENED", "Constants", "ambiguous_space", "constants", "contradicti
 WHITENED = ("mtt", "frepo", "kip")
 """codes that whiten"""
 EXACT = ("mtt", "ours", "hf")
-"""codes with files that say "pixels" and go far outside [0, 1]: images_zca_*.pt were whitened, our exports are exact"""
+"""formats whose pixels may be far outside [0, 1]: images_zca_*.pt were whitened, our exports are exact"""
 SMOOTH = 0.7
-"""correlation of neighbouring pixels of real images that are photographs"""
+"""correlation of neighbouring pixels above which real images are photographs"""
 LIKE_WHITENED, LIKE_NORMALISED = 0.62, 0.73
-"""that of a set, in units of the real images', up to which it is taken for whitened and from which for normalised: in
-15 files of CIFAR-10 that MTT's code whitened it is .53 to .72, in 19 that DC's code normalised .73 to .98"""
+"""correlation of a set, relative to that of the real images, below which it looks whitened and above which normalised.
+In 15 files of CIFAR-10 that MTT's code whitened it is .53 to .72, in 19 that DC's code normalised .73 to .98"""
 
 
 def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
-    """Return what a code normalises a data set with, and how that is said.
+    """Return the mean and std with which a code normalises a data set, and a description of them for a message.
 
-    KIP takes the statistics of the training images.
+    KIP uses the statistics of the training images.
     """
     if source == "kip":
         parts = [torch.var_mean(part.double(), (2, 3), correction=0) for part in real.images.split(1024)]
@@ -51,13 +52,13 @@ def constants(source: str, real: ImageSet) -> tuple[Constants, str]:
     known = facts_named(real.name).constants.get(source)
     if known:
         return known, f"the constants of {source}'s code"
-    whose = f"our constants of {real.name}"
-    return (real.mean, real.std), f"{whose}, which {source}'s code does not have" if source in CODES else whose
+    ours = f"our constants of {real.name}"
+    return (real.mean, real.std), f"{ours}, which {source}'s code does not have" if source in CODES else ours
 
 
 def pixels_of(
-    images: Tensor, source: str, space: str, real: ImageSet, folder: Path
-) -> tuple[Tensor, Constants, str | None, str]:
+    images: Images, source: str, space: str, real: ImageSet, folder: Path
+) -> tuple[Images, Constants, str | None, str]:
     """Return images in pixels.
 
     Args:
@@ -65,31 +66,32 @@ def pixels_of(
         source: the code that made them.
         space: "pixels", "normalised" or "whitened".
         real: the training set, at that size.
-        folder: where the whitening is kept, for students of --protocol own.
+        folder: of the new set; the whitening is written there, for students of --protocol own.
 
     Returns:
-        the pixels; mean and std that students normalise with; the file of the whitening in the folder, None where there
-        is none, or none that a network can have; and what was done, for the user.
+        the pixels; mean and std of students; the name of the whitening's file, None without a whitening that a network
+        can have as a layer; and a description for a message.
 
     Raises:
         InputError: images too large for a whitening.
     """
     if space == "pixels":
         return images, (real.mean, real.std), None, "pixels as they are"
-    (mean, std), whose = constants(source, real)
+    (mean, std), origin = constants(source, real)
+    values = images[:]
     if space == "normalised":
         numbers = " and ".join(" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
-        return Normalize(mean, std).inverse(images), (mean, std), None, f"normalised with {whose}, {numbers}"
+        return Normalize(mean, std).inverse(values), (mean, std), None, f"normalised with {origin}, {numbers}"
     fitted = f"whitened, undone by the ZCA of the {len(real):,} training images of {real.name}"
     if source == "mtt":
-        layer = Whiten.fit(real.in_memory().images.cpu())
+        layer = Whiten.fit(real.in_memory().images[:].cpu())
     elif source == "frepo":
         layer = Whiten.fit_normalised(real.images, Normalize(mean, std))
     else:
-        pixels = _kip_pixels(images, real, mean, std)
+        pixels = _kip_pixels(values, real, mean, std)
         return pixels, (mean, std), None, f"{fitted}; each image got their average mean and contrast (KIP drops both)"
     layer.save(folder / "whitening.safetensors")
-    return layer.inverse(images), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
+    return layer.inverse(values), (mean, std), "whitening.safetensors", f"{fitted} ({source}'s)"
 
 
 def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -107,23 +109,23 @@ def _kip_pixels(images: Tensor, real: ImageSet, mean: tuple[float, ...], std: tu
     return normalize.inverse(back.float().view_as(images))
 
 
-# --- what contradicts --------------------------------------------------------------------------------------------
+# --- contradictions -------------------------------------------------------------------------------------------------
 
 
 def contradictions(
-    images: Tensor | ImageFiles, pixels: Tensor | ImageFiles, source: str, space: str, told: bool, real: ImageSet
+    images: Images, pixels: Images, source: str, space: str, determined: bool, real: ImageSet
 ) -> list[str]:
-    """Return what in the numbers speaks against a space, each a line that says what to give instead.
+    """Return warnings that the values do not look like those of a space, each with the flag to give instead.
 
     Args:
         images: as in the file.
-        pixels: what they became.
+        pixels: the images after the conversion.
         source: the code that made them.
-        space: as which they were read.
-        told: whether format or name of the file say so.
+        space: in which they were read.
+        determined: whether the format or the name of the file determines the space.
         real: the training set.
     """
-    if not isinstance(images, Tensor):  # in files: a thousand of them speak for all
+    if not isinstance(images, Tensor) or not isinstance(pixels, Tensor):  # in files: a sample of a thousand
         images = pixels = images[torch.arange(1000) * len(images) // 1000]
     low, high = images.min().item(), images.max().item()
     if space == "pixels" and low >= 0 and high > 2:
@@ -131,7 +133,7 @@ def contradictions(
     if space != "pixels" and low >= 0 and high <= 1:
         return [f"all values are in [0, 1]: pixels, not {space} images; --space pixels?"]
     outside = ((images < -0.05) | (images > 1.05)).float().mean().item()
-    if space == "pixels" and outside > 0.05 and not (source in EXACT and told):
+    if space == "pixels" and outside > 0.05 and not (source in EXACT and determined):
         return [f"{outside:.0%} of the values are outside [0, 1]: no pixels; --space normalised or whitened?"]
     some = _some(real)
     ours, usual = _smoothness(images), _smoothness(some)
@@ -150,14 +152,16 @@ def contradictions(
     return []
 
 
-def ambiguous_space(path: Path, images: Tensor, real: ImageSet, source: str) -> InputError:
-    """Make the error for a set that may be in several spaces, with what may help to tell."""
+def ambiguous_space(path: Path, images: Images, real: ImageSet, source: str) -> InputError:
+    """Make the error for a set that may be in several spaces, with numbers that help to choose one."""
+    values = images[:]
+    span = f"from {values.min():.3g} to {values.max():.3g}"
     if source not in WHITENED:
         return InputError(
-            f"{path} does not say what its images are, and values from {images.min():.3g} to {images.max():.3g} are no "
-            f"pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
+            f"{path} does not tell the scale of its images, and values {span} are "
+            f"no pixels in [0, 1]: give --space normalised (by the mean and std of {real.name}) or --space pixels"
         )
-    ours, usual = _smoothness(images), _smoothness(_some(real))
+    ours, usual = _smoothness(values), _smoothness(_some(real))
     return InputError(
         f"{path} does not say whether it is normalised or whitened (ZCA), and a wrong guess would spoil it: give "
         f"--space normalised or --space whitened. Neighbouring values correlate by {ours:.2f}, pixels of {real.name} "
@@ -175,7 +179,7 @@ def _contrast(images: Tensor) -> float:
 
 
 def _smoothness(images: Tensor) -> float:
-    """Return the correlation of neighbouring values within channels, less their means."""
+    """Return the correlation of neighbouring values within channels, after their mean is subtracted."""
     centred = images - images.mean((2, 3), keepdim=True)
     pairs = ((centred[..., 1:], centred[..., :-1]), (centred[..., 1:, :], centred[..., :-1, :]))
     return sum(F.cosine_similarity(a.flatten(), b.flatten(), 0).item() for a, b in pairs) / 2

@@ -1,1 +1,1 @@
-"""A run's folder, and all that processes share: files, checkpoints, locks, ranks, progress."""
+"""A run's folder and its files: randomness, checkpoints, locks, scalars, several processes, progress."""

@@ -1,4 +1,4 @@
-"""Optimisation that diverged: found in the iteration that shows it, said in one line, never continued from."""
+"""Detects an optimisation that diverged in the iteration in which it shows, and reports it in one line."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,17 @@ __all__ = ["check_finite", "diverged", "is_finite", "remedy_of"]
 
 
 def diverged(what: str, step: int, found: str, remedy: str, unit: str = "iteration") -> InputError:
-    """Return the line for an optimisation that diverged.
+    """Make the error for an optimisation that diverged.
 
     Args:
-        what: is optimised, as "the matching".
-        step: at which that was seen, from 0.
-        found: what is wrong there.
+        what: the optimisation, such as "the matching".
+        step: number of the step, from 0.
+        found: the values that show the divergence.
         remedy: the flags to make smaller, "--lr-img or --lr-net".
         unit: of the steps.
+
+    Returns:
+        the error, to be raised.
 
     >>> print(diverged("the matching", 3, "loss nan", "--lr-img"))
     the matching diverged in iteration 3 (loss nan); take a smaller --lr-img
@@ -32,14 +35,14 @@ def check_finite(what: str, step: int, values: Mapping[str, Any], remedy: str, u
     """Refuse an optimisation with a value that is not finite.
 
     Args:
-        what: is optimised.
-        step: at which it has them.
-        values: numbers, tensors, or these in dicts and lists, by name; single numbers are shown in the line.
+        what: the optimisation.
+        step: number of the step, from 0.
+        values: numbers, tensors, or dicts and lists of them, by name; the message shows single numbers.
         remedy: the flags to make smaller.
         unit: of the steps.
 
     Raises:
-        InputError: one is not finite.
+        InputError: a value is not finite.
     """
     if all(map(is_finite, values.values())):
         return

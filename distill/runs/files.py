@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to disk, then renamed over it."""
+"""Files that are whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
 import errno
 import hashlib
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import InputError
@@ -34,24 +35,24 @@ __all__ = [
 ]
 
 UNFINISHED = ".unfinished"
-"""how the temporary name of a file ends; one that a killed process left is removed by the next that has the folder"""
+"""ending of the temporary name of a file; the next process that locks the folder removes those of killed processes"""
 FACTS = "guard-facts-1"
-"""the key of safetensors' metadata under which files of a run have theirs, as JSON: several keys have no order"""
+"""key of safetensors' metadata for the facts in a file of a run, as one JSON text: several keys have no order"""
 SEAL = "sha256"
-"""of a file's tensors and facts, among its facts: safetensors itself has no checksum"""
+"""name of the fact with the hash of a file's tensors and facts: safetensors itself has no checksum"""
 PROBE = 2**20
 """bytes that are written to learn why a write failed"""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make the file under a temporary name, then put it in place at once.
+    """Let `write` make the file under a temporary name, then rename it.
 
     Args:
         path: where the file goes; its folder is made.
-        write: writes the file whose path it gets.
+        write: writes the file of the path that it is called with.
 
     Raises:
-        InputError: the file cannot be written there: no space, no permission, a folder of that name.
+        InputError: the file cannot be written: no space, no permission, a folder of that name.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_error(path: Path, error: OSError) -> InputError:
-    """Return the line for a file that cannot be written."""
+    """Make the error for a file that cannot be written."""
     reason = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     advice = "make space, and the same command continues" if full else "choose another folder (--runs DIR)"
@@ -78,10 +79,10 @@ def write_error(path: Path, error: OSError) -> InputError:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise what the disk says where a library that writes has an error of its own for it (torch, safetensors).
+    """Raise the error of the disk where a library that writes hides it behind an error of its own (torch, safetensors).
 
     Args:
-        folder: where it writes.
+        folder: where the library writes.
 
     Raises:
         OSError: the disk is full.
@@ -92,7 +93,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception:
         probe = folder / f".probe.{os.getpid()}{UNFINISHED}"
-        try:  # a full disk says so again, and any other fault is a fault of ours
+        try:  # a full disk refuses this too; any other fault is a fault of ours
             probe.write_bytes(bytes(PROBE))
         finally:
             probe.unlink(missing_ok=True)
@@ -100,11 +101,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes of this machine left half written.
+    """Remove unfinished files of killed processes of this machine.
 
     Args:
-        folder: where it is.
-        name: of what they wrote.
+        folder: of the files.
+        name: of the files, without the temporary ending; "*" for any.
     """
     for left in folder.glob(f".{name}.*{UNFINISHED}"):
         writer = left.name.removesuffix(UNFINISHED).rpartition(".")[2]
@@ -121,7 +122,7 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # of another user
+    except (OSError, OverflowError):  # a process of another user
         return True
     return True
 
@@ -139,8 +140,8 @@ def write_tensors(
     Args:
         path: of the file.
         tensors: by name.
-        facts: of JSON's types, kept beside them; a hash of the content is added, by which damage is seen.
-        key: of safetensors' metadata, where they are kept.
+        facts: of JSON's types, stored beside them; a hash of the content is added, which reveals damage.
+        key: of safetensors' metadata, where the facts are stored.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     facts = dict(facts or {})
@@ -149,11 +150,11 @@ def write_tensors(
 
 
 def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """Return the sha256 of contiguous tensors on the CPU and of what is said of them."""
+    """Return the sha256 of contiguous tensors on the CPU and of the facts beside them."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -161,7 +162,7 @@ def hash_of(path: Path | str | bytes) -> str:
     """Return the sha256 of a file's bytes, 64 hex digits.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is no regular file.
     """
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -174,7 +175,7 @@ def read_tensors(
 
     Args:
         path: of the file.
-        only: names of the tensors to read; None for all, which are then compared with the file's hash.
+        only: names of the tensors to read; None for all tensors, whose content is then compared with the file's hash.
         key: of the metadata, where the facts are.
 
     Returns:
@@ -183,13 +184,13 @@ def read_tensors(
     Raises:
         InputError: there is no such file, or it is damaged, of another format, or of a newer version's format.
     """
-    advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""  # as all of ours end
+    advice = "; delete it to have it made anew" if path.suffix == ".safetensors" else ""
     refuse_irregular(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys()) if only is None else only
             tensors, metadata = {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+    except Exception as error:  # safetensors raises one private exception for everything that it refuses
         raise InputError(f"{path} is not a whole safetensors file ({brief(error)}){advice}") from None
     check_key(path, key, metadata)
     if key not in metadata:
@@ -208,11 +209,11 @@ def read_state(path: Path) -> dict:
     """Return a checkpoint, read without unpickling code.
 
     Raises:
-        InputError: it is damaged or holds more than tensors and numbers.
+        InputError: the file is damaged or holds more than tensors and numbers.
     """
     refuse_irregular(path)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not compare them
             if (bad := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {bad} is another")
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -228,7 +229,7 @@ class Checkpoint:
 
     Args:
         path: of the file.
-        seconds: a checkpoint this old is due for another.
+        seconds: age of the last checkpoint at which the next is due.
         writes: whether this process is the one that writes it.
     """
 
@@ -237,7 +238,7 @@ class Checkpoint:
         self._saved_at = time.perf_counter()
 
     def restore(self) -> dict | None:
-        """Return the last state, or None where there is none.
+        """Return the last state, or None without a checkpoint.
 
         Raises:
             InputError: the file is damaged.
@@ -255,6 +256,6 @@ class Checkpoint:
         self._saved_at = time.perf_counter()
 
     def remove(self) -> None:
-        """Remove the file: the work is done."""
+        """Remove the file, once the work is done."""
         if self.writes:
             self.path.unlink(missing_ok=True)

@@ -1,24 +1,25 @@
-"""Files that others made: only regular ones are opened, JSON of any kind is read or refused, and what a library or a
-file says is made fit for a line of ours.
+"""Files of other people: only regular files are opened, any JSON is read or refused, and texts from a file or a library
+are shortened to one printable line for our messages.
 """
 
 import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from distill.errors import InputError, one_line
 
 __all__ = ["LARGEST", "brief", "open_regular", "parse_json", "reachable", "read_json", "read_text", "refuse_irregular"]
 
 LARGEST = 16 * 2**30
-"""bytes that a file of a set may have: twice what images may take in memory"""
+"""largest file of a set, in bytes: twice the memory that images may take"""
 MOST_TEXT = 64 * 2**20
-"""bytes that a file of JSON may have"""
-DIGITS = 18
-"""of a whole number in JSON: what fits in 64 bits"""
+"""largest file of JSON, in bytes"""
+DIGITS = 19
+"""most digits of a whole number in JSON: as many as 2^63 has"""
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -28,14 +29,14 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path | str | bytes) -> BinaryIO:
-    """Open a file to be read, or a link to one, without waiting: a pipe or a device would never end.
+def open_regular(path: Path | str | bytes) -> BufferedReader:
+    """Open a regular file, or a link to one, for reading, and never wait for a pipe or a device.
 
     Returns:
         the file, at its beginning; the caller closes it.
 
     Raises:
-        OSError: it cannot be read, or is a pipe, a socket, a device or a folder, which its strerror says.
+        OSError: the file cannot be read, or is a pipe, a socket, a device or a folder (named in strerror).
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
     kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
@@ -46,10 +47,10 @@ def open_regular(path: Path | str | bytes) -> BinaryIO:
 
 
 def reachable(path: Path) -> Path:
-    """Return a path that the system can look up, whether or not something is there.
+    """Return a path that the system can look up, whether or not it exists.
 
     Raises:
-        InputError: it is too long, has a zero byte, or is in a folder that may not be read.
+        InputError: the path is too long, has a zero byte, or is in a folder that may not be read.
     """
     try:
         os.stat(path)
@@ -61,10 +62,10 @@ def reachable(path: Path) -> Path:
 
 
 def refuse_irregular(path: Path) -> None:
-    """Refuse what a library must not open: no file, no regular one, or one of more than LARGEST bytes.
+    """Refuse a path that no library should open: no file, no regular file, or a file of more than LARGEST bytes.
 
     Raises:
-        InputError: it is.
+        InputError: the path is such a one.
     """
     try:
         with open_regular(path) as file:
@@ -78,21 +79,21 @@ def refuse_irregular(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return what a text file holds; what is no UTF-8 becomes a sign that stands for it.
+    """Return the content of a text file; bytes that are no UTF-8 become the replacement character.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
+        OSError: the file cannot be read, or is no regular file.
     """
     with open_regular(path) as file:
         return file.read().decode(errors="replace")
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file of JSON holds.
+    """Return the content of a file of JSON.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it is no JSON, as of `parse_json`, or has more than MOST_TEXT bytes.
+        OSError: the file cannot be read, or is no regular file.
+        ValueError: `parse_json` refuses the text, or it has more than MOST_TEXT bytes.
     """
     with open_regular(path) as file:
         text = file.read(MOST_TEXT + 1)
@@ -102,16 +103,19 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text of others holds.
+    """Return the content of a JSON text of other people.
 
     Raises:
-        ValueError: it is no JSON, is nested too deep, or has a number that is not finite or no float can hold.
+        ValueError: the text is no JSON, is nested too deep, or has a number that is not finite, that no float can hold,
+            or a whole number of more than 64 bits.
     """
 
     def whole(digits: str) -> int:
-        if len(digits) > DIGITS:
+        if len(digits.removeprefix("-")) > DIGITS:  # before int(), which takes long for very many digits
             raise ValueError(f"it has a number of {len(digits)} digits")
-        return int(digits)
+        if not -(2**63) <= (value := int(digits)) < 2**63:
+            raise ValueError("it has a whole number of more than 64 bits")
+        return value
 
     def number(digits: str) -> float:
         if not math.isfinite(value := float(digits)):
@@ -127,6 +131,6 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def brief(said: object, most: int = 100) -> str:
-    """Return a text of others, or an error's message, on one line of at most `most` signs that all can be printed."""
-    return one_line(said, most)
+def brief(text: object, most: int = 100) -> str:
+    """Return a text of other people, or an error's message, as one line of at most `most` printable characters."""
+    return one_line(text, most)

@@ -19,26 +19,26 @@ from pathlib import Path
 __all__ = ["ENDING", "INTERRUPTED", "RESTARTS", "STORE", "launch"]
 
 RESTARTS = 3
-"""times that all processes are started again"""
+"""how often all processes are restarted"""
 STORE = "DISTILL_STORE"
-"""environment variable of a started process: the file by which the processes find each other"""
+"""environment variable of each process: path of the file by which the processes find each other"""
 ENDING = {signal.SIGINT, signal.SIGTERM}
 GRACE = 2.0
-"""seconds that processes have to end by themselves once one has ended all"""
+"""seconds that the other processes have to end by themselves once a process has ended all"""
 INTERRUPTED = "\nrun.sh: interrupted; the same command continues from the last checkpoint"
 
 
 def launch(count: int, words: list[str]) -> int:
-    """Run `python WORDS` in so many processes, whose RANK, LOCAL_RANK and WORLD_SIZE say which each is.
+    """Run `python WORDS` in several processes, each with its RANK, LOCAL_RANK and WORLD_SIZE in its environment.
 
     Args:
-        count: processes.
+        count: number of processes.
         words: of the command line, after the interpreter.
 
     Returns:
-        the exit code: 0, or 2 and 130 as a process has it, or 1 where processes died more than RESTARTS times.
+        the exit code: 0; 2 or 130 if a process ended with it; 1 if processes died more than RESTARTS times.
     """
-    came: list[int] = []  # signals to end
+    came: list[int] = []  # the signals that this process received
     for number in ENDING:
         signal.signal(number, lambda got, _: came.append(got))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # blocked by `ranks.become_launcher` until here
@@ -68,7 +68,7 @@ def launch(count: int, words: list[str]) -> int:
 
 
 def _begin(words: list[str], rank: int, count: int, restart: int, store: Path) -> subprocess.Popen:
-    """Start a process, in a group of its own: a terminal's Ctrl-C comes to it once, from here."""
+    """Start a process, in a group of its own, so that Ctrl-C in a terminal reaches it once, from here."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, STORE: store}
     own |= {"TORCHELASTIC_RESTART_COUNT": restart}
     environment = os.environ | {name: str(value) for name, value in own.items()}
@@ -76,25 +76,29 @@ def _begin(words: list[str], rank: int, count: int, restart: int, store: Path) -
 
 
 def _dying_with_parent() -> Callable[[], None] | None:
-    """Return what has a process killed when the one that started it dies; None where the system has no such thing."""
+    """Return a function that has a new process killed when its parent dies; None where the system cannot do that."""
     if not sys.platform.startswith("linux"):
         return None
     set_option, death_signal, parent = ctypes.CDLL(None).prctl, 1, os.getpid()
 
-    def ask() -> None:
+    def request_signal() -> None:
         set_option(death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before it was asked
+        if os.getppid() != parent:  # the parent died before the request
             os._exit(1)
 
-    return ask
+    return request_signal
 
 
 def _first_end(processes: list[subprocess.Popen], came: list[int]) -> tuple[int, int]:
-    """Wait until all have ended well, one has not, or the user interrupts; return number and exit code of that one."""
+    """Wait until all processes ended well, one failed, or the user interrupts.
+
+    Returns:
+        number and exit code of the process that decides: (0, 0) if all ended well, (0, 130) after an interrupt.
+    """
     while True:
         codes = [process.poll() for process in processes]
         bad = [(rank, code) for rank, code in enumerate(codes) if code]
-        if bad:  # what the user can mend comes first, then who was killed: the others miss it
+        if bad:  # bad input comes first, then a killed process: the others fail for lack of it
             return min(bad, key=lambda each: (each[1] not in (2, 130), each[1] > 0))
         if came:
             return 0, 130
@@ -104,12 +108,12 @@ def _first_end(processes: list[subprocess.Popen], came: list[int]) -> tuple[int,
 
 
 def _let_end(processes: list[subprocess.Popen], came: list[int], number: signal.Signals | None) -> None:
-    """Wait some seconds, or until the user's next signal, for processes to end by themselves.
+    """Wait GRACE seconds, or until the user's next signal, for processes to end by themselves.
 
     Args:
-        processes: of which some have ended.
-        came: signals that came to this process.
-        number: the signal that they are sent; None for none.
+        processes: all of them, some ended.
+        came: the signals that this process received.
+        number: the signal to send them; None for none.
     """
     for process in processes:
         if number is not None and process.poll() is None:

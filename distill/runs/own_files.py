@@ -1,4 +1,4 @@
-"""Files of tensors that a run wrote say which run that was, so that those of another are not taken for its own."""
+"""Files of tensors carry the fingerprint of the run that wrote them, so that files of another run are refused."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ __all__ = ["companion_path", "fingerprint_of_folder", "json_hash", "read_record"
 
 
 def json_hash(description: Any) -> str:
-    """Return the sha256 of what JSON can say."""
+    """Return the sha256 of a value of JSON's types."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return what the experiment.json of a folder says, None where there is none: whose the folder is.
+    """Return the content of a folder's experiment.json, None where there is no such file.
 
     Returns:
-        the experiment, the data, and what else is there.
+        the experiment, the data, and further entries.
 
     Raises:
-        InputError: it is damaged, or of a newer version's format.
+        InputError: the file is damaged, or of the format of a newer version.
     """
     path = folder / "experiment.json"
     if not path.exists():
@@ -48,7 +48,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def fingerprint_of_folder(folder: Path) -> str | None:
-    """Return the fingerprint of the run that has a folder, None where no run has.
+    """Return the fingerprint of the run that a folder belongs to, None where the folder has no run.
 
     Raises:
         InputError: its experiment.json is damaged.
@@ -64,42 +64,42 @@ def read_run_file(
 
     Args:
         path: of the file.
-        fingerprint: of the run that should have written it; None where that is not known.
-        tensors: whether to read them; without, only the file's head is looked at.
+        fingerprint: of the run that should have written it; None where the run is not known.
+        tensors: whether to read them; without, only the head of the file is read.
 
     Raises:
-        InputError: it is damaged, or of another run.
+        InputError: the file is damaged, or of another run.
     """
     found, facts = read_tensors(path, None if tensors else ())
-    whose = facts.pop("run", None)  # files of earlier versions do not say
-    if None not in (whose, fingerprint) and whose != fingerprint:
+    owner = facts.pop("run", None)  # files of earlier versions lack it
+    if None not in (owner, fingerprint) and owner != fingerprint:
         raise InputError(f"{path} belongs to another run; delete it to have it made anew")
     return found, facts
 
 
 _STAGE = re.compile(r"(\.\./)+stages/[\w-]+(/[\w-]+\.safetensors)?")
-"""where our methods keep what their runs share, as a run's folder sees it"""
+"""path of a stage, relative to a run's folder"""
 
 
-def companion_path(place: Path, named: Any, what: str) -> Path:
-    """Return the path of what a distilled set names, which may be a set of others.
+def companion_path(folder: Path, named: Any, what: str) -> Path:
+    """Return the path of a file or folder that a distilled set names; the set may come from other people.
 
     Args:
-        place: the folder of the set's file, from which the name counts.
+        folder: of the set's file, to which the name is relative.
         named: the name.
-        what: it is of, for the error.
+        what: kind of the file, for the error.
 
     Raises:
-        InputError: it is neither in that folder nor a stage of our runs.
+        InputError: the path is neither in that folder nor a stage of our runs.
     """
-    if not isinstance(named, str) or not (_STAGE.fullmatch(named) or _is_in(place, named)):
-        raise InputError(f"the set in {place} names its {what} {brief(named)}, which is not in its folder")
-    return place / named
+    if not isinstance(named, str) or not (_STAGE.fullmatch(named) or _is_in(folder, named)):
+        raise InputError(f"the set in {folder} names its {what} {brief(named)}, which is not in its folder")
+    return folder / named
 
 
-def _is_in(place: Path, named: str) -> bool:
-    """Return whether a name is of something in a folder, links followed."""
+def _is_in(folder: Path, named: str) -> bool:
+    """Return whether a name leads into a folder, after links are followed."""
     try:
-        return (place / named).resolve().is_relative_to(place.resolve()) and bool(named) and named.isprintable()
-    except (OSError, ValueError, RuntimeError):  # of a name too long, with a zero byte, or of links in a circle
+        return (folder / named).resolve().is_relative_to(folder.resolve()) and bool(named) and named.isprintable()
+    except (OSError, ValueError, RuntimeError):  # the name is too long, has a zero byte, or is a circle of links
         return False

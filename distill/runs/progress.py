@@ -1,4 +1,4 @@
-"""Progress bars with the time left: a bar in a terminal, a line now and then in a log."""
+"""Progress bars with the time left: a bar in a terminal, a line every 20 seconds in a log."""
 
 import sys
 
@@ -13,9 +13,9 @@ def progress(description: str, total: int, done: int = 0, unit: str = "it") -> t
     """Return a bar, to be used in a `with` block and moved by `.update()`.
 
     Args:
-        description: what is going on.
+        description: name of the work.
         total: units of the whole work.
-        done: units done already (a resumed run); the estimate of the time left does not count them.
+        done: units that an earlier process did (a resumed run); the estimate of the time left ignores them.
         unit: name of the unit.
     """
     terminal = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""What a number needs beside its config: what it was computed with."""
+"""What a result was computed with: versions, device, commit and command."""
 
 import hashlib
 import platform

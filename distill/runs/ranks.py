@@ -1,6 +1,6 @@
-"""Several processes on one run, as `distill.runs.launch` or torchrun starts them; a single process is the first of one.
+"""Several processes on one run, as `distill.runs.launch` or torchrun starts them; a single process is a group of one.
 
-The first process writes what all share: configs, checkpoints, tables. The others compute.
+The main process (rank 0) writes the files of the run: configs, checkpoints, tables. The others compute.
 """
 
 import os
@@ -41,7 +41,7 @@ PATIENCE = timedelta(days=7)
 
 
 def launched() -> bool:
-    """Return whether this is one of several processes, each of which was told its number."""
+    """Return whether this process is one of several, with its number in the environment."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -51,7 +51,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
@@ -61,18 +61,18 @@ def local_rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this process writes what all share."""
+    """Return whether this process writes the files of the run."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def units_of_this_process(units: list) -> list:
-    """Return this process's part of independent units of work: every world-th, from its own number on.
+    """Return the units of independent work that this process does: unit rank(), and every world_size()-th after it.
 
     >>> units_of_this_process(["a", "b", "c"])
     ['a', 'b', 'c']
@@ -82,7 +82,7 @@ def units_of_this_process(units: list) -> list:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other processes for the block; a process that was started alone is alone.
+    """Join the other processes for the block; does nothing for a single process.
 
     Args:
         device: of this process.
@@ -95,43 +95,42 @@ def process_group(device: torch.device) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world_size(), timeout=PATIENCE)
     yield
-    dist.destroy_process_group()  # not after an error: it would wait for what this process does not come to
+    dist.destroy_process_group()  # not after an error: it would wait for collectives that this process never joins
 
 
 @cache
-def _store() -> dist.Store:
-    """Return the store by which the processes find each other, and leave word."""
-    if STORE in os.environ:
-        store: dist.Store = dist.FileStore(os.environ[STORE], world_size())
-    else:
-        store = next(dist.rendezvous("env://"))[0]
+def _store() -> "dist.Store":  # pyright: ignore[reportPrivateImportUsage]  # public by torch's documentation
+    """Return the store by which the processes find each other and exchange messages."""
+    from torch.distributed import FileStore, PrefixStore, rendezvous  # pyright: ignore[reportPrivateImportUsage]
+
+    store = FileStore(os.environ[STORE], world_size()) if STORE in os.environ else next(rendezvous("env://"))[0]
     store.set_timeout(PATIENCE)
-    # torchrun's store outlives a restart: without a prefix of its own it would call the processes that died.
-    return dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # torchrun's store outlives a restart: without a prefix of its own it would have the messages of dead processes.
+    return PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _may_ask() -> bool:
-    """Return whether the store answers without waiting for another of the processes."""
+def _store_answers() -> bool:
+    """Return whether the store answers without waiting for another process."""
     own = STORE in os.environ or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return launched() and (own or dist.is_initialized())
 
 
 def claim_error_report() -> bool:
-    """Leave word that bad input ends all processes.
+    """Tell the other processes that bad input ends the command.
 
     Returns:
-        whether this process is the first to do so, which is the one that tells the user.
+        whether this process is the first to do so; that process prints the message.
     """
     try:
-        return not _may_ask() or _store().add("refused", 1) == 1
+        return not _store_answers() or _store().add("refused", 1) == 1
     except RuntimeError:  # the store is gone
         return True
 
 
 def failed_elsewhere() -> bool:
-    """Return whether another process has met bad input, so that what this one met is a consequence."""
+    """Return whether another process met bad input, so that an error in this process is only a consequence."""
     try:
-        return _may_ask() and _store().check(["refused"])
+        return _store_answers() and _store().check(["refused"])
     except RuntimeError:  # the store is gone
         return False
 
@@ -142,10 +141,10 @@ def reports_to_user() -> bool:
 
 
 def requested_processes() -> int:
-    """Return how many processes the environment variable NPROC asks for, 1 where it is not set.
+    """Return the number of processes in the environment variable NPROC, 1 where the variable is not set.
 
     Raises:
-        InputError: it is no whole number >= 1.
+        InputError: the variable is no whole number >= 1.
     """
     text = os.environ.get("NPROC", "1")
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
@@ -154,14 +153,14 @@ def requested_processes() -> int:
 
 
 def check_processes(count: int, device: torch.device) -> None:
-    """Refuse more processes than there is place for.
+    """Refuse more processes than the machine has room for.
 
     Args:
-        count: processes.
-        device: that --device names.
+        count: number of processes.
+        device: of --device.
 
     Raises:
-        InputError: they do not fit.
+        InputError: the processes do not fit.
     """
     if count == 1:
         return
@@ -179,16 +178,16 @@ def check_processes(count: int, device: torch.device) -> None:
 
 
 def become_launcher(count: int, arguments: list[str]) -> None:
-    """Become `distill.runs.launch`, which starts this command line in so many processes."""
+    """Replace this process by `distill.runs.launch`, which starts this command line in `count` processes."""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     sys.stdout.flush()
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until `launch` listens
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until `launch` handles them
     words = ["-m", "distill.runs.launch", str(count), *arguments]
     os.execv(sys.executable, [sys.executable, *words])
 
 
 def exit_process(code: int) -> None:
-    """End this process; one of several that ends badly does not wait for the others' collectives."""
+    """End this process; with an error, do not wait for collectives of other processes."""
     if code and launched():
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

@@ -1,1 +1,1 @@
-"""How networks are trained: students, augmentation, whitening, matching, protocols."""
+"""How networks are trained: students, augmentation, whitening, matching, stored labels, protocols."""

@@ -1,39 +1,36 @@
 """Augmentation whose parameters are drawn once and applied to several batches (siamese), or drawn for each image.
 
 DSA: the six groups of "Dataset Condensation with Differentiable Siamese Augmentation" (Zhao & Bilen, ICML 2021), with
-the official code's parameters; one group is drawn a call. It acts in normalised space, where the fill value 0 is the
-mean colour. Kornia: any classes of kornia.augmentation, on pixels in [0, 1] (its colour operations clamp), so
-normalised images are brought to pixels before and back after it. The older one of DC's authors, for students, is in
-`distill.training.augment_dc`.
+the official code's parameters; each call draws one group. It acts in normalised space, where the fill value 0 is the
+mean colour. The older augmentation of DC's authors, for students, is in `distill.training.augment_dc`, and that by
+classes of kornia in `distill.training.augment_kornia`.
 """
 
-import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from distill.errors import InputError, unknown
+from distill.errors import unknown
 from distill.training.augment_dc import DCAugmentation
-from robust import Normalize
+from distill.training.augment_kornia import Kornia
 
-__all__ = ["DSA", "STRATEGIES", "Augmentation", "Kornia", "augmentation", "dsa_strategy"]
+__all__ = ["DSA", "STRATEGIES", "Augmentation", "augmentation", "dsa_strategy"]
 
 Draw = dict[str, Tensor]
 
 
 class Augmentation(Protocol):
-    """Random change of images, in two halves."""
+    """Random change of images, in two steps: draw parameters, apply them."""
 
     def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> Any:
         """Return parameters.
 
         Args:
-            n: how many images get parameters of their own; None for one set that serves every image of any batch.
+            n: number of images, each of which gets its own parameters; None for one draw that serves all images.
             shape: (C, H, W) of an image.
             generator: CPU generator.
         """
@@ -49,9 +46,9 @@ def augmentation(policy: str, mean: Sequence[float] = (), std: Sequence[float] =
 
     Args:
         policy: "" or "none"; a DSA strategy, groups of STRATEGIES joined by "_"; "dc:crop_scale_rotate", groups of
-            `DC_GROUPS`, which DC's authors train students with; or
+            `DC_GROUPS`, with which DC's authors train students; or
             "kornia:RandomAffine(15, p=1.0)+RandomHorizontalFlip()", classes of kornia.augmentation in order.
-        mean: per channel, what the images were normalised with; only kornia policies need it.
+        mean: per channel, of the normalisation of the images; only kornia policies need it.
         std: per channel.
 
     Raises:
@@ -79,7 +76,7 @@ def dsa_strategy(flips: bool) -> str:
 
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
-    """Return one value an image (or one for all), shaped to multiply images."""
+    """Return one value per image (or one for all images), shaped to multiply images."""
     return values.to(images).view(-1, 1, 1, 1)
 
 
@@ -92,7 +89,7 @@ def _color(x: Tensor, drawn: Draw) -> Tensor:
 
 
 def _crop(x: Tensor, drawn: Draw) -> Tensor:
-    """Shift by whole pixels with zeros behind: output[i, j] = x[i + down, j + right]."""
+    """Shift by whole pixels and fill with zeros: output[i, j] = x[i + down, j + right]."""
     height, width = x.shape[2:]
     rows = torch.arange(height, device=x.device) + drawn["down"].to(x.device).view(-1, 1)
     columns = torch.arange(width, device=x.device) + drawn["right"].to(x.device).view(-1, 1)
@@ -103,7 +100,7 @@ def _crop(x: Tensor, drawn: Draw) -> Tensor:
 
 
 def _cutout(x: Tensor, drawn: Draw) -> Tensor:
-    """Set a square to zero; its part outside the image is lost."""
+    """Set a square to zero, which may reach beyond the image."""
 
     def covered(size: int, centre: Tensor) -> Tensor:
         side = int(0.5 * size + 0.5)
@@ -146,7 +143,7 @@ def _centres(size: int) -> tuple[int, int]:
     return 0, size + (1 - int(0.5 * size + 0.5) % 2)
 
 
-HEIGHT, WIDTH = 1, 2  # places in the shape (C, H, W) of an image
+HEIGHT, WIDTH = 1, 2  # indices in the shape (C, H, W) of an image
 Range = tuple[Callable[[int], tuple[int, int]], int] | None
 GROUPS: dict[str, tuple[Callable[[Tensor, Draw], Tensor], dict[str, Range]]] = {
     "color": (_color, {"brightness": None, "saturation": None, "contrast": None}),
@@ -156,7 +153,7 @@ GROUPS: dict[str, tuple[Callable[[Tensor, Draw], Tensor], dict[str, Range]]] = {
     "scale": (_scale, {"x": None, "y": None}),
     "rotate": (_rotate, {"angle": None}),
 }
-"""name -> (formula, its draws: None for u in [0, 1), else the range of whole numbers and the side that it is of)"""
+"""name -> (formula, its draws: None for u in [0, 1), else the range of whole numbers and the side it depends on)"""
 
 STRATEGIES = tuple(GROUPS)
 """names of DSA's groups"""
@@ -200,110 +197,3 @@ class DSA:
         """Return changed images: see `Augmentation`."""
         group, drawn = parameters
         return GROUPS[group][0](images, drawn)
-
-
-# --- kornia
-
-NOT_SIAMESE = ("RandomGaussianNoise", "RandomChannelShuffle", "RandomRain", "RandomThinPlateSpline", "RandomPlasma")
-"""classes (or beginnings of names) that draw per image even with same_on_batch (kornia issues 3624 and 2665)"""
-
-NOT_DIFFERENTIABLE = ("RandomClahe",)
-"""classes whose result is cut off from the image's gradient"""
-
-
-@dataclass(frozen=True)
-class Kornia:
-    """Classes of kornia.augmentation in sequence, from a text such as "RandomAffine(15, p=1.0)+ColorJiggle(0.1)".
-
-    kornia draws from torch's default generator: here inside a fork of it, seeded with the parameter.
-
-    Raises:
-        InputError: a name that is no augmentation class of kornia, or arguments that it refuses.
-    """
-
-    policy: str
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        _ = self._siamese  # a policy that cannot be built is told now
-
-    def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> tuple[bool, int]:
-        """Return whether one draw serves all images, and the seed of the draw: see `Augmentation`."""
-        return n is None, int(torch.randint(2**62, (), generator=generator))
-
-    def apply(self, images: Tensor, parameters: tuple[bool, int]) -> Tensor:
-        """Return changed images: see `Augmentation`.
-
-        Raises:
-            InputError: the policy changes the size of images, or cannot take this number of channels.
-        """
-        siamese, seed = parameters
-        normalize = Normalize(self.mean, self.std).to(images) if self.mean else None
-        pixels = normalize.inverse(images) if normalize else images
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            try:
-                pixels = (self._siamese if siamese else self._single)(pixels)
-            except ValueError as error:  # hue and saturation want three channels
-                line = str(error).splitlines()[0]
-                raise InputError(f"augmentation 'kornia:{self.policy}' refuses these images ({line})") from None
-        if pixels.shape != images.shape:
-            was, now = ("x".join(map(str, x.shape[1:])) for x in (images, pixels))
-            raise InputError(f"augmentation 'kornia:{self.policy}' makes images of {now} from {was}; sizes must stay")
-        return normalize(pixels) if normalize else pixels
-
-    @cached_property
-    def _siamese(self) -> nn.Module:
-        return self._sequence(same_on_batch=True)
-
-    @cached_property
-    def _single(self) -> nn.Module:
-        return self._sequence(same_on_batch=False)
-
-    def _sequence(self, same_on_batch: bool) -> nn.Module:
-        import kornia.augmentation  # slow to import
-
-        known = {
-            name: kind
-            for name, kind in vars(kornia.augmentation).items()
-            if name.startswith(("Random", "Color")) and issubclass(kind, kornia.augmentation.AugmentationBase2D)
-        }
-        operations = []
-        for name, positional, named in _calls(self.policy):
-            if name.startswith(NOT_SIAMESE):
-                raise InputError(f"augmentation kornia:{name} cannot share its draw between two batches; take another")
-            if name in NOT_DIFFERENTIABLE:
-                raise InputError(f"augmentation kornia:{name} passes no gradient to the images; take another")
-            if name not in known:
-                fit = sorted(n for n in known if not n.startswith((*NOT_SIAMESE, *NOT_DIFFERENTIABLE)))
-                raise unknown("augmentation of kornia", name, fit)
-            try:
-                operations.append(known[name](*positional, **named, same_on_batch=same_on_batch))
-            except Exception as error:  # each class checks its arguments in its own way
-                line = str(error).splitlines()[0]
-                raise InputError(f"augmentation kornia:{name} refuses its arguments ({line})") from None
-        return nn.Sequential(*operations)
-
-
-def _calls(policy: str) -> list[tuple[str, list[Any], dict[str, Any]]]:
-    """Return (name, arguments, named arguments) of each call of a sum of calls; nothing is evaluated but literals."""
-    try:
-        node: ast.expr = ast.parse(policy, mode="eval").body
-        calls = []
-        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            calls.append(node.right)
-            node = node.left
-        return [
-            (
-                call.func.id,
-                [ast.literal_eval(value) for value in call.args],
-                {str(word.arg): ast.literal_eval(word.value) for word in call.keywords},
-            )
-            for call in [node, *reversed(calls)]
-        ]
-    except (SyntaxError, ValueError, AttributeError):
-        raise InputError(
-            f"augmentation 'kornia:{policy}' is no sum of calls with plain values, "
-            "such as kornia:RandomAffine(15, p=1.0)+RandomHorizontalFlip()"
-        ) from None

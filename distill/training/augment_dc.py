@@ -1,17 +1,17 @@
 """The augmentation with which DC's authors train students: `dc:crop_scale_rotate` (MNIST), `dc:crop_noise` (BatchNorm).
 
-It is that of the code of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021), older than DSA, with
-other parameters: `augment` and `get_daparam` in utils.py of VICO-UoE/DatasetCondensation. DC distils without it; it is
-for the students on a distilled set, which that code then trains for 1,000 epochs. One group is drawn for *each image*:
+From the code of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021): `augment` and `get_daparam` in
+utils.py of VICO-UoE/DatasetCondensation. It is older than DSA and has other parameters. DC distils without it; its code
+augments students on a distilled set with it, for 1,000 epochs. One group is drawn for *each image*:
 
-    crop    a shift by -4 to 3 rows and columns, behind it the batch's mean of the channel
-    scale   height and width times U[0.8, 1.2), cut to whole pixels, by nearest neighbours, zeros behind
-    rotate  by a whole number of degrees from -45 to 44, by cubic splines, behind it the mean of the channels' means
+    crop    a shift by -4 to 3 rows and columns, filled with the batch's mean of the channel
+    scale   height and width times U[0.8, 1.2), cut to whole pixels, by nearest neighbours, filled with zeros
+    rotate  by a whole number of degrees from -45 to 44, by cubic splines, filled with the mean of the channels' means
     noise   0.001 times a standard normal
 
 in normalised space. Exact in distribution, and for given draws equal to that code up to rounding. Deviations: all
-images of a group are changed at once, where the official code walks over them; the crop's 4 pixels, which are for sides
-of 28 and 32, are an eighth of other sides, as DSA's are.
+images of a group are changed at once, where the official code loops over them; the crop's 4 pixels, which are for sides
+of 28 and 32, become an eighth of other sides, as in DSA.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,7 @@ def _rotate(x: Tensor, means: Tensor, drawn: Draw) -> Tensor:
     height, width = x.shape[2:]
     angle = torch.deg2rad(drawn["angle"].double())
     cosine, sine = angle.cos(), angle.sin()
-    grown = [  # the rotated image's sides; its middle is kept, which may lie half a pixel off
+    grown = [  # the rotated image's sides; its middle stays where it is, which may be half a pixel off
         (cosine.abs() * a + sine.abs() * b + 0.5).floor() for a, b in ((height, width), (width, height))
     ]
     middles = [(side - 1) / 2 for side in grown]

@@ -168,8 +168,8 @@ def write_facts(folder: Path, images: Images, epochs: int, batch_size: int, mix:
         mix: "cutmix", "mixup" or "none".
         more: of JSON's types, what made the labels.
     """
-    facts = {"format": FORMAT, "images": len(images), "digest": digest(images), "epochs": epochs}
-    write_text(folder / "labels.json", json.dumps(facts | {"batch_size": batch_size, "mix": mix} | more, indent=2))
+    facts: dict[str, Any] = {"format": FORMAT, "images": len(images), "digest": digest(images), "epochs": epochs}
+    write_text(folder / "labels.json", json.dumps(facts | {"batch_size": batch_size, "mix": mix, **more}, indent=2))
 
 
 def facts_in(folder: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What a network computes of images on its way: features that methods match."""
+"""Features that a network computes of images, which methods match."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Tanh, nn.
 
 
 def embedding(network: nn.Module, images: Tensor) -> Tensor:
-    """Return what the classifier, the network's last linear layer, is given: (N, C, H, W) -> (N, D).
+    """Return the input of the network's last linear layer, its classifier: (N, C, H, W) -> (N, D).
 
     Raises:
         InputError: the network has no such layer, or does not call it once with the images' features.
@@ -30,7 +30,7 @@ def embedding(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def taps(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Return what each activation layer gives, in the order of their calls, and last the `embedding`, each (N, ...).
+    """Return the output of each activation layer, in the order of the calls, and last the `embedding`, each (N, ...).
 
     An activation that is no layer (a function called in `forward`) has no tap.
 
@@ -39,7 +39,11 @@ def taps(network: nn.Module, images: Tensor) -> list[Tensor]:
     """
     seen: list[Tensor] = []
     layers = [module for module in network.modules() if isinstance(module, ACTIVATIONS)]
-    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: seen.append(output)) for layer in layers]
+
+    def remember(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+
+    hooks = [layer.register_forward_hook(remember) for layer in layers]
     try:
         last = embedding(network, images)
     finally:

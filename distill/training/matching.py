@@ -1,4 +1,4 @@
-"""Gradients of a network on synthetic images, and distances between two gradients: lists of tensors, one a parameter.
+"""Gradients of a network on synthetic images, and distances between gradients: lists with one tensor per parameter.
 
 `layerwise` is eq. 10 of "Dataset Condensation with Gradient Matching" (Zhao et al., ICLR 2021, arXiv 2006.05929): each
 output unit's weights are one row. As in the official code, parameters with one dimension (biases, norms) do not count.
@@ -69,17 +69,24 @@ def gradients_by_class(network: nn.Module, images: Tensor, labels: Tensor) -> li
                 loss = cross_entropy(network(images[0]), labels[0]).mean()
             parameters = [p for p in network.parameters() if p.requires_grad]
             return [g[None] for g in torch.autograd.grad(loss, parameters, create_graph=True)]
-        own = {  # a copy of the network for each class, so that one pass gives every class a gradient of its own
+        copies = {  # a copy of the network for each class, so that one pass gives a separate gradient for every class
             name: p.detach().expand(len(images), *p.shape).clone().requires_grad_()
             for name, p in network.named_parameters()
             if p.requires_grad
         }
         mean_losses = vmap(lambda p, x, y: cross_entropy(functional_call(network, p, (x,)), y).mean())
-        return list(torch.autograd.grad(mean_losses(own, images, labels).sum(), list(own.values()), create_graph=True))
+        return list(
+            torch.autograd.grad(mean_losses(copies, images, labels).sum(), list(copies.values()), create_graph=True)
+        )
 
 
 def freeze_batchnorm(network: nn.Module, samples: list[Callable[[], Tensor]]) -> None:
-    """Put the network in evaluation mode; BatchNorm sees 16 real images of each class before (official code)."""
+    """Put the network in evaluation mode, after BatchNorm has seen 16 real images of each class (official code).
+
+    Args:
+        network: changed in place.
+        samples: one function per class, which returns real images (16, C, H, W), normalised.
+    """
     if any(isinstance(module, _BatchNorm) for module in network.modules()):
         network.train()
         with torch.no_grad():

@@ -28,30 +28,30 @@ class Protocol:
     """How students are trained on one distilled set."""
 
     train: Callable[[nn.Module, str], None]
-    """(network, its name): trains an untrained network in place. It takes what `preprocess` gives, (N, C, H, W), to
-    logits and is on the set's device; all randomness comes from `run.generator("student", name, ...)`"""
+    """(network, its name): trains an untrained network in place, which is on the set's device and takes the output of
+    `preprocess`, (N, C, H, W), to logits; all randomness comes from `run.generator("student", name, ...)`"""
     epochs: int
-    """passes over the images, by which the seconds of an epoch are told"""
+    """passes over the images, to report the seconds per epoch"""
     teacher: nn.Module | None = None
-    """a network trained on the real data, pixels in [0, 1] to logits, which is judged beside the students"""
+    """a network trained on the real data, pixels in [0, 1] to logits, which is evaluated beside the students"""
     preprocess: nn.Module | None = None
-    """first layer of a student, pixels in [0, 1] to what its network takes; None for the set's normalisation"""
+    """first layer of a student, from pixels in [0, 1] to the input of its network; None for the set's normalisation"""
 
 
 ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]
-"""what a method module exports as `protocol`"""
+"""(set, folder of its file, run of the evaluation) -> its protocol"""
 
 
 def selected_protocol(protocol: str, method: str, own: ProtocolOf | None) -> ProtocolOf | None:
-    """Return a method's own way of training students where it is asked for, None for the standard one.
+    """Return the protocol of a method if `protocol` is "own", None for the standard protocol.
 
     Args:
-        protocol: what is asked for: "standard" or "own".
-        method: whose.
-        own: what its module exports; None where it exports nothing.
+        protocol: the requested protocol, "standard" or "own".
+        method: name of the method, for the error.
+        own: the protocol of the method; None for a method without its own protocol.
 
     Raises:
-        InputError: it has none.
+        InputError: the method has no protocol of its own.
     """
     if protocol == "standard":
         return None

@@ -53,11 +53,11 @@ def share_moved(
 ) -> float:
     """Return how far a robust loss moves the real gradients of class 0, relative to the distance that is minimised.
 
-    All randomness is addressed, so that a matching step which follows draws what it would have drawn without this.
+    All randomness is addressed, so that a later matching step draws the same numbers with or without this call.
 
     Args:
         synthetic: (ipc, C, H, W), normalised, the images of class 0.
-        regularised: the network, in evaluation mode, with the loss of the real batches; is left as it was.
+        regularised: the network, in evaluation mode, with the loss of the real batches; it does not change.
         plain: the same network with plain cross-entropy.
         distance: of two gradients, D.
         real_batch: class -> its real images (N, C, H, W), normalised.

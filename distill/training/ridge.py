@@ -1,4 +1,4 @@
-"""Kernel ridge regression, as KIP and FRePo have it, and labels for regression.
+"""Kernel ridge regression of KIP and FRePo, and labels for regression.
 
     f(T) = K_ts (K_ss + ridge tr(K_ss) / n I)^-1 Y_s
 
@@ -23,7 +23,7 @@ def centred(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def regressed(k_ss: Tensor, k_ts: Tensor, targets: Tensor, ridge: float = 1e-6) -> Tensor:
-    """Return what the support predicts for other points, (T, K).
+    """Return the predictions of the support for other points, (T, K).
 
     Args:
         k_ss: (S, S) kernel of the support with itself, positive semi-definite.
@@ -54,7 +54,7 @@ def probabilities(labels: Tensor) -> Tensor:
     tensor([[0.8000, 0.2000, 0.0000],
             [0.0000, 1.0000, 0.0000]])
     """
-    labels = labels - labels.amax(1, keepdim=True)  # the nearest vectors stay, and no 1 is lost beside large numbers
+    labels = labels - labels.amax(1, keepdim=True)  # same nearest vectors, and a 1 is not lost beside large numbers
     falling = labels.sort(1, descending=True).values
     excess = (falling.cumsum(1) - 1) / torch.arange(1, labels.shape[1] + 1, device=labels.device)
     last = (falling > excess).sum(1, keepdim=True) - 1

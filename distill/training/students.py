@@ -1,6 +1,6 @@
-"""Training a network on a small set held in memory: students on a distilled set, and DC's network between matchings.
+"""Training of a network on a small set in memory: students on a distilled set, and DC's network between matchings.
 
-`train_student` is the field's protocol (`evaluate_synset` of the DatasetCondensation code): SGD with momentum 0.9 and
+`train_student` is the standard protocol (`evaluate_synset` of the DatasetCondensation code): SGD with momentum 0.9 and
 weight decay 5e-4, E + 1 epochs, the learning rate divided by ten, with fresh momentum, after epoch E/2 + 1.
 """
 
@@ -35,7 +35,7 @@ LossText = Annotated[str, tyro.conf.arg(metavar=METAVAR)]
 """the text of a loss, which the threats of a data set turn into a loss later"""
 
 TOGETHER = 10
-"""students that are trained, or classes whose synthetic gradients are taken, in one pass"""
+"""most students that are trained in one pass, and most classes whose synthetic gradients are computed in one pass"""
 SMALL = 3000
 """images x height x width of a step up to which a CPU trains ten ConvNets faster together (run.sh bench students)"""
 
@@ -49,7 +49,7 @@ class Training:
     """
 
     epochs: Count = 1000
-    """E; as in the official code E + 1 epochs are run, the learning rate falling to a tenth after epoch E/2 + 1"""
+    """E: as in the official code, E + 1 epochs are run, and the learning rate falls to a tenth after epoch E/2 + 1"""
     lr: Positive = 0.01
     """learning rate of SGD"""
     momentum: UpToOne = 0.9
@@ -86,14 +86,14 @@ def train_epochs(
     """Train a network in place, in training mode, over shuffled epochs.
 
     Args:
-        network: takes images as given, (N, C, H, W), to logits (N, K).
+        network: from images as they are, (N, C, H, W), to logits (N, K).
         images: (N, C, H, W), normalised.
         labels: (N,) classes or (N, K) probabilities.
         optimizer: over the network's parameters.
         epochs: passes over the images.
-        batch_size: images a step; a set that fits in one batch is not shuffled, as its mean loss has no order.
+        batch_size: images per step; a set that fits in one batch is not shuffled, as its mean loss has no order.
         generator: CPU generator of the order and of the augmentation.
-        augmentation: drawn anew, one parameter set an image, for every batch.
+        augmentation: drawn again for every batch, with separate parameters for each image.
         loss: (network, images, labels) -> scalar; None is cross-entropy.
     """
     loss = loss or (lambda network, x, y: F.cross_entropy(network(x), y))
@@ -135,7 +135,7 @@ def train_student(
     augmentation: Augmentation | None = None,
     loss: Loss | None = None,
 ) -> None:
-    """Train a student in place by the field's protocol; arguments as in `train_epochs`."""
+    """Train a student in place by the standard protocol; arguments as in `train_epochs`."""
     for lr, epochs in _phases(training):
         optimizer = torch.optim.SGD(
             network.parameters(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay
@@ -163,7 +163,7 @@ def train_together(
 ) -> None:
     """Train several students in place, each step once for all of them.
 
-    The results are those of `train_student`, network by network, within float tolerance.
+    The results equal those of `train_student` for each network, within float tolerance.
 
     Args:
         networks: of one architecture that `fits_together`.
@@ -198,17 +198,17 @@ def train_together(
 
 
 def fits_together(network: nn.Module, images: Tensor, batch_size: int) -> bool:
-    """Return whether `train_together` can train such networks, and is faster than one after another.
+    """Return whether `train_together` can train such networks, and faster than one after another.
 
-    They must be without buffers (BatchNorm) and dropout, and a step must be bound by its overhead.
+    The networks must have no buffers (BatchNorm) and no dropout, and a step must be limited by its overhead.
     """
     alone = any(True for _ in network.buffers()) or "Drop" in repr(network)
     return not alone and overhead_bound(images[:batch_size])
 
 
 def overhead_bound(images: Tensor) -> bool:
-    """Return whether a step on images (N, C, H, W) costs overhead more than arithmetic.
+    """Return whether a step on images (N, C, H, W) spends more time on overhead than on arithmetic.
 
-    On a GPU one on a distilled set does (not measured), on a CPU one of at most SMALL pixels.
+    True on a GPU for the size of a distilled set (not measured), and on a CPU up to SMALL pixels.
     """
     return images.device.type != "cpu" or len(images) * images.shape[2] * images.shape[3] <= SMALL

@@ -2,9 +2,9 @@
 
     whitened = W (x - mean),   W = U (S + eps)^(-1/2) U^T,   covariance of the training pixels = U S U^T
 
-As the official code of MTT has it, by kornia with eps 0.1: whole images as vectors of C H W pixels, covariance over
-N - 1, no normalisation before. The whitened covariance is S / (S + eps): the identity for a small eps
-only, while at 0.1, in pixels, most directions are merely stretched by 1 / sqrt(0.1) = 3.2.
+As in the official code of MTT, by kornia with eps 0.1: whole images as vectors of C H W pixels, covariance over N - 1,
+no normalisation before. The whitened covariance is S / (S + eps). This is the identity only for a small eps; at 0.1, in
+pixels, most directions are merely stretched by 1 / sqrt(0.1) = 3.2.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.data.image_files import ImageFiles
+from distill.data.images import Images
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_tensors
@@ -25,9 +25,9 @@ from robust import Normalize
 __all__ = ["Whiten", "preprocessing", "ridge_zca"]
 
 LARGEST = 3 * 64 * 64
-"""numbers of an image up to which its square matrix (600 MB) and its eigenvectors can be had"""
+"""most numbers of an image, for which the square matrix (600 MB) and its eigenvectors are affordable"""
 RIDGE = 0.1
-"""of FRePo and KIP, times the mean variance"""
+"""regularisation of FRePo and KIP, in units of the mean variance"""
 PART = 1024
 """images that are normalised at a time"""
 
@@ -37,7 +37,7 @@ class Whiten(nn.Module):
 
     Args:
         mean: (D,), D = C H W, pixels.
-        matrix: (D, D), which images, as rows, are multiplied by; symmetric where `fit` made it.
+        matrix: (D, D), by which images, as rows, are multiplied; symmetric if `fit` made it.
         unmatrix: (D, D), the inverse of `matrix`.
 
     >>> import torch
@@ -81,10 +81,11 @@ class Whiten(nn.Module):
         from kornia.enhance import zca_mean  # slow to import, and only needed here
 
         matrix, mean, unmatrix = zca_mean(images, eps=float(eps), return_inverse=True)
+        assert unmatrix is not None  # because of return_inverse
         return cls(mean[0], matrix, unmatrix)
 
     @classmethod
-    def fit_normalised(cls, images: Tensor | ImageFiles, normalize: Normalize) -> "Whiten":
+    def fit_normalised(cls, images: Images, normalize: Normalize) -> "Whiten":
         """Return normalisation by channel and then the whitening of FRePo's official code, as one layer.
 
         Args:
@@ -144,10 +145,10 @@ def ridge_zca(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, T
     """Return W = U (S + 0.1 tr(S) / D)^(-1/2) U^T and its inverse, of centred rows: the ZCA of FRePo's and KIP's code.
 
     Args:
-        parts: of the rows, (n, D) float64.
+        parts: the rows in batches, (n, D) float64.
         size: D.
-        count: N of all rows, by which the covariance is divided; of N < D rows, directions without data stay as they
-            are.
+        count: N, the number of rows, by which the covariance is divided; for N < D, directions without data are not
+            scaled.
 
     Returns:
         two matrices (D, D), float64.
@@ -168,7 +169,7 @@ def ridge_zca(parts: Iterator[Tensor], size: int, count: int) -> tuple[Tensor, T
 
 
 def _check(count: int, size: int, what: str) -> None:
-    """Refuse images that have no covariance, or one too large."""
+    """Refuse images without a covariance, or with one that is too large."""
     if count < 2:
         raise InputError(f"ZCA needs at least 2 images to have a covariance, but there is {count}")
     if size > LARGEST:
@@ -176,22 +177,22 @@ def _check(count: int, size: int, what: str) -> None:
 
 
 def preprocessing(distilled: DistilledSet, folder: Path) -> Normalize | Whiten:
-    """Return the first layer of students that are trained in the way of the method which made a set.
+    """Return the first layer of students that are trained by the protocol of the method which made a set.
 
     Args:
         distilled: the set; its `training.whitening` may name the file of a `Whiten`.
         folder: of the set's file, to which that name is relative.
 
     Returns:
-        pixels to what a student's network takes: that whitening, on the CPU, else the set's normalisation.
+        from pixels to the input of a student's network: that whitening, on the CPU, or the set's normalisation.
 
     Raises:
-        InputError: the file is gone, holds something else, or is neither in that folder nor a stage of our runs.
+        InputError: the file is missing, holds something else, or is neither in that folder nor a stage of our runs.
     """
     if distilled.training.whitening is not None:
         path = companion_path(folder, distilled.training.whitening, "whitening")
         layer = Whiten.load(path)
         if len(layer.mean) != distilled.images.shape[1:].numel():
-            raise InputError(f"{path} is a whitening of {len(layer.mean)} numbers, and the images have others")
+            raise InputError(f"{path} is a whitening of {len(layer.mean)} numbers, which the images do not have")
         return layer
     return Normalize(distilled.mean, distilled.std)

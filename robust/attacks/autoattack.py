@@ -1,13 +1,13 @@
-"""AutoAttack (Croce & Hein 2020, arXiv 2003.01690), a cascade: each attack on the examples that still stand.
+"""AutoAttack (Croce & Hein 2020, arXiv 2003.01690): each attack runs on the examples that withstand all before it.
 
 The standard version is APGD on cross-entropy, 100 steps; targeted APGD, 100 steps for each of 9 classes; targeted FAB,
 100 steps for each of 9; Square, 5000 queries. The version "rand", for models with random answers, is APGD on
 cross-entropy, then on the difference of logits ratio, 100 steps each, gradients averaged over 20 forward passes.
-Nothing else can be set: an attack with fewer steps is not AutoAttack, and torchattacks' class of that name, with its 10
-steps, is not either. See `library` for what else is put right.
+Steps and queries are no fields, since an attack with fewer steps is not AutoAttack. (torchattacks' class of that name
+takes 10 steps; `torchattacks_runner` lists further differences.)
 
 Below four classes the targeted ratio of logits is not defined, and the second attack is APGD on cross-entropy from
-another start. With K < 10 classes, both targeted attacks try all K - 1 wrong ones.
+another start. With K < 10 classes, both targeted attacks try all K - 1 wrong classes.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robust.attacks.library import APGD, FAB, Square
+from robust.attacks.apgd import APGD
+from robust.attacks.fab import FAB
 from robust.attacks.pgd import check_pixels
+from robust.attacks.square import Square
 from robust.network.expectation import PASSES, Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
@@ -52,7 +54,7 @@ class AutoAttack:
         return PASSES if self.version == "rand" else 1
 
     def members(self) -> tuple[APGD | FAB | Square, ...]:
-        """Return its attacks in their order."""
+        """Return the attacks of the cascade in their order."""
         if self.version == "rand":
             return tuple(APGD(self.threat, loss=loss, steps=100, restarts=1, eot=PASSES) for loss in ("ce", "dlr"))
         return (
@@ -66,14 +68,14 @@ class AutoAttack:
     def __call__(
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return a misclassified point of the ball for each image that falls to a member, else the image itself.
+        """Return a misclassified point of the ball for each image, or the image where no attack finds one.
 
         Args:
             model: maps pixels (N, C, H, W) in [0, 1] to logits (N, K), normalisation inside; in evaluation mode
                 meanwhile.
             images: (N, C, H, W) pixels in [0, 1].
             targets: (N,) class indices.
-            generator: CPU generator of the seed of each member; None takes torch's default.
+            generator: CPU generator of the seeds of the attacks; None takes torch's default.
 
         Returns:
             (N, C, H, W) in [0, 1] and in the ball; images that are misclassified from the start unchanged.
@@ -91,13 +93,13 @@ class AutoAttack:
                 member.check_shape(found)
         if self.threat.eps == 0 or len(found) == 0:
             return found
-        answer = Expected(model, self.eot) if self.eot > 1 and not isinstance(model, Expected) else model
+        expected_model = Expected(model, self.eot) if self.eot > 1 and not isinstance(model, Expected) else model
         for member in members:
             with evaluating(model), torch.no_grad():
-                who = (answer(found).argmax(1) == targets).nonzero().flatten()
-            if len(who) == 0:
+                standing = (expected_model(found).argmax(1) == targets).nonzero().flatten()
+            if len(standing) == 0:
                 break
-            found[who] = member(model, images[who], targets[who], generator=generator)
+            found[standing] = member(model, images[standing], targets[standing], generator=generator)
         return found
 
 

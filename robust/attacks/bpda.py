@@ -1,7 +1,7 @@
 """Backward pass differentiable approximation (BPDA): attacks on models with a step that has no useful derivative.
 
-Athalye et al. 2018 (arXiv 1802.00420, section 4.1): the forward pass is the step's own, the backward pass that of a
-function close to it. For JPEG, quantisation and most preprocessing the identity is close enough.
+Athalye et al. 2018 (arXiv 1802.00420, section 4.1): the forward pass runs the step, the backward pass differentiates a
+similar function. For JPEG, quantisation and most preprocessing the identity is similar enough.
 """
 
 from collections.abc import Callable
@@ -16,28 +16,28 @@ Step = Callable[[Tensor], Tensor]
 
 
 class BPDA(nn.Module):
-    """A step with another function's backward pass: see `bpda`."""
+    """A step with the backward pass of another function: see `bpda`."""
 
     def __init__(self, forward: Step, backward: Step | None = None):
         super().__init__()
         self.step: Step = forward
-        self.stand_in: Step | None = backward
+        self.approximation: Step | None = backward
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the step's output, with the stand-in's derivative."""
+        """Return the output of the step, with the derivative of its approximation."""
         with torch.no_grad():
             exact = self.step(inputs.detach())
-        smooth = inputs if self.stand_in is None else self.stand_in(inputs)
+        smooth = inputs if self.approximation is None else self.approximation(inputs)
         if exact.shape != smooth.shape:
-            name = "the input" if self.stand_in is None else "that of backward"
+            name = "the input" if self.approximation is None else "the output of backward"
             raise ValueError(
-                f"bpda: the output of forward is {tuple(exact.shape)}, {name} {tuple(smooth.shape)}; give a backward "
-                "whose output has the shape of forward's"
+                f"bpda: the output of forward is {tuple(exact.shape)}, {name} is {tuple(smooth.shape)}; give a "
+                "backward whose output has the same shape"
             )
-        return _Straight.apply(exact, smooth)  # pyright: ignore[reportReturnType]
+        return _ValueAndGradient.apply(exact, smooth)  # pyright: ignore[reportReturnType]
 
 
-class _Straight(torch.autograd.Function):
+class _ValueAndGradient(torch.autograd.Function):
     """The values of one tensor, the gradient of another."""
 
     @staticmethod
@@ -50,16 +50,17 @@ class _Straight(torch.autograd.Function):
 
 
 def bpda(forward: Step, backward: Step | None = None) -> BPDA:
-    """Return a step whose forward pass is its own and whose backward pass is a stand-in's.
+    """Return a step whose backward pass differentiates an approximation of it.
 
-    For attacks and `suspect_model`; as a whole model's: `PGD(threat, bpda=stand_in)`.
+    Attacks and `suspect_model` take a model with such a step. To approximate the whole model, use
+    `PGD(threat, bpda=approximation)`.
 
     Args:
-        forward: (N, ...) -> (M, ...), any code on tensors; it is run without gradients.
-        backward: differentiable, (N, ...) -> (M, ...), near `forward`; None for the identity, where shapes are equal.
+        forward: (N, ...) -> (M, ...), any function of tensors; it runs without gradients.
+        backward: differentiable, (N, ...) -> (M, ...), similar to `forward`; None for the identity.
 
     Raises:
-        ValueError: when called, outputs of different shapes.
+        ValueError: when the step is called, if the outputs of both functions have different shapes.
 
     >>> coarse = bpda(lambda x: (8 * x).round() / 8)
     >>> x = torch.tensor([[0.3]], requires_grad=True)

@@ -1,13 +1,14 @@
-"""Carlini & Wagner's L2 attack (arXiv 1608.04644, section V-A) with its searched constant: the nearest adversarial.
+"""Carlini & Wagner's L2 attack (arXiv 1608.04644, section V-A), which searches the nearest adversarial image.
 
-Minimises |x' - x|^2 + c max(confidence - margin, 0) over w, x' = (tanh w + 1)/2, by Adam; c is searched for each
-example: times ten until it succeeds, then by bisection (the authors' code).
+Adam minimises |x' - x|^2 + c max(confidence - margin, 0) over w, with x' = (tanh w + 1)/2. The constant c is searched
+for each example: it is multiplied by ten until the attack succeeds, then bisected, as in the authors' code.
 
-Differences from that code: each example has its own constant and its own best point, so the result does not depend on
-the batch it is in; and w starts at atanh((1 - 1e-4)(2x - 1)), since at a pixel of exactly 0 or 1 (half of MNIST) atanh
-is infinite, and what is infinite never moves; nor does, in 100 steps, what starts at the authors' 1 - 1e-6. A step of
-0.03 and a first constant of 1 are for 100 steps of nine searches (theirs: 0.01 and 0.001, 10,000 steps): smaller steps
-leave saturated pixels where they are, a smaller constant spends the searches on reaching the first success.
+Differences from the authors' code: each example has its own constant and its own best point, so the result does not
+depend on the batch. w starts at atanh((1 - 1e-4)(2x - 1)), since at a pixel of exactly 0 or 1 (half of the pixels of
+MNIST) atanh is infinite, and an infinite w does not move; with the authors' 1 - 1e-6, such pixels hardly move in 100
+steps. The learning rate 0.03 and the first constant 1 are for 100 steps and nine searches (the authors: 0.01 and 0.001
+for 10,000 steps): with a smaller rate saturated pixels hardly move, and with a smaller constant most searches end
+before the first success.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from robust.threat import Threat
 __all__ = ["CW", "cw"]
 
 INSIDE = 1e-4
-"""how far w's start stays from the ends of tanh"""
+"""distance of tanh w from -1 and 1 at the start of a saturated pixel"""
 
 
 @outside_inference
@@ -43,16 +44,16 @@ def cw(
     lr: float = 0.03,
     initial_constant: float = 1.0,
 ) -> Tensor:
-    """Return for each image the nearest misclassified point that is found, or the image where none is.
+    """Return for each image the nearest misclassified point of all steps, or the image where no point is misclassified.
 
     Args:
-        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; called in the mode it is in.
+        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; its train/eval mode is unchanged.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
         confidence: margin of the logits that counts as success, >= 0.
         search_steps: constants tried for each example, >= 1.
-        steps: of Adam for each constant, >= 1.
-        lr: of Adam, > 0, in the units of w.
+        steps: steps of Adam for each constant, >= 1.
+        lr: learning rate of Adam, > 0, in the units of w.
         initial_constant: the first constant, > 0.
 
     Returns:
@@ -61,7 +62,7 @@ def cw(
     Raises:
         ValueError: images outside [0, 1], or a number out of its range.
 
-    The nearest point of another class of a linear model is known, here 0.2 / sqrt(2) away:
+    For a linear model the distance to the nearest point of another class is known, here 0.2 / sqrt(2):
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1) + 2.0], 1)
     >>> image = torch.tensor([[0.7, 0.5]])
@@ -75,29 +76,29 @@ def cw(
     if len(images) == 0:
         return best
     with torch.no_grad():
-        who = (margin(model(images), targets) < confidence).nonzero().flatten()
-    clean, labels = images[who], targets[who]
+        correct = (margin(model(images), targets) < confidence).nonzero().flatten()
+    clean, labels = images[correct], targets[correct]
     nearest, least = clean.clone(), torch.full_like(labels, torch.inf, dtype=clean.dtype)
     low, high = torch.zeros_like(least), torch.full_like(least, torch.inf)
     constant = torch.full_like(least, initial_constant)
-    for _ in range(search_steps if len(who) else 0):
-        found, distance = _walk(model, clean, labels, constant, confidence, steps, lr)
+    for _ in range(search_steps if len(correct) else 0):
+        found, distance = _minimise(model, clean, labels, constant, confidence, steps, lr)
         succeeded = distance.isfinite()
         nearer = distance < least
         nearest[nearer], least[nearer] = found[nearer], distance[nearer]
         high = torch.where(succeeded, torch.minimum(high, constant), high)
         low = torch.where(succeeded, low, torch.maximum(low, constant))
         constant = torch.where(high.isinf(), 10 * constant, (low + high) / 2)
-    best[who] = nearest
+    best[correct] = nearest
     return best
 
 
-def _walk(
+def _minimise(
     model: Model, clean: Tensor, labels: Tensor, constant: Tensor, confidence: float, steps: int, lr: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the nearest misclassified point that Adam passes at these constants, and its distance; else infinity."""
+    """Return the nearest misclassified point that Adam passes at these constants, and its distance (else infinity)."""
     w = torch.atanh((2 * clean - 1) * (1 - INSIDE)).requires_grad_()
-    adam = torch.optim.Adam([w], lr=lr)  # elementwise, hence each example's own
+    adam = torch.optim.Adam([w], lr=lr)  # elementwise, so examples do not influence each other
     found, least = clean.clone(), torch.full_like(constant, torch.inf)
     for step in range(steps + 1):
         with torch.enable_grad():
@@ -124,25 +125,25 @@ def _check_options(confidence: float, search_steps: int, steps: int, lr: float, 
 
 @dataclass(frozen=True)
 class CW:
-    """Carlini & Wagner's L2 attack as an `Attack`. It looks for the nearest point, whatever eps.
+    """Carlini & Wagner's L2 attack as an `Attack`. It searches the nearest point, independent of eps.
 
     Raises:
         ValueError: a threat in another norm, or a field out of its range.
     """
 
     minimum_norm: ClassVar[bool] = True
-    """an example has fallen if its point is misclassified and within `threat.eps`"""
+    """an example counts as broken if its point is misclassified and within `threat.eps`"""
 
     threat: Threat
-    """the ball that counts, l2"""
+    """the l2 ball in which a misclassified point counts as a success"""
     confidence: NonNegative = 0.0
     """margin of the logits that counts as success"""
     search_steps: Count = 9
     """constants tried for each example"""
     steps: Count = 100
-    """of Adam for each constant"""
+    """steps of Adam for each constant"""
     lr: Positive = 0.03
-    """of Adam"""
+    """learning rate of Adam, in the units of w"""
     initial_constant: Positive = 1.0
     """the first constant"""
 

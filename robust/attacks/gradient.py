@@ -1,4 +1,4 @@
-"""The input gradient that attacks follow, of models without one too."""
+"""The input gradient for attacks, also of models whose output has no gradient."""
 
 import warnings
 
@@ -8,21 +8,21 @@ from torch import Tensor
 __all__ = ["NO_PATH", "SuspiciousModelWarning", "input_gradient"]
 
 NO_PATH = (
-    "the model's output has no gradient path to its input, so attacks by gradients go nowhere: "
-    "put the step without a derivative in robust.bpda, or attack with a black box (Square)"
+    "the model's output has no gradient path to its input, so attacks by gradients cannot succeed: "
+    "wrap the step without a derivative in robust.bpda, or use a black-box attack (Square)"
 )
 
 
 class SuspiciousModelWarning(UserWarning):
-    """A figure of robustness is not to be trusted, since attacks by gradients may fail on this model."""
+    """A robust accuracy may be too high, since attacks by gradients may fail on this model."""
 
 
 def input_gradient(total: Tensor, points: Tensor) -> Tensor:
-    """Return the gradient of a sum over examples, zero (with a warning) where nothing leads back to the points.
+    """Return the gradient of a sum over examples; zero, with a warning, if the sum does not depend on the points.
 
     Args:
         total: a scalar.
-        points: (N, ...), what is differentiated by.
+        points: (N, ...), the variables of differentiation.
 
     >>> points = torch.ones(2, requires_grad=True)
     >>> input_gradient((points**2).sum(), points)

@@ -1,7 +1,7 @@
-"""Attacks by name: `NAME[:field=value,...]`, the fields being those of the attack's dataclass.
+"""Attacks by name: `NAME[:field=value,...]`, with the fields of the attack's dataclass.
 
 The folder is the registry: a file of `robust/attacks` exports NAMED, from names to attacks at a threat, and NORM for
-attacks that have one norm only. An attack in somebody's own package is named `package.module:name`.
+attacks that have only one norm. An attack of another package is named `package.module:name`.
 
 >>> attack_named("pgd:steps=50,restarts=5", Threat("linf", 8 / 255)).steps
 50
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from typing import Any
 
-from robust.attacks.pgd import fgsm
+from robust.attacks.pgd_presets import fgsm
 from robust.ranges import shown
 from robust.registry import joined
 from robust.spec import configured, object_named, split_spec
@@ -23,7 +23,7 @@ ATTACKS: dict[str, Callable[[Threat], Any]] = joined("robust.attacks", "NAMED")
 """name -> attack at a threat"""
 
 NORM: dict[str, str] = joined("robust.attacks", "NORM")
-"""the norm of those that have one only"""
+"""name -> norm, of attacks that have only one norm"""
 
 
 def attack_named(spec: str, threat: Threat) -> Any:

@@ -1,4 +1,4 @@
-"""Random noise of the size of an attack: what any attack must beat."""
+"""Random noise of the size of an attack: the baseline that every attack must beat."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.network.inference import outside_inference
 from robust.network.modes import Model
-from robust.per_example import unit
+from robust.per_example import streams, unit
 from robust.ranges import Count, check_ranges
 from robust.registry import Named
 from robust.threat import Threat
@@ -27,7 +27,7 @@ class Noise:
     threat: Threat
     """the ball"""
     draws: Count = 1
-    """points tried; the first that is misclassified counts, else the last"""
+    """random points tried for each image; the first misclassified point is returned, else the last"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -39,20 +39,19 @@ class Noise:
     ) -> Tensor:
         """Return noisy images (N, ...) in [0, 1] for pixels (N, ...) in [0, 1] and classes (N,).
 
-        Each example has a stream of its own, drawn from the CPU generator (None is torch's default).
+        Each example has its own random stream, seeded by the CPU generator (None is torch's default).
         """
         check_pixels(images)
-        seeds = torch.randint(2**62, (len(images),), generator=generator).tolist()
-        streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        result, standing = images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device)
+        generators = streams(len(images), generator)
+        result, standing = images.clone(), torch.arange(len(images), device=images.device)
         for _ in range(self.draws):
-            who = standing.nonzero().flatten()
-            if len(who) == 0:
+            if len(standing) == 0:
                 break
-            noise = torch.stack([torch.randn(images.shape[1:], generator=streams[i]) for i in who.tolist()]).to(images)
+            draws = [torch.randn(images.shape[1:], generator=generators[i]) for i in standing.tolist()]
+            noise = torch.stack(draws).to(images)
             shift = self.threat.eps * (noise.sign() if self.threat.norm == "linf" else unit(noise))
-            result[who] = (images[who] + shift).clamp(0.0, 1.0)
-            standing[who] = model(result[who]).argmax(1) == targets[who]
+            result[standing] = (images[standing] + shift).clamp(0.0, 1.0)
+            standing = standing[model(result[standing]).argmax(1) == targets[standing]]
         return result
 
 

@@ -1,10 +1,11 @@
-"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), with a result of its own for each example.
+"""Projected gradient descent (Madry et al. 2018, arXiv 1706.06083), with results that do not depend on the batch.
 
-Differences from the usual implementations: each example has its own random stream and its own record, so the result
-does not depend on the batch it is in; an example once fooled leaves the batch; restarts attack only who still stands.
+Differences from the usual implementations: each example has its own random stream and its own record of the best
+point, so the result does not depend on the other examples of the batch; a misclassified example is dropped from the
+batch; restarts attack only the examples that are not misclassified yet.
 
-A model with random answers is attacked by its expectation (`eot`): gradients are averaged over several passes, and no
-example leaves the batch, since a point that is misclassified in one draw may be classified right in the next.
+A model with random answers is attacked through its expected answer (`eot`): gradients are averaged over several passes,
+and no example is dropped, since the next random answer at a misclassified point may be correct.
 """
 
 from collections.abc import Callable
@@ -21,11 +22,11 @@ from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model
+from robust.per_example import streams
 from robust.ranges import Count, NonNegative, StepSize, check_number, check_ranges
-from robust.registry import Named
-from robust.threat import PAPER_THREATS, Threat
+from robust.threat import Threat
 
-__all__ = ["PGD", "paper_attacks", "pgd"]
+__all__ = ["PGD", "check_pixels", "pgd"]
 
 Iterate = Literal["worst", "last"]
 Objective = Literal["ce", "margin", "dlr", "ce+margin"]
@@ -36,7 +37,7 @@ OBJECTIVES: dict[str, tuple[Ascended, ...]] = {
     "dlr": (difference_of_logits_ratio,),
     "ce+margin": (cross_entropy, margin),
 }
-"""name -> what is ascended in each restart, one after another from the same start, each on the examples that stand"""
+"""name -> the objectives of a restart, ascended one after another from the same start, each on the standing examples"""
 
 
 @outside_inference
@@ -60,25 +61,27 @@ def pgd(
     """Return adversarial images: ascend the objective, project, repeat.
 
     Args:
-        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; called in the mode it is in. One
-            whose output has no gradient path to the pixels is attacked by its random starts alone, with a
+        model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; its train/eval mode is unchanged.
+            A model whose output has no gradient path to the pixels is attacked only by the random starts, with a
             `SuspiciousModelWarning`.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
         threat: the ball.
         steps: gradient steps of each restart, >= 1.
         step_size: length of a step in the norm of the threat, pixels in [0, 1].
-        restarts: random starts tried on an example while it stands.
+        restarts: random starts, each on the examples that are not misclassified yet.
         random_start: begin at a uniform point of the ball, else at the image (all restarts are then the same).
-        iterate: "worst" returns for each example the first point that is misclassified, else the point of highest loss
-            (the clean image counts as a point, so no example is better off attacked); "last" returns the last iterate
-            of the first restart whose last iterate is misclassified, else of the last restart (the textbook attack).
-        objective: what is ascended: "ce" cross-entropy, "margin" of the logits, "dlr" the margin over their scale;
-            "ce+margin" cross-entropy, then the margin on the examples that stand, which breaks all that either breaks.
-        momentum: share of the last direction kept in the next, gradients at unit mean size (MIM, arXiv 1710.06081).
+        iterate: "worst" returns for each example the first misclassified point, else the point of highest loss (the
+            clean image counts as a point, so the loss never falls below its clean value); "last" returns the last
+            iterate of the first restart whose last iterate is misclassified, else of the last restart (the textbook
+            attack).
+        objective: function to ascend: "ce" cross-entropy, "margin" of the logits, "dlr" the margin over the scale of
+            the logits; "ce+margin" cross-entropy, then the margin on the examples that are not misclassified yet, which
+            breaks every image that either of them breaks.
+        momentum: weight of the last direction in the next, with gradients of unit mean size (MIM, arXiv 1710.06081).
         eot: forward passes that gradients and answers are averaged over, for models with random answers; above 1 the
             point of the highest loss of the expected answer is returned, and no example stops early.
-        start: (N, ...) to begin at instead, after projection on the ball.
+        start: (N, ...) points to begin at in place of random starts, projected on the ball.
         generator: CPU generator of the random starts; None takes torch's default.
 
     Returns:
@@ -87,7 +90,7 @@ def pgd(
     Raises:
         ValueError: images outside [0, 1], a count below 1, a step that is not > 0, momentum < 0, or an unknown name.
 
-    On a linear model the margin is known, and the attack crosses it exactly when eps does:
+    On a linear model the distance to the boundary is known, and the attack succeeds exactly when eps exceeds it:
 
     >>> model = lambda x: torch.stack([x.sum(1), -x.sum(1) + 2.0], 1)  # class 0 where the pixels sum to more than 1
     >>> image, label = torch.tensor([[0.7, 0.5]]), torch.tensor([0])   # linf margin 0.1
@@ -104,8 +107,7 @@ def pgd(
     images = images.detach()
     if threat.eps == 0:
         return images.clone()
-    seeds = torch.randint(2**62, (len(images),), generator=generator).tolist() if random_start else []
-    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = streams(len(images), generator) if random_start else []
     ascended = OBJECTIVES[objective]
     record = _Record(images, targets, ascended[-1], final=eot == 1)
     answer = model if eot == 1 else Expected(model, eot)
@@ -113,20 +115,20 @@ def pgd(
         with torch.no_grad():
             record.update(images, answer(images))
     for _ in range(restarts):
-        who = record.standing()
-        if len(who) == 0:
+        indices = record.standing()
+        if len(indices) == 0:
             break
         if start is not None:
             begin = threat.project(start, images)
         else:
             begin = images.clone()
             if random_start:
-                begin[who] = threat.random_start(images[who], [streams[i] for i in who.tolist()])
+                begin[indices] = threat.random_start(images[indices], [generators[i] for i in indices.tolist()])
         for objective_ in ascended:
-            who = record.standing()
-            if len(who) == 0:
+            indices = record.standing()
+            if len(indices) == 0:
                 break
-            clean, labels, points = images[who], targets[who], begin[who]
+            clean, labels, points = images[indices], targets[indices], begin[indices]
             velocity = torch.zeros_like(clean)
             for _ in range(steps):
                 gradients, logits = _gradients(model, points, labels, objective_, eot)
@@ -136,27 +138,27 @@ def pgd(
                     gradients = velocity = momentum * velocity + gradients / size
                 moved = threat.project(points + step_size * threat.ascent(gradients), clean)
                 if iterate == "worst":
-                    stands = record.update(points, logits, who)
-                    who, clean, labels = who[stands], clean[stands], labels[stands]
+                    stands = record.update(points, logits, indices)
+                    indices, clean, labels = indices[stands], clean[stands], labels[stands]
                     moved, velocity = moved[stands], velocity[stands]
                 points = moved
-                if len(who) == 0:
+                if len(indices) == 0:
                     break
             else:
                 with torch.no_grad():
-                    record.update(points, answer(points), who, replace=iterate == "last")
+                    record.update(points, answer(points), indices, replace=iterate == "last")
     return record.images
 
 
 def _gradients(model: Model, points: Tensor, labels: Tensor, ascended: Ascended, eot: int) -> tuple[Tensor, Tensor]:
-    """Return the mean gradient of the objective over the passes, zero where not finite, and the answer, (N, K)."""
+    """Return the mean gradient of the objective over `eot` passes, zero where not finite, and the answer, (N, K)."""
     total, answers = torch.zeros_like(points), []
     for _ in range(eot):
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             logits = model(points)
             gradients = input_gradient(ascended(logits, labels).sum(), points)
-        total = total + gradients.nan_to_num(0.0, 0.0, 0.0)  # what has no direction stays where it is
+        total = total + gradients.nan_to_num(0.0, 0.0, 0.0)  # a point without a direction does not move
         answers.append(logits.detach())
     if eot == 1:
         return total, answers[0]
@@ -164,30 +166,40 @@ def _gradients(model: Model, points: Tensor, labels: Tensor, ascended: Ascended,
 
 
 class _Record:
-    """The best adversarial found so far for each example."""
+    """The best adversarial point so far for each example."""
 
     def __init__(self, images: Tensor, targets: Tensor, objective: Ascended, final: bool = True):
         self.images = images.clone()
         self.targets = targets
         self.objective = objective
-        self.final = final  # a point that is misclassified stays so
+        self.final = final  # whether a misclassified point stays misclassified: the answers are not random
         self.loss = torch.full((len(images),), -torch.inf, device=images.device)
         self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def standing(self) -> Tensor:
-        """Return the indices of examples not yet fooled."""
+        """Return the indices of examples that are not misclassified yet."""
         return (~self.fooled).nonzero().flatten()
 
-    def update(self, points: Tensor, logits: Tensor, who: Tensor | None = None, replace: bool = False) -> Tensor:
-        """Take the points that are misclassified or of higher loss (all, with `replace`); return who of them stands."""
-        who = torch.arange(len(points), device=points.device) if who is None else who
-        targets, logits = self.targets[who], logits.detach()
+    def update(self, points: Tensor, logits: Tensor, indices: Tensor | None = None, replace: bool = False) -> Tensor:
+        """Store the points that are misclassified or of higher loss, or all points.
+
+        Args:
+            points: (n, ...).
+            logits: (n, K) of the points.
+            indices: (n,) indices of their examples; None for all examples.
+            replace: whether to store all points.
+
+        Returns:
+            bools (n,), which of these examples are not misclassified.
+        """
+        indices = torch.arange(len(points), device=points.device) if indices is None else indices
+        targets, logits = self.targets[indices], logits.detach()
         loss = self.objective(logits, targets).to(self.loss.dtype)
         fooled = (logits.argmax(1) != targets) & self.final
-        better = fooled | (loss > self.loss[who]) | replace
-        self.images[who[better]] = points.detach()[better]
-        self.loss[who[better]] = loss[better]
-        self.fooled[who] = fooled
+        better = fooled | (loss > self.loss[indices]) | replace
+        self.images[indices[better]] = points.detach()[better]
+        self.loss[indices[better]] = loss[better]
+        self.fooled[indices] = fooled
         return ~fooled
 
 
@@ -224,7 +236,7 @@ def check_pixels(images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PGD:
-    """PGD as an `Attack`: its own config, called as `attack(model, images, targets, generator=...)`.
+    """PGD as an `Attack`: its settings, called as `attack(model, images, targets, generator=...)`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -237,19 +249,19 @@ class PGD:
     step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 * eps / steps (Madry et al.)"""
     restarts: Count = 1
-    """random starts, each on the examples still standing"""
+    """random starts, each on the examples that are not misclassified yet"""
     random_start: bool = True
-    """start at a uniform point of the ball, else at the image"""
+    """whether to start at a uniform point of the ball, else at the image"""
     iterate: Iterate = "worst"
-    """the point returned: the "worst" met or the "last" (see `pgd`)"""
+    """the point to return: the "worst" or the "last" (see `pgd`)"""
     objective: Objective = "ce"
-    """what is ascended: "ce", "margin", "dlr" (the margin below four classes), or "ce+margin", one after the other"""
+    """function to ascend: "ce", "margin", "dlr" (the margin below four classes), or "ce+margin", one after the other"""
     momentum: NonNegative = 0.0
-    """of the direction; 1 is MIM's"""
+    """weight of the last direction; MIM uses 1"""
     eot: Count = 1
     """forward passes that gradients and answers are averaged over, for models with random answers"""
     bpda: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, metadata={"written": False})
-    """a model whose gradients are taken instead of the attacked one's, which has none (see `robust.bpda`)"""
+    """a model whose gradients replace the gradients of an attacked model that has none (see `robust.bpda`)"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -274,42 +286,3 @@ class PGD:
             eot=self.eot,
             generator=generator,
         )
-
-
-_PAPER_STEPS = {
-    "mnist": {"linf_star": 0.1, "linf": 0.03, "l2": 0.3},
-    "cifar10": {"linf_star": 2 / 255, "linf": 0.5 / 255, "l2": 0.05},
-}
-
-
-def paper_attacks(family: str) -> dict[str, PGD]:
-    """Return the paper's three attacks: 10 steps of PGD at `PAPER_THREATS[family]`, with its step sizes (section 7.2).
-
-    Args:
-        family: "mnist" or "cifar10".
-
-    Raises:
-        ValueError: another family.
-
-    Random starts and the worst iterate are ours: the paper does not state them, and both only strengthen the attack.
-    """
-    if family not in PAPER_THREATS:
-        raise ValueError(f"no threats for {family!r}; choose from {', '.join(PAPER_THREATS)}")
-    sizes = _PAPER_STEPS[family]
-    return {name: PGD(threat, steps=10, step_size=sizes[name]) for name, threat in PAPER_THREATS[family].items()}
-
-
-def fgsm(threat: Threat) -> PGD:
-    """Return the fast gradient sign method (arXiv 1412.6572): one step of length eps from the image."""
-    return PGD(threat, steps=1, step_size=threat.eps or None, random_start=False)
-
-
-NAMED: Named = {
-    "fgsm": fgsm,
-    "bim": lambda threat: PGD(threat, steps=10, step_size=threat.eps / 4 or None, random_start=False),
-    "pgd": PGD,
-    "pgd100": lambda threat: PGD(threat, steps=100),
-    "pgd_ce_margin": lambda threat: PGD(threat, steps=20, objective="ce+margin"),
-    "mim": lambda threat: PGD(threat, steps=20, step_size=threat.eps / 8 or None, random_start=False, momentum=1.0),
-}
-"""`pgd` takes 10 steps; bim is PGD from the image (arXiv 1607.02533), mim with momentum 1 (arXiv 1710.06081)."""

@@ -1,4 +1,4 @@
-"""A transfer attack: images made on one network, the surrogate, and shown to another."""
+"""A transfer attack: adversarial images of one network, the surrogate, are classified by another network."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +15,17 @@ __all__ = ["Transfer"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack on a surrogate; the attacked model itself is never asked.
+    """An attack on a surrogate, which never evaluates the attacked model.
 
     Raises:
-        ValueError: PGD that returns the worst point: it stops at what just fools the surrogate, and transfers badly.
+        ValueError: the attack is PGD with iterate="worst", which stops at the first point that the surrogate
+            misclassifies; such points transfer badly.
     """
 
     surrogate: Model = field(repr=False)
     """maps pixels to logits, normalisation inside; in evaluation mode meanwhile"""
     attack: Any
-    """the attack on it, PGD with iterate="last" """
+    """the attack on the surrogate, such as PGD with iterate="last" """
 
     def __post_init__(self) -> None:
         if isinstance(self.attack, PGD) and self.attack.iterate != "last":

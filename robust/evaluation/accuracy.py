@@ -1,7 +1,8 @@
-"""Accuracy, clean and under attack, as one bool per example: averages are taken by whoever reads them.
+"""Accuracy, clean and under attack, as one bool for each example; callers take the averages.
 
-A model whose answers are random (dropout or noise at evaluation) is attacked by its expectation over 20 passes (see
-`robust.expectation`), and judged by one answer at the points found, as AutoAttack's version "rand" does.
+A model whose answers are random (dropout or noise at evaluation) is attacked through its expected answer over 20 passes
+(see `robust.network.expectation`). The adversarial images are classified by one random answer, as in AutoAttack's
+version "rand".
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.evaluation.checks import check_adversarial
 from robust.evaluation.suspicion import EXAMINED
-from robust.evaluation.verdicts import verdicts_of, warn_of
+from robust.evaluation.verdicts import verdicts_of, warn_if_suspicious
 from robust.network.batches import images_at_once
 from robust.network.expectation import Expected, expected
 from robust.network.inference import outside_inference
@@ -27,31 +28,32 @@ Attack = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Report:
-    """Who is classified right, clean and under each attack: bools (N,), robust <= clean for every example."""
+    """Whether each example is classified correctly, clean and under each attack: bools (N,), robust <= clean."""
 
     clean: Tensor
     attacks: dict[str, Tensor]
     verdicts: dict[str, str] = field(default_factory=dict)
-    """by "clean" and attack: "ok", or "suspicious:" and the reasons; empty where the checks are off"""
+    """by "clean" and name of the attack: "ok", or "suspicious:" and the reasons; empty where the checks are off"""
 
     def accuracy(self, attack: str = "clean") -> float:
         """Return the accuracy in percent, clean or under one attack."""
         return 100.0 * (self.clean if attack == "clean" else self.attacks[attack]).double().mean().item()
 
     def worst(self) -> Tensor:
-        """Return who withstands every attack, bools (N,)."""
+        """Return which examples withstand every attack, bools (N,)."""
         return torch.stack([self.clean, *self.attacks.values()]).all(0)
 
 
 @torch.no_grad()
 def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """Return who is classified right, bools (N,), with the model in evaluation mode.
+    """Return which examples are classified correctly, bools (N,), with the model in evaluation mode.
 
     Args:
         model: maps pixels in [0, 1] to logits (N, K), normalisation inside.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        batch_size: images of one forward pass; None follows from the network (see `robust.batches`), at most 500.
+        batch_size: images of one forward pass; None follows from the network (see `robust.network.batches`), at most
+            500.
 
     Raises:
         ValueError: images outside [0, 1], or targets of another shape.
@@ -59,10 +61,10 @@ def correct(model: Model, images: Tensor, targets: Tensor, *, batch_size: int | 
     check_pixels(images)
     if targets.shape != images.shape[:1]:
         raise ValueError(f"targets are {tuple(targets.shape)}; they must be class indices ({len(images)},)")
-    return _right(model, images, targets, images_at_once(model, images, batch_size))
+    return _classified_correctly(model, images, targets, images_at_once(model, images, batch_size))
 
 
-def _right(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
+def _classified_correctly(model: Model, images: Tensor, targets: Tensor, batch_size: int) -> Tensor:
     with evaluating(model), torch.no_grad():
         batches = zip(images.split(batch_size), targets.split(batch_size), strict=True)
         return torch.cat([model(x).argmax(1) == y for x, y in batches])
@@ -79,38 +81,38 @@ def withstands(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Return who is classified right also after the attack, bools (N,).
+    """Return which examples are classified correctly under the attack, bools (N,).
 
-    Only standing examples are attacked. The attack is not trusted: its images must lie in [0, 1] and in its ball, and
-    are classified anew. A minimum-norm attack may leave its ball; who it moves further than eps withstands it.
+    Only standing examples are attacked. The attack's images are checked to lie in [0, 1] and in its ball, and are
+    classified again. A minimum-norm attack may leave its ball; an example that it moves further than eps withstands it.
 
     Args:
         model: maps pixels in [0, 1] to logits (N, K), normalisation inside; put in evaluation mode meanwhile.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
         attack: (model, images, targets, *, generator) -> adversarial images.
-        standing: bools (N,), who is attacked; None for all that are classified right.
+        standing: bools (N,), the examples to attack; None for all correctly classified examples.
         generator: CPU generator of the attack's randomness.
-        batch_size: images attacked together; None follows from the network (see `robust.batches`), at most 500. It
-            changes no result of an attack with per-example randomness, but for rounding.
+        batch_size: images attacked together; None follows from the network (see `robust.network.batches`), at most
+            500. The result of an attack with per-example randomness depends on it only by rounding.
 
     Raises:
         ValueError: images outside [0, 1].
-        robust.checks.ImpossibleResult: an attack that leaves [0, 1] or its ball.
+        robust.evaluation.checks.ImpossibleResult: the attack leaves [0, 1] or its ball.
     """
     check_pixels(images)
-    batch_size = _together(model, images, batch_size, attack)
+    batch_size = _images_at_once(model, images, batch_size, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     if getattr(attack, "minimum_norm", False):
         options = {"standing": standing, "generator": generator, "batch_size": batch_size}
         return least_distances(model, images, targets, attack, **options) > radius(attack)
-    result, attacked = torch.zeros_like(standing), _as_attacked(model, images, attack)
+    result, attacked = torch.zeros_like(standing), _attacked_model(model, images, attack)
     with evaluating(model):
-        for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(attacked, images[who], targets[who], generator=generator)
+        for batch in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
+            adversarial = attack(attacked, images[batch], targets[batch], generator=generator)
             threat = getattr(attack, "threat", None)
-            check_adversarial(f"{attack}", images[who], adversarial, threat if isinstance(threat, Threat) else None)
-            result[who] = _right(model, adversarial, targets[who], batch_size)
+            check_adversarial(f"{attack}", images[batch], adversarial, threat if isinstance(threat, Threat) else None)
+            result[batch] = _classified_correctly(model, adversarial, targets[batch], batch_size)
     return result
 
 
@@ -125,32 +127,34 @@ def least_distances(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Return how far a minimum-norm attack had to go for each example, (N,): who withstands eps is further away.
+    """Return the distance of the adversarial image that a minimum-norm attack finds for each example, (N,).
+
+    An example withstands the attack at eps if this distance is larger than eps.
 
     Args:
         model: as in `withstands`.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        attack: has `distance(points, images) -> (N,)`, or a threat whose norm measures.
+        attack: has `distance(points, images) -> (N,)`, or a threat whose norm measures the distance.
         standing: as in `withstands`.
         generator: CPU generator of the attack's randomness.
         batch_size: as in `withstands`.
 
     Returns:
-        0 for who does not stand, infinity where no misclassified point was found.
+        0 for examples that are not standing, infinity where no misclassified point was found.
     """
     check_pixels(images)
-    batch_size = _together(model, images, batch_size, attack)
+    batch_size = _images_at_once(model, images, batch_size, attack)
     standing = correct(model, images, targets, batch_size=batch_size) if standing is None else standing
     result = torch.zeros(len(images), dtype=images.dtype, device=images.device)
     measure = getattr(attack, "distance", None) or attack.threat.distance  # pyright: ignore[reportFunctionMemberAccess]
-    attacked = _as_attacked(model, images, attack)
+    attacked = _attacked_model(model, images, attack)
     with evaluating(model):
-        for who in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
-            adversarial = attack(attacked, images[who], targets[who], generator=generator)
+        for batch in standing.nonzero().flatten().split(batch_size) if standing.any() else ():
+            adversarial = attack(attacked, images[batch], targets[batch], generator=generator)
             check_pixels(adversarial)
-            fooled = ~_right(model, adversarial, targets[who], batch_size)
-            result[who] = torch.where(fooled, measure(adversarial, images[who]).to(result), torch.inf)
+            fooled = ~_classified_correctly(model, adversarial, targets[batch], batch_size)
+            result[batch] = torch.where(fooled, measure(adversarial, images[batch]).to(result), torch.inf)
     return result
 
 
@@ -165,7 +169,7 @@ def evaluate(
     batch_size: int | None = None,
     checks: bool = True,
 ) -> Report:
-    """Return the report of a model under several attacks, each on all examples that are classified right clean.
+    """Return the report of a model under several attacks, each on all correctly classified examples.
 
     Args:
         model: as in `withstands`.
@@ -174,7 +178,7 @@ def evaluate(
         attacks: by name.
         generator: CPU generator of the attacks' randomness.
         batch_size: as in `withstands`.
-        checks: look for masked gradients, on at most 200 images, and give each figure a verdict.
+        checks: whether to look for masked gradients, on at most 200 images, and give each accuracy a verdict.
     """
     clean = correct(model, images, targets, batch_size=batch_size)
     options = {"standing": clean, "generator": generator, "batch_size": batch_size}
@@ -183,7 +187,7 @@ def evaluate(
         return Report(clean, bools)
     results = {name: (attacks[name], found) for name, found in bools.items()}
     fixed = torch.Generator().manual_seed(0)
-    at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
+    at_most = _images_to_examine(model, images, batch_size)
     return Report(clean, bools, verdicts_of(model, images, targets, clean, results, generator=fixed, at_most=at_most))
 
 
@@ -212,24 +216,29 @@ def robust_accuracy(
         attack: as in `withstands`.
         generator: CPU generator of the attack's randomness.
         batch_size: as in `withstands`.
-        checks: look for masked gradients, on at most 200 images, and warn once (`SuspiciousModelWarning`) where the
-            figure is not to be trusted. A model is looked at once for each threat until its parameters change.
+        checks: whether to look for masked gradients, on at most 200 images, and to warn once
+            (`SuspiciousModelWarning`) where the accuracy may be too high. A model is examined once for each threat, and
+            again when its parameters have changed.
     """
     if checks:
         check_pixels(images)
-        at_most = min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
-        warn_of(model, images, targets, attack, at_most=at_most)
+        warn_if_suspicious(model, images, targets, attack, at_most=_images_to_examine(model, images, batch_size))
     bools = withstands(model, images, targets, attack, generator=generator, batch_size=batch_size)
     return 100.0 * bools.double().mean().item()
 
 
-def _together(model: Model, images: Tensor, asked: int | None, attack: Attack) -> int:
-    """Return how many images to attack at once: by the largest of the networks that the attack looks at."""
+def _images_to_examine(model: Model, images: Tensor, batch_size: int | None) -> int:
+    """Return with how many images the model is examined for masked gradients."""
+    return min(EXAMINED, images_at_once(model, images, batch_size, most=EXAMINED))
+
+
+def _images_at_once(model: Model, images: Tensor, batch_size: int | None, attack: Attack) -> int:
+    """Return how many images to attack at once, which depends on the largest network that the attack evaluates."""
     others = (getattr(attack, "surrogate", None), getattr(attack, "bpda", None))
-    return images_at_once(model, images, asked, others=others)
+    return images_at_once(model, images, batch_size, others=others)
 
 
-def _as_attacked(model: Model, images: Tensor, attack: Attack) -> Model:
+def _attacked_model(model: Model, images: Tensor, attack: Attack) -> Model:
     """Return the model, or its expected answer where its answers are random or the attack averages over passes."""
     passes = getattr(attack, "eot", 1)
     if passes > 1 and not isinstance(model, Expected):
@@ -238,6 +247,6 @@ def _as_attacked(model: Model, images: Tensor, attack: Attack) -> Model:
 
 
 def radius(attack: Attack) -> float:
-    """Return how far from an image a minimum-norm attack's point counts: its threat's eps, or its own."""
+    """Return the distance up to which a point of a minimum-norm attack is a success: eps of its threat or attack."""
     threat = getattr(attack, "threat", None)
     return threat.eps if isinstance(threat, Threat) else attack.eps  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,13 +1,14 @@
-"""What to do about a suspicious figure: the attack that a reason advises, and the attacks that follow the advice."""
+"""Which attack to run next when an accuracy is suspicious, and which attacks already follow that advice."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from robust.attacks.apgd import APGD
 from robust.attacks.autoattack import AutoAttack
-from robust.attacks.library import APGD, Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 
 __all__ = ["ANY_STEP", "AVERAGED", "BLACK_BOX", "MARGIN", "advised", "concerns", "remedy"]
@@ -15,7 +16,7 @@ __all__ = ["ANY_STEP", "AVERAGED", "BLACK_BOX", "MARGIN", "advised", "concerns",
 MARGIN = "pgd_ce_margin"
 """for models on which cross-entropy is a weak objective"""
 BLACK_BOX = "square"
-"""for models whose gradients lead nowhere"""
+"""for models without useful gradients"""
 AVERAGED = "autoattack:version=rand"
 """for models with random answers"""
 ANY_STEP = f"use BPDA (robust.bpda) or {BLACK_BOX}"
@@ -26,7 +27,7 @@ _MASKED = ("masked gradients", "can be made grey", "breaks no more", "breaks few
 
 
 def remedy(reason: str) -> str | None:
-    """Return the attack that a reason advises, a name or spec of `robust.ATTACKS`; None where no attack helps.
+    """Return the attack that a reason recommends, a name or spec of `robust.ATTACKS`; None where no attack helps.
 
     >>> remedy("input gradient is zero on 20 of 20 images: use BPDA (robust.bpda) or square")
     'square'
@@ -34,15 +35,15 @@ def remedy(reason: str) -> str | None:
     found = _USE.search(reason)
     if found:
         return found[1]
-    led_astray = reason.startswith(_WITHOUT_USE) or any(words in reason for words in _MASKED)
-    return BLACK_BOX if led_astray else None
+    misleading = reason.startswith(_WITHOUT_USE) or any(words in reason for words in _MASKED)
+    return BLACK_BOX if misleading else None
 
 
 def advised(doubts: str | Sequence[str]) -> str | None:
-    """Return the one attack to run next: its figure is what a suspicious figure is to be compared with.
+    """Return the attack to run next, with whose accuracy a suspicious accuracy should be compared.
 
     Args:
-        doubts: the reasons, or the verdict that was made of them ("suspicious: a; b").
+        doubts: the reasons, or a verdict with them ("suspicious: a; b").
 
     Returns:
         a spec for `attack_named`, without a threat; None for "ok", and where no attack helps (logits that are not
@@ -59,14 +60,14 @@ def advised(doubts: str | Sequence[str]) -> str | None:
 
 
 def concerns(reason: str, attack: Any) -> bool:
-    """Tell whether a reason to doubt a model is one to doubt this attack's figure: not if the attack heeds the advice.
+    """Tell whether a reason to doubt a model applies to the accuracy under this attack.
 
     Args:
         reason: of `suspect_model` or `unbounded`.
-        attack: of this library; any other, or None, is taken for an attack by the gradient of cross-entropy.
+        attack: of this library; any other, or None, is treated as an attack by the gradient of cross-entropy.
 
     Returns:
-        False where the attack does what the reason advises, or does not use what the reason is about.
+        False where the attack follows the advice of the reason, or does not use the gradients that it is about.
 
     >>> from robust.threat import Threat
     >>> reason = "cross-entropy PGD is weak here, the margin breaks more, 33 to 0: use pgd_ce_margin"
@@ -75,10 +76,11 @@ def concerns(reason: str, attack: Any) -> bool:
     """
     spec = remedy(reason)
     if spec == MARGIN:
-        other = (isinstance(attack, PGD) and attack.objective == "ce") or getattr(attack, "loss", None) == "ce"
-        return other or not type(attack).__module__.startswith("robust.attacks")
+        by_loss = (isinstance(attack, PGD) and attack.objective == "ce") or getattr(attack, "loss", None) == "ce"
+        return by_loss or not type(attack).__module__.startswith("robust.attacks")
     if spec == BLACK_BOX and not reason.startswith("takes gradients inside"):
-        # Where gradients mislead but are not zero, a black box may be weaker than they are (k-winners-take-all).
+        # Where gradients mislead but are not zero, a black box may be weaker than an attack that uses them (seen with
+        # k-winners-take-all), so its accuracy is doubtful too.
         blind = reason.startswith("input gradient") or any(words in reason for words in _MASKED)
         return not isinstance(attack, (Square, Transfer, Noise) if blind else Noise)
     if spec == AVERAGED:

@@ -1,9 +1,9 @@
 """Randomised smoothing: certificates of L2 robustness (Cohen, Rosenfeld & Kolter 2019, arXiv 1902.02918).
 
-The smoothed classifier answers the class that the model gives most often to x + sigma N(0, 1). If that class has
-probability p >= p_lower > 1/2, no image nearer than sigma Phi^-1(p_lower) to x has another answer. p_lower is the exact
-lower confidence bound of Clopper and Pearson, so each certificate is wrong with probability alpha at most. What is
-certified is the smoothed classifier, not the model.
+The smoothed classifier predicts the class that the model predicts most often for x + sigma N(0, 1). If that class has
+probability p >= p_lower > 1/2, every image nearer than sigma Phi^-1(p_lower) to x has the same prediction. p_lower is
+the exact lower confidence bound of Clopper and Pearson, so each certificate is wrong with probability alpha at most.
+Certificates hold for the smoothed classifier, not for the model.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 from robust.attacks.pgd import check_pixels
 from robust.network.batches import images_at_once
 from robust.network.modes import Model, evaluating
+from robust.per_example import streams
 from robust.ranges import Count, Inside01, Positive, check_number
 
 __all__ = ["Certificate", "certified", "certify", "lower_bound", "smoothed_predict"]
@@ -25,7 +26,7 @@ NOISY = 1000
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What is certain of each example, as far as alpha goes."""
+    """Certified predictions: each certificate is wrong with probability alpha at most."""
 
     prediction: Tensor
     """(N,) classes; -1 where the smoothed classifier abstains"""
@@ -50,13 +51,13 @@ def certify(
         model: maps pixels (N, ...) to logits (N, K), K >= 2, normalisation inside; in evaluation mode meanwhile.
         images: (N, ...) pixels in [0, 1]; the noise is not clamped.
         sigma: standard deviation of the noise, > 0, pixels in [0, 1].
-        n0: draws, >= 1.
-        n: draws, >= 1; no radius is above sigma Phi^-1(alpha^(1/n)).
+        n0: draws that choose the class, >= 1.
+        n: draws that bound its probability, >= 1; no radius is above sigma Phi^-1(alpha^(1/n)).
         alpha: probability of a wrong certificate, in (0, 1).
-        batch_size: noisy images of one pass, >= 1; None follows from the network (see `robust.batches`), at most 1000.
-            It changes no draw.
-        generator: CPU generator; each example has a stream of its own, so the rest of the batch does not matter. None
-            takes torch's default.
+        batch_size: noisy images of one pass, >= 1; None follows from the network (see `robust.network.batches`), at
+            most 1000. The draws do not depend on it.
+        generator: CPU generator; each example has its own random stream, so its result does not depend on the batch.
+            None takes torch's default.
 
     Raises:
         ValueError: images outside [0, 1], a number out of its range, or logits of one class.
@@ -69,10 +70,10 @@ def certify(
     (0, True)
     """
     _check(images, sigma, alpha, n0=n0, n=n)
-    batch_size = _together(model, images, batch_size)
+    batch_size = _copies_at_once(model, images, batch_size)
     guesses, bounds = [], []
     with evaluating(model), torch.no_grad():
-        for image, stream in zip(images, _streams(len(images), generator), strict=True):
+        for image, stream in zip(images, streams(len(images), generator), strict=True):
             guess = int(_votes(model, image, sigma, n0, batch_size, stream).argmax())
             successes = int(_votes(model, image, sigma, n, batch_size, stream)[guess])
             guesses.append(guess)
@@ -85,9 +86,9 @@ def certify(
 
 
 def certified(certificate: Certificate, targets: Tensor, eps: float) -> Tensor:
-    """Return who is certified right within an L2 ball of eps (pixels in [0, 1]), bools (N,), for classes (N,).
+    """Return which examples have a correct certificate within an L2 ball of eps (pixels in [0, 1]), bools (N,).
 
-    Their mean is the certified accuracy of the paper: of the smoothed classifier, whatever the model itself answers.
+    The mean is the certified accuracy of the paper, a property of the smoothed classifier. `targets` are classes (N,).
     """
     return (certificate.prediction == targets) & (certificate.radius >= eps)
 
@@ -102,21 +103,21 @@ def smoothed_predict(
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return the smoothed classifier's classes (N,) by PREDICT of the paper; -1 where two classes are too close.
+    """Return the smoothed classifier's classes (N,) by PREDICT of the paper; -1 where it abstains.
 
-    Arguments as in `certify`. Abstains unless the two classes with the most votes differ by a two-sided binomial test
-    at level alpha, so that a class is wrong with probability alpha at most.
+    It abstains unless the numbers of votes of the two most frequent classes differ significantly (two-sided binomial
+    test at level alpha), so that a prediction is wrong with probability alpha at most. Arguments as in `certify`.
 
     Raises:
         ValueError: as `certify`.
     """
     _check(images, sigma, alpha, n=n)
-    batch_size = _together(model, images, batch_size)
+    batch_size = _copies_at_once(model, images, batch_size)
     from scipy.stats import binomtest  # optional: only certificates need it
 
     answers = []
     with evaluating(model), torch.no_grad():
-        for image, stream in zip(images, _streams(len(images), generator), strict=True):
+        for image, stream in zip(images, streams(len(images), generator), strict=True):
             (first, second), classes = _votes(model, image, sigma, n, batch_size, stream).topk(2)
             sure = binomtest(int(first), int(first + second)).pvalue <= alpha
             answers.append(int(classes[0]) if sure else ABSTAIN)
@@ -135,11 +136,11 @@ def lower_bound(successes: int, n: int, alpha: float) -> float:
 
 
 def _votes(model: Model, image: Tensor, sigma: float, n: int, batch_size: int, stream: torch.Generator) -> Tensor:
-    """Return how many of n noisy copies get each class, (K,)."""
+    """Return how many of n noisy copies are classified as each class, (K,)."""
     votes = torch.zeros((), dtype=torch.long, device=image.device)
     for first in range(0, n, batch_size):
         copies = range(min(batch_size, n - first))
-        # one by one: of several at once each would depend on how many
+        # Drawn one by one: the values of a single larger draw would depend on the batch size.
         noise = torch.stack([torch.randn(image.shape, generator=stream) for _ in copies]).to(image)
         logits = model(image + sigma * noise)
         if logits.ndim != 2 or logits.shape[1] < 2:
@@ -148,13 +149,10 @@ def _votes(model: Model, image: Tensor, sigma: float, n: int, batch_size: int, s
     return votes
 
 
-def _together(model: Model, images: Tensor, asked: int | None) -> int:
-    """Return how many noisy copies to look at in one pass, of one image too."""
-    return images_at_once(model, images[:1].expand(2, *images.shape[1:]) if len(images) else images, asked, most=NOISY)
-
-
-def _streams(n: int, generator: torch.Generator | None) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(s) for s in torch.randint(2**62, (n,), generator=generator).tolist()]
+def _copies_at_once(model: Model, images: Tensor, batch_size: int | None) -> int:
+    """Return how many noisy copies of an image to classify in one pass."""
+    pair = images[:1].expand(2, *images.shape[1:]) if len(images) else images
+    return images_at_once(model, pair, batch_size, most=NOISY)
 
 
 def _check(images: Tensor, sigma: float, alpha: float, **counts: int) -> None:

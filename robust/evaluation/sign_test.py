@@ -1,19 +1,19 @@
-"""McNemar's exact test: may it be chance that one attack breaks so many examples that another does not?"""
+"""McNemar's exact test: whether one attack breaks more examples than another by more than chance."""
 
 from itertools import accumulate
 
 __all__ = ["FEW", "LEVEL", "sign_test"]
 
 LEVEL = 0.01
-"""of the one-sided sign tests: 7 examples to 0 count, 6 to 0 do not"""
+"""significance level of the one-sided sign tests: 7 examples to 0 are significant, 6 to 0 are not"""
 FEW = 7
-"""examples: so few may be chance"""
+"""least number of examples that is not taken for chance"""
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Return the probability of so many wins or more among wins + losses tosses of a fair coin.
+    """Return the probability of at least `wins` heads in wins + losses tosses of a fair coin.
 
-    McNemar's exact test, one-sided, of examples that one attack breaks and another does not (and the reverse).
+    One-sided exact test of McNemar: `wins` examples are broken by one attack only, `losses` by the other attack only.
 
     >>> sign_test(7, 0), sign_test(0, 7), sign_test(0, 0)
     (0.0078125, 1.0, 1.0)

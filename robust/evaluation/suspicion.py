@@ -1,11 +1,13 @@
-"""Distrust of a model: why attacks by gradients may fail on it although it is not robust, in words.
+"""Reasons why attacks by gradients may fail on a model although the model is not robust.
 
 The signs of masked gradients are from Athalye et al. 2018 (arXiv 1802.00420, section 3.1) and Carlini et al. 2019
-(arXiv 1902.06705), those of models that standard attacks do not fit from RobustBench (arXiv 2010.09670) and AutoAttack.
+(arXiv 1902.06705), the signs of models that standard attacks do not fit from RobustBench (arXiv 2010.09670) and
+AutoAttack.
 
-Deviation: a gradient is zero where it says nothing of the logits in their own precision, on a share of the images
-(AutoAttack warns of one image and of exact zeros): an undefended network has a few such images, and a loss of exactly 0
-on many. That a gradient must predict the change under small noise, and the short attacks, are ours.
+Deviations: a gradient counts as zero where the change of logits that it predicts is below the precision of the logits,
+and is reported only on a share of the images. (AutoAttack warns of a single image and of exact zeros, but an undefended
+network has a few such images, and a loss of exactly 0 on many.) That a gradient must predict the change under small
+noise, and the short attacks, are not from these papers.
 """
 
 import warnings
@@ -16,70 +18,63 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robust.attacks.gradient import SuspiciousModelWarning
-from robust.attacks.library import Square
-from robust.attacks.noise import Noise
-from robust.attacks.pgd import check_pixels, pgd
+from robust.attacks.pgd import check_pixels
 from robust.evaluation.advice import ANY_STEP, AVERAGED, MARGIN
-from robust.evaluation.sign_test import FEW, LEVEL, sign_test
+from robust.evaluation.phrases import count_of
+from robust.evaluation.short_attacks import compare_attacks, with_gradient_path
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import margin
 from robust.network.batches import images_at_once
-from robust.network.expectation import Expected, is_random
+from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating, keeping_buffers
 from robust.threat import Threat
 
-__all__ = ["EXAMINED", "not_finite", "suspect_model", "unbounded"]
+__all__ = ["EXAMINED", "not_finite", "suspect_model"]
 
 EXAMINED = 200
-"""images, at most, that a model is looked at with"""
-ANY_IMAGE = Threat("linf", 1.0)
-"""the ball that holds every image"""
+"""images, at most, on which a model is examined"""
 SMALL = (1e-3, 1e-2)
-"""noise under which the gradient must predict the change of the margin, in pixels of [0, 1]: below 1e-3 the rounding of
-inputs to 16 bits counts, above 1e-2 the curvature of ordinary networks; the mean of both correlations decides"""
+"""size of the noise under which the gradient must predict the change of the margin, in pixels of [0, 1]. Below 1e-3 the
+rounding of inputs to 16 bits matters, above 1e-2 the curvature of ordinary networks; the mean of both correlations
+decides"""
 DRAWS = 2
-"""of that noise, of each size"""
+"""noise vectors of each size"""
 PREDICTS = 0.5
-"""the least rank correlation of prediction and change: ordinary networks have 0.8 to 1, masked ones 0 to 0.2"""
+"""least rank correlation of prediction and change: ordinary networks reach 0.8 to 1, masked networks 0 to 0.2"""
 PAIRS = 30
-"""of predictions and changes that a correlation is taken of, at least"""
-POINTS, POINTS_IF_UNSURE = 0.1, 0.05
-"""shares of the images that the margin must break more than cross-entropy: in general, and where logits are small"""
-UNSURE = 0.5
-"""median probability of the predicted class below which logits are small: cross-entropy's gradient then points away
-from the mean of all classes"""
-QUERIES, ATTACKED = 100, 50
-"""of the short Square attack: queries, and images (that withstand PGD) at most"""
+"""predictions and changes that a correlation needs, at least"""
 
 
 @outside_inference
 def suspect_model(
     model: Model, images: Tensor, targets: Tensor, *, threat: Threat, generator: torch.Generator | None = None
 ) -> tuple[str, ...]:
-    """Return why attacks by gradients may fail on a model although it is not robust; empty where nothing is seen.
+    """Return why attacks by gradients may fail on a model although it is not robust; empty without such a reason.
 
-    Looked for: logits or gradients that are not finite, probabilities for logits, logits that differ from pass to pass,
-    with the other images of the batch, or not at all; gradients taken inside the forward pass; input gradients that are
-    zero, far below what noise does, or of no use to predict what small noise does; cross-entropy's gradient vanished
-    (saturated softmax) where the margin's is not.
+    The reasons: logits or gradients that are not finite; probabilities in place of logits; logits that differ from pass
+    to pass, depend on the other images of the batch, or do not depend on the image; gradients taken inside the forward
+    pass; input gradients that are zero, far smaller than the effect of noise, or do not predict the effect of small
+    noise; a gradient of cross-entropy that vanishes (saturated softmax) where the gradient of the margin does not.
 
-    Where nothing of this is seen, short attacks are compared. Ten steps of PGD on the margin must not break a tenth of
-    the images more than on cross-entropy (a twentieth, if the logits are of small scale); 100 queries of Square (on
-    images (N, C, H, W), where torchattacks is installed) or ten draws of noise not a tenth of what withstands both.
+    Without any of these, short attacks are compared with PGD of ten steps on cross-entropy. PGD on the margin must not
+    break a tenth of the images more (a twentieth, if the logits are small). 100 queries of Square (on images
+    (N, C, H, W), where torchattacks is installed) or ten draws of noise must not break a tenth of the images that
+    withstand both.
 
     Args:
         model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
-        images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread, in one batch with gradients
-            (fewer where the network is large, see `robust.batches`).
+        images: (N, ...) pixels in [0, 1]; at most 200 are used, evenly spread, in one batch with gradients
+            (fewer where the network is large, see `robust.network.batches`).
         targets: (N,) class indices.
-        threat: whose ball the noise is drawn from, and whose norm is that of a step.
+        threat: the ball that noise is drawn from; its norm is also the norm of a step.
         generator: CPU generator of the noise; None takes torch's default.
 
     Raises:
-        ValueError: images outside [0, 1], none, not as many as targets, fewer than two logits, or a class without one.
+        ValueError: images outside [0, 1] or none, a different number of targets, fewer than two logits, or a class
+            without a logit.
 
-    A step function has no gradient to follow, and is not robust for that:
+    A step function has no gradient to follow, which does not make it robust:
 
     >>> g = torch.Generator().manual_seed(0)
     >>> images = torch.rand(20, 6, generator=g)
@@ -97,55 +92,103 @@ def suspect_model(
     model = model.model if isinstance(model, Expected) else model
     with torch.enable_grad(), evaluating(model), keeping_buffers(model), warnings.catch_warnings():
         warnings.simplefilter("ignore", SuspiciousModelWarning)
-        with _Watch() as watch:
+        with _DetectsGradients() as detector:
             logits = model(images).detach()
         _check_classes(logits, targets)
-        reasons = ["takes gradients inside its forward pass: needs an attack of its own"] * watch.differentiates
+        reasons = ["takes gradients inside its forward pass: needs an attack of its own"] * detector.differentiates
         moved = model(noisy).detach()
         finite = logits.isfinite().all(1) & moved.isfinite().all(1)
         if not finite.all():
-            return (*reasons, f"logits are not finite on {_share(~finite)} images")
+            return (*reasons, f"logits are not finite on {count_of(~finite)} images")
         random = _suspect_answers(model, images, logits, moved, reasons)
-        anything = torch.rand(images.shape, generator=torch.Generator().manual_seed(seeds[0])).to(images)
-        spread = torch.cat([logits, model(anything).detach()]) - logits[0]
+        any_image = torch.rand(images.shape, generator=torch.Generator().manual_seed(seeds[0])).to(images)
+        spread = torch.cat([logits, model(any_image).detach()]) - logits[0]
         if (spread.abs() <= _resolution(logits).amax()).all():
             return (*reasons, "logits do not depend on the image: no attack can act")
-        totals = [f(_attached(model)(images.requires_grad_()), targets).sum() for f in (margin, cross_entropy)]
+        totals = [f(with_gradient_path(model)(images.requires_grad_()), targets).sum() for f in (margin, cross_entropy)]
         of_margin, of_loss = (torch.autograd.grad(total, images)[0].double() for total in totals)
+    images = images.detach()
     finite = (of_margin.isfinite() & of_loss.isfinite()).flatten(1).all(1)
     if not finite.all():
-        return (*reasons, f"input gradients are not finite on {_share(~finite)} images")
-    right = logits.argmax(1) == targets
+        return (*reasons, f"input gradients are not finite on {count_of(~finite)} images")
+    correct = logits.argmax(1) == targets
     change = (margin(moved, targets) - margin(logits, targets)).abs()
     moves = (change > _resolution(logits)) & (not random)
-    slope = of_margin.abs().flatten(1).sum(1)  # change of the margin when every pixel moves by 1 as it likes
+    predicted = (of_margin * (noisy - images)).abs().flatten(1).sum(1)
+    slope = of_margin.abs().flatten(1).sum(1)  # largest change of the margin when every pixel moves by 1
     flat = slope < _resolution(logits)
-    expected = (of_margin * (noisy - images.detach())).abs().flatten(1).sum(1)
-    blind = flat | (moves & (change > 100 * expected))
-    zero, n = blind & right, int(right.sum())
-    if zero.any() and zero.sum() >= max(3, 0.05 * n):
-        moving = int((zero & moves).sum())
-        acts = f", though noise moves the logits of {moving}: {ANY_STEP}" if moving else ""
-        size = "far too small" if (zero & ~flat).any() else "zero"
-        reasons.append(f"input gradient is {size} on {int(zero.sum())} of {n} images{acts}")
-    # the ratio is about 1 - p of the target: below the precision the loss is 0, and its gradient may lead nowhere
-    vanished = of_loss.abs().flatten(1).sum(1) < torch.finfo(logits.dtype).eps * slope
-    taken, best = ((of_margin * threat.ascent(g)).flatten(1).sum(1) for g in (of_loss, of_margin))
-    lost = right & ~blind & vanished & (taken < best / 2)
-    if lost.sum() >= max(3, 0.1 * n):
-        saturated = f"cross-entropy gradient vanishes on {int(lost.sum())} of {n} images (saturated softmax)"
-        reasons.append(f"{saturated}, the margin's does not: attack the margin or DLR, use {MARGIN}")
+    useless = flat | (moves & (change > 100 * predicted))
+    reasons += _suspect_size(useless & correct, flat, moves, int(correct.sum()))
+    precision = torch.finfo(logits.dtype).eps
+    reasons += _suspect_saturation(of_loss, of_margin, correct & ~useless, threat, precision, int(correct.sum()))
     if reasons:
         return tuple(reasons)
-    images = images.detach()
     with torch.no_grad(), evaluating(model), keeping_buffers(model):
-        who = ~blind
-        where = (images[who], targets[who], of_margin[who])
-        reasons += _suspect_direction(model, *where, margin(logits, targets)[who], _resolution(logits)[who], seeds[0])
-    if right.any() and threat.eps > 0 and not reasons:
+        useful = ~useless
+        seen, resolution = (images[useful], targets[useful], of_margin[useful]), _resolution(logits)[useful]
+        reasons += _suspect_direction(model, *seen, margin(logits, targets)[useful], resolution, seeds[0])
+    if correct.any() and threat.eps > 0 and not reasons:
         with evaluating(model), keeping_buffers(model):
-            reasons += _compare_attacks(model, images[right], targets[right], threat, len(images), seeds[-1])
+            reasons += compare_attacks(model, images[correct], targets[correct], threat, len(images), seeds[-1])
     return tuple(reasons)
+
+
+def _suspect_answers(model: Model, images: Tensor, logits: Tensor, moved: Tensor, reasons: list[str]) -> bool:
+    """Append reasons that lie in the model's answers; return whether the answers are random."""
+    coarse, scale = torch.finfo(logits.dtype).eps ** 0.5, logits.abs().amax()
+    random = any(((model(images).detach() - logits).abs() > coarse * scale).any() for _ in range(4))
+    if random:
+        reasons.append(f"random: two passes differ: average attacks over the randomness, use {AVERAGED}")
+    elif len(images) > 1:
+        halves = torch.cat([model(half).detach() for half in images.tensor_split(2)])
+        if ((halves - logits).abs() > max(coarse, 0.01) * scale).any():
+            reasons.append("logits depend on the other images of the batch")
+    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= coarse).all():
+        reasons.append(f"outputs are probabilities: give logits, or use {MARGIN}")
+    elif all((each >= 0).all() and (each <= 1).all() for each in (logits, moved)) and (logits != logits[0, 0]).any():
+        reasons.append(f"outputs lie in [0, 1]: give logits, or use {MARGIN}")
+    return random
+
+
+def _suspect_size(useless: Tensor, flat: Tensor, moves: Tensor, n: int) -> list[str]:
+    """Return a reason where the gradients of the margin are zero or far too small.
+
+    Args:
+        useless: bools (N,): correctly classified images whose gradient predicts far less than noise does.
+        flat: bools (N,): images whose gradient is zero within the precision of the logits.
+        moves: bools (N,): images whose margin changes under noise.
+        n: number of correctly classified images.
+    """
+    if not (useless.any() and useless.sum() >= max(3, 0.05 * n)):
+        return []
+    moving = int((useless & moves).sum())
+    acts = f", though noise moves the logits of {moving}: {ANY_STEP}" if moving else ""
+    size = "far too small" if (useless & ~flat).any() else "zero"
+    return [f"input gradient is {size} on {int(useless.sum())} of {n} images{acts}"]
+
+
+def _suspect_saturation(
+    of_loss: Tensor, of_margin: Tensor, useful: Tensor, threat: Threat, precision: float, n: int
+) -> list[str]:
+    """Return a reason where the gradient of cross-entropy vanishes, and the gradient of the margin does not.
+
+    Args:
+        of_loss: (N, ...) input gradients of cross-entropy.
+        of_margin: (N, ...) input gradients of the margin.
+        useful: bools (N,): correctly classified images whose gradient of the margin is of use.
+        threat: whose norm measures a step.
+        precision: relative, of the logits.
+        n: number of correctly classified images.
+    """
+    # The ratio of both is about 1 - p of the target. Below the precision the loss is 0, and its gradient is rounding.
+    sizes, slopes = (each.abs().flatten(1).sum(1) for each in (of_loss, of_margin))
+    vanished = sizes < precision * slopes
+    gain, best = ((of_margin * threat.ascent(g)).flatten(1).sum(1) for g in (of_loss, of_margin))
+    lost = useful & vanished & (gain < best / 2)
+    if lost.sum() < max(3, 0.1 * n):
+        return []
+    saturated = f"cross-entropy gradient vanishes on {int(lost.sum())} of {n} images (saturated softmax)"
+    return [f"{saturated}, the margin's does not: attack the margin or DLR, use {MARGIN}"]
 
 
 def _suspect_direction(
@@ -159,7 +202,7 @@ def _suspect_direction(
         predicted = (gradients * (points - images)).flatten(2).sum(2)
         changed = torch.stack([margin(model(each), targets) for each in points]).double() - margins.double()
         moves = changed.abs() > resolution
-        if moves.sum() >= PAIRS:  # else the model does not see noise so small, and there is nothing to predict
+        if moves.sum() >= PAIRS:  # otherwise noise of this size does not change the logits
             found.append(_rank_correlation(predicted[moves], changed[moves]))
     mean = sum(found) / max(1, len(found))
     if not found or mean >= PREDICTS:
@@ -168,71 +211,18 @@ def _suspect_direction(
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Return Spearman's correlation of two (N,): a few kinks of the network do not count for more than others."""
+    """Return Spearman's correlation of two (N,), which a few large values at kinks of the network do not dominate."""
     ranks = torch.stack([each.argsort().argsort().double() for each in (a, b)])
     return torch.corrcoef(ranks)[0, 1].item()
 
 
-def _compare_attacks(model: Model, images: Tensor, targets: Tensor, threat: Threat, total: int, seed: int) -> list[str]:
-    """Return a reason where a short attack of another kind breaks what PGD on cross-entropy does not.
-
-    All images are classified right; `total` counts those that are not, too.
-    """
-
-    def breaks(found: Tensor, who: Tensor | slice = slice(None)) -> Tensor:
-        with torch.no_grad():
-            return model(found).argmax(1) != targets[who]
-
-    step = {"threat": threat, "steps": 10, "step_size": threat.eps / 4}
-    by_loss, by_margin = (
-        breaks(pgd(model, images, targets, objective=each, generator=torch.Generator().manual_seed(seed), **step))
-        for each in ("ce", "margin")
-    )
-    wins, losses = int((by_margin & ~by_loss).sum()), int((by_loss & ~by_margin).sum())
-    with torch.no_grad():
-        unsure = model(images).softmax(1).amax(1).median() < UNSURE
-    if sign_test(wins, losses) < LEVEL and wins - losses >= (POINTS_IF_UNSURE if unsure else POINTS) * total:
-        weak = f"cross-entropy PGD is weak here: the margin loss breaks more, {wins} to {losses}"
-        return [f"{weak}: attack the margin or DLR, use {MARGIN}"]
-    stand = (~by_loss & ~by_margin).nonzero().flatten()
-    stand = stand[:: max(1, -(-len(stand) // ATTACKED))]
-    for name, attack in (("noise", Noise(threat, draws=10)), ("black-box square", Square(threat, queries=QUERIES))):
-        if len(stand) < FEW:
-            break
-        try:
-            found = attack(model, images[stand], targets[stand], generator=torch.Generator().manual_seed(seed))
-        except (ValueError, ModuleNotFoundError):  # images that Square does not take, or no torchattacks
-            continue
-        fallen = int(breaks(found, stand).sum())
-        if fallen >= max(FEW, 0.1 * len(stand)):
-            return [f"{name} breaks {fallen} of {len(stand)} images that withstand PGD: {ANY_STEP}"]
-    return []
-
-
-def _suspect_answers(model: Model, images: Tensor, logits: Tensor, moved: Tensor, reasons: list[str]) -> bool:
-    """Add what is wrong with a model's answers; return whether they are random."""
-    coarse, scale = torch.finfo(logits.dtype).eps ** 0.5, logits.abs().amax()
-    random = any(((model(images).detach() - logits).abs() > coarse * scale).any() for _ in range(4))
-    if random:
-        reasons.append(f"random: two passes differ: average attacks over the randomness, use {AVERAGED}")
-    elif len(images) > 1:
-        alone = torch.cat([model(part).detach() for part in images.tensor_split(2)])
-        if ((alone - logits).abs() > max(coarse, 0.01) * scale).any():
-            reasons.append("logits depend on the other images of the batch")
-    if (logits >= 0).all() and ((logits.sum(1) - 1).abs() <= coarse).all():
-        reasons.append(f"outputs are probabilities: give logits, or use {MARGIN}")
-    elif all((each >= 0).all() and (each <= 1).all() for each in (logits, moved)) and (logits != logits[0, 0]).any():
-        reasons.append(f"outputs lie in [0, 1]: give logits, or use {MARGIN}")
-    return random
-
-
 def _resolution(logits: Tensor) -> Tensor:
-    """Return the least difference of logits that is not rounding, (N,)."""
+    """Return the smallest difference of logits that is not rounding, (N,)."""
     return 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
 
 
-class _Watch(TorchFunctionMode):
-    """Tells whether gradients were taken inside the block."""
+class _DetectsGradients(TorchFunctionMode):
+    """Records whether gradients are taken inside the block."""
 
     differentiates = False
 
@@ -240,11 +230,6 @@ class _Watch(TorchFunctionMode):
         if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             self.differentiates = True
         return func(*args, **(kwargs or {}))
-
-
-def _attached(model: Model) -> Model:
-    """Return the model with a gradient of zero where it has none at all."""
-    return lambda x: model(x) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 def _check_classes(logits: Tensor, targets: Tensor) -> None:
@@ -255,59 +240,14 @@ def _check_classes(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(f"targets range over {low}..{high}; the model has classes 0..{logits.shape[1] - 1}")
 
 
-@outside_inference
-def unbounded(
-    model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
-) -> tuple[str, ...]:
-    """Return a reason where an attack that may choose any image still fails: then gradients are masked.
-
-    100 steps of PGD of length 0.1 on cross-entropy at linf 1.0, which every network with useful gradients loses on
-    every image (Athalye et al. 2018, section 3.1). Who stands is attacked on the margin too, to tell which loss is at
-    fault. Nothing is said of a model with random answers: a single one of them means nothing.
-
-    Args:
-        model: as in `suspect_model`.
-        images: (N, ...) pixels in [0, 1], all attacked in one batch.
-        targets: (N,) class indices.
-        generator: CPU generator of the random starts.
-
-    Raises:
-        ValueError: images outside [0, 1].
-    """
-    if is_random(model, images):
-        return ()
-
-    def attacked(x: Tensor, y: Tensor, **objective: Any) -> Tensor:
-        found = pgd(
-            _attached(model), x, y, threat=ANY_IMAGE, steps=100, step_size=0.1, generator=generator, **objective
-        )
-        return (model(found).argmax(1) == y) | ~found.isfinite().flatten(1).all(1)
-
-    with evaluating(model), torch.no_grad():
-        stand = attacked(images, targets)
-        if not stand.any():
-            return ()
-        reason = f"{_share(stand)} images stand at {_written(ANY_IMAGE)}: masked gradients"
-        by_margin = not attacked(images[stand], targets[stand], objective="margin").any()
-    return (f"{reason}, not the margin's: use {MARGIN}" if by_margin else reason,)
-
-
 def not_finite(model: Model, images: Tensor) -> tuple[str, ...]:
-    """Return a reason where logits are not finite: then no accuracy means anything, clean or under attack.
+    """Return a reason where logits are not finite: then no accuracy is meaningful, clean or under attack.
 
     Args:
         model: as in `suspect_model`.
-        images: (N, ...) pixels in [0, 1]; at most 200 are taken, evenly spread.
+        images: (N, ...) pixels in [0, 1]; at most 200 are used, evenly spread.
     """
     with torch.no_grad(), evaluating(model), keeping_buffers(model):
         every = max(1, -(-len(images) // images_at_once(model, images, most=EXAMINED)))
         finite = model(images[::every]).isfinite().all(1)
-    return () if finite.all() else (f"logits are not finite on {_share(~finite)} images",)
-
-
-def _share(who: Tensor) -> str:
-    return f"{int(who.sum())} of {len(who)}"
-
-
-def _written(threat: Threat) -> str:
-    return f"{threat.norm} {threat.eps:.4g}"
+    return () if finite.all() else (f"logits are not finite on {count_of(~finite)} images",)

@@ -1,4 +1,4 @@
-"""A verdict on each figure of an evaluation: "ok", or "suspicious:" and the reasons of the model and of the results."""
+"""A verdict on each accuracy: "ok", or "suspicious:" and the reasons that lie in the model and in the results."""
 
 import warnings
 import weakref
@@ -11,26 +11,27 @@ from torch import Tensor, nn
 
 from robust.attacks.autoattack import AutoAttack
 from robust.attacks.gradient import SuspiciousModelWarning
-from robust.attacks.library import Square
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
 from robust.evaluation.advice import concerns
-from robust.evaluation.checks import Judged, Kind, suspect_results, verdict
+from robust.evaluation.checks import AttackResult, Kind, suspect_results, verdict
+from robust.evaluation.short_attacks import unbounded
 from robust.evaluation.sign_test import FEW
-from robust.evaluation.suspicion import EXAMINED, not_finite, suspect_model, unbounded
+from robust.evaluation.suspicion import EXAMINED, not_finite, suspect_model
 from robust.network.batches import images_at_once
 from robust.network.expectation import is_random
 from robust.network.inference import outside_inference
 from robust.network.modes import Model
 from robust.threat import Threat
 
-__all__ = ["doubts_of", "examine", "judged", "verdicts_of", "warn_of"]
+__all__ = ["doubts_about", "examine", "result_of", "verdicts_of", "warn_if_suspicious"]
 
 UNBOUNDED = 100
 """images on which an attack without bounds must succeed"""
 USUAL = Threat("linf", 8 / 255)
-"""the ball to look at a model in, where an attack has none"""
+"""the ball in which a model is examined where an attack has no threat"""
 
 
 @outside_inference
@@ -51,22 +52,22 @@ def examine(
         targets: (N,) class indices.
         threat: of the attacks.
         generator: CPU generator of the checks' randomness; None takes torch's default.
-        at_most: images that are looked at in one batch, evenly spread; fewer where the network is large.
+        at_most: images that are examined in one batch, evenly spread; fewer where the network is large.
     """
     at_most = min(at_most, images_at_once(model, images[:2], most=EXAMINED))
     every = -(-len(images) // at_most)
-    few = slice(0, min(UNBOUNDED, at_most))
+    first = slice(0, min(UNBOUNDED, at_most))
     reasons = suspect_model(model, images[::every], targets[::every], threat=threat, generator=generator)
-    return reasons + unbounded(model, images[few], targets[few], generator=generator)
+    return reasons + unbounded(model, images[first], targets[first], generator=generator)
 
 
-def judged(name: str, bools: Tensor, attack: Any, threat: Threat) -> Judged:
-    """Return a row for `suspect_results`, with what kind of attack it is: one unknown here is taken for a white box.
+def result_of(name: str, bools: Tensor, attack: Any, threat: Threat) -> AttackResult:
+    """Return an entry for `suspect_results` with the kind of the attack; an attack of another library is a white box.
 
     Args:
-        name: of the row.
-        bools: (N,), who withstands.
-        attack: of this library, or another.
+        name: of the attack.
+        bools: (N,), the examples that withstand the attack.
+        attack: of this library or another.
         threat: its ball.
     """
     kind: Kind = "white"
@@ -79,11 +80,11 @@ def judged(name: str, bools: Tensor, attack: Any, threat: Threat) -> Judged:
     elif isinstance(attack, AutoAttack):
         kind = "ensemble"
     steps = attack.steps * attack.restarts if isinstance(attack, PGD) and kind == "white" else 0
-    return Judged(name, bools, threat, kind, "pgd" if steps else "", steps)
+    return AttackResult(name, bools, threat, kind, "pgd" if steps else "", steps)
 
 
-def doubts_of(attack: Any, of_model: Sequence[str]) -> tuple[str, ...]:
-    """Return the reasons to doubt a model that are reasons to doubt this attack's figure (see `concerns`)."""
+def doubts_about(attack: Any, of_model: Sequence[str]) -> tuple[str, ...]:
+    """Return the reasons to doubt a model that apply to the accuracy under this attack (see `concerns`)."""
     return tuple(reason for reason in of_model if concerns(reason, attack))
 
 
@@ -97,16 +98,16 @@ def verdicts_of(
     generator: torch.Generator | None = None,
     at_most: int = EXAMINED,
 ) -> dict[str, str]:
-    """Return the verdict on the clean accuracy and on each attack's figure, by name.
+    """Return the verdict on the clean accuracy and on the accuracy under each attack, by name.
 
     Args:
         model: as in `examine`.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        clean: bools (N,), who is classified right.
-        results: by name, the attack and bools (N,), who withstands it.
+        clean: bools (N,), the examples that are classified correctly.
+        results: by name, the attack and bools (N,), the examples that withstand it.
         generator: CPU generator of the checks' randomness; None takes torch's default.
-        at_most: images that are looked at in one batch.
+        at_most: images that are examined in one batch.
 
     Returns:
         "clean" first; "ok" for all where there are no images.
@@ -117,39 +118,42 @@ def verdicts_of(
     balls = {name: threat for name, threat in threats.items() if isinstance(threat, Threat)}
     largest = max(balls.values(), key=lambda threat: threat.eps, default=USUAL)
     of_model = examine(model, images, targets, largest, generator=generator, at_most=at_most) if results else ()
-    rows = [judged(name, results[name][1], results[name][0], ball) for name, ball in balls.items() if ball.eps > 0]
+    rows = [result_of(name, results[name][1], results[name][0], ball) for name, ball in balls.items() if ball.eps > 0]
     of_results = suspect_results(clean, rows, random=is_random(model, images))
     found = {"clean": verdict(not_finite(model, images[:: -(-len(images) // at_most)]))}
     for name, (attack, _) in results.items():
         nothing = name in balls and balls[name].eps == 0
-        found[name] = found["clean"] if nothing else verdict((*of_results.get(name, ()), *doubts_of(attack, of_model)))
+        found[name] = (
+            found["clean"] if nothing else verdict((*of_results.get(name, ()), *doubts_about(attack, of_model)))
+        )
     return found
 
 
 @dataclass
 class _Examined:
-    """What was found of one model."""
+    """Results of the examinations of one model."""
 
     reasons: dict[Threat, tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
     """by threat, the state of the model's tensors, and the reasons"""
     warned: set[tuple[str, ...]] = field(default_factory=set)
-    """the reasons that were warned of"""
+    """the reasons of earlier warnings"""
 
 
 _EXAMINED: weakref.WeakKeyDictionary[Any, _Examined] = weakref.WeakKeyDictionary()
 
 
-def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
-    """Warn, once for a model and reason, that an attack's figure is not to be trusted.
+def warn_if_suspicious(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
+    """Warn, once for a model and reason, that the accuracy under an attack may be too high.
 
-    A model is examined once for each threat, and again when its parameters have changed; with fewer than 7 images not.
+    A model is examined once for each threat, and again when its parameters have changed. Fewer than 7 images are not
+    examined.
 
     Args:
         model: as in `examine`.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        attack: whose figure it is.
-        at_most: images that are looked at in one batch.
+        attack: whose result is doubted.
+        at_most: images that are examined in one batch.
     """
     threat = getattr(attack, "threat", None)
     threat = threat if isinstance(threat, Threat) else USUAL
@@ -164,14 +168,14 @@ def warn_of(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_mo
         generator = torch.Generator().manual_seed(0)
         reasons = examine(model, images, targets, threat, generator=generator, at_most=at_most)
         known.reasons[threat] = state, reasons
-    reasons = doubts_of(attack, known.reasons[threat][1])
+    reasons = doubts_about(attack, known.reasons[threat][1])
     if reasons and reasons not in known.warned:
         known.warned.add(reasons)
         warnings.warn(f"robust accuracy is {verdict(reasons)}", SuspiciousModelWarning, stacklevel=4)
 
 
 def _state(model: Model) -> tuple[Any, ...]:
-    """Return what changes when a model's tensors are written to or replaced."""
+    """Return a value that changes when a model's tensors are written to or replaced."""
     tensors = (*model.parameters(), *model.buffers()) if isinstance(model, nn.Module) else ()
     try:
         return tuple((id(tensor), tensor._version) for tensor in tensors)

@@ -17,7 +17,7 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
-from robust.network.modes import Model, evaluating, inside, keeping_buffers
+from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
 from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
 
@@ -57,7 +57,7 @@ def ascend(
     tensor([[0.6000, 1.0000, 1.2000]])
     """
     size = 2.5 * threat.eps / steps if step_size is None else step_size
-    centre, points, attacked = inputs.detach(), start.detach(), inside(model)
+    centre, points, attacked = inputs.detach(), start.detach(), network_inside(model)
     with torch.enable_grad(), evaluating(model), keeping_buffers(model):
         for _ in range(steps):
             points = points.clone().requires_grad_()

@@ -30,7 +30,7 @@ from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
 from robust.network.inference import outside_inference
-from robust.network.modes import Model, evaluating, inside, is_training, keeping_buffers
+from robust.network.modes import Model, evaluating, is_training, keeping_buffers, network_inside
 from robust.per_example import norms, unit
 from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
 from robust.second_order.layers import SecondOrder
@@ -116,7 +116,7 @@ def _penalty(
         z = unit(gradients.detach().sign() if direction == "sign" else gradients.detach())
     with keeping_buffers(model):
         moved = (inputs + h * z).to(inputs.dtype)
-        again = _losses_of(inside(model), targets, criterion)
+        again = _losses_of(network_inside(model), targets, criterion)
         if not second_order:
             return losses, again(moved) - losses
         _, moved_gradients = _losses_and_gradients(again, moved, second_order)
@@ -298,7 +298,7 @@ class CurvatureRegularizedLoss(Loss):
         apart = is_training(model) and self.batchnorm == "eval"
         if apart or part < len(inputs):
             with keeping_buffers(model), evaluating(model) if apart else nullcontext():
-                _, penalties = curvature_penalty(inside(model), inputs[:part], targets[:part], **options)
+                _, penalties = curvature_penalty(network_inside(model), inputs[:part], targets[:part], **options)
             # behind, so that the penalty sees no statistics of this batch
             losses = _of_each(criterion(model(inputs), targets))
         else:

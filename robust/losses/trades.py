@@ -16,7 +16,7 @@ from robust.losses.adversarial import ascend
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
-from robust.network.modes import Model, evaluating, inside, keeping_buffers
+from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
 from robust.ranges import Count, NonNegative, StepSize, check_ranges
 from robust.threat import Threat
 
@@ -72,7 +72,7 @@ class TRADES(Loss):
             return cross_entropy(model(inputs), targets).mean()
         # not under no_grad: autocast of older torch would keep weights without a graph, also for the passes below
         with torch.enable_grad(), evaluating(model), keeping_buffers(model):
-            believed = _log_probabilities(inside(model)(inputs.detach())).detach()
+            believed = _log_probabilities(network_inside(model)(inputs.detach())).detach()
         start = inputs.detach() + NEAR * torch.randn(inputs.shape, generator=generator).to(inputs)
         options = {"threat": self.threat, "steps": self.steps, "step_size": self.step_size}
         points = ascend(model, inputs, start, lambda logits: _divergence(believed, logits), **options)

@@ -1,4 +1,4 @@
-"""Models that do not map a tensor to logits, as models that do: tuples, dicts and dataclasses out, named arguments in.
+"""Adapters for models that return tuples, dicts or dataclasses, or take named arguments: from one tensor to logits.
 
 With Hugging Face's Transformers, for pixels and for embedded tokens (whole numbers have no gradient):
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust.network.modes import inside
+from robust.network.modes import network_inside
 
 __all__ = ["LogitsOf", "logits_of"]
 
 
 class LogitsOf(nn.Module):
-    """A model seen through its logits. It has no mode, parameters or buffers but the model's: make one where needed."""
+    """A model reduced to its logits. It has no train/eval mode, parameters or buffers of its own."""
 
     def __init__(self, model: Callable[..., Any], key: str | int | None, argument: str | None, others: dict[str, Any]):
         super().__init__()
@@ -37,30 +37,31 @@ class LogitsOf(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the model's logits, (N, ...) -> (N, K)."""
         if self.argument is None:
-            return _part(self.model(inputs, **self.others), self.key)
-        return _part(self.model(**{self.argument: inputs}, **self.others), self.key)
+            return _entry(self.model(inputs, **self.others), self.key)
+        return _entry(self.model(**{self.argument: inputs}, **self.others), self.key)
 
     def around_inside(self) -> "LogitsOf":
-        """Return the same around the network inside a DistributedDataParallel or a compiled model."""
-        network = inside(self.model)
+        """Return the same adapter of the network inside a DistributedDataParallel or a compiled model."""
+        network = network_inside(self.model)
         return self if network is self.model else LogitsOf(network, self.key, self.argument, self.others)
 
 
 def logits_of(
     model: Callable[..., Any], key: str | int | None = None, *, argument: str | None = None, **others: Any
 ) -> LogitsOf:
-    """Return the model as every loss and attack here takes it: one tensor in, logits out.
+    """Return the model in the form that losses and attacks take: one tensor in, logits out.
 
     Args:
-        model: a module, DistributedDataParallel and compiled ones too, or a function.
-        key: where the logits are in what it returns: an attribute, a key or a position; None for `logits`, or the first
-            of a tuple or list, or the tensor itself.
+        model: a function or a module, also in DistributedDataParallel or compiled.
+        key: attribute, key or position of the logits in the output; None for `logits`, the first entry of a tuple or
+            list, or the tensor itself.
         argument: name of the argument that takes the inputs; None for the first.
-        others: further arguments of each call, such as a mask. They go with the whole batch: leave `fraction` of
-            `CurvatureRegularizedLoss` and the chunks of `RobustTeacher` at 1 and None with arguments of each example.
+        others: further arguments of each call, such as a mask. They are not split with the batch: if they hold a value
+            for each example, leave `fraction` of `CurvatureRegularizedLoss` at 1 and `chunk` of `RobustTeacher` at
+            None.
 
     Raises:
-        ValueError: when called, an output that has no such part.
+        ValueError: when the adapter is called, if the output has no such entry.
 
     >>> import torch
     >>> twins = lambda x: {"logits": x + 1, "features": x}
@@ -70,22 +71,22 @@ def logits_of(
     return LogitsOf(model, key, argument, others)
 
 
-def _part(outputs: Any, key: str | int | None) -> Tensor:
+def _entry(outputs: Any, key: str | int | None) -> Tensor:
     if key is None and isinstance(outputs, Tensor):
         return outputs
-    key = _usual(outputs) if key is None else key
+    key = _default_key(outputs) if key is None else key
     try:
         return getattr(outputs, key) if isinstance(key, str) and not isinstance(outputs, Mapping) else outputs[key]
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError(f"the model's output has no {key!r}; choose from {_parts(outputs)}") from None
+        raise ValueError(f"the model's output has no {key!r}; choose from {_entries(outputs)}") from None
 
 
-def _usual(outputs: Any) -> str | int:
+def _default_key(outputs: Any) -> str | int:
     return 0 if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "logits") else "logits"
 
 
-def _parts(outputs: Any) -> str:
-    """Name what an output consists of, in words."""
+def _entries(outputs: Any) -> str:
+    """Return the names or positions of the entries of an output, in words."""
     if isinstance(outputs, Mapping):
         return ", ".join(map(repr, outputs)) or "nothing: it is empty"
     if isinstance(outputs, (tuple, list)):

@@ -1,8 +1,9 @@
-"""How many images to look at in one pass: as many as fit in about a gigabyte, by what a network keeps of one image.
+"""How many images one pass takes: as many as fit in about a gigabyte, by the memory that a network needs for one image.
 
-What autograd saves of one image's forward pass is measured once for each network and shape of images; as much again is
-counted for gradients and work space. The number depends on the network and the images alone, not on the machine's free
-memory, so that attacks whose randomness is the batch's (Square) find the same everywhere.
+The memory that autograd saves in the forward pass of one image is measured once for each network and shape of images;
+the same amount again is added for gradients and work space. The number depends only on the network and the images, not
+on the free memory of the machine, so that attacks whose random numbers depend on the batch (Square) give the same
+results on every machine.
 """
 
 import weakref
@@ -13,27 +14,27 @@ import torch
 from torch import Tensor
 
 from robust.network.expectation import Expected
-from robust.network.modes import Model, evaluating, inside, keeping_buffers
+from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
 from robust.ranges import Count, check_number
 
-__all__ = ["MOST", "images_at_once", "kept_bytes"]
+__all__ = ["MOST", "images_at_once", "saved_bytes"]
 
 MOST = 500
-"""images of a pass, however small the network"""
+"""images of a pass, at most, also for a small network"""
 ALLOWED = 2**30
 """bytes of a pass on a CPU"""
 ALLOWED_ON_A_DEVICE = 2**32
 """bytes of a pass on a GPU"""
 GRADIENTS = 2
-"""by how much a pass with gradients needs more than it keeps"""
+"""memory of a pass with gradients relative to the memory that autograd saves"""
 
-_KEPT: "weakref.WeakKeyDictionary[Any, dict[Any, int]]" = weakref.WeakKeyDictionary()
+_SAVED: "weakref.WeakKeyDictionary[Any, dict[Any, int]]" = weakref.WeakKeyDictionary()
 
 
 def images_at_once(
     model: Model,
     images: Tensor,
-    asked: int | None = None,
+    batch_size: int | None = None,
     *,
     most: int = MOST,
     copies: int = 1,
@@ -43,43 +44,46 @@ def images_at_once(
 
     Args:
         model: maps (N, ...) to outputs.
-        images: (N, ...), of which the first is looked at.
-        asked: the caller's own number, which is taken as it is.
+        images: (N, ...); only the first is used.
+        batch_size: a number chosen by the caller, which is returned unchanged; None to compute it.
         most: images at most.
-        copies: how many times the graph of a forward pass is held, such as by second derivatives.
-        others: further networks that see the images in the same pass; None for none.
+        copies: how many graphs of the size of a forward pass are in memory, such as for second derivatives.
+        others: further networks that process the images in the same pass; None entries are ignored.
 
     Raises:
-        ValueError: a number asked for that is no whole number >= 1.
+        ValueError: `batch_size` is no whole number >= 1.
 
     >>> images_at_once(torch.nn.Linear(4, 3), torch.rand(1000, 4, generator=torch.Generator()))
     500
     """
-    if asked is not None:
-        check_number("batch_size", asked, Count)
-        return asked
+    if batch_size is not None:
+        check_number("batch_size", batch_size, Count)
+        return batch_size
     if len(images) < 2:
         return most
     allowed = ALLOWED if images.device.type == "cpu" else ALLOWED_ON_A_DEVICE
-    kept = max(kept_bytes(each, images) for each in (model, *others) if each is not None)
-    return min(most, max(1, allowed // max(1, GRADIENTS * copies * kept)))
+    saved = max(saved_bytes(each, images) for each in (model, *others) if each is not None)
+    return min(most, max(1, allowed // max(1, GRADIENTS * copies * saved)))
 
 
-def kept_bytes(model: Model, images: Tensor) -> int:
-    """Return the bytes that autograd saves of one image's forward pass; 0 where the model does not take two or three.
+def saved_bytes(model: Model, images: Tensor) -> int:
+    """Return the bytes that autograd saves in the forward pass of one image.
 
-    Measured from copies of the first image, with the model in evaluation mode, its buffers and torch's random state
-    untouched. What does not grow with the images, such as weights, is not counted.
+    They are measured with copies of the first image, with the model in evaluation mode; its buffers and torch's random
+    state do not change. Memory that does not grow with the number of images, such as weights, is not counted.
+
+    Returns:
+        bytes; 0 where a batch of two or three images raises an error.
     """
-    model = inside(model.model if isinstance(model, Expected) else model)
-    place = (images.shape[1:], images.dtype, images.device, torch.is_autocast_enabled(images.device.type))
+    model = network_inside(model.model if isinstance(model, Expected) else model)
+    key = (images.shape[1:], images.dtype, images.device, torch.is_autocast_enabled(images.device.type))
     try:
-        known = _KEPT.setdefault(model, {})
-    except TypeError:  # without a weak reference or a hash
+        known = _SAVED.setdefault(model, {})
+    except TypeError:  # a model without weak references or without a hash
         known = {}
-    if place not in known:
-        known[place] = _measured(model, images)
-    return known[place]
+    if key not in known:
+        known[key] = _measured(model, images)
+    return known[key]
 
 
 def _measured(model: Model, images: Tensor) -> int:
@@ -94,7 +98,7 @@ def _measured(model: Model, images: Tensor) -> int:
         ):
             image = images[:1].detach().clone()
             two, three = (_saved(model, image.expand(n, *image.shape[1:]).clone()) for n in (2, 3))
-    except Exception:  # the real pass says what is wrong, if anything is
+    except Exception:  # the pass on the images themselves raises the same error with its full message
         return 0
     return max(0, three - two)
 
@@ -109,7 +113,7 @@ def _saved(model: Callable[[Tensor], Any], images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model(images.requires_grad_())  # alive until all is counted, so that no memory is counted twice
+        outputs = model(images.requires_grad_())  # in memory until the sum, so that no address is used twice
         total = sum(found.values())
     del outputs
     return total

@@ -1,7 +1,8 @@
-"""Models with random answers (dropout or noise at evaluation), seen through their expected answer.
+"""The expected answer of models with random answers (dropout or noise at evaluation).
 
-Expectation over transformation: Athalye et al. 2018 (arXiv 1707.07397, 1802.00420). On one random answer an attack with
-more steps can look weaker: it stops at the first unlucky answer, and the next answer at the same point is another.
+Expectation over transformation: Athalye et al. 2018 (arXiv 1707.07397, 1802.00420). On single random answers an attack
+with more steps can look weaker: it stops at the first misclassified answer, and the next answer at the same point may
+be correct.
 """
 
 from typing import Any
@@ -9,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.network.modes import Model, evaluating, inside
+from robust.network.modes import Model, evaluating, network_inside
 from robust.ranges import Count, check_number
 
 __all__ = ["PASSES", "Expected", "expected", "is_random"]
 
 PASSES = 20
-"""forward passes that an expectation is taken over, AutoAttack's `eot_iter` for random models"""
-LOOKED_AT = 8
-"""images of a batch that tell whether a model is random"""
+"""forward passes of an expectation; the value of AutoAttack's `eot_iter` for random models"""
+SAMPLE = 8
+"""images with which a model is tested for random answers"""
 
 
 class Expected(nn.Module):
-    """The expected answer of a random model: the logarithm of its class probabilities' mean over several passes.
+    """The expected answer of a random model: the logarithm of the mean of its class probabilities over several passes.
 
     For a model that is not random these are its logits up to a constant for each example. PGD and APGD average their
-    gradients over as many passes; every other attack differentiates through the mean, one pass in memory at a time.
+    gradients over the same number of passes; every other attack differentiates through the mean, with one pass in
+    memory at a time.
 
     Raises:
         ValueError: passes < 1.
@@ -52,13 +54,13 @@ class Expected(nn.Module):
         return _Mean.apply(images, self.model, self.passes)  # pyright: ignore[reportReturnType]
 
     def around_inside(self) -> "Expected":
-        """Return the same around the network inside a DistributedDataParallel or a compiled model."""
-        network = inside(self.model)
+        """Return the expected answer of the network inside a DistributedDataParallel or a compiled model."""
+        network = network_inside(self.model)
         return self if network is self.model else Expected(network, self.passes)
 
 
 class _Mean(torch.autograd.Function):
-    """Log of the mean probabilities; the backward pass draws anew, and holds the graph of one pass at a time."""
+    """Log of the mean probabilities; the backward pass draws new answers, with the graph of one pass in memory."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, model: Model, passes: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -77,9 +79,9 @@ class _Mean(torch.autograd.Function):
                 points = images.detach().requires_grad_()
                 answer = ctx.model(points).log_softmax(1)
             if answer.requires_grad:
-                share = gradients * (answer.detach() - mean).exp()  # of this pass in the mean of the probabilities
-                (part,) = torch.autograd.grad(answer, points, share, allow_unused=True)
-                total = total if part is None else total + part
+                share = gradients * (answer.detach() - mean).exp()  # weight of this pass in the mean
+                (gradient,) = torch.autograd.grad(answer, points, share, allow_unused=True)
+                total = total if gradient is None else total + gradient
         return total, None, None
 
 
@@ -89,16 +91,16 @@ def is_random(model: Model, images: Tensor) -> bool:
 
     Args:
         model: maps pixels (N, ...) to logits (N, K).
-        images: (N, ...) pixels in [0, 1]; the first 8 are looked at.
+        images: (N, ...) pixels in [0, 1]; only the first 8 are used.
 
     Returns:
-        False for no images.
+        False without images.
     """
-    few = images[:LOOKED_AT]
-    if len(few) == 0:
+    sample = images[:SAMPLE]
+    if len(sample) == 0:
         return False
     with evaluating(model):
-        first, second = model(few), model(few)
+        first, second = model(sample), model(sample)
     if not first.is_floating_point():
         return False
     coarse = torch.finfo(first.dtype).eps ** 0.5 * first.abs().amax()
@@ -106,12 +108,12 @@ def is_random(model: Model, images: Tensor) -> bool:
 
 
 def expected(model: Model, images: Tensor, *, passes: int = PASSES) -> Model:
-    """Return the model itself, or its expected answer where its answers on these images are random.
+    """Return the model, or its expected answer if its answers on these images are random.
 
     Args:
         model: maps pixels (N, ...) in [0, 1] to logits (N, K), normalisation inside.
-        images: (N, ...) pixels in [0, 1]; the first 8 are looked at.
-        passes: forward passes that the expectation is taken over, >= 1.
+        images: (N, ...) pixels in [0, 1]; only the first 8 are used.
+        passes: forward passes of the expectation, >= 1.
     """
     if isinstance(model, Expected) or not is_random(model, images):
         return model

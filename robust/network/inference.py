@@ -1,4 +1,4 @@
-"""Gradients where the caller has turned them off for good: inside `torch.inference_mode()`."""
+"""Gradients inside `torch.inference_mode()`, where PyTorch turns them off and `torch.enable_grad()` has no effect."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,12 +14,12 @@ R = TypeVar("R")
 
 
 def outside_inference(call: Callable[P, R]) -> Callable[P, R]:
-    """Return the function as one that works inside `torch.inference_mode()`, as inside `torch.no_grad()`.
+    """Return a function that takes gradients as one that works inside `torch.inference_mode()` too.
 
-    Tensors that were made in inference mode are copied, as no gradient flows through them.
+    Arguments that were created in inference mode are copied, as no gradient flows through such tensors.
 
     Raises:
-        ValueError: when called, a network whose own tensors were made in inference mode.
+        ValueError: when the function is called, if the parameters of a network were created in inference mode.
 
     >>> @outside_inference
     ... def slope(x):
@@ -57,10 +57,10 @@ def _usable(value: Any) -> Any:
 
 
 def _refuse(value: Any) -> None:
-    """Refuse a network, or what holds one, that was made in inference mode."""
+    """Refuse a network, or an object with one, whose parameters were created in inference mode."""
     network = value if isinstance(value, nn.Module) else getattr(value, "network", None)
     if isinstance(network, nn.Module) and any(p.is_inference() for p in network.parameters()):
         raise ValueError(
-            f"the parameters of {type(network).__name__} were made inside torch.inference_mode(), where they can have "
-            "no gradient; build or load the network outside of it"
+            f"the parameters of {type(network).__name__} were made inside torch.inference_mode(), so they can have no "
+            "gradient; build or load the network outside of it"
         )

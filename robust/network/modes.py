@@ -1,4 +1,4 @@
-"""Borrow a model: train/eval modes, buffers and caches come back as they were."""
+"""Blocks after which a model's train/eval modes, buffers and caches are restored; and the network inside a wrapper."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["evaluating", "inside", "is_training", "keeping_buffers", "keeping_caches"]
+__all__ = ["evaluating", "is_training", "keeping_buffers", "keeping_caches", "network_inside"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -21,7 +21,7 @@ def is_training(model: Model) -> bool:
 
 @contextmanager
 def evaluating(model: Model) -> Iterator[None]:
-    """Put every module in evaluation mode inside the block; afterwards each has its own mode again."""
+    """Put every module in evaluation mode inside the block; afterwards every module has its previous mode."""
     training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
     for module in training:
         module.training = False
@@ -35,23 +35,23 @@ def evaluating(model: Model) -> Iterator[None]:
 
 @contextmanager
 def keeping_caches(model: Model) -> Iterator[None]:
-    """Put back what modules with a `train` of their own cache in the block, such as LeViT's biases in evaluation mode.
+    """Restore the caches that modules which override `train` fill in the block, such as LeViT's attention biases.
 
-    They empty such a cache when `train` is called, which the functions here do not; a later pass would meet tensors of
-    older parameters, or of a graph that is freed.
+    Such a module empties its cache when its `train` is called. The functions here set the mode without that call, so a
+    later pass would find tensors of older parameters, or of a graph that is freed.
     """
     modules = model.modules() if isinstance(model, nn.Module) and not torch.compiler.is_compiling() else ()
-    own = [vars(module) for module in modules if type(module).train is not nn.Module.train]
-    kept = [
+    overriding = [vars(module) for module in modules if type(module).train is not nn.Module.train]
+    saved = [
         (attributes, name, value, dict(value) if isinstance(value, dict) else None)
-        for attributes in own
+        for attributes in overriding
         for name, value in attributes.items()
         if name not in _OF_EVERY_MODULE and (value is None or isinstance(value, (dict, Tensor)))
     ]
     try:
         yield
     finally:
-        for attributes, name, value, entries in kept:
+        for attributes, name, value, entries in saved:
             if entries is not None and isinstance(value, dict) and len(value) != len(entries):
                 value.clear()
                 value.update(entries)
@@ -61,21 +61,23 @@ def keeping_caches(model: Model) -> Iterator[None]:
 
 @contextmanager
 def keeping_buffers(model: Model) -> Iterator[None]:
-    """Give the block's forward passes copies of the buffers; afterwards the model has its own again, untouched."""
+    """Replace the buffers by copies inside the block; afterwards the model has its own buffers, unchanged."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    kept = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
-    for buffers, name, buffer in kept:
+    saved = [(m._buffers, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    for buffers, name, buffer in saved:
         buffers[name] = buffer.clone()
     try:
         yield
     finally:
-        for buffers, name, buffer in kept:
+        for buffers, name, buffer in saved:
             buffers[name] = buffer
 
 
-def inside(model: Model) -> Model:
-    """Return the network of a DistributedDataParallel, which wants one forward pass a step, the first, and of
-    `torch.compile`, whose programs have no second derivative; an adaptor keeps what it does around that network.
+def network_inside(model: Model) -> Model:
+    """Return the network inside a DistributedDataParallel or a compiled model.
+
+    DistributedDataParallel allows one forward pass in a step, so further passes call the network inside. Programs of
+    `torch.compile` have no second derivative. An adapter (`LogitsOf`, `Expected`) is rebuilt around that network.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     model = getattr(model, "_orig_mod", model)

@@ -1,7 +1,7 @@
-"""A loss's parameter gradients as one compiled program, for loops that take the same step thousands of times.
+"""Parameter gradients of a loss as one compiled program, for loops that repeat the same step thousands of times.
 
-torch.compile cannot differentiate through a gradient taken inside. So the eager step, all its gradients included, is
-first traced to the straight line of operators that it runs (make_fx), and that is compiled.
+torch.compile cannot differentiate a gradient that is taken inside a function. The eager step, with all its gradients,
+is therefore first traced (make_fx) to the sequence of operators that it runs, and this sequence is compiled.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class CompiledGradients:
     """Compiles the value and the gradients of a loss, once for each architecture and shape of the batch.
 
-    Networks of one architecture share a program: parameters and buffers are its arguments. The first call of a program
-    takes half a minute (inductor keeps it on disk for later processes). A loss, or a model, whose Python code branches
-    on values of tensors cannot be traced.
+    Networks of one architecture share a program, whose arguments are parameters and buffers. The first call of a
+    program takes half a minute (inductor stores it on disk for later processes). A loss or a model whose Python code
+    branches on values of tensors cannot be traced.
 
     >>> network, loss = nn.Linear(4, 3).eval(), torch.nn.CrossEntropyLoss()
     >>> step = CompiledGradients(backend="eager")
@@ -74,7 +74,7 @@ class CompiledGradients:
 
         with torch.enable_grad(), keeping_caches(network):
             traced = make_fx(step)(trainable, fixed, *batch)
-        for node in reversed(list(traced.graph.nodes)):  # autograd's checks of sizes, which no compiler takes
+        for node in reversed(list(traced.graph.nodes)):  # checks of sizes by autograd, which compilers do not take
             if node.op == "call_function" and not node.users:
                 traced.graph.erase_node(node)
         traced.recompile()
@@ -82,9 +82,10 @@ class CompiledGradients:
 
 
 def architecture(network: nn.Module) -> tuple[Any, ...]:
-    """Return what networks share that compute the same function of inputs and tensors: types and plain attributes.
+    """Return a key that is equal for networks that compute the same function of inputs and tensors.
 
-    Functions count by name, other objects not at all: a forward pass that depends on them is none for this file.
+    It consists of the types of the modules and their plain attributes. Functions are compared by name, and other
+    objects are ignored, so forward passes that depend on such objects must not be compiled here.
 
     >>> architecture(nn.LeakyReLU(0.1)) == architecture(nn.LeakyReLU(0.1)) != architecture(nn.LeakyReLU(0.2))
     True
@@ -102,11 +103,11 @@ def _plain(value: Any) -> Any:
 
 
 class _Bound(nn.Module):
-    """A network with other tensors in place of its own; a module, so that a loss sees its mode."""
+    """A network with other tensors for its parameters and buffers; a module, so that a loss can read its mode."""
 
     def __init__(self, network: nn.Module, tensors: dict[str, Tensor]):
         super().__init__()
-        self.call = [network, tensors]  # in a list, so that they are no children
+        self.call = [network, tensors]  # in a list, so that they are not registered as submodules
         self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:

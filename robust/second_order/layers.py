@@ -1,9 +1,10 @@
 r"""Second derivatives of convolution and group norm (so instance and layer norm of ConvNets) at the cost of first ones.
 
-PyTorch's own are correct but slow: the weights' second derivative of a convolution is computed as a convolution with a
-kernel as large as the image, and that of group norm in about twenty passes over memory that keep what they make. Here
-the first is the ordinary weight gradient at other arguments, and the second a closed form. With u = weight * dy,
-n = (x - mean) r the normalised input, r = 1 / std and means over a group, group norm's input gradient is
+PyTorch's second derivatives are correct but slow: the second derivative of a convolution in its weights is computed as
+a convolution with a kernel as large as the image, and the second derivative of group norm in about twenty passes over
+memory whose results are all stored. Here, the former is the ordinary weight gradient at other arguments, and the latter
+a closed form. With u = weight * dy, n = (x - mean) r the normalised input, r = 1 / std and means over a group, the
+input gradient of group norm is
 
     dx = r (u - mean(u) - n mean(u n))
 
@@ -12,9 +13,9 @@ and, for a cotangent v of dx, with a = mean(u n) and b = mean(v n),
     d<v, dx>/dy = r weight (v - mean(v) - n b)
     d<v, dx>/dx = -r^2 [ n (mean(u v) - mean(u) mean(v) - 3 a b) + b (u - mean(u)) + a (v - mean(v)) ]
 
-Higher derivatives are right as well, by ordinary autograd through these formulas.
+Higher derivatives are correct too, by ordinary autograd through these formulas.
 
-Hard sigmoid, whose backward pass has no derivative in PyTorch, is computed by relu6, which has the same values.
+Hard sigmoid, whose backward pass has no derivative in PyTorch, is computed by relu6, which gives the same values.
 """
 
 from functools import reduce
@@ -36,12 +37,12 @@ NO_DERIVATIVE = ("torch::autograd::NotImplemented", "torch::autograd::Error")
 class SecondOrder(TorchFunctionMode):
     """While entered, `conv2d` and `group_norm` calls record themselves for a fast second derivative.
 
-    Values are PyTorch's own. Whatever the closed forms do not cover (autocast, other dtypes than float32 and float64,
-    padding by name, `torch.func`, other layers) is left to PyTorch, and `gradient` refuses what it has no second
-    derivative of.
+    Values are the values of PyTorch. Calls that the closed forms do not cover (autocast, other dtypes than float32 and
+    float64, padding by name, `torch.func`, other layers) are left to PyTorch, and `gradient` refuses operations without
+    a second derivative.
 
     Args:
-        points: a leaf at which `gradient` is taken and of which nobody wants a later derivative: it is not computed.
+        points: a leaf at which `gradient` is taken. Its gradient is not computed in later backward passes.
 
     >>> conv, x = torch.nn.Conv2d(1, 2, 3), torch.randn(1, 1, 5, 5, requires_grad=True)
     >>> with SecondOrder(x) as layers:
@@ -57,7 +58,7 @@ class SecondOrder(TorchFunctionMode):
         self.weights: bool = True
 
     def gradient(self, value: Tensor, points: Tensor) -> Tensor:
-        """Return the differentiable gradient of a scalar; no time is spent on the parameters' gradients.
+        """Return the differentiable gradient of a scalar, without computing gradients of the parameters.
 
         Raises:
             ValueError: an operation whose backward pass cannot be differentiated.
@@ -71,26 +72,26 @@ class SecondOrder(TorchFunctionMode):
         return gradient
 
     def wanted(self, needs: tuple[bool, ...], points: bool) -> tuple[bool, bool, bool]:
-        """Return which gradients (input, weight, bias) the backward pass that runs now has to compute.
+        """Return which gradients (input, weight, bias) the current backward pass has to compute.
 
         Args:
-            needs: what autograd may need.
+            needs: the gradients that autograd may need.
             points: whether the layer's input is `points`.
         """
         inner = not self.weights
         return needs[0] and (inner or not points), needs[1] and not inner, needs[2] and not inner
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take the calls that the closed forms cover."""
+        """Replace the calls that the closed forms cover."""
         kwargs = kwargs or {}
-        if func is torch.conv2d and not kwargs and len(args) == 7 and _plain(*args[:3]) and args[0].ndim == 4:
+        if func is torch.conv2d and not kwargs and len(args) == 7 and _covered(*args[:3]) and args[0].ndim == 4:
             x, weight, bias, stride, padding, dilation, groups = args
             if not isinstance(padding, str):
                 options = (_pair(stride), _pair(padding), _pair(dilation), False, [0, 0], groups)
                 return _Convolution.apply(x, weight, bias, options, self)
         if func is F.group_norm and len(args) == 2 and kwargs["weight"] is not None and kwargs["bias"] is not None:
             (x, groups), weight, bias = args, kwargs["weight"], kwargs["bias"]
-            if _plain(x, weight, bias):
+            if _covered(x, weight, bias):
                 return _GroupNorm.apply(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
         if func in HARD_SIGMOIDS:
             return _hard_sigmoid(*args, **kwargs)
@@ -103,7 +104,7 @@ def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _check_differentiable(gradient: Tensor) -> None:
-    """Refuse a gradient through an operation that autograd would only miss in the caller's backward pass."""
+    """Refuse a gradient through an operation whose missing derivative would only show in the caller's backward pass."""
     seen: set[Any] = {None}
     waiting = [gradient.grad_fn]
     while waiting:
@@ -123,7 +124,7 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
 
 
-def _plain(x: Tensor, *parameters: Tensor | None) -> bool:
+def _covered(x: Tensor, *parameters: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type):
         return False
     same = all(p is None or p.dtype == x.dtype for p in parameters)
@@ -158,7 +159,7 @@ class _ConvolutionBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        """The convolution's backward is linear in dy, and bilinear with x and weight: first-order kernels suffice."""
+        """The backward pass of a convolution is bilinear in dy and x or weight, so first-order kernels suffice."""
         vx, vweight, vbias = grad_outputs
         (dy, x, weight), options = ctx.saved_tensors, ctx.options
         to_dy = to_x = to_weight = None
@@ -225,7 +226,7 @@ class _GroupNormBackward(Function):
             grouped = x.view(*shape[:2], -1)
             mean, r = grouped.mean(-1), (grouped.var(-1, correction=0) + ctx.eps).rsqrt()
         mean, r = mean.view(*shape[:2], 1), r.view(*shape[:2], 1)
-        normalised = (x4 - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # sums of x itself would cancel
+        normalised = (x4 - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # normalised, since sums of x itself lose digits
         size = x4[0, 0].numel()
 
         def average(sums: Tensor) -> Tensor:
@@ -242,7 +243,7 @@ class _GroupNormBackward(Function):
             x_v, x_y, x_1 = -r * r * a, -r * r * b * w, r * r * (b * mean_u + a * mean_v)
             x_n = -r * r * (average(sum_vy * w) - mean_u * mean_v - 3 * a * b)
             to_weight = (r * (sum_vy - mean_v * sum_y - b * sum_yn)).sum(0).view_as(weight)
-        if vweight is not None:  # of the sum of dy n: its d/dy is n, its d/dx the header's first formula
+        if vweight is not None:  # of the sum of dy n, whose d/dy is n, and whose d/dx has the form of dx in the header
             g = vweight.view_as(w)
             y_n = y_n + g
             x_y, x_n, x_1 = x_y + r * g, x_n - r * average(sum_yn * g), x_1 - r * average(sum_y * g)

@@ -1,9 +1,9 @@
-r"""The bounds of section 5 of the GUARD paper, each term measured.
+r"""The bounds of section 5 of the GUARD paper, with each term measured.
 
 Xue et al., "Towards Adversarially Robust Condensed Dataset by Curvature Regularization", submission to ICLR 2024 (the
 first version of arXiv 2403.10045, AAAI 2025), whose equation numbers these are. For an image x of class c, l is its
 cross-entropy under the model, H the Hessian of l in x, lambda_1 "the largest eigenvalue of the Hessian", D_c the
-distribution of the class's real images, h a feature extractor, x' a distilled image of the class. The paper has:
+distribution of the real images of class c, h a feature extractor, x' a distilled image of class c. The paper states:
 
     (1)  l(x + v) = l(x) + grad'v + v'Hv/2 + o(|v|^2); without the last term it is the quadratic model l~(x + v)
          l~adv(x) = max_{|v| <= rho} l~(x + v)
@@ -11,21 +11,22 @@ distribution of the class's real images, h a feature extractor, x' a distilled i
     Proposition 1. If |h(x') - E_{D_c} h(x)| <= sigma, l is convex in x, and l~adv is L-Lipschitz in the feature space:
     (3)  l~adv(x') <= E_{D_c} l(x) + rho E_{D_c} |grad l(x)| + rho^2/2 E_{D_c} lambda_1(x) + L sigma
 
-(3) is the right side of (2) plus L sigma. The paper's norm |v| is not named; an eigenvalue bounds v'Hv in L2, which is
-what is computed here. Its proof of Proposition 1 is in Appendix A, which was not read. Ours, and deviations:
+(3) is the right side of (2) plus L sigma. The paper does not name the norm |v|; the norm here is L2, in which an
+eigenvalue bounds v'Hv. The proof of Proposition 1 (the paper's Appendix A) was not read. Deviations and remarks:
 
-  - (2) is computed for each image; the mean over a class's images is the paper's.
-  - lambda_1 is the *algebraically* largest eigenvalue, which bounds v'Hv from above; the largest in absolute value does
-    not. Where it is < 0, (2) fails as printed (grad = 0 and any concave l: v = 0 is the worst); the term is
-    rho^2/2 max(lambda_1, 0) here. A convex l, which Proposition 1 assumes and (2) does not, has no such case.
-  - (2) bounds the quadratic model. The loss itself may exceed it by a third-order term, M rho^3/6 for a Hessian of
-    Lipschitz constant M, which no finite computation gives, and a ReLU network's by its kinks, which H does not see:
-    `BoundTerms.holds` says whether it was seen to.
-  - sigma is the distance |h(x') - E h(x)| itself, the least that the assumption allows, for each x'.
-  - What (3) needs is that the adversarial loss at the mean feature is at most the mean adversarial loss. That is
-    Jensen's inequality for a function that is convex *in the features*. A convex l makes max_v l(x + v) convex in x,
-    which is this for h(x) = x; for other h, and for l~adv, the stated assumption does not give it. No network was shown
-    to satisfy either. L, a supremum, cannot be computed; see `TransferTerms`.
+  - (2) is computed for each image; the paper's (2) is the mean over the images of a class.
+  - lambda_1 is the *algebraically* largest eigenvalue, which bounds v'Hv from above; the eigenvalue of largest absolute
+    value does not. Where lambda_1 < 0, (2) does not hold as printed (for grad = 0 and a concave l, the worst v is 0);
+    the term here is rho^2/2 max(lambda_1, 0). For a convex l, which Proposition 1 assumes and (2) does not, lambda_1
+    is never negative.
+  - (2) bounds the quadratic model. The loss itself may exceed the bound: by a third-order term, M rho^3/6 for a Hessian
+    of Lipschitz constant M, which no finite computation gives; and in a ReLU network by its kinks, which H does not
+    contain. `BoundTerms.holds` says whether the loss that PGD finds exceeds the bound.
+  - sigma is the distance |h(x') - E h(x)| for each x', the least value that the assumption allows.
+  - (3) requires that the adversarial loss at the mean feature is at most the mean adversarial loss: Jensen's inequality
+    for a function that is convex *in the features*. A convex l makes max_v l(x + v) convex in x, which is sufficient
+    for h(x) = x. For other h, and for l~adv, the stated assumption is not sufficient. No network was shown to satisfy
+    either. L is a supremum and cannot be computed; see `TransferTerms`.
 
 All lengths are L2 in the units of `images`: pixels in [0, 1] when normalisation is inside the model.
 """
@@ -42,7 +43,8 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.per_example import norms
 from robust.ranges import Range, check_number, check_ranges
-from robust.theory.spectrum import Method, chunks, constant, losses_and_gradients, together, top_eigenvalue
+from robust.theory.hessian import examples_at_once, losses_and_gradients, passes, with_constant_parameters
+from robust.theory.spectrum import Method, top_eigenvalue
 from robust.threat import Threat
 
 Radius = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")]
@@ -52,7 +54,7 @@ __all__ = ["BoundTerms", "TransferTerms", "bound_terms", "transfer_terms"]
 
 @dataclass(frozen=True)
 class BoundTerms:
-    """Both sides of bound (2), per example (N,), in nats; the paper's (2) is the mean over the examples of a class."""
+    """Both sides of bound (2) for each example (N,), in nats; the paper's (2) is the mean over a class."""
 
     rho: Radius
     """L2 radius of the attacker, in pixels of [0, 1]"""
@@ -77,7 +79,7 @@ class BoundTerms:
 
     @property
     def holds(self) -> Tensor:
-        """Who stays below the bound, up to rounding: False is proof of more than the quadratic model."""
+        """Bools (N,): the adversarial loss is within the bound, up to rounding; False shows higher-order terms."""
         return self.adversarial_loss <= self.bound + 1e-5 * (1 + self.bound.abs())
 
 
@@ -102,20 +104,20 @@ def bound_terms(
         model: maps pixels in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
-        rho: L2 radius, > 0, in pixels of [0, 1]. PGD also stays in [0, 1], which the bound does not need.
+        rho: L2 radius, > 0, in pixels of [0, 1]. PGD also stays in [0, 1], which the bound does not require.
         method: of `top_eigenvalue`, as are `iterations` and `tolerance`.
         iterations: of `top_eigenvalue`.
         tolerance: of `top_eigenvalue`.
-        steps: of PGD, of length 2.5 rho / steps; they go on when an example is fooled, as the loss still rises.
-        restarts: random starts of PGD, beside the one at the image.
-        generator: CPU generator; None is one of seed 0.
+        steps: steps of PGD, each of length 2.5 rho / steps, also after an example is misclassified.
+        restarts: random starts of PGD, in addition to the start at the image.
+        generator: CPU generator; None is a generator of seed 0.
         batch_size: as of `top_eigenvalue`.
 
     Returns:
         the terms, each (N,).
 
     Raises:
-        ValueError: rho is not > 0, images outside [0, 1], or a wrong option of `top_eigenvalue`.
+        ValueError: rho is not > 0, images are outside [0, 1], or an option of `top_eigenvalue` is invalid.
 
     >>> model = torch.nn.Linear(4, 3)
     >>> terms = bound_terms(model, torch.rand(5, 4, generator=torch.Generator()), torch.tensor([0, 1, 2, 0, 1]), 0.01)
@@ -124,17 +126,17 @@ def bound_terms(
     """
     check_number("rho", rho, Radius)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    batch_size = together(model, images, batch_size)
+    batch_size = examples_at_once(model, images, batch_size)
     options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
     values, _ = top_eigenvalue(model, images, targets, generator=generator, **options)
     losses, gradients = losses_and_gradients(model, images, targets, cross_entropy, batch_size)
     worst = losses.clone()
     attack = {"threat": Threat("l2", rho), "steps": steps, "step_size": 2.5 * rho / steps, "iterate": "last"}
     with evaluating(model), torch.no_grad():
-        network = constant(model)
+        network = with_constant_parameters(model)
         for attempt in range(1 + restarts):
             found = []
-            for _, x, y, _ in chunks(network, images, targets, cross_entropy, batch_size):
+            for _, x, y, _ in passes(network, images, targets, cross_entropy, batch_size):
                 points = pgd(network, x, y, random_start=attempt > 0, generator=generator, **attack)
                 found.append(cross_entropy(network(points), y))
             worst = torch.maximum(worst, torch.cat(found))
@@ -146,9 +148,9 @@ def bound_terms(
 class TransferTerms:
     """Both sides of bound (3) for each distilled example (M,); the averages are over the real examples of its class.
 
-    Two of Proposition 1's assumptions cannot be computed. L, the Lipschitz constant of the adversarial loss in the
-    features, is a supremum: `slope` bounds it from below, `least_lipschitz` is the smallest L with which (3) holds. The
-    other is convexity, which no network was shown to have.
+    Two assumptions of Proposition 1 cannot be checked. L, the Lipschitz constant of the adversarial loss in the
+    features, is a supremum: `slope` bounds L from below, and `least_lipschitz` is the smallest L with which (3) holds.
+    The other assumption is convexity, which no network was shown to have.
     """
 
     loss: Tensor
@@ -162,10 +164,10 @@ class TransferTerms:
     slope: Tensor
     """largest |difference of adversarial losses| / |difference of features| of two real examples of the class, <= L"""
     adversarial_loss: Tensor
-    """of the distilled example, the largest that PGD found"""
+    """largest loss that PGD found in the ball around the distilled example"""
 
     def bound(self, lipschitz: float | Tensor) -> Tensor:
-        """Return the right side of (3) for a supposed L, nats per unit of feature distance, a number or (M,)."""
+        """Return the right side of (3) for an assumed L, a number or (M,), in nats per unit of feature distance."""
         return self.loss + self.gradient + self.curvature + lipschitz * self.distance
 
     @property
@@ -198,20 +200,21 @@ def transfer_terms(
         the terms, each (M,).
 
     Raises:
-        ValueError: two radii, or a distilled class without a real example.
+        ValueError: the radii differ, or a distilled class has no real example.
     """
     if real.rho != distilled.rho:
-        raise ValueError(f"real terms are at rho {real.rho}, distilled ones at {distilled.rho}; compute both at one")
+        raise ValueError(f"real terms are at rho {real.rho}, distilled terms at {distilled.rho}; use the same rho")
     terms = {name: torch.empty_like(distilled.loss) for name in ("loss", "gradient", "curvature", "distance", "slope")}
     for c in distilled_targets.unique().tolist():
-        mine, his = real_targets == c, distilled_targets == c
-        if not mine.any():
+        of_real, of_distilled = real_targets == c, distilled_targets == c
+        if not of_real.any():
             raise ValueError(f"no real example of class {c}, which the distilled set has; give some of every class")
         for name in ("loss", "gradient", "curvature"):
-            terms[name][his] = getattr(real, name)[mine].mean()
-        features = real_features[mine].flatten(1)
-        terms["distance"][his] = norms(distilled_features[his].flatten(1) - features.mean(0)).to(terms["distance"])
+            terms[name][of_distilled] = getattr(real, name)[of_real].mean()
+        features = real_features[of_real].flatten(1)
+        shifts = distilled_features[of_distilled].flatten(1) - features.mean(0)
+        terms["distance"][of_distilled] = norms(shifts).to(terms["distance"])
         apart = torch.cdist(features, features).clamp_min(torch.finfo(features.dtype).tiny)
-        losses = real.adversarial_loss[mine]
-        terms["slope"][his] = ((losses[:, None] - losses).abs() / apart).amax().to(terms["slope"])
+        losses = real.adversarial_loss[of_real]
+        terms["slope"][of_distilled] = ((losses[:, None] - losses).abs() / apart).amax().to(terms["slope"])
     return TransferTerms(**terms, adversarial_loss=distilled.adversarial_loss)

@@ -13,7 +13,7 @@ __all__ = ["full", "lanczos", "power"]
 Product = Callable[[Tensor], Tensor]
 
 CHECK = 20
-"""power steps between looks at whether the negative end of a spectrum is in the way"""
+"""power steps between two checks whether the eigenvalue of largest absolute value is negative"""
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
@@ -23,39 +23,42 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
 def power(
     hessian_of: Callable[[Tensor], Product], start: Tensor, iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Return values, vectors and how many have not converged; who has leaves the batch when half of it has.
+    """Return values, vectors and the number of examples that have not converged.
+
+    Examples that have converged are dropped from the batch when they are half of it.
 
     Args:
-        hessian_of: indices of examples -> their product.
+        hessian_of: indices of examples -> the product with their Hessians.
         start: (n, ...) unit vectors.
-        iterations: at most.
-        tolerance: see `robust.spectrum.top_eigenvalue`.
+        iterations: steps at most.
+        tolerance: see `robust.theory.spectrum.top_eigenvalue`.
     """
     per_example = (-1, *[1] * (start.ndim - 1))
     values, vectors = start.new_zeros(len(start)), start.clone()
     shift = torch.zeros_like(values)
-    who = torch.arange(len(start), device=start.device)
-    hessian, inside = hessian_of(who), who
-    waiting = torch.ones_like(who, dtype=torch.bool)
+    everyone = torch.arange(len(start), device=start.device)
+    hessian, active = hessian_of(everyone), everyone
+    waiting = torch.ones_like(everyone, dtype=torch.bool)
     for iteration in range(1, iterations + 1):
-        if 2 * int(waiting.sum()) <= len(inside):
-            inside = who[waiting]
-            hessian = hessian_of(inside)
-        v, mu = vectors[inside], shift[inside]
+        if 2 * int(waiting.sum()) <= len(active):
+            active = everyone[waiting]
+            hessian = hessian_of(active)
+        v, mu = vectors[active], shift[active]
         products = hessian(v)
         lengths = norms(products)
-        values[inside] = torch.where(waiting[inside], _dots(v, products), values[inside])
-        theta = values[inside]
+        values[active] = torch.where(waiting[active], _dots(v, products), values[active])
+        theta = values[active]
         residuals = norms(products - theta.view(per_example) * v)
         done = residuals <= tolerance * torch.maximum(theta.abs(), mu.abs() / 10)
-        # the sign of theta is that of the dominant end; a mixture of both ends (v far from H v) shows that they tie
+        # theta has the sign of the eigenvalue of largest absolute value. Where a positive and a negative eigenvalue are
+        # equally large, v stays a mixture of both eigenvectors, and |v'Hv| is smaller than |Hv|.
         mixed = (theta < 0.99 * lengths) & (iteration % CHECK == 0)
         negative = (mu == 0) & ((done & (theta < 0)) | (~done & mixed))
-        shift[inside] = torch.where(negative, -1.1 * lengths, mu)
-        moved = torch.where(negative.view(per_example), start[inside], unit(products - mu.view(per_example) * v))
-        stays = waiting[inside] & (negative | ~done)
-        vectors[inside[stays]] = moved[stays]
-        waiting[inside] = stays
+        shift[active] = torch.where(negative, -1.1 * lengths, mu)
+        moved = torch.where(negative.view(per_example), start[active], unit(products - mu.view(per_example) * v))
+        stays = waiting[active] & (negative | ~done)
+        vectors[active[stays]] = moved[stays]
+        waiting[active] = stays
         if not waiting.any():
             break
     return values, vectors, int(waiting.sum())
@@ -68,11 +71,11 @@ def lanczos(hessian: Product, start: Tensor, iterations: int, tolerance: float) 
         hessian: (1, ...) -> (1, ...), the product.
         start: (1, ...) a unit vector.
         iterations: restarts at most.
-        tolerance: see `robust.spectrum.top_eigenvalue`.
+        tolerance: see `robust.theory.spectrum.top_eigenvalue`.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    scale = norms(hessian(start).double()).item()  # ARPACK takes eigenvalues below 1e-11 for zero
+    scale = norms(hessian(start).double()).item()  # ARPACK treats eigenvalues below 1e-11 as zero
     if scale == 0:
         return start.new_zeros(1), start
 
@@ -91,7 +94,7 @@ def lanczos(hessian: Product, start: Tensor, iterations: int, tolerance: float) 
 
 
 def full(product: Product, examples: Tensor) -> tuple[Tensor, Tensor]:
-    """Return values (n,) and vectors (n, ...) by the whole matrices, row by row.
+    """Return values (n,) and vectors (n, ...) from the whole matrices, which are formed row by row.
 
     Args:
         product: (n, ...) vectors -> H v of each example.

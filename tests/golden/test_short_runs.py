@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines import dd
+from baselines.dd import method as dd
+from baselines.dd.recipes import METHODS as OF_DD
 from baselines.kip import method as kip
 from baselines.mtt import method as mtt
 from distill.data import facts_named
@@ -120,7 +121,7 @@ DD = {  # loss after the distilled steps in each iteration; torch 2.14, CPU, flo
 
 @pytest.mark.parametrize("method", DD)
 def test_losses_after_distilled_steps_are_what_they_were(method: str, tmp_path: Path) -> None:
-    labels = {each.name: each for each in dd.METHODS}[method].recipes["quick"](facts_named("folder"), 2).config.labels
+    labels = {each.name: each for each in OF_DD}[method].recipes["quick"](facts_named("folder"), 2).config.labels
     config = dd.Config("convnet:width=8,depth=2", labels=labels, epochs=1, epoch_iterations=5, lr=0.1, batch_size=16)
     dd.distill(toy(), 2, config, Run(tmp_path, None).begin())
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

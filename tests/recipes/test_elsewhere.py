@@ -66,7 +66,8 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
     record = json.loads((run / "experiment.json").read_text())
     assert record["experiment"]["method"] == "their_package.parts:first"
     assert record["made_by"]["sources"] == {"their_package.parts": {"file": str(package), "sha256": hash_of(package)}}
-    assert "their_package.parts:first" in (run / "table.csv").read_text()
+    table = (run / "table.csv").read_text()
+    assert "their_package.parts:first" in table
     capsys.readouterr()
     assert main([*words, "--ipc", "2"]) == 0
     assert "finished already" in capsys.readouterr().err
@@ -75,6 +76,10 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
     assert main(evaluate) == 2
     assert "--packages their_package\n" in capsys.readouterr().err
     assert main([*evaluate, "--packages", "their_package"]) == 0
+    again = ["rerun", str(run), "--runs", str(tmp_path / "reruns")]
+    assert main(again) == 2
+    assert main([*again, "--packages", "their_package"]) == 0
+    assert (tmp_path / "reruns" / run.relative_to(tmp_path / "runs") / "table.csv").read_text() == table
     assert main(["curvature", str(run), "--images", "4"]) == 2
     assert main(["curvature", str(run), "--images", "4", "--packages", "their_package"]) == 0
 

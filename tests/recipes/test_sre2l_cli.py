@@ -189,7 +189,7 @@ def test_a_batch_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
         (["--squeeze.loss", "gaurd"], "unknown loss 'gaurd'"),
         (["--squeeze.batch-size", "64"], "squeeze.batch_size is 64; folder has 40 images"),
         (["--relabel.batch-size", "9"], "relabel.batch_size is 9, but there will be 8 distilled images"),
-        (["--backbone", "convnet:width=4,depth=2"], "has no BatchNorm whose statistics"),
+        (["--backbone", "convnet:width=4,depth=2"], "has no BatchNorm with statistics"),
         (["--recover.images", "nowhere"], "recover.images is nowhere: no such folder"),
         (["--recover.crop-min", "2"], "--recover.crop-min is 2.0; it must be in (0, 1]"),
     ],

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from baselines.dm import METHODS, Config, distill, match, work
+from baselines.dm.method import Config, distill, match, work
+from baselines.dm.recipes import METHODS
 from distill.data import ImageSet, facts_named
 from distill.errors import InputError
 from distill.models import build
+from distill.models.convnet import ConvNet
 from distill.runs.run import Run
 from distill.training.augment import augmentation
 from distill.training.features import embedding
@@ -93,13 +95,15 @@ def reference(config: Config, run: Run, real_loss) -> torch.Tensor:
         if (
             network.training and "batch" in config.backbone
         ):  # all classes in one pass, as its statistics are theirs together
-            real_features = network.embed(torch.cat(theirs)).detach().reshape(2, BATCH, -1)
-            features = network.embed(torch.cat(ours)).reshape(2, IPC, -1)
+            real_features = network.features(torch.cat(theirs)).detach().reshape(2, BATCH, -1)
+            features = network.features(torch.cat(ours)).reshape(2, IPC, -1)
             loss = ((real_features.mean(1) - features.mean(1)) ** 2).sum()
         else:
             loss = torch.zeros(())
             for batch, synthetic in zip(theirs, ours, strict=True):
-                loss = loss + ((network.embed(batch).detach().mean(0) - network.embed(synthetic).mean(0)) ** 2).sum()
+                loss = (
+                    loss + ((network.features(batch).detach().mean(0) - network.features(synthetic).mean(0)) ** 2).sum()
+                )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,7 +128,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_dm_is_the_textbook(
     augment: str, backbone: str, together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baselines.dm.TOGETHER", together)
+    monkeypatch.setattr("baselines.dm.method.TOGETHER", together)
     options = {"backbone": backbone, "iterations": ITERATIONS, "batch_real": BATCH, "lr_img": 30.0, "augment": augment}
     config = Config(CrossEntropy(), **options, init="real" if augment else "noise")
     ours = distill(toy(), IPC, config, Run(tmp_path, None).begin()).images
@@ -182,7 +186,7 @@ class Linear(nn.Module):
 @pytest.mark.usefixtures("float64")
 def test_on_a_linear_embedding_the_distance_is_that_of_means(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """|| W (mean real - mean synthetic) ||^2, and its gradient by each of the ipc images."""
-    monkeypatch.setattr("baselines.dm.TOGETHER", together)
+    monkeypatch.setattr("baselines.dm.method.TOGETHER", together)
     network, generator = Linear(), torch.Generator().manual_seed(0)
     batches = [torch.randn(n, 3, 2, 2, generator=generator) for n in (7, 4, 9)]  # classes need not be equally large
     images = torch.randn(3, 2, 3, 2, 2, generator=generator)
@@ -233,8 +237,8 @@ def test_the_embedding_is_what_the_classifier_sees(backbone: str) -> None:
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     assert classifier.out_features == 7
     assert torch.allclose(classifier(features), network(x))
-    if hasattr(network, "embed"):
-        assert torch.equal(features, network.embed(x))
+    if isinstance(network, ConvNet):
+        assert torch.equal(features, network.features(x))
 
 
 def test_networks_without_an_embedding_are_refused() -> None:

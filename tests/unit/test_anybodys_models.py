@@ -22,7 +22,7 @@ from robust import (
     robust_accuracy,
     smoothed,
 )
-from robust.network.modes import inside, is_training
+from robust.network.modes import is_training, network_inside
 
 
 @pytest.fixture(autouse=True)
@@ -332,6 +332,6 @@ def test_an_adaptor_around_distributed_data_parallel_takes_one_pass_of_it(tmp_pa
         assert len(passes) == 2
         for ours, theirs in zip(wrapped.parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
-        assert inside(adaptor).model is wrapped.module
+        assert network_inside(adaptor).model is wrapped.module
     finally:
         torch.distributed.destroy_process_group()

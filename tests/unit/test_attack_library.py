@@ -10,10 +10,12 @@ import torchattacks
 from torch import nn
 
 from robust.attacks import jsma as jsma_module
+from robust.attacks.apgd import APGD, targeted_difference_of_logits_ratio
 from robust.attacks.autoattack import AutoAttack
 from robust.attacks.deepfool import DeepFool, deepfool
+from robust.attacks.fab import FAB
 from robust.attacks.jsma import JSMA, best_pairs, jsma
-from robust.attacks.library import APGD, FAB, Square, targeted_difference_of_logits_ratio
+from robust.attacks.square import Square
 from robust.threat import Threat
 
 NORMS = ["linf", "l2"]

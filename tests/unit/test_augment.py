@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from distill.errors import InputError
-from distill.training.augment import DSA, GROUPS, NOT_SIAMESE, Kornia, augmentation
+from distill.training.augment import DSA, GROUPS, augmentation
+from distill.training.augment_kornia import NOT_SIAMESE, Kornia
 
 CIFAR = "color_crop_cutout_flip_scale_rotate"
 

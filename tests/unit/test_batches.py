@@ -23,8 +23,9 @@ from robust import (
 from robust.attacks.cw import CW
 from robust.evaluation.suspicion import not_finite, suspect_model
 from robust.network import batches
-from robust.network.batches import images_at_once, kept_bytes
-from robust.theory.spectrum import finite_difference_curvature, hessian_vector_product, top_eigenvalue
+from robust.network.batches import images_at_once, saved_bytes
+from robust.theory.hessian import hessian_vector_product
+from robust.theory.spectrum import finite_difference_curvature, top_eigenvalue
 
 BALL = Threat("linf", 0.1)
 
@@ -50,7 +51,7 @@ class Sized(nn.Module):
 @pytest.fixture
 def little(monkeypatch: pytest.MonkeyPatch) -> int:
     """Allow passes of ten images of the network of width 16; eight are looked at together in any case."""
-    kept = kept_bytes(Sized().eval(), images())
+    kept = saved_bytes(Sized().eval(), images())
     monkeypatch.setattr(batches, "ALLOWED", 10 * 2 * kept)
     return 10
 
@@ -59,13 +60,13 @@ def images(n: int = 30) -> Tensor:
     return torch.rand(n, 3, 2, 2, generator=rng())
 
 
-def test_kept_bytes_are_those_of_the_activations_and_not_of_the_weights() -> None:
-    narrow, wide = (kept_bytes(Sized(width).eval(), images()) for width in (16, 160))
+def test_saved_bytes_are_those_of_the_activations_and_not_of_the_weights() -> None:
+    narrow, wide = (saved_bytes(Sized(width).eval(), images()) for width in (16, 160))
     assert narrow == 4 * (12 + 16)  # the input, and what ReLU gives, which the next layer shares
     assert wide == 4 * (12 + 160)
-    assert kept_bytes(Sized().eval().double(), images().double()) == 2 * narrow
-    assert kept_bytes(Expected(Sized().eval(), 3), images()) == narrow
-    assert kept_bytes(lambda x: x.round(), images()) == 0
+    assert saved_bytes(Sized().eval().double(), images().double()) == 2 * narrow
+    assert saved_bytes(Expected(Sized().eval(), 3), images()) == narrow
+    assert saved_bytes(lambda x: x.round(), images()) == 0
 
 
 def test_a_network_is_measured_once_and_left_as_it_was() -> None:

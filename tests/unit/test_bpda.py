@@ -17,10 +17,10 @@ def coarse(x):
     return (4 * x).round() / 4
 
 
-def test_the_values_are_exact_and_the_gradient_the_stand_ins():
+def test_the_values_are_exact_and_the_gradient_is_the_approximations():
     x = torch.rand(5, 7, generator=rng()).requires_grad_()
-    for stand_in, slope in ((None, torch.ones(5, 7)), (lambda v: v.square(), 2 * x.detach())):
-        found = bpda(coarse, stand_in)(x)
+    for approximation, slope in ((None, torch.ones(5, 7)), (lambda v: v.square(), 2 * x.detach())):
+        found = bpda(coarse, approximation)(x)
         assert torch.equal(found, coarse(x.detach()))
         assert torch.equal(torch.autograd.grad(found.sum(), x)[0], slope)
 
@@ -44,11 +44,11 @@ def test_any_code_may_be_in_front_even_numpy_and_the_pixels_are_not_written_to()
 def test_shapes_that_differ_are_refused_in_a_line():
     x = torch.rand(3, 4)
     with pytest.raises(
-        ValueError, match=r"the output of forward is \(3, 2\), the input \(3, 4\); give a backward"
+        ValueError, match=r"the output of forward is \(3, 2\), the input is \(3, 4\); give a backward"
     ) as error:
         bpda(lambda v: v[:, :2])(x)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"forward is \(3, 2\), that of backward \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"forward is \(3, 2\), the output of backward is \(3, 4\)"):
         bpda(lambda v: v[:, :2], lambda v: v)(x)
     assert bpda(lambda v: v[:, :2], lambda v: v[:, 2:])(x).shape == (3, 2)
 
@@ -69,7 +69,7 @@ def test_a_quantised_linear_model_falls_as_the_line_says():
     assert withstands(straight, images, targets, PGD(less), generator=rng()).sum() == 40
 
 
-def test_a_stand_in_is_nothing_to_type():
+def test_a_approximation_is_nothing_to_type():
     with pytest.raises(ValueError, match="attack pgd has no field 'bpda'; choose from steps"):
         attack_named("pgd:bpda=1", BOX)
     assert "bpda" not in repr(PGD(BOX, bpda=nn.Identity()))

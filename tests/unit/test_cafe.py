@@ -14,7 +14,8 @@ from torch import nn
 from baselines.cafe import alignment
 from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights, align
-from baselines.cafe.method import METHODS, Config, distill, weights, work
+from baselines.cafe.method import Config, distill, weights, work
+from baselines.cafe.recipes import METHODS
 from distill.app.main import main
 from distill.data import facts_named, label
 from distill.distilled import DistilledSet

@@ -34,13 +34,9 @@ from robust import (
 )
 from robust.losses.named import LOSSES
 from robust.theory.bounds import bound_terms
-from robust.theory.spectrum import (
-    finite_difference_curvature,
-    gradient_cosine,
-    hessian_vector_product,
-    loss_surface,
-    top_eigenvalue,
-)
+from robust.theory.hessian import hessian_vector_product
+from robust.theory.landscape import loss_surface
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
 
 BALL, ROUND = Threat("linf", 0.1), Threat("l2", 0.3)
 LOSS: dict[str, Callable[..., Tensor]] = {

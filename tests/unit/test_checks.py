@@ -9,16 +9,16 @@ from torch import nn
 from robust import PGD, Threat, correct, withstands
 from robust.attacks.pgd import pgd
 from robust.evaluation.checks import (
+    AttackResult,
     ImpossibleResult,
-    Judged,
     check_adversarial,
     check_report,
-    sign_test,
-    suspect_model,
     suspect_results,
-    unbounded,
     verdict,
 )
+from robust.evaluation.short_attacks import unbounded
+from robust.evaluation.sign_test import sign_test
+from robust.evaluation.suspicion import suspect_model
 from robust.network.batches import images_at_once
 
 BOX = Threat("linf", 0.1)
@@ -152,7 +152,7 @@ def test_what_is_no_result_is_refused():
         with pytest.raises(ValueError, match=r"pgd at eps 0.1: torch.* results are torch.bool \(4,\)"):
             check_report(clean, {}, curves={"pgd": [(0.1, wrong)]})
         with pytest.raises(ValueError, match=r"results are torch.bool \(4,\)"):
-            suspect_results(clean, [Judged("pgd", wrong, BOX, "white")])
+            suspect_results(clean, [AttackResult("pgd", wrong, BOX, "white")])
     with pytest.raises(ValueError, match=r"clean: torch\.float32"):
         check_report(clean.float(), {})
     with pytest.raises(ValueError, match="ensemble aa: no results of 'fab'; choose from pgd, aa"):
@@ -180,7 +180,7 @@ def test_adversarial_images_stay_in_their_ball_and_in_the_unit_cube(norm, eps):
         found[2, 0, 4, 4] = number
         with pytest.raises(ImpossibleResult, match=r"pgd: 1 of 5 examples are outside \[0, 1\], first index 2"):
             check_adversarial("pgd", images, found, None)
-    with pytest.raises(ValueError, match="gives images"):
+    with pytest.raises(ValueError, match="returned images"):
         check_adversarial("pgd", images, found[:4], threat)
 
 
@@ -524,7 +524,7 @@ def test_the_few_images_are_spread_over_all_and_the_randomness_is_the_generators
 
 
 def judged(name, stands, kind="white", threat=BOX, **options):
-    return Judged(name, standing(stands) if isinstance(stands, int) else stands, threat, kind, **options)
+    return AttackResult(name, standing(stands) if isinstance(stands, int) else stands, threat, kind, **options)
 
 
 def suspected(*rows, clean=None):
@@ -753,7 +753,7 @@ def evaluated(model, substitute, images, targets):
         ):
             found = withstands(model, images, targets, attack, standing=clean, generator=rng())
             family = "pgd" if strength else ""
-            rows.append(Judged(name, found, threat, kind, family=family, strength=strength))
+            rows.append(AttackResult(name, found, threat, kind, family=family, strength=strength))
     return suspect_results(clean, rows)
 
 

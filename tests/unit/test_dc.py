@@ -11,7 +11,8 @@ from baselines import dcc
 from distill.data import facts_named
 from distill.errors import InputError
 from distill.methods import dc
-from distill.methods.dc import LOOPS, METHODS, Config, distill, loops, match, work
+from distill.methods.dc import LOOPS, Config, distill, loops, match, work
+from distill.methods.dc_recipes import METHODS
 from distill.models import build
 from distill.runs.run import Run
 from distill.training.matching import layerwise

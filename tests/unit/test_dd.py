@@ -10,18 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from baselines.dd import (
-    METHODS,
-    Config,
-    cropped_and_flipped,
-    descent,
-    distill,
-    hypergradient,
-    protocol,
-    steps,
-    student_work,
-    work,
-)
+from baselines.dd.method import Config, cropped_and_flipped, distill, protocol, steps, student_work, work
+from baselines.dd.recipes import METHODS
+from baselines.dd.unrolled import descent, hypergradient
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -273,7 +264,7 @@ def test_gradients_of_several_networks_are_averaged(tmp_path: Path, monkeypatch:
         moved.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
         step(optimizer)
 
-    monkeypatch.setattr("baselines.dd.hypergradient", looked)
+    monkeypatch.setattr("baselines.dd.method.hypergradient", looked)
     monkeypatch.setattr(torch.optim.Adam, "step", applied)
     config = replace(SMALL, n_nets=3, labels="learned", epochs=1, epoch_iterations=1)
     distill(toy(), 1, config, run_in(tmp_path, config))
@@ -378,7 +369,8 @@ def test_students_of_known_networks_start_from_their_weights(
 ) -> None:
     config = replace(SMALL, train_nets_type="known_init", n_nets=2, epochs=1, epoch_iterations=1, lr=1e-9)
     run = run_in(tmp_path, config)
-    made, real = distill(toy(), 1, config, run), toy()
+    distill(toy(), 1, config, run).save(tmp_path / "made.safetensors")
+    made, real = DistilledSet.load(tmp_path / "made.safetensors"), toy()
     own, normalize = protocol(made, tmp_path, run_in(tmp_path / "other", None, seed=5)), Normalize(made.mean, made.std)
     students = [network_of(SMALL.backbone, 3, 2) for _ in range(3)]
     for number, student in enumerate(students):

@@ -14,20 +14,11 @@ from torch.nn import functional as F
 
 from baselines.dim import gan, generated
 from baselines.dim import method as dim
-from baselines.dim.gan import (
-    SIZES,
-    Adversarial,
-    Critic,
-    Gan,
-    Generator,
-    MapNorm,
-    batches,
-    conditioned,
-    gradient_penalty,
-    pretrained,
-)
+from baselines.dim.gan import SIZES, Adversarial, Gan, batches, conditioned, gradient_penalty, pretrained
 from baselines.dim.generated import Groups, drawn, rebuilt, without_cutout
-from baselines.dim.method import METHODS, Config, distill, logit_distance, matched, protocol, student_work, work
+from baselines.dim.method import Config, distill, logit_distance, matched, protocol, student_work, work
+from baselines.dim.networks import Critic, Generator, MapNorm
+from baselines.dim.recipes import METHODS
 from distill.app.main import main
 from distill.data import facts_named, label
 from distill.distilled import DistilledSet

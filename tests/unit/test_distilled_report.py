@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from distill.distilled import DistilledSet
+from distill.distilled import FORMAT, DistilledSet
 from distill.errors import InputError
+from distill.method_training import MethodTraining
 from distill.reports.grid import save_grid
-from distill.runs.files import write_tensors
+from distill.runs.files import read_tensors, write_tensors
 
 SET = DistilledSet(
     images=torch.linspace(-0.5, 1.5, 6 * 3 * 4 * 4).view(6, 3, 4, 4),
@@ -105,3 +107,37 @@ def test_the_grid_has_a_row_a_class(tmp_path: Path) -> None:
     picture = Image.open(tmp_path / "grid.png")
     assert picture.size == (2 * (64 + 2) + 2, 3 * (64 + 2) + 2)
     assert picture.getpixel((34, 34)) != picture.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"width": 4.0}, r"width is 4\.0; it must be a whole number >= 1"),
+        ({"epochs": True}, "epochs is True; it must be a whole number"),
+        ({"lr": "0.1"}, "lr is '0.1'; it must be a finite number > 0"),
+        ({"lr": 0}, "lr is 0; it must be > 0"),
+        ({"augment": 3}, "augment of the set's training is 3; it must be a text"),
+        ({"whitening": 5}, "whitening of the set's training is 5; it must be a text"),
+        ({"lrs": 0.1}, "lrs of the set's training is 0.1; it must be a list"),
+        ({"lrs": [0.1, -1]}, r"lrs\[1\] is -1; it must be >= 0"),
+        ({"validate": []}, "validate of the set's training is .*; it must be a dict"),
+        ([], "training is a list; it must be a dict"),
+    ],
+)
+def test_a_set_with_damaged_settings_of_a_protocol_is_refused(training: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        MethodTraining.from_json(training)
+    SET.save(tmp_path / "s")
+    tensors, facts = read_tensors(tmp_path / "s", key=FORMAT)
+    write_tensors(tmp_path / "s", tensors, facts | {"training": training}, FORMAT)
+    with pytest.raises(InputError, match=f"is no distilled set: .*{words}"):
+        DistilledSet.load(tmp_path / "s")
+
+
+def test_settings_of_methods_outside_this_tree_come_back(tmp_path: Path) -> None:
+    replace(SET, training=MethodTraining(lr=0.1, extra={"rounds": [1, 2]})).save(tmp_path / "s")
+    _, facts = read_tensors(tmp_path / "s", key=FORMAT)
+    assert facts["training"] == {"lr": 0.1, "rounds": [1, 2]}
+    assert DistilledSet.load(tmp_path / "s").training == MethodTraining(lr=0.1, extra={"rounds": [1, 2]})
+    with pytest.raises(ValueError, match="extra has lr, which are fields already"):
+        MethodTraining(extra={"lr": 0.1})

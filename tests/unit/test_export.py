@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.mtt import method as mtt
+from baselines.mtt.recipes import METHODS
 from distill.app.export import AS_MTT, EXPORTS, export, run_export
 from distill.data import FACTS, ImageSet
 from distill.data.facts import Constants
@@ -178,7 +178,7 @@ def test_all_methods_that_whiten_as_mtt_are_known(method: str, tmp_path: Path) -
     (line, _) = export(ours, tmp_path, "mtt", tmp_path / "out")
     assert "whitened (kornia's ZCA" in line
     assert "left out" not in line
-    assert set(AS_MTT) == {method.name for method in mtt.METHODS}
+    assert set(AS_MTT) == {method.name for method in METHODS}
 
 
 def official_evaluation(path: Path, test: ImageSet, epochs: int) -> float:

@@ -47,7 +47,20 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 200_000, "1" + 400 * "0", "1e999", "NaN", "[-Infinity]", "{", "", "\ud800", b"\xff"]
+    "text",
+    [
+        "[" * 200_000,
+        "1" + 400 * "0",
+        str(2**63),
+        str(-(2**63) - 1),
+        "1e999",
+        "NaN",
+        "[-Infinity]",
+        "{",
+        "",
+        "\ud800",
+        b"\xff",
+    ],
 )
 def test_json_is_read_or_refused_with_a_value_error(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -56,6 +69,7 @@ def test_json_is_read_or_refused_with_a_value_error(text: str | bytes) -> None:
 
 def test_json_of_any_ordinary_kind_is_read() -> None:
     assert parse_json('{"a": [1, -2.5e-3, true, null, "x"]}') == {"a": [1, -0.0025, True, None, "x"]}
+    assert parse_json(f"[{2**63 - 1}, {-(2**63)}]") == [2**63 - 1, -(2**63)]
 
 
 def test_paths_that_the_system_does_not_take_are_one_line(tmp_path: Path) -> None:

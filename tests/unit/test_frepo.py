@@ -17,7 +17,8 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 from baselines.frepo import method as frepo
-from baselines.frepo.method import METHODS, Config, distill, margin, objective, protocol, student_work, work
+from baselines.frepo.method import Config, distill, margin, objective, protocol, student_work, work
+from baselines.frepo.recipes import METHODS
 from baselines.frepo.students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from distill.data import ImageSet, facts_named
 from distill.data.image_files import ImageFiles

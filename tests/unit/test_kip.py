@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from baselines.kip.kernels import fully_connected
 from baselines.kip.least_squares import largest_rate
-from baselines.kip.method import METHODS, Config, distill, objective, protocol, student_work, work
+from baselines.kip.method import Config, distill, objective, protocol, student_work, work
+from baselines.kip.recipes import METHODS
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError

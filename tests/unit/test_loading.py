@@ -53,7 +53,7 @@ def test_workers_and_interruptions_change_nothing(real: ImageSet, tmp_path: Path
 
 def test_processes_take_the_parts_of_one(real: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = epoch_of(real, tmp_path)
-    monkeypatch.setattr(loading, "world", lambda: 2)
+    monkeypatch.setattr(loading, "world_size", lambda: 2)
     parts = []
     for rank in range(2):
         monkeypatch.setattr(loading, "rank", lambda rank=rank: rank)

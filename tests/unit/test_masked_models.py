@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import robust.evaluation.suspicion
+import robust.evaluation.short_attacks
 from robust import PGD, Square, Threat, attack_named, bpda, evaluate, withstands
 from robust.evaluation.advice import advised, concerns, remedy
 from robust.evaluation.suspicion import not_finite, suspect_model
@@ -206,11 +206,11 @@ def test_a_black_box_that_breaks_what_pgd_does_not(net, data, monkeypatch):
     assert suspect_model(net, images, targets, threat=threat, generator=rng()) == ()
     (reason,) = suspect_model(model, images, targets, threat=threat, generator=rng())
     assert reason.startswith("noise breaks ")
-    monkeypatch.setattr(robust.suspicion, "Noise", missing)
+    monkeypatch.setattr(robust.evaluation.short_attacks, "Noise", missing)
     (reason,) = suspect_model(model, images, targets, threat=threat, generator=rng())
     assert reason.startswith("black-box square breaks ")
     assert reason.endswith("images that withstand PGD: use BPDA (robust.bpda) or square")
-    monkeypatch.setattr(robust.suspicion, "Square", missing)
+    monkeypatch.setattr(robust.evaluation.short_attacks, "Square", missing)
     assert suspect_model(model, images, targets, threat=threat, generator=rng()) == ()  # as with torch alone
 
 

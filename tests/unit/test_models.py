@@ -97,7 +97,7 @@ def test_the_convnet_is_what_its_docstring_says() -> None:
         out = (out - mean) / (variance + 1e-5).sqrt() * gain.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
         out = out.clamp_min(0)
         out = (out[..., ::2, ::2] + out[..., 1::2, ::2] + out[..., ::2, 1::2] + out[..., 1::2, 1::2]) / 4
-    torch.testing.assert_close(network.embed(x), out.flatten(1))
+    torch.testing.assert_close(network.features(x), out.flatten(1))
     torch.testing.assert_close(network(x), out.flatten(1) @ values[12].T + values[13])
     assert torch.equal(network(x), network.eval()(x))  # no running statistics
 
@@ -222,9 +222,12 @@ def test_other_specs_are_refused(spec: str, words: str) -> None:
     [
         ("lenet", "images of 8 px are too small for this backbone"),
         ("vgg11:norm=batch", "images of 8 px are too small for this backbone"),
-        ("vgg11", "images of 8 px come to one pixel"),
-        ("resnet18", "images of 8 px come to one pixel, which instance norm makes constant; take convnet.*norm=batch"),
-        ("resnet18_ap", "images of 8 px come to one pixel"),
+        ("vgg11", "images of 8 px shrink to one pixel"),
+        (
+            "resnet18",
+            "images of 8 px shrink to one pixel, which instance norm makes constant; take convnet.*norm=batch",
+        ),
+        ("resnet18_ap", "images of 8 px shrink to one pixel"),
         ("test_convnext", "timm's test_convnext takes no images of 8 px"),
     ],
 )

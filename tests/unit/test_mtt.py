@@ -15,9 +15,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from baselines.mtt import method as mtt
-from baselines.mtt import trajectories
-from baselines.mtt.method import METHODS, Config, distill, protocol, student_work, work
-from baselines.mtt.trajectories import Expert, Trajectories, experts, match
+from baselines.mtt import recipes, trajectories
+from baselines.mtt.matching import Batch, match
+from baselines.mtt.method import Config, distill, protocol, student_work, work
+from baselines.mtt.recipes import METHODS
+from baselines.mtt.trajectories import Expert, Trajectories, experts
 from distill.data import ImageSet, facts_named, imageset
 from distill.data.image_files import ImageFiles
 from distill.errors import InputError
@@ -70,7 +72,7 @@ def problem(backbone: str = "convnet:width=4,depth=2", images: int = 6) -> tuple
     return network, start, target, torch.randn(images, 3, 8, 8, generator=generator)
 
 
-def batches(images: int, kind: str) -> trajectories.Batch:
+def batches(images: int, kind: str) -> Batch:
     """Return what steps train on: all images, parts of them, augmented, or with soft labels."""
     labels = torch.arange(images) % 2
     if kind == "soft":
@@ -609,7 +611,7 @@ def test_recipes(method: str, dataset: str, ipc: int) -> None:
 def test_rows_of_the_papers_table() -> None:
     def row(dataset: str, ipc: int, method: str = "mtt") -> tuple[Any, ...]:
         config = RECIPES[method]["paper"](facts_named(dataset), ipc).config
-        return tuple(getattr(config, name) for name in mtt.NAMES)
+        return tuple(getattr(config, name) for name in recipes.NAMES)
 
     assert row("cifar10", 1) == row("cifar10", 9) == (50, 2, 2, True, 100, 1e-7, 0.01, None)
     assert row("cifar10", 10) == (30, 2, 20, True, 100, 1e-5, 0.001, None)

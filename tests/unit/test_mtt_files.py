@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distill.errors import InputError
-from distill.published.read import recognised_source
 from distill.published.reading import Reading, import_set
+from distill.published.recognise import recognised_source
 from robust import Normalize
 from tests.unit.test_published import CLASSES, REAL, drawn, read, save_mtt, taken
 

@@ -29,8 +29,9 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.formats import SOURCES, unpacked
-from distill.published.read import read, recognised_source
+from distill.published.read import read
 from distill.published.reading import Reading, import_set
+from distill.published.recognise import recognised_source
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.run import Run
 from distill.training.ridge import probabilities
@@ -133,7 +134,7 @@ def test_constants_are_those_of_the_repository(source: str, std: tuple[float, ..
 @pytest.mark.parametrize("soft", [False, True])
 def test_dd(soft: bool, tmp_path: Path) -> None:
     """Two steps of two images, three times over, by its own protocol equal to those steps taken by hand."""
-    from baselines import dd
+    from baselines.dd import method as dd
     from distill.runs.run import Run
 
     x, classes = drawn(2, 2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])

@@ -18,8 +18,8 @@ from distill.app.export import export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.published.read import recognised_source
 from distill.published.reading import Reading, import_set
+from distill.published.recognise import recognised_source
 from distill.published.unpickled import read_npz, read_pickle
 from distill.training.whiten import Whiten, preprocessing
 from tests.toy import toy
@@ -182,9 +182,9 @@ def test_what_lies_deeper_than_a_set_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", 5, "a\0b", "../", "\u202e"]
+    "place", ["/tmp/x.safetensors", "../elsewhere/whitening.safetensors", "link", "", "a\0b", "../", "\u202e"]
 )
-def test_a_whitening_elsewhere_is_not_opened(place: object, tmp_path: Path) -> None:
+def test_a_whitening_elsewhere_is_not_opened(place: str, tmp_path: Path) -> None:
     for folder in ("set", "elsewhere"):
         Whiten.fit(toy(40).images).save(tmp_path / folder / "whitening.safetensors")
     (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere" / "whitening.safetensors")

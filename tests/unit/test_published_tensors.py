@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.errors import InputError
-from distill.published.read import recognised_source
+from distill.published.recognise import recognised_source
 from tests.toy import toy
 from tests.unit.test_published import CLASSES, REAL, drawn, nhwc, smooth, taken
 

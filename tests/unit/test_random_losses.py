@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from baselines import dcc, dm
+from baselines import dcc
 from baselines.cafe import method as cafe
+from baselines.dm import method as dm
 from baselines.mtt import method as mtt
 from distill.methods import dc
 from distill.runs.run import Run

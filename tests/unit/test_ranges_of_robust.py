@@ -32,7 +32,7 @@ from robust import (
     loss_named,
     threat_named,
 )
-from robust.evaluation.checks import Judged
+from robust.evaluation.checks import AttackResult
 from robust.ranges import Range
 from robust.theory.bounds import BoundTerms
 
@@ -56,7 +56,7 @@ EXAMPLES = [
     GradientNorm(),
     RobustTeacher(torch.nn.Identity()),
     BoundTerms(0.1, ONE, ONE, ONE, ONE, ONE),
-    Judged("pgd", ONE.bool(), BALL, "white"),
+    AttackResult("pgd", ONE.bool(), BALL, "white"),
     Certification(),
 ]
 NAN, INF = float("nan"), float("inf")

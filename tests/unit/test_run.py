@@ -12,7 +12,8 @@ import torch
 
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_atomic, write_tensors
-from distill.runs.run import Run, locked
+from distill.runs.locks import locked
+from distill.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
-    code = f"from pathlib import Path\nfrom distill.runs.run import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    code = (
+        f"from pathlib import Path\nfrom distill.runs.locks import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    )
     command = [sys.executable, "-c", code]
     with locked(tmp_path):
         second = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -148,7 +151,7 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_shared_part_is_waited_for(tmp_path: Path) -> None:
-    code = "from pathlib import Path\nfrom distill.runs.run import locked\n"
+    code = "from pathlib import Path\nfrom distill.runs.locks import locked\n"
     code += f"with locked(Path({str(tmp_path)!r}), wait=True): pass"
     with locked(tmp_path):
         second = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)

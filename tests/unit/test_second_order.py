@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from robust import TRADES, CompiledGradients, CurvatureRegularizedLoss, GradientNorm, Threat, correct
 from robust.second_order.layers import SecondOrder
-from robust.theory.spectrum import hessian_vector_product
+from robust.theory.hessian import hessian_vector_product
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),

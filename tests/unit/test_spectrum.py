@@ -9,13 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust import Normalize, cross_entropy
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
-from robust.theory.spectrum import (
-    finite_difference_curvature,
-    gradient_cosine,
-    hessian_vector_product,
-    loss_surface,
-    top_eigenvalue,
-)
+from robust.theory.hessian import hessian_vector_product
+from robust.theory.landscape import loss_surface
+from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
 
 METHODS = ["power", "lanczos", "full"]
 
@@ -427,7 +423,7 @@ def test_sets_that_do_not_fit_are_refused():
     one, other = terms([1.0], [1.0], [1.0], [1.0]), terms([1.0], [1.0], [1.0], [1.0], rho=0.1)
     options = {"real_features": torch.zeros(1, 2), "distilled_features": torch.zeros(1, 2)}
     zero, three = torch.tensor([0]), torch.tensor([3])
-    with pytest.raises(ValueError, match=r"real terms are at rho 0.5, distilled ones at 0.1"):
+    with pytest.raises(ValueError, match=r"real terms are at rho 0.5, distilled terms at 0.1"):
         transfer_terms(one, other, real_targets=zero, distilled_targets=zero, **options)
     with pytest.raises(ValueError, match="no real example of class 3"):
         transfer_terms(one, one, real_targets=zero, distilled_targets=three, **options)

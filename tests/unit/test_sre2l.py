@@ -20,18 +20,19 @@ from distill.data.pictures import read_pictures, write_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.runs.run import Run, describe
+from distill.runs.description import describe
+from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from robust import CurvatureRegularizedLoss, Normalize, RobustTeacher, curvature_penalty
-from sre2l.crops import cut, cut_alike, cut_box, draw_boxes, draw_flips, padded_boxes
+from sre2l.crops import cut, cut_box, cut_same_box, draw_boxes, draw_flips, padded_boxes
 from sre2l.pipeline import Config, check, protocol
 from sre2l.precision import Compute, has_idle_taps
 from sre2l.recipes import METHODS
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Relabel, relabel, view
 from sre2l.squeeze import FILE, Squeeze, squeeze
-from sre2l.training import in_parts, seeded
-from sre2l.validate import Validate, _optimizer, divergence, own_part, train
+from sre2l.training import seeded, split_batch
+from sre2l.validate import Validate, _optimizer, divergence, images_of_this_process, train
 from tests.toy import toy
 
 RECIPES = {method.name: method.recipes for method in METHODS}
@@ -71,14 +72,14 @@ def test_crops_are_those_of_torchvision(size: int) -> None:
     torch.testing.assert_close(cut(images, boxes, flips), torch.stack(theirs), atol=1e-5, rtol=0)
     for box, flip in zip(boxes[:3], flips[:3], strict=True):
         alike = cut(images, box.expand(20, -1), flip.expand(20))
-        torch.testing.assert_close(cut_alike(images, box, bool(flip)), alike, atol=1e-5, rtol=0)
+        torch.testing.assert_close(cut_same_box(images, box, bool(flip)), alike, atol=1e-5, rtol=0)
 
 
 def test_a_crop_of_all_images_has_the_gradient_of_interpolation() -> None:
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     box = torch.tensor([3, 1, 9, 12])
-    (ours,) = torch.autograd.grad((weights * cut_alike(images, box, False)).sum(), images)
+    (ours,) = torch.autograd.grad((weights * cut_same_box(images, box, False)).sum(), images)
     theirs = F.interpolate(images[:, :, 3:12, 1:13], (16, 16), mode="bilinear")
     (expected,) = torch.autograd.grad((weights * theirs).sum(), images)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
@@ -870,7 +871,7 @@ def test_parts_of_processes_make_up_the_batch(monkeypatch: pytest.MonkeyPatch) -
             images, weights = torch.zeros(count), torch.zeros(count)
             for rank in range(processes):
                 monkeypatch.setenv("RANK", str(rank))
-                mine, weight = own_part(count)
+                mine, weight = images_of_this_process(count)
                 images[mine] += 1
                 weights[mine] += weight / processes  # the mean over processes
                 assert len(images[mine]) >= min(2, count)
@@ -915,7 +916,7 @@ def test_what_a_stage_would_refuse_is_told_before_any_work() -> None:
         return ""
 
     plain = Config(SMALL, relabel=Relabel(batch_size=5), backbone="convnet:width=4,depth=2")
-    assert "has no BatchNorm whose statistics" in said(plain)
+    assert "has no BatchNorm with statistics" in said(plain)
     assert said(replace(plain, recover=Recover(r_bn=0.0))) == ""
     assert said(replace(plain, recover=Recover(images="nowhere"))) == "recover.images is nowhere: no such folder"
 
@@ -953,7 +954,7 @@ def test_parts_of_a_batch_have_two_images_or_more(tmp_path: Path) -> None:
     train(student, images, labels, normalize, Validate(accumulate=3), FLOATS, run_in(tmp_path), "0")
     for count in range(1, 12):
         for parts in range(1, 5):
-            cut_up = in_parts(torch.arange(count), torch.arange(count), parts)
+            cut_up = split_batch(torch.arange(count), torch.arange(count), parts)
             assert torch.cat([x for x, _ in cut_up]).tolist() == list(range(count))
             assert min(len(x) for x, _ in cut_up) >= min(2, count)
 

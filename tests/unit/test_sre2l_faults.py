@@ -15,8 +15,8 @@ from distill.runs.divergence import is_finite
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from robust import Normalize, RobustTeacher
-from sre2l.checkpoint import FirstBad, OwnCheckpoint
-from sre2l.pipeline import Config, distill, lacks, protocol
+from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
+from sre2l.pipeline import Config, distill, is_incomplete, protocol
 from sre2l.precision import Compute
 from sre2l.recipes import METHODS
 from sre2l.recover import Recover, read_units, recover
@@ -81,9 +81,9 @@ def test_a_student_that_diverges_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_bad_iteration_is_told() -> None:
-    bad = FirstBad("it", "--lr", torch.device("cpu"))
+    bad = DivergenceMonitor("it", "--lr", torch.device("cpu"))
     for iteration, loss in enumerate((1.0, 2.0, float("inf"), 1.0, float("nan"))):
-        bad.see(iteration, torch.tensor(loss))
+        bad.record(iteration, torch.tensor(loss))
         if iteration < 2:
             bad.check({"a": torch.ones(1)})
     with pytest.raises(InputError, match=r"^it diverged in iteration 2 \(the loss is not finite\); take a .* --lr$"):
@@ -92,13 +92,13 @@ def test_the_first_bad_iteration_is_told() -> None:
 
 def test_a_checkpoint_of_another_part_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
-    OwnCheckpoint(path, "a", 0.0).save({"done": 1})
-    assert OwnCheckpoint(path, "a", 0.0).restore() == {"done": 1, "whose": "a"}
+    OwnedCheckpoint(path, "a", 0.0).save({"done": 1})
+    assert OwnedCheckpoint(path, "a", 0.0).restore() == {"done": 1, "whose": "a"}
     with pytest.raises(InputError, match=r"c.pt belongs to another run; delete it"):
-        OwnCheckpoint(path, "b", 0.0).restore()
+        OwnedCheckpoint(path, "b", 0.0).restore()
     torch.save([1], path)
     with pytest.raises(InputError, match=r"c.pt belongs to another run; delete it"):
-        OwnCheckpoint(path, "a", 0.0).restore()
+        OwnedCheckpoint(path, "a", 0.0).restore()
 
 
 def test_a_teacher_of_another_stage_or_unsound_is_refused(tmp_path: Path) -> None:
@@ -138,16 +138,16 @@ def test_labels_that_are_gone_are_made_again(tmp_path: Path) -> None:
     for gone in (["epoch-0001.safetensors"], ["labels.json"], ["epoch-0000.safetensors", "labels.json"]):
         for name in gone:
             (store / name).unlink()
-        assert lacks(path) == ("labels.json" in gone)
+        assert is_incomplete(path) == ("labels.json" in gone)
         assert protocol(distilled, path.parent, other).epochs == 3
         assert {file: file.read_bytes() for file in files} == before
     (store / "labels.json").write_text("[" * 100000)
     protocol(distilled, path.parent, other)
     assert (store / "labels.json").read_bytes() == before[store / "labels.json"]
-    assert not lacks(path)
+    assert not is_incomplete(path)
     teacher = next((tmp_path / "stages").glob("squeeze*")) / FILE
     teacher.unlink()
-    assert lacks(path)
+    assert is_incomplete(path)
     with pytest.raises(InputError, match=rf"there is no file .*{FILE}"):
         protocol(distilled, path.parent, other)
 

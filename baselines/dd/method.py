@@ -31,8 +31,7 @@ one; sorted by class; seeds are addressed. Not here: networks from files, SLDD's
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,17 +39,12 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.data import Facts, ImageSet
+from baselines.dd.unrolled import descent, drawn, hypergradient, untrained
+from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method, presets
-from distill.models import build
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
@@ -59,12 +53,10 @@ from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, Positive, Range, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "hypergradient", "protocol", "student_work", "work"]
+__all__ = ["Config", "distill", "protocol", "student_work", "work"]
 
 REMEDY = "--distill-lr or --lr"
 """flags that a distillation diverges by"""
-
-Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -151,7 +143,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         optimizer.load_state_dict(state["optimizer"])
 
     def network(*address: str | int) -> nn.Module:
-        return _untrained(config.backbone, config.weights, real, run.generator("network", *address)).to(device)
+        return untrained(config.backbone, config.weights, real, run.generator("network", *address)).to(device)
 
     fixed = [network(number) for number in range(config.n_nets if config.train_nets_type == "known_init" else 0)]
     a_pass = -(-len(real) // config.batch_size)
@@ -217,85 +209,6 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     return F.pad(x, (pad,) * 4, mode="reflect")[tuple(index.to(x.device) for index in at)]
 
 
-# --- the unrolled training, and its gradient --------------------------------------------------------------------
-
-
-def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Return the loss on a real batch after the steps, and its gradients.
-
-    Args:
-        net: untrained; it stays as it is, but in evaluation mode.
-        images: (T, n, C, H, W) of each step, normalised.
-        labels: (T, n) classes, or (T, n, K).
-        lrs: (S,) learning rates; step s has the images s mod T.
-        x: (B, C, H, W) real images, normalised.
-        y: (B,) their classes.
-
-    Returns:
-        the loss (a scalar), its gradients by `images`, by `lrs`, and, where labels are vectors, by `labels`.
-    """
-    soft = labels.is_floating_point()
-    path = [dict(net.eval().named_parameters()), *descent(net, images, labels, lrs)]
-    by_images, by_lrs, by_labels = torch.zeros_like(images), torch.zeros_like(lrs), torch.zeros_like(labels)
-    last = _leaves(path.pop())
-    loss = F.cross_entropy(functional_call(net, last, (x,)), y)
-    cotangent = torch.autograd.grad(loss, list(last.values()))
-    for step in reversed(range(len(lrs))):
-        batch, weights = step % len(images), _leaves(path.pop())
-        ours, theirs = images[batch].detach().requires_grad_(), labels[batch].detach().requires_grad_(soft)
-        gradient = _gradient(net, weights, ours, theirs, graph=True)
-        by_lrs[step] = -sum((a * b.detach()).sum() for a, b in zip(cotangent, gradient, strict=True))
-        leaves, scaled = [ours, theirs][: 1 + soft], [-lrs[step] * part for part in cotangent]
-        by_image, *rest = torch.autograd.grad(gradient, [*leaves, *weights.values()], scaled)
-        by_images[batch] += by_image
-        if soft:
-            by_labels[batch] += rest.pop(0)
-        cotangent = [a + b for a, b in zip(cotangent, rest, strict=True)]
-    return [loss.detach(), by_images, by_lrs, by_labels][: 3 + soft]
-
-
-def descent(network: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor) -> Iterator[Parameters]:
-    """Yield the weights after each step from the network's own; arguments as in `hypergradient`."""
-    weights = dict(network.named_parameters())
-    for step, lr in enumerate(lrs):
-        batch = step % len(images)
-        gradient = _gradient(network, _leaves(weights), images[batch], labels[batch], graph=False)
-        weights = {name: p.detach() - lr * g for (name, p), g in zip(weights.items(), gradient, strict=True)}
-        yield weights
-
-
-def _gradient(network: nn.Module, weights: Parameters, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        loss = F.cross_entropy(functional_call(network, weights, (x,)), y)
-    return torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
-
-
-def _leaves(weights: Parameters) -> Parameters:
-    return {name: p.detach().requires_grad_() for name, p in weights.items()}
-
-
-def _untrained(backbone: str, weights: str, data: ImageSet | DistilledSet, generator: torch.Generator) -> nn.Module:
-    """Return a network for images of the set, on the CPU."""
-    return _drawn(build(backbone, like=data, generator=generator), weights, generator)
-
-
-@torch.no_grad()
-def _drawn(network: nn.Module, weights: str, generator: torch.Generator) -> nn.Module:
-    """Return the network; by `xavier` with kernels and matrices from N(0, 2 / (fan in + fan out)), and biases 0.
-
-    Raises:
-        InputError: it has BatchNorm.
-    """
-    for module in network.modules():
-        if isinstance(module, _BatchNorm):
-            raise InputError("dd's steps are too few for the statistics of BatchNorm; take norm=instance, or lenet")
-        if weights == "xavier" and isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.weight.copy_(nn.init.xavier_normal_(torch.empty(module.weight.shape), generator=generator))
-            if module.bias is not None:
-                module.bias.zero_()
-    return network
-
-
 # --- students ----------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +235,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     labels = distilled.training_tensors.get("labels", distilled.labels)[order]
 
     def train(network: nn.Module, name: str) -> None:
-        _drawn(network, weights, run.generator("student", name, "initial"))
+        drawn(network, weights, run.generator("student", name, "initial"))
         if seeds:
             number = int(name) if name.isdecimal() else 0
             if number == len(seeds):
@@ -330,7 +243,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
                     f"the set is for {number} known networks: student {number} and all later ones repeat earlier ones"
                 )
             generator = torch.Generator().manual_seed(seeds[number % len(seeds)])
-            known = _untrained(distilled.backbone, weights, distilled, generator).state_dict()
+            known = untrained(distilled.backbone, weights, distilled, generator).state_dict()
             if {key: v.shape for key, v in known.items()} != {k: v.shape for k, v in network.state_dict().items()}:
                 raise InputError(f"the set is for a known {distilled.backbone}; take it, or --protocol standard")
             network.load_state_dict(known)
@@ -358,77 +271,3 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
     """Return what the training of one student by the distilled steps consists of."""
     probe = min(ipc // steps(config, ipc) * num_classes, PROBE)
     return [(config.distill_epochs * ipc * num_classes / probe / STEPS, partial(training_steps, images=probe))]
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-
-def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    if name == "quick":
-        return Recipe(_quick(method, ipc), Evaluation(students=3, test_images=2000))
-    # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
-    return Recipe(_paper(method, facts), Evaluation(students=50))
-
-
-def _paper(method: str, facts: Facts) -> Config:
-    """Return the papers' settings: MNIST's for all grey data sets, CIFAR-10's for all others.
-
-    The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest is
-    of base_options.py, for SLDD of docs/scripts.txt. Two sizes have another network: 128 px and more, as AlexCifarNet
-    has 77 million weights at 224 px, and less than 16 px, which LeNet does not take.
-    """
-    soft = method == "sldd"
-    fields: dict[str, Any] = {"backbone": "lenet" if facts.grey else "alexcifarnet"}
-    if facts.size >= 128:
-        fields["backbone"] = "alexnet"
-    elif facts.size < 16:
-        fields["backbone"] = f"convnet:depth={facts.depth}"
-    fields["crop_flip"] = not facts.grey and facts.size <= 32
-    fields["distill_lr"] = 0.001 if not facts.grey else 0.01 if soft else 0.02
-    if soft:
-        fields |= {"labels": "learned", "epochs": 350, "decay_epochs": 35}
-    return Config(**fields)
-
-
-def _quick(method: str, ipc: int) -> Config:
-    """About twenty steps of a small ConvNet, which learns more in them than LeNet, and a fortieth of the iterations."""
-    count = max(count for count in range(1, 6) if ipc % count == 0)
-    fields: dict[str, Any] = {"distill_steps": count, "distill_epochs": 20 // count, "distill_lr": 0.05}
-    fields |= {"epochs": 10, "epoch_iterations": 60, "decay_epochs": 4, "batch_size": 128, "lr": 0.02}
-    return Config("convnet:width=16,depth=2", **fields, labels="learned" if method == "sldd" else "hard")
-
-
-_smoke = partial(
-    replace,
-    epochs=1,
-    epoch_iterations=3,
-    batch_size=16,
-    distill_steps=1,
-    distill_epochs=2,
-    backbone="convnet:width=8,depth=2",
-)
-
-_method = partial(
-    Method,
-    distill=distill,
-    work=work,
-    protocol=protocol,
-    student_work=student_work,
-)
-
-METHODS = (
-    _method(
-        "dd",
-        "unrolled training: a few gradient steps on the set make a network classify real images",
-        "Wang et al. 2018, arXiv 1811.10959",
-        "dd",
-        presets(_recipe, "dd", smoke=_smoke),
-    ),
-    _method(
-        "sldd",
-        "DD with learned soft labels",
-        "Sucholutsky, Schonlau, IJCNN 2021, arXiv 1910.02551",
-        "sldd",
-        presets(_recipe, "sldd", smoke=_smoke),
-    ),
-)

@@ -20,31 +20,27 @@ are addressed.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from distill.data import Facts, ImageSet
+from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.experiment import Evaluation, Recipe
-from distill.methods.method import Method, presets
 from distill.models import build
-from distill.models.convnet import convnet_for
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation, dsa_strategy
+from distill.training.augment import Augmentation, augmentation
 from distill.training.features import embedding
 from distill.training.students import TOGETHER, overhead_bound
 from distill.training.work import PROBE, Work
-from robust import CrossEntropy, CurvatureRegularizedLoss, Loss, Normalize
+from robust import Loss, Normalize
 from robust.losses import drawing_from, on_inputs
 from robust.ranges import Count, Positive, Whole, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "match", "work"]
+__all__ = ["Config", "distill", "match", "work"]
 
 
 @dataclass(frozen=True)
@@ -292,55 +288,3 @@ def _train(
                     del state["optimizer"]
                 run.save(step + 1, state, remedy)
     return network.eval().requires_grad_(False)
-
-
-# --- recipes -----------------------------------------------------------------------------------------------------
-
-# Weight of the extractor's loss at h = 3; no readable text gives one. Measured on an extractor of width 16 (4 epochs of
-# 6,000 images of CIFAR-10, batch 64, judged on 500 test images, one seed), clean / PGD-10 at linf 2/255 in percent:
-# 48.8 / 25.2 at weight 0, 49.0 / 29.8 at 1, 41.2 / 30.0 at 10, 31.4 / 23.4 at 100.
-WEIGHT = 1.0
-
-
-def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    fields: dict[str, object] = {"augment": dsa_strategy(facts.flips)}
-    if ipc >= 100 and facts.name == "cifar10":
-        fields["lr_img"] = 10.0  # the official readme
-    guard = method == "guard_dm"
-    real_loss = CurvatureRegularizedLoss(WEIGHT, h=3.0) if guard else CrossEntropy()
-    if name == "paper":  # the official code; students as in section 7.1 of GUARD
-        fields["backbone"] = convnet_for(facts.depth)
-        fields["extractor_epochs"] = 50 if guard else 0
-        return Recipe(Config(real_loss, **fields), Evaluation(students=50))
-    fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 500}
-    if guard:
-        fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438, others tens of thousands
-    return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
-
-
-_smoke = partial(
-    replace,
-    iterations=3,
-    batch_real=8,
-    batch_train=16,
-    backbone="convnet:width=8,depth=2",
-)
-
-_method = partial(Method, distill=distill, work=work)
-
-METHODS = (
-    _method(
-        "dm",
-        "distribution matching: mean features in random networks match the real ones",
-        "Zhao, Bilen, WACV 2023, arXiv 2110.04181",
-        "dm",
-        presets(_recipe, "dm", smoke=_smoke),
-    ),
-    _method(
-        "guard_dm",
-        "DM with a feature extractor trained by the curvature-regularised loss (a negative result)",
-        "Xue et al., arXiv 2403.10045, appendix B",
-        "guard",
-        presets(_recipe, "guard_dm", smoke=_smoke),
-    ),
-)

@@ -1,0 +1,95 @@
+"""The unrolled training of DD, and its exact gradient without the graphs of all steps (see `baselines.dd.method`)."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet
+from distill.errors import InputError
+from distill.models import build
+
+__all__ = ["descent", "drawn", "hypergradient", "untrained"]
+
+Parameters = dict[str, Tensor]
+
+
+def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
+    """Return the loss on a real batch after the steps, and its gradients.
+
+    Args:
+        net: untrained; it stays as it is, but in evaluation mode.
+        images: (T, n, C, H, W) of each step, normalised.
+        labels: (T, n) classes, or (T, n, K).
+        lrs: (S,) learning rates; step s has the images s mod T.
+        x: (B, C, H, W) real images, normalised.
+        y: (B,) their classes.
+
+    Returns:
+        the loss (a scalar), its gradients by `images`, by `lrs`, and, where labels are vectors, by `labels`.
+    """
+    soft = labels.is_floating_point()
+    path = [dict(net.eval().named_parameters()), *descent(net, images, labels, lrs)]
+    by_images, by_lrs, by_labels = torch.zeros_like(images), torch.zeros_like(lrs), torch.zeros_like(labels)
+    last = _leaves(path.pop())
+    loss = F.cross_entropy(functional_call(net, last, (x,)), y)
+    cotangent = torch.autograd.grad(loss, list(last.values()))
+    for step in reversed(range(len(lrs))):
+        batch, weights = step % len(images), _leaves(path.pop())
+        ours, theirs = images[batch].detach().requires_grad_(), labels[batch].detach().requires_grad_(soft)
+        gradient = _gradient(net, weights, ours, theirs, graph=True)
+        by_lrs[step] = -sum((a * b.detach()).sum() for a, b in zip(cotangent, gradient, strict=True))
+        leaves, scaled = [ours, theirs][: 1 + soft], [-lrs[step] * part for part in cotangent]
+        by_image, *rest = torch.autograd.grad(gradient, [*leaves, *weights.values()], scaled)
+        by_images[batch] += by_image
+        if soft:
+            by_labels[batch] += rest.pop(0)
+        cotangent = [a + b for a, b in zip(cotangent, rest, strict=True)]
+    return [loss.detach(), by_images, by_lrs, by_labels][: 3 + soft]
+
+
+def descent(network: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor) -> Iterator[Parameters]:
+    """Yield the weights after each step from the network's own; arguments as in `hypergradient`."""
+    weights = dict(network.named_parameters())
+    for step, lr in enumerate(lrs):
+        batch = step % len(images)
+        gradient = _gradient(network, _leaves(weights), images[batch], labels[batch], graph=False)
+        weights = {name: p.detach() - lr * g for (name, p), g in zip(weights.items(), gradient, strict=True)}
+        yield weights
+
+
+def _gradient(network: nn.Module, weights: Parameters, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, ...]:
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        loss = F.cross_entropy(functional_call(network, weights, (x,)), y)
+    return torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
+
+
+def _leaves(weights: Parameters) -> Parameters:
+    return {name: p.detach().requires_grad_() for name, p in weights.items()}
+
+
+def untrained(backbone: str, weights: str, data: ImageSet | DistilledSet, generator: torch.Generator) -> nn.Module:
+    """Return a network for images of the set, on the CPU."""
+    return drawn(build(backbone, like=data, generator=generator), weights, generator)
+
+
+@torch.no_grad()
+def drawn(network: nn.Module, weights: str, generator: torch.Generator) -> nn.Module:
+    """Return the network; by `xavier` with kernels and matrices from N(0, 2 / (fan in + fan out)), and biases 0.
+
+    Raises:
+        InputError: it has BatchNorm.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            raise InputError("dd's steps are too few for the statistics of BatchNorm; take norm=instance, or lenet")
+        if weights == "xavier" and isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.weight.copy_(nn.init.xavier_normal_(torch.empty(module.weight.shape), generator=generator))
+            if module.bias is not None:
+                module.bias.zero_()
+    return network

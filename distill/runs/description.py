@@ -1,0 +1,45 @@
+"""Experiments as JSON, by which runs are told apart, and the differences between two of them."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["describe", "difference"]
+
+
+def describe(value: Any) -> Any:
+    """Return a value as JSON has it; a dataclass becomes a dict with the name of its class.
+
+    The class of an object from another package, such as a loss, is named `package.module:name`.
+    Fields with the metadata {"identity": False} are left out: runs that differ in nothing else are the same run.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [each.name for each in fields(value) if each.metadata.get("identity", True)]
+        return {"class": _class_of(value)} | {name: describe(getattr(value, name)) for name in names}
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _class_of(value: Any) -> str:
+    kind = type(value)
+    package, _, rest = kind.__module__.partition(".")
+    ours = package in ("robust", "distill", "baselines", "sre2l") or not rest
+    return kind.__name__ if ours else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def difference(found: Any, requested: Any, path: str = "") -> str:
+    """Return where two descriptions differ, as "field is A there, B now; ...".
+
+    >>> difference({"ipc": 1, "config": {"lr": 0.1}}, {"ipc": 1, "config": {"lr": 0.2}})
+    'config.lr is 0.1 there, 0.2 now'
+    """
+    if isinstance(found, dict) and isinstance(requested, dict):
+        names = [*found, *(name for name in requested if name not in found)]
+        parts = (
+            difference(found.get(name), requested.get(name), f"{path}.{name}".strip("."))
+            for name in names
+            if found.get(name) != requested.get(name)
+        )
+        return "; ".join(parts)
+    return f"{path or 'it'} is {found} there, {requested} now"

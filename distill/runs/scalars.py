@@ -1,0 +1,93 @@
+"""Scalars of a run, step by step: metrics.jsonl, and the same as TensorBoard events."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from distill.errors import InputError
+from distill.runs.files import write_error, write_text
+from distill.runs.foreign import read_text
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["EVENTS", "METRICS", "Scalars"]
+
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"
+
+
+class Scalars:
+    """Writes the scalars of a run into its folder.
+
+    Args:
+        folder: of the run.
+        writes: whether this process writes them.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool):
+        self.folder, self.writes = folder, writes
+        self._events: SummaryWriter | None = None
+
+    def log(self, step: int, **scalars: float | Tensor) -> None:
+        """Append the scalars of a step.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        if not self.writes:
+            return
+        numbers = {name: float(value) for name, value in scalars.items()}
+        with self._writing(METRICS), open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | numbers) + "\n")
+        with self._writing(EVENTS):
+            if self._events is None:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
+
+                self._events = SummaryWriter(str(self.folder / EVENTS), purge_step=step)
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, step)
+
+    def forget(self, step: int) -> None:
+        """Remove the scalars of a step and of later ones from metrics.jsonl, and damaged lines such as a cut one.
+
+        Raises:
+            InputError: the file cannot be read or written.
+        """
+        path = self.folder / METRICS
+        if not self.writes or not path.exists():
+            return
+        try:
+            lines = read_text(path).splitlines(keepends=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); delete it: it has scalars alone") from None
+        write_text(path, "".join(line for line in lines if line.endswith("\n") and -1 < _step_of(line) < step))
+
+    def close(self) -> None:
+        """Write what TensorBoard still holds in memory.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        if self._events is not None:
+            with self._writing(EVENTS):
+                self._events.close()
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self.folder / name, error) from None
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of metrics.jsonl; -1 where the line has none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return -1

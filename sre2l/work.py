@@ -1,0 +1,56 @@
+"""The steps of SRe2L's stages, for the estimate of time."""
+
+import torch
+from torch import nn
+
+from distill.training.work import PROBE, Work
+from robust import loss_named
+from sre2l.pipeline import Config
+from sre2l.recover import BatchNormMatch
+from sre2l.validate import divergence
+
+__all__ = ["student_work", "work"]
+
+
+def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
+    """Return the kinds of steps of a distillation and their numbers, for the estimate of time."""
+    batch = min(config.squeeze.batch_size, PROBE)
+    unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
+    loss, compute = loss_named(config.squeeze.loss), config.compute
+    cpu = torch.device("cpu")
+
+    def squeeze_step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        x, y = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long)
+        with compute.autocast(cpu):
+            value = loss(network.train(), x, y)
+        torch.autograd.grad(value, list(network.parameters()))
+
+    def recover_step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        x = torch.rand(unit, *shape, requires_grad=True)
+        with BatchNormMatch(network.eval(), 1.0, required=False) as match, compute.autocast(cpu):
+            out = network(x)
+        torch.autograd.grad(out.sum() + match.distance, x)
+
+    @torch.no_grad()
+    def relabel_step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        with compute.autocast(cpu):
+            network.eval()(torch.rand(unit, *shape))
+
+    recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
+    return [
+        (config.squeeze.epochs * examples / batch, squeeze_step),
+        (recovered, recover_step),
+        (config.relabel.epochs * ipc * num_classes / unit, relabel_step),
+    ]
+
+
+def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
+    """Return the kinds of steps of training one student and their numbers."""
+    batch = min(config.relabel.batch_size, ipc * num_classes, PROBE)
+
+    def student_step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        with config.compute.autocast(torch.device("cpu")):
+            out = network.train()(torch.rand(batch, *shape))
+        torch.autograd.grad(divergence(out, out.detach() + 1, 20.0), list(network.parameters()))
+
+    return [(config.relabel.epochs * ipc * num_classes / batch, student_step)]
