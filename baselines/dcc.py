@@ -19,7 +19,7 @@ for a group of classes at a time (by the chain rule through the sum), which need
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     if method == "dsac":
         fields["augment"] = dsa_strategy(facts.flips)
     weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)

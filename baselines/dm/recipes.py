@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from baselines.dm.method import Config, distill, work
 from distill.data import Facts
@@ -20,7 +21,7 @@ WEIGHT = 1.0
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    fields: dict[str, object] = {"augment": dsa_strategy(facts.flips)}
+    fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips)}
     if ipc >= 100 and facts.name == "cifar10":
         fields["lr_img"] = 10.0  # the official readme
     guard = method == "guard_dm"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
@@ -40,7 +41,7 @@ GUARD_WEIGHT_ELSEWHERE = 1.0  # chosen on MNIST, digits, and CIFAR-10 with one i
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     if method.endswith("dsa"):
         fields |= {"init": "real", "augment": dsa_strategy(facts.flips)}
     weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
