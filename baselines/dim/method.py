@@ -23,6 +23,7 @@ CIFAR; and those of `baselines.gan`, whose generator makes images of 8 to 64 px:
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -200,10 +201,10 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
                 x, y = real.images[which.to(device)], real.labels[which.to(device)]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))
 
-                def distance(made: Tensor, net: nn.Module = network, x: Tensor = x, same: Any = siblings) -> Tensor:
-                    theirs, ours = (siamese.apply(normalize(pixels), same) for pixels in (x, (made + 1) / 2))
-                    return config.match_weight * logit_distance(net, theirs, ours)
+                def seen(pixels: Tensor, same: Any = siblings) -> Tensor:
+                    return siamese.apply(normalize(pixels), same)
 
+                distance = partial(_distance, network, seen, x, config.match_weight)
                 losses = gan.step(2 * x - 1, y, lambda name, here=step: stage.generator(name, here), distance)
                 losses["match"] = losses.pop("more")
                 values = checked(losses, step, REMEDY)
@@ -215,6 +216,13 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
                     stage.save(step + 1, {"step": step + 1} | gan.state() | nets, REMEDY)
         stage.save(total, {"step": total, "generator": gan.generator.state_dict()}, REMEDY)
     return gan.generator
+
+
+def _distance(
+    network: nn.Module, seen: Callable[[Tensor], Tensor], real: Tensor, weight: float, made: Tensor
+) -> Tensor:
+    """Return the weighted distance of logits of real images, in pixels, and images that the generator made."""
+    return weight * logit_distance(network, seen(real), seen((made + 1) / 2))
 
 
 def logit_distance(network: nn.Module, real: Tensor, made: Tensor) -> Tensor:

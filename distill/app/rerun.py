@@ -13,7 +13,7 @@ from distill.app.evaluate import Judgement, digest_of, folder_of, run_judgements
 from distill.app.flags import parse
 from distill.app.registry import check_packages, method_named
 from distill.app.start import RunOptions
-from distill.data import DATASETS, check_dataset, facts_named, label
+from distill.data import check_dataset, facts_named, label
 from distill.distilled import DistilledSet
 from distill.errors import InputError, one_line
 from distill.experiment import Evaluation, Experiment
@@ -61,7 +61,8 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
 
     Raises:
         InputError: the folder has no experiment.json, or one of another version, which is named; the data or the
-            distilled set are not those of the run; the new run would be written over the old one.
+            distilled set are not those of the run; the new run would be written over the old one; the run has objects
+            of another package that no flag names (--packages).
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("rerun takes the folder of a run first: bash run.sh rerun runs/METHOD/DATASET/ipcN/seedS")
@@ -76,7 +77,8 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
     if kind not in ("Experiment", "Judgement"):
         what = f"the stage {description['stage']}, a part of other runs" if "stage" in description else "no run"
         raise InputError(f"{folder} holds {one_line(what, 80)}; give the folder of a run of a method or of evaluate")
-    check_packages(folder, [json.dumps(description)], [*flags, *request.packages.split(",")])
+    named = json.dumps([description, record.get("attacks")])
+    check_packages(folder, [named], [*flags, *request.packages.split(",")])
     try:
         description |= {"evaluation": _with_columns(description.get("evaluation"), record)}
         if kind == "Experiment":
@@ -101,7 +103,7 @@ def _rerun_method(
     method = method_named(name, methods)
     if method is None:
         raise MismatchError(f"method is {one_line(name, 60)}, which is unknown")
-    check_dataset(dataset)
+    _check_dataset(dataset)
     if recipe not in method.recipes:
         raise MismatchError(f"recipe is {one_line(recipe, 60)}, which {name} does not have")
     config = type(method.recipes[recipe](facts_named(dataset), 1).config)
@@ -121,8 +123,7 @@ def _rerun_evaluate(
 ) -> int:
     """Repeat a run of `evaluate` on the same distilled set."""
     judgement = from_json(Judgement, description)
-    if judgement.dataset not in DATASETS:
-        raise MismatchError(f"dataset is {one_line(judgement.dataset, 60)}, which is unknown")
+    _check_dataset(judgement.dataset)
     if request.distilled is None and not isinstance(record.get("set"), str):
         raise MismatchError("set is missing, the place of the distilled set; give it (--distilled PATH)")
     path = reachable(request.distilled or Path(record["set"]))
@@ -138,6 +139,13 @@ def _rerun_evaluate(
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
     protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
     return run_judgements(path, [judgement], request.place, protocols, record["data"])
+
+
+def _check_dataset(name: str) -> None:
+    try:
+        check_dataset(name)
+    except InputError as error:
+        raise MismatchError(f"dataset is {one_line(name, 60)}: {error}") from None
 
 
 def loss_classes() -> dict[str, type]:

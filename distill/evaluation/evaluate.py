@@ -36,6 +36,7 @@ from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
 from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
+from distill.runs.version import project_version
 from distill.training.protocol import Protocol
 from distill.training.students import Training
 
@@ -79,6 +80,7 @@ def evaluate(
         chance=100 * int(test.labels.bincount().max()) / len(test),
         protocol=evaluation.protocol,
         labels="hard" if distilled.labels.ndim == 1 else "soft",
+        version=project_version(),
     )
     if line := check(distilled, test):
         run.notify(line)

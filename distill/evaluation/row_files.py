@@ -20,7 +20,7 @@ __all__ = ["FILE", "find_rows", "read_rows", "write_rows"]
 
 FILE = "results.jsonl"
 """name of a run's file of rows"""
-LATER = ("chance", "student", "protocol", "labels")
+LATER = ("chance", "student", "protocol", "labels", "version")
 """fields that a line may lack"""
 
 

@@ -146,6 +146,8 @@ class StudentDescription(RunDescription):
     """how the student was trained; "" in rows of earlier versions, where `loss` is "own" or not"""
     labels: Literal["hard", "soft", ""] = ""
     """of the distilled images; "" in rows of earlier versions"""
+    version: str = ""
+    """of the program that evaluated the student; "" in rows of versions that did not record it"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,8 @@ class Summary:
     """mean accuracy under the advised attack too, of the students that it was run on, and the others' own accuracy"""
     epoch_seconds: float
     """mean time of an epoch of the students' training"""
+    version: str = ""
+    """versions of the program that evaluated the students, joined; "" where no row has one"""
 
     @property
     def ok(self) -> bool:
@@ -83,6 +85,7 @@ def _summary(line: LineKey, column: ColumnKey, seed: int | None, distilled: str 
         advised=", ".join(advised),
         advised_mean=fmean(after) if advised else None,
         epoch_seconds=fmean(row.epoch_seconds for row in members),
+        version=", ".join(dict.fromkeys(row.version for row in members if row.version)),
     )
 
 

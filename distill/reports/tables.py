@@ -29,8 +29,12 @@ CSV_COLUMNS += ("verdict", "advised", "advised_mean", "how", "config", "set")
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a line per seed and column, with the fields CSV_COLUMNS."""
-    return written_csv(CSV_COLUMNS, (csv_fields(each) for each in summary(rows)))
+    """Return a line per seed and column, with the fields CSV_COLUMNS, and `version` where a row has one.
+
+    Rows of versions that did not record it give the same text as those versions did.
+    """
+    columns = (*CSV_COLUMNS, "version") if any(row.version for row in rows) else CSV_COLUMNS
+    return written_csv(columns, (csv_fields(each) for each in summary(rows)))
 
 
 def csv_fields(number: Summary) -> dict[str, Any]:
@@ -38,7 +42,7 @@ def csv_fields(number: Summary) -> dict[str, Any]:
     accuracies = {"mean": number.mean, "std": number.std, "advised_mean": number.advised_mean}
     rounded = {name: "" if value is None else f"{value:.2f}" for name, value in accuracies.items()}
     column = {"attack": number.column.attack, "threat": threat_text(number.column.threat), "how": number.column.how}
-    shared = {"seed": number.seed, "set": number.set, "n": number.n}
+    shared = {"seed": number.seed, "set": number.set, "n": number.n, "version": number.version}
     return vars(number.line) | shared | column | rounded | {"verdict": number.verdict, "advised": number.advised}
 
 

@@ -54,6 +54,7 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     assert [row["attack"] for row in rows] == ["clean", "linf_star", "linf", "l2", "pgd_ce_margin@2/255"]
     accuracy = {row["attack"]: float(row["mean"]) for row in rows}
     assert {row["n"] for row in rows} == {"2"}
+    assert {row["version"] for row in rows} == {project_version()}
     assert accuracy["clean"] >= accuracy["linf"] >= accuracy["linf_star"]
     for student in range(2):
         bools = read_tensors(folder / "students" / f"{student}-correct.safetensors")[0]

@@ -124,7 +124,7 @@ def changed(fields: dict[str, object], **top: object) -> None:
         ({"experiment.evaluation": 3}, "evaluation is 3"),
         ({"threat": None}, "evaluation.threat is missing"),
         ({"experiment.method": "guard_dd"}, "method is guard_dd, which is unknown"),
-        ({"experiment.dataset": "digit"}, "dataset is digit, which is unknown"),
+        ({"experiment.dataset": "digit"}, "dataset is digit: unknown data set"),
         ({"experiment.recipe": "fast"}, "recipe is fast, which guard_dc does not have"),
         ({"experiment.ipc": 0}, "ipc is 0"),
     ],
@@ -141,6 +141,26 @@ def test_a_run_of_another_version_is_refused_by_name(
     assert ("made by version 0.0.7" if version else "made by an earlier version (commit ") in said
     assert f"cannot be repeated by version {project_version()}" in said
     assert not Path("reruns").exists()
+
+
+def test_another_package_is_imported_only_if_the_command_names_it(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's experiment.json may come from others."""
+    Path("elsewhere").mkdir()
+    Path("elsewhere", "__init__.py").write_text("")
+    Path("elsewhere", "losses.py").write_text(
+        "open('imported', 'w').close()\nfrom robust.losses.trades import TRADES\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    loss = {"class": "elsewhere.losses:TRADES", "threat": {"class": "Threat", "norm": "linf", "eps": 0.1}}
+    changed({"experiment.config.real_loss": loss})
+    assert run(f"rerun {RUN}") == 2
+    assert "names elsewhere.losses:TRADES of another package" in capsys.readouterr().err
+    assert not Path("imported").exists()
+    assert run(f"rerun {RUN} --packages elsewhere") == 2  # its fields are not all there
+    assert "config.real_loss.beta is missing" in capsys.readouterr().err
+    assert Path("imported").exists()
 
 
 def test_other_data_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

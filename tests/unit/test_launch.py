@@ -15,6 +15,8 @@ from distill.app.main import main
 from distill.errors import InputError
 from distill.runs import ranks
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = "import sys; from distill.runs.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
 BEGIN = """
@@ -159,8 +161,6 @@ import torch
 import distill.app.main as module
 from distill.errors import InputError
 from distill.runs.ranks import barrier, process_group, exit_process, rank
-
-pytestmark = pytest.mark.long
 
 def command(arguments):
     with process_group(torch.device("cpu")):

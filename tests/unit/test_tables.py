@@ -177,3 +177,12 @@ def test_two_configurations_are_two_lines_and_the_difference_is_named(tmp_path: 
     assert [line.split()[5] for line in lines[1:3]] == ["aa", "bb"]
     assert lines[3] == "config aa and bb (dc on toy, ipc 1) differ in evaluation.student.epochs 20 and 30"
     assert render(found[:1], "text").count("\n") == 2
+
+
+def test_tables_name_the_version_that_made_their_rows() -> None:
+    """A table of rows without a version is the text that earlier versions wrote, so a finished run stays finished."""
+    old, new = rows("dc", 0, {"clean": [50.0, 52.0]}), rows("dc", 1, {"clean": [51.0, 53.0]}, version="0.1.0")
+    assert "version" not in render(old, "csv")
+    header, *lines = (line.split(",") for line in render([*old, *new], "csv").splitlines())
+    assert header[-1] == "version"
+    assert [line[-1] for line in lines] == ["", "0.1.0"]
