@@ -328,7 +328,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --backbone convnet:width=wide", "width"),
         (
             "dc digits --attacks linf,fgms",
-            "unknown attack 'fgms'; did you mean 'fgsm'? Known: linf_star, linf, l2, fgsm, ",
+            "unknown attack 'fgms'; did you mean 'fgsm'? Known: linf_star, linf, l2, apgd_ce, ",
         ),
         ("dc digits --attacks pgd:step=3", "attack pgd has no field 'step'; choose from steps, step_size, restarts"),
         ("dc digits --attacks pgd:steps=many", "steps of attack pgd is 'many'; it takes a whole number"),
