@@ -357,10 +357,6 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --real-loss trades@1/0", "--real-loss: threat is '1/0'"),
         ("dc digits --real-loss trades@standard_l2", "--real-loss: threat is 'standard_l2'; choose from linf_star"),
         (
-            "dc folder --real-loss trades",
-            "'trades' has no size of the threat here; write it, such as @2/255",
-        ),
-        (
             "dc digits --real-loss no.such:Loss",
             "loss 'no.such:Loss' cannot be imported: ModuleNotFoundError",
         ),

@@ -183,14 +183,6 @@ def test_units_decide_the_defaults_of_h_alone() -> None:
         assert of_inputs == on_pixels
 
 
-def test_where_the_images_are_unknown_a_threat_is_a_number() -> None:
-    assert loss_named("guard:h=1", None).h == 1
-    assert loss_named("trades@l2:0.5", None).threat == Threat("l2", 0.5)
-    for spec in ("trades", "pgd_at:steps=3", "trades@linf", "trades@standard"):
-        with pytest.raises(ValueError, match="has no size of the threat here; write it, such as @2/255"):
-            loss_named(spec, None)
-
-
 # Pixels and inputs
 
 
