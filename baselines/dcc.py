@@ -28,6 +28,7 @@ from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods import dc
+from distill.methods.dc_recipes import GUARD_WEIGHT, GUARD_WEIGHT_ELSEWHERE
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.run import Run
@@ -173,7 +174,7 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {}
     if method == "dsac":
         fields["augment"] = dsa_strategy(facts.flips)
-    weight = dc.GUARD_WEIGHT.get((facts.name, ipc > 1), dc.GUARD_WEIGHT_ELSEWHERE)
+    weight = GUARD_WEIGHT.get((facts.name, ipc > 1), GUARD_WEIGHT_ELSEWHERE)
     real_loss = CurvatureRegularizedLoss(weight, h=3.0) if method == "guard_dcc" else CrossEntropy()
     if name == "paper":  # the official code: 1000 iterations, batch 256, 20 students
         fields["backbone"] = convnet_for(facts.depth)
