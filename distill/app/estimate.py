@@ -22,6 +22,7 @@ from distill.models import build
 from distill.training.students import TOGETHER, fits_together
 from distill.training.work import PROBE, STEPS, Step, training_steps
 from robust import loss_named
+from robust.spec import split_spec
 
 __all__ = ["estimate", "human"]
 
@@ -34,6 +35,7 @@ GRADIENTS = {  # of the attacks that have no steps of their own; looks without a
     "certified": 370,
     "worst": 0,
 }
+ELSEWHERE = 11  # of an attack of another package: as many as PGD's
 
 
 def estimate(
@@ -97,10 +99,12 @@ def estimate(
 
 def _gradients(column: Column) -> int:
     """Return about how many gradients an image of a column costs; a look before and one after are one."""
-    name = column.base.partition(":")[0]
+    name = split_spec(column.base)[0]
     if name in GRADIENTS or not isinstance(column, AttackColumn):
         return GRADIENTS[name]
     attack: Any = column.attack
+    if ":" in name:  # of another package, whose fields nobody knows here
+        return ELSEWHERE
     if name == "square":
         return attack.queries // 3
     rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)

@@ -32,14 +32,13 @@ _ON_INPUTS: Mapping[str, Callable[[Threat], Any]] = LOSSES | joined("robust.loss
 """the same for a network of normalised images: h of `cure` and `guard` is then the papers' 3"""
 
 
-def loss_named(spec: str, family: str | None = "cifar10", units: Units = "pixels") -> Any:
+def loss_named(spec: str, family: str = "cifar10", units: Units = "pixels") -> Any:
     """Return the loss of a text.
 
     Args:
         spec: "NAME", "NAME:field=value,...", with "@THREAT" behind it for another ball than `linf_star`; NAME is a key
             of LOSSES, or `package.module:name`.
-        family: whose threats the names mean (see `threat_named`); None where they are not known, so that the threat of
-            an attack must be written as a number.
+        family: whose threats the names mean (see `threat_named`).
         units: of what the model takes, which decides the defaults of a loss in "inputs": h of `cure` and `guard` is
             0.75 for pixels, and 3 for normalised images.
 
@@ -48,12 +47,8 @@ def loss_named(spec: str, family: str | None = "cifar10", units: Units = "pixels
     """
     text, at, place = spec.partition("@")
     name, options = split_spec(text)
-    make = _maker(name, units)
-    if family is None and make(_ANY).traits.threat:
-        threat = _without_family(spec, place)
-    else:
-        threat = threat_named(place if at else "linf_star", family or "cifar10")
-    return configured(make(threat), options, f"loss {name}", fixed=("threat",))
+    threat = threat_named(place if at else "linf_star", family)
+    return configured(_maker(name, units)(threat), options, f"loss {name}", fixed=("threat",))
 
 
 def written(loss: Loss, units: Units = "pixels") -> str:
@@ -115,15 +110,3 @@ def _options(loss: Loss, name: str, threat: Threat, units: Units) -> str | None:
 
 def _threat_of(loss: Loss) -> Threat | None:
     return next((getattr(loss, f.name) for f in fields(loss) if f.name == "threat"), None)  # pyright: ignore[reportArgumentType]
-
-
-def _without_family(spec: str, place: str) -> Threat:
-    """Return a threat that is written as a number, with its norm if that is l2.
-
-    Raises:
-        ValueError: it is a name, or absent.
-    """
-    found = {threat_named(place, family) for family in ("mnist", "cifar10", "imagenet")} if place else set()
-    if len(found) != 1:
-        raise ValueError(f"{shown(spec)} has no size of the threat here; write it, such as @2/255 or @l2:0.5")
-    return found.pop()

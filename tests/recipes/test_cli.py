@@ -329,7 +329,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --backbone convnet:width=wide", "width"),
         (
             "dc digits --attacks linf,fgms",
-            "unknown attack 'fgms'; did you mean 'fgsm'? Known: linf_star, linf, l2, fgsm, ",
+            "unknown attack 'fgms'; did you mean 'fgsm'? Known: linf_star, linf, l2, apgd_ce, ",
         ),
         ("dc digits --attacks pgd:step=3", "attack pgd has no field 'step'; choose from steps, step_size, restarts"),
         ("dc digits --attacks pgd:steps=many", "steps of attack pgd is 'many'; it takes a whole number"),
@@ -357,10 +357,6 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
         ("dc digits --real-loss gaurd", "--real-loss: unknown loss 'gaurd'; choose from cross_entropy, cure, fast_at"),
         ("dc digits --real-loss trades@1/0", "--real-loss: threat is '1/0'"),
         ("dc digits --real-loss trades@standard_l2", "--real-loss: threat is 'standard_l2'; choose from linf_star"),
-        (
-            "dc folder --real-loss trades",
-            "'trades' has no size of the threat here; write it, such as @2/255",
-        ),
         (
             "dc digits --real-loss no.such:Loss",
             "loss 'no.such:Loss' cannot be imported: ModuleNotFoundError",

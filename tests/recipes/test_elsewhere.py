@@ -11,6 +11,7 @@ from distill.runs.files import hash_of
 PACKAGE = """
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from distill.data import DataSet, Facts
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import SMOKE, Method
+from robust import Loss, Threat, Traits, cross_entropy
 from tests.toy import toy
 
 FACTS = Facts("toy", classes=2, channels=3, size=8, examples=40, mean=(0.4,) * 3, std=(0.25,) * 3)
@@ -47,6 +49,24 @@ first = Method(
     distill, lambda *_: [],
 )
 number = 3
+
+
+@dataclass(frozen=True)
+class Scaled(Loss):
+    traits: ClassVar[Traits] = Traits(strength="weight")
+    weight: float = 1.0
+
+    def __call__(self, model, inputs, targets):
+        return (1 + self.weight) * cross_entropy(model(inputs), targets).mean()
+
+
+@dataclass(frozen=True)
+class Brighter:
+    threat: Threat
+    share: float = 1.0
+
+    def __call__(self, model, images, targets, *, generator=None):
+        return (images + self.share * self.threat.eps).clamp(0, 1)
 """
 
 
@@ -84,6 +104,25 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
     assert main(["curvature", str(run), "--images", "4", "--packages", "their_package"]) == 0
 
 
+def test_a_loss_and_an_attack_of_another_package_make_a_run(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["dc", "digits", "--recipe", "smoke", "--runs", str(tmp_path / "runs"), "--student.epochs", "2"]
+    words += ["--real-loss", "their_package.parts:Scaled:weight=2", "--student.loss", "their_package.parts:Scaled"]
+    words += ["--attacks", "their_package.parts:Brighter:share=0.5@0.1,their_package.parts:Brighter,linf"]
+    assert main(words) == 0
+    run = tmp_path / "runs/dc/digits/ipc1/seed0"
+    record = json.loads((run / "experiment.json").read_text())
+    assert record["experiment"]["config"]["real_loss"] == {"class": "their_package.parts:Scaled", "weight": 2.0}
+    assert list(record["made_by"]["sources"]) == ["their_package.parts"]
+    table = (run / "table.csv").read_text()
+    assert "their_package.parts:Brighter:share=0.5@0.1" in table
+    assert "their_package.parts:Brighter@0.3" in table
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "finished already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -94,6 +133,12 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
         (["random", "their_package.parts:nothing"], "data set 'their_package.parts:nothing' cannot be imported"),
         (["random", "digits", "--backbone", "their_package.parts:number"], "backbone their_package.parts:number is a"),
         (["random", "digits", "--backbone", "their_package.parts:linear:depth=1"], "depth"),
+        (["dc", "digits", "--real-loss", "their_package.parts:number"], "loss 'their_package.parts:number' is no loss"),
+        (["dc", "digits", "--real-loss", "no_package.parts:L"], "--real-loss: loss 'no_package.parts:L' cannot be"),
+        (
+            ["dc", "digits", "--attacks", "their_package.parts:Scaled"],
+            "attack 'their_package.parts:Scaled' is no attack",
+        ),
     ],
 )
 def test_what_is_not_there_is_one_line(

@@ -7,12 +7,17 @@ import pytest
 from distill.app.distil import resolve_flags
 from distill.app.flags import flags_of
 from distill.app.registry import find_methods
+from distill.data import facts_named
 from distill.experiment import Experiment
 from distill.runs.run import Run
 from robust import TRADES, CrossEntropy, CurvatureRegularizedLoss, GaussianNoise, Loss, Threat
 
 METHODS = find_methods()
-REAL = [name for name, method in METHODS.items() if hasattr(method.recipes["quick"]("digits", 1).config, "real_loss")]
+REAL = [
+    name
+    for name, method in METHODS.items()
+    if hasattr(method.recipes["quick"](facts_named("digits"), 1).config, "real_loss")
+]
 
 HASHES = {  # of the quick recipes at the commit before `--real-loss` took a text
     ("dc", "digits", 1): "8e292e61",
