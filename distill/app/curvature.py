@@ -122,7 +122,7 @@ class _Run:
         experiment = content.get("experiment") or {}
         if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
-        check_packages(place, [experiment["dataset"], rows[0].backbone], asked.packages.split(","))
+        check_packages(place, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
         self.distilled = DistilledSet.load(place).to(device)
         settings = (experiment["image_size"], experiment["split"], command.damaged)
         train, test = real_data(experiment["dataset"], command.data_dir, *settings)
