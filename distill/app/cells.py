@@ -1,4 +1,4 @@
-"""Cells of a table, each in a process of its own with its output in a file: one that fails takes no other with it."""
+"""Cells of a table, each in a process of its own with its output in a file: a failure does not stop the others."""
 
 import contextlib
 import ctypes
@@ -24,7 +24,7 @@ class Cell:
     """One run of the table."""
 
     name: str
-    """what people call it, and its log"""
+    """for messages, and of its log"""
     words: tuple[str, ...]
     """its command line behind the program"""
     data: str
@@ -33,41 +33,41 @@ class Cell:
     """folder of the run"""
     complete: Callable[[Path], bool]
     """tells whether a folder has every column of the table"""
-    judged: Callable[[], Path] | None
-    """gives the folder in which the set of a finished run is judged once more; None where the run itself did it"""
-    judgement: tuple[str, ...] = ()
-    """the command line of that"""
+    evaluation: Callable[[], Path] | None
+    """gives the folder of the second evaluation of a finished run's set; None where the run's own evaluation counts"""
+    evaluation_words: tuple[str, ...] = ()
+    """the command line of the second evaluation"""
     trouble: str = ""
     """why it cannot run"""
 
     @property
     def distilled(self) -> bool:
-        """Whether the run is finished, with the set that is still to be judged."""
-        finished = self.complete(self.run) if self.judged is None else (self.run / "table.csv").exists()
-        return finished and (self.judged is None or (self.run / SET).exists())
+        """Whether the run is finished, with the set that a second evaluation needs."""
+        finished = self.complete(self.run) if self.evaluation is None else (self.run / "table.csv").exists()
+        return finished and (self.evaluation is None or (self.run / SET).exists())
 
     @property
     def folder(self) -> Path:
-        """Of what the table shows; asked of a finished run."""
-        return self.judged() if self.judged else self.run
+        """The folder with the results that the table shows, of a finished run."""
+        return self.evaluation() if self.evaluation else self.run
 
     @property
     def done(self) -> bool:
-        """Whether all is there that the table shows."""
+        """Whether the results that the table shows are there."""
         return not self.trouble and self.distilled and self.complete(self.folder)
 
     @property
     def next(self) -> tuple[str, ...]:
-        """The command line that it waits for."""
-        return self.judgement if self.distilled else self.words
+        """The command line to run next."""
+        return self.evaluation_words if self.distilled else self.words
 
 
 def run_cells(
     missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
 ) -> Generator[tuple[Cell, str], None, None]:
-    """Run cells, `jobs` at a time, and yield each with what went wrong, "" where nothing did.
+    """Run cells, `jobs` at a time, and yield each finished cell with its error, "" for none.
 
-    However this ends, no cell goes on: they stop at a checkpoint.
+    When this ends, by an error too, all running cells stop at a checkpoint.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -79,19 +79,19 @@ def run_cells(
         while queue or running:
             while queue and slots:
                 cell, slot = queue.pop(0), slots.pop(0)
-                asked = cell.next
-                words = [sys.executable, "-m", "distill", *asked, "--device", devices[slot % len(devices)]]
+                words = cell.next
+                program = [sys.executable, "-m", "distill", *words, "--device", devices[slot % len(devices)]]
                 with open(logs / f"{cell.name}.log", "ab") as log:
                     options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
-                    running[subprocess.Popen(words, preexec_fn=_end_with_parent, **options)] = cell, slot, asked
+                    running[subprocess.Popen(program, preexec_fn=_end_with_parent, **options)] = cell, slot, words
                 say(", ".join(cell.name for cell, *_ in running.values()))
             ended = [process for process in running if process.poll() is not None]
             for process in ended:
-                cell, slot, asked = running.pop(process)
+                cell, slot, words = running.pop(process)
                 slots.append(slot)
                 trouble = _trouble(process.returncode, logs / f"{cell.name}.log")
                 if not trouble and not cell.done:
-                    if cell.next != asked:  # distilled, and to be judged
+                    if cell.next != words:  # the run is finished, and its set is to be evaluated a second time
                         queue.insert(0, cell)
                         continue
                     trouble = f"it ended well, but its set or its table is not there: move {cell.run} away"
@@ -108,14 +108,14 @@ def run_cells(
 
 
 def _end_with_parent() -> None:
-    """Have Linux stop this process with its parent, however that ends."""
+    """Make Linux stop this process when its parent ends in any way."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def _trouble(code: int, log: Path) -> str:
-    """Return what went wrong in a cell that ended: the last line that it said."""
+    """Return the error of a cell that ended, the last line of its log; "" for exit code 0."""
     if code == 0:
         return ""
     if code < 0:

@@ -77,36 +77,36 @@ def run_curvature(flags: list[str]) -> int:
     helping = {"-h", "--help"} & {*flags}
     if (not flags or flags[0].startswith("-")) and not helping:
         raise InputError("curvature takes the folder of a run: bash run.sh curvature RUN")
-    asked = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")
-    for place in asked.runs:
+    command = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")
+    for place in command.runs:
         if not (place / "results.jsonl").exists():
             raise InputError(f"{place} is no folder of a finished run: it has no results.jsonl")
-    if asked.images < 1 or asked.students < 1 or not asked.h > 0 or not (asked.rho is None or asked.rho > 0):
+    if command.images < 1 or command.students < 1 or not command.h > 0 or not (command.rho is None or command.rho > 0):
         raise InputError(
-            f"images {asked.images}, students {asked.students}, h {asked.h}, rho {asked.rho}: all must be > 0"
+            f"images {command.images}, students {command.students}, h {command.h}, rho {command.rho}: all must be > 0"
         )
-    _radii(asked.eps)
-    device = find_device(asked.device)
+    _radii(command.eps)
+    device = find_device(command.device)
     lines, eigenvalues, curves = [], {}, {}
-    total = len(asked.runs) * (3 * asked.students + 1)
-    with warnings.catch_warnings(record=True) as said, progress("curvature", total, 0, "task") as bar:
+    total = len(command.runs) * (3 * command.students + 1)
+    with warnings.catch_warnings(record=True) as caught, progress("curvature", total, 0, "task") as bar:
         warnings.simplefilter("always")
-        for place in asked.runs:
-            run = _Run(place, asked, device)
-            found = [_measure(run, model, asked, bar.update) for model in run.models]
+        for place in command.runs:
+            run = _Run(place, command, device)
+            found = [_measure(run, model, command, bar.update) for model in run.models]
             lines.append([run.label, *_cells(found)])
             eigenvalues[run.label] = torch.cat([one.terms.lambda_1 for one in found])
-            curves[run.label] = _curve(run, asked.eps)
+            curves[run.label] = _curve(run, command.eps)
             bar.update()
-    for line in dict.fromkeys(str(warning.message) for warning in said):
+    for line in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"run.sh: {line}", file=sys.stderr)  # eigenvalues that have not converged
-    folder = asked.runs[0] / "curvature"
+    folder = command.runs[0] / "curvature"
     histogram(folder / "lambda_1.png", eigenvalues)
     curve(folder / "accuracy.png", curves, radius="radius ε of PGD-10 (linf), pixels in [0, 1]")
-    first = _Run(asked.runs[0], asked, device)
+    first = _Run(command.runs[0], command, device)
     _draw_surface(first, folder / "loss.png")
     table = aligned([["", *HEADER], *lines])
-    text = f"{table}{_legend(first, asked)}\n"
+    text = f"{table}{_legend(first, command)}\n"
     write_text(folder / "curvature.txt", text)
     print(text, end="")
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
@@ -116,32 +116,32 @@ def run_curvature(flags: list[str]) -> int:
 class _Run:
     """A finished run, read from its folder: its students, some of its test images, its distilled set."""
 
-    def __init__(self, place: Path, asked: CurvatureCommand, device: torch.device):
+    def __init__(self, place: Path, command: CurvatureCommand, device: torch.device):
         rows = find_rows([place])
         content = read_record(place) or {}
         experiment = content.get("experiment") or {}
         if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
             raise InputError(f"{place} has no distilled set; give the folder of a method's run")
-        check_packages(place, [experiment["dataset"], rows[0].backbone], asked.packages.split(","))
+        check_packages(place, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
         self.distilled = DistilledSet.load(place).to(device)
-        where = (experiment["dataset"], asked.data_dir, experiment["image_size"], experiment["split"], asked.damaged)
-        train, test = real_data(*where)
+        settings = (experiment["image_size"], experiment["split"], command.damaged)
+        train, test = real_data(experiment["dataset"], command.data_dir, *settings)
         found = identity_of(train, test)
         if content.get("data") != found:
+            other = difference(content.get("data"), found)
             raise InputError(
-                f"{place} was run on other data than {asked.data_dir} has ({difference(content.get('data'), found)}): "
-                "give its --data-dir"
+                f"{place} was run on other data than {command.data_dir} has ({other}): give its --data-dir"
             )
-        test = test.subset(asked.images).to(device)
+        test = test.subset(command.images).to(device)
         self.images, self.labels = test.images[:], test.labels  # few enough to be in memory
         spare_threads(test, device)
         row = rows[0]
         self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
-        count = min(asked.students, 1 + max(each.student or 0 for each in rows))
+        count = min(command.students, 1 + max(each.student or 0 for each in rows))
         own = row.loss == "own"
         self.models: list[nn.Module] = students_of(place, self.distilled, row.backbone, count, own=own)
         channels, size, _ = test.image_shape
-        self.rho = asked.rho if asked.rho is not None else threat_named("l2", family_of(channels, size)).eps
+        self.rho = command.rho if command.rho is not None else threat_named("l2", family_of(channels, size)).eps
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ HEADER = ("λ1", "distilled λ1", "|cos(grad, v1)|", "eq. 7", "loss", "rho|grad|
 HEADER += ("(2) holds", "distilled: (2) holds", "(3): L ≥")
 
 
-def _measure(run: _Run, model: nn.Module, asked: CurvatureCommand, done: Callable[[], object]) -> _Measures:
+def _measure(run: _Run, model: nn.Module, command: CurvatureCommand, done: Callable[[], object]) -> _Measures:
     x, y = run.images, run.labels
     labels = run.distilled.labels if run.distilled.labels.ndim == 1 else run.distilled.labels.argmax(1)
     distilled = run.distilled.images[:].clamp(0, 1)  # an attacker's images are pixels; distilled ones may leave [0, 1]
@@ -169,7 +169,7 @@ def _measure(run: _Run, model: nn.Module, asked: CurvatureCommand, done: Callabl
     of_distilled = bound_terms(model, distilled, labels, run.rho, generator=generator)
     done()
     _, vectors = top_eigenvalue(model, x, y, generator=generator)
-    cosine, finite = gradient_cosine(model, x, y, vectors), finite_difference_curvature(model, x, y, h=asked.h)
+    cosine, finite = gradient_cosine(model, x, y, vectors), finite_difference_curvature(model, x, y, h=command.h)
     done()
     lipschitz = torch.zeros(0)
     present = torch.isin(labels, y)
@@ -217,10 +217,10 @@ def _cells(found: list[_Measures]) -> list[str]:
     ]
 
 
-def _legend(run: _Run, asked: CurvatureCommand) -> str:
+def _legend(run: _Run, command: CurvatureCommand) -> str:
     return (
         f"means over {len(run.images)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
-        f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {asked.h:g}; (2) bounds the "
+        f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {command.h:g}; (2) bounds the "
         f"loss in an L2 ball of rho = {run.rho:g}, PGD loss is what 20 steps found there; (3), from the test images to "
         "the distilled ones, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
     )

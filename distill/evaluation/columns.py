@@ -2,7 +2,7 @@
 
     linf_star, linf, l2          the paper's: ten steps of PGD at its three threats, with its step sizes
     a name of robust.ATTACKS     at the threat behind the @, else at --threat, else once for each of --eps
-    package.module:name          the same, an attack of another package
+    package.module:name          an attack of another package, in the same way
     transfer                     PGD on a network of the same kind trained on the real data
     transfer_student             PGD on a student of another architecture (--transfer-backbone)
     worst                        the images right under every attack above at that threat or a smaller one
@@ -128,8 +128,8 @@ def _columns(item: str, group: str, default: Threat, curve: list[Threat], source
     name, options = split_spec(spec)
     if name == "corruptions" and not (options or at):
         return [CorruptionsColumn(name=item, base=item)]
-    outside = ":" in name  # of another package
-    if name not in (*ATTACKS, *SPECIAL) and not outside:
+    of_a_package = "." in name.partition(":")[0]  # package.module:name, which `attack_named` imports
+    if name not in ATTACKS and name not in SPECIAL and not of_a_package:
         raise unknown("attack", name, [*paper, *ATTACKS, *SPECIAL])
     if name == "jsma":
         return [_jsma(spec, options, threat)]

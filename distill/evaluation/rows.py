@@ -5,9 +5,10 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from robust import Threat
+from robust.ranges import Range, check_ranges
 from robust.spec import number_in
 
 __all__ = [
@@ -26,10 +27,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ShareOfValues:
-    """What JSMA may change: this share of an image's values, by any amount."""
+    """What JSMA may change: this share of an image's values, by any amount.
 
-    share: float
-    """in [0, 1]"""
+    Raises:
+        ValueError: the share is not in [0, 1].
+    """
+
+    share: Annotated[float, Range(least=0, most=1)]
+    """of the values"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def named(self) -> str:

@@ -1,14 +1,21 @@
 """What `--attacks`, `--threat` and `--eps` ask for."""
 
+from pathlib import Path
+
 import pytest
+import torch
+from torch import nn
 
 from distill.errors import InputError
-from distill.evaluation.column_kinds import Certification
+from distill.evaluation.column_kinds import Certification, Student, evaluate_clean
 from distill.evaluation.columns import columns
 from distill.evaluation.rows import threat_text
+from distill.evaluation.student_results import StudentResults
 from distill.experiment import Evaluation
-from robust import ATTACKS, PGD, Threat
+from distill.runs.run import Run
+from robust import ATTACKS, PGD, Threat, correct
 from robust.threat import family_of
+from tests.toy import toy
 
 
 def names(attacks: str, **options: str) -> dict[str, Threat | None]:
@@ -103,6 +110,38 @@ def test_fields_keep_their_commas() -> None:
     assert first.attack == PGD(Threat("linf", 1 / 255), steps=50, restarts=5)
     assert first.base == "pgd:steps=50,restarts=5"
     assert second.name == "noise@8/255"
+
+
+def test_an_attack_of_another_package_is_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`package.module:name` with fields and a threat; its name is read again, as results of a run are."""
+    package = tmp_path / "somebody"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "bright.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from robust import Threat\n"
+        "@dataclass(frozen=True)\n"
+        "class Brighten:\n"
+        "    threat: Threat\n"
+        "    share: float = 1.0\n"
+        "    def __call__(self, model, images, targets, *, generator=None):\n"
+        "        return (images + self.share * self.threat.eps).clamp(0, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    written = "somebody.bright:Brighten:share=0.5@0.1,somebody.bright:Brighten@l2:0.5"
+    found = columns(Evaluation(attacks=written), 3, 8)
+    assert [c.name for c in found] == written.split(",")
+    assert [threat_text(c.limit) for c in found] == ["linf:0.1", "l2:0.5"]
+    assert [c.how for c in found] == ["Brighten(share=0.5)", "Brighten()"]
+    test, run = toy(), Run(tmp_path / "run", None)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    results = StudentResults(run, 0, {}, len(test))
+    evaluate_clean(results, model, test)
+    bools = found[0].evaluate(Student(model, test, results, run, found))
+    expected = correct(model, (test.images + 0.05).clamp(0, 1), test.labels) & results.bools["clean"]
+    assert torch.equal(bools, expected)
+    with pytest.raises(InputError, match="somebody"):
+        columns(Evaluation(attacks="somebody.bright:Darken@0.1"), 3, 8)
 
 
 def test_every_attack_is_made_at_every_eps_with_zero() -> None:

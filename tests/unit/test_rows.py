@@ -75,6 +75,8 @@ def test_every_ball_keeps_its_text(tmp_path: Path) -> None:
         {"threat": "l1:1"},
         {"threat": "linf:eight"},
         {"threat": "linf:7"},
+        {"threat": "l0:2"},
+        {"threat": "l0:nan"},
         {"threat": None},
         {"verdict": None},
         {"images": [359]},

@@ -1,0 +1,259 @@
+"""The cells of a benchmark's table: which runs it has, their command lines, and whether they are finished.
+
+Where a recipe trains in another network than the table's students, the distilled set is evaluated a second time, by
+`bash run.sh evaluate` with the network of the table.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from distill.app.cells import SET, Cell
+from distill.app.distil import resolve_flags
+from distill.app.evaluate import Judgement, digest_of, folder_of
+from distill.app.flags import flags_of, whole_number
+from distill.app.start import RunOptions, identity_of, real_data
+from distill.data import DATASETS, label
+from distill.errors import InputError, unknown
+from distill.evaluation.columns import columns
+from distill.experiment import Evaluation
+from distill.methods.method import Method
+from distill.models import build
+from distill.reports.comparison import FULL
+from distill.reports.outcome import missing_columns
+from distill.runs.run import Run
+from robust.ranges import Count, Range, check_ranges
+
+__all__ = ["BenchmarkCommand", "part_of", "planned_cells"]
+
+OF_BENCHMARK = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
+"""flags that the benchmark sets for each cell, or takes for all cells"""
+
+
+@dataclass(frozen=True)
+class BenchmarkCommand:
+    """Run the missing cells of a table of methods, data sets, images per class and seeds."""
+
+    datasets: str = "mnist,cifar10"
+    """data sets"""
+    methods: str = ""
+    """methods; empty for all but those of sre2l, which are for larger images"""
+    ipc: str = "1,10"
+    """images per class"""
+    seeds: Annotated[int, Range(least=1, most=10_000)] = 2
+    """seeds 0, 1, ... of each"""
+    recipe: Literal["quick", "paper"] | None = None
+    """preset of each method; None: paper on a GPU, else quick"""
+    protocol: Literal["standard", "own"] = "standard"
+    """how students are trained: the same for all methods, or as a method's authors do, of those that have a way"""
+    backbone: str | None = None
+    """network of all students of the standard protocol; None for the one in which this recipe of `full` trains on the
+    whole set; recipe: that of each method's recipe, so that rows also differ by it"""
+    attacks: str | None = None
+    """columns; None for the paper's three and pgd_ce_margin at the threat linf, by which methods are ranked"""
+    students: Annotated[int, Range(least=1, most=10_000)] | None = None
+    """of each run; None for the recipe's"""
+    test_images: Count | None = None
+    """class-balanced part of the test set; None for the recipe's"""
+    image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
+    """side in pixels; None for the data set's own"""
+    flags: tuple[str, ...] = ()
+    """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --iterations 500 --real-loss guard:weight=3\""""
+    jobs: Annotated[int, Range(least=1, most=1024)] = 1
+    """cells at the same time; several GPUs are dealt out in turn"""
+    cell: str = ""
+    """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
+    dry_run: bool = False
+    """print the command and the state of each cell, and run none"""
+    data_dir: Path = RunOptions.data_dir
+    """folder of the real data sets"""
+    runs: Path = RunOptions.runs
+    """folder of all runs; the tables are in its benchmark/"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> list[Cell]:
+    """Return all cells, the first seed of all before the second.
+
+    Args:
+        command: which cells.
+        methods: all methods, by name.
+
+    Raises:
+        InputError: a name is unknown, or a value out of range.
+    """
+    chosen = _names(command.methods, "method", methods) or [
+        name for name, method in methods.items() if method.in_benchmark
+    ]
+    datasets = _names(command.datasets, "data set", DATASETS)
+    ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(command.ipc.split(","))]
+    extra = _extra(command.flags, methods)
+    if not datasets:
+        raise InputError(f"--datasets is {command.datasets!r}; it names at least one of {', '.join(DATASETS)}")
+    if idle := [method for method in extra if method not in chosen]:
+        raise InputError(f"--flags is of {idle[0]}, which is not among the methods: {', '.join(chosen)}")
+    for flag, value in (("--seeds", command.seeds), ("--jobs", command.jobs)):
+        if value < 1:
+            raise InputError(f"{flag} is {value}; it must be >= 1")
+    if command.attacks is not None:
+        columns(Evaluation(attacks=command.attacks), 3, 32)
+    if command.backbone not in (None, "recipe"):
+        build(command.backbone, channels=3, image_size=64, num_classes=10, generator=torch.Generator())
+
+    def protocol(method: str) -> list[str]:
+        return ["--protocol", command.protocol if methods[method].protocol else "standard"]
+
+    facts = cache(_facts)
+    return [
+        _cell(command, methods, method, dataset, ipc, seed, [*protocol(method), *extra.get(method, [])], facts)
+        for seed in range(command.seeds)
+        for dataset in datasets
+        for ipc in ipcs
+        for method in chosen
+        if ipc == ipcs[0] or not methods[method].whole_class
+    ]
+
+
+def _names(text: str, kind: str, known: Mapping[str, object] | Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return names
+
+
+def _extra(texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, list[str]]:
+    """Return the further flags of methods, from texts "METHOD: words".
+
+    Raises:
+        InputError: a text has another form, or names no method.
+    """
+    found = {}
+    for text in texts:
+        method, colon, words = text.partition(":")
+        if not colon:
+            raise InputError(f'--flags is {text!r}; it takes "METHOD: flags", one text a method')
+        if method not in methods:
+            raise unknown("method", method, methods)
+        if method in found:
+            raise InputError(f"--flags names {method} twice; give all its flags in one text")
+        found[method] = shlex.split(words)
+        for word in found[method]:
+            if word.partition("=")[0] in OF_BENCHMARK:
+                raise InputError(f"--flags has {word} for {method}; give it to the benchmark itself")
+    return found
+
+
+def _cell(
+    command: BenchmarkCommand,
+    methods: Mapping[str, Method],
+    method: str,
+    dataset: str,
+    ipc: int,
+    seed: int,
+    extra: list[str],
+    facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
+) -> Cell:
+    """Return a cell; its command line is checked, and `trouble` says where its folder holds another run.
+
+    Args:
+        command: of the benchmark.
+        methods: all methods, by name.
+        method: of the cell.
+        dataset: of the cell.
+        ipc: images per class.
+        seed: of the cell.
+        extra: further flags of the method.
+        facts: `_facts`, with a cache.
+    """
+    flags = ["--ipc", str(ipc), "--seed", str(seed), "--runs", str(command.runs), "--data-dir", str(command.data_dir)]
+    for name in ("recipe", "attacks", "students", "test_images", "image_size"):
+        value = getattr(command, name)
+        flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    flags += extra
+    experiment, place = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
+    folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
+    where = (dataset, place.data_dir, experiment.image_size, experiment.split)
+    known = facts(*where) if (folder / "experiment.json").exists() else None
+    try:
+        Run(folder, experiment, data=known and known[0], seed=seed)
+    except InputError as error:  # another config's run is there, or one on other data
+        trouble = str(error)
+
+    @cache  # a finished set stays as it is, and its hash is needed after every cell
+    def digest() -> str:
+        return digest_of(folder / SET)
+
+    def complete(finished: Path) -> bool:
+        if not (finished / "table.csv").exists() or not of_this_configuration(finished):
+            return False
+        known = facts(*where)
+        return known is None or missing_columns(finished, experiment.evaluation, *known[1]) == []
+
+    def of_this_configuration(finished: Path) -> bool:
+        if finished == folder:
+            return True  # else the cell has `trouble`
+        recipe = "quick" if experiment.recipe == "quick" else "paper"
+        settings = Judgement(digest(), dataset, network, experiment.evaluation, recipe, seed)
+        try:
+            Run(finished, settings, seed=seed)
+        except InputError:  # the set was evaluated with other settings; `evaluate` says so in a line
+            return False
+        return True
+
+    name = f"{method}-{data}-ipc{ipc}-seed{seed}"
+    network = command.backbone or _network_of_full(methods[FULL], dataset, experiment.recipe)
+    same = network in ("recipe", experiment.config.backbone)
+    if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
+        return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
+
+    def evaluation_folder() -> Path:
+        return place.runs / folder_of(method, digest(), label(dataset, place.data_dir), seed, network)
+
+    words = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
+    words += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
+    return Cell(name, (method, dataset, *flags), data, folder, complete, evaluation_folder, tuple(words), trouble)
+
+
+def _facts(
+    dataset: str, data_dir: Path, image_size: int | None, split: str
+) -> tuple[dict[str, Any], tuple[int, int]] | None:
+    """Return the identity of a data set, and channels and size of its images.
+
+    None where the data are not there: then a finished run is shown, and its data are not compared.
+    """
+    try:
+        train, test = real_data(dataset, data_dir, image_size, split)
+    except InputError:
+        return None
+    return identity_of(train, test), test.image_shape[:2]
+
+
+def _network_of_full(full: Method, dataset: str, recipe: str) -> str:
+    """Return the network in which a recipe trains on the whole set."""
+    return resolve_flags(full, dataset, ["--recipe", recipe])[0].config.backbone
+
+
+def part_of(cells: list[Cell], text: str) -> list[Cell]:
+    """Return every N-th of the cells, from the I-th on.
+
+    Args:
+        cells: all of them.
+        text: I/N.
+
+    Raises:
+        InputError: the text is not I/N.
+    """
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--cell is {text}; it takes I/N, from 1/N to N/N: 1/8")
+    return cells[int(number) - 1 :: int(count)]
