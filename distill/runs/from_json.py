@@ -1,4 +1,4 @@
-"""The objects that `distill.runs.run.describe` wrote as JSON, typed again: the way back from experiment.json."""
+"""Objects that `distill.runs.description.describe` wrote as JSON, typed again: the way back from experiment.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass

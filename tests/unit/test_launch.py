@@ -135,7 +135,7 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Mon
 def test_bad_input_is_told_once_and_what_follows_from_it_not_at_all(
     rank: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import distill.__main__ as module
+    import distill.app.main as module
 
     def command(arguments: list[str]) -> int:
         if arguments == ["bad"]:
@@ -161,6 +161,7 @@ import torch
 import distill.app.main as module
 from distill.errors import InputError
 from distill.runs.ranks import barrier, process_group, exit_process, rank
+
 
 def command(arguments):
     with process_group(torch.device("cpu")):

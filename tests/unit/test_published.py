@@ -965,7 +965,7 @@ def test_what_torch_writes_of_tensors_dicts_and_bytes_passes(tmp_path: Path) -> 
         (b"X\7\0\0\0storagectorch\nFloatStorage\nN" + 30 * b"q\0h\0\x86" + b"\x87Q.", "without a plain key"),
         (b"ctorch.storage\nUntypedStorage\nJ\0\0\0\x10\x85R.", r"build torch\.storage\.UntypedStorage"),
         (b"ctorch\nfloat32\n)R.", r"build torch\.float32"),
-        (b"K\1)R.", "calls what is no name"),
+        (b"K\1)R.", "calls something that is no name"),
         (b"cbuiltins\nbytearray\n)\x81.", "build builtins.bytearray"),
         (b"X\2\0\0\0osX\6\0\0\0system\x93.", "it has STACK_GLOBAL, which"),
         (b"(ios\nsystem\n.", "it has INST, which"),
