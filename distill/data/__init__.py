@@ -52,7 +52,7 @@ FACTS: dict[str, Facts] = {name: _MODULES[name].FACTS for name in DATASETS if ha
 """what is known of each data set that is not the user's own images"""
 
 FILES: dict[str, int | None] = {
-    name: FACTS[name].size if name in FACTS else None for name in DATASETS if hasattr(_MODULES[name], "listings")
+    name: FACTS[name].size if name in FACTS else None for name in DATASETS if FACTS.get(name, folder.TYPICAL).files
 }
 """data sets of image files -> side in pixels at which each is decoded by default; None: that of the files"""
 

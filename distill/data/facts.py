@@ -48,8 +48,10 @@ class Facts:
     """methods whose papers distil this set whitened (ZCA): kip, frepo. MTT's table says it of each row"""
     dc_students: str = ""
     """augmentation with which DC's code trains students on a set of DC; "" for none"""
-    view: View | None = None
-    """what is seen of an image file that is not a square of `size`; None where the set is no image files"""
+    files: bool = False
+    """whether the set is image files of any size, which are decoded at `size`"""
+    view: View = "square"
+    """what is seen of an image file that is not a square of `size`"""
     parts: bool = False
     """whether users bring any number of the classes: `classes` and `examples` are then those of the whole set"""
     derived: bool = False

@@ -48,7 +48,7 @@ def test_every_data_set_has_facts_of_its_name() -> None:
     assert set(FACTS) == set(DATASETS) - {"folder"}
     assert all(facts.name == name for name, facts in FACTS.items())
     assert {name: FACTS[name].size for name, size in FILES.items() if size} == {n: s for n, s in FILES.items() if s}
-    assert {name for name, facts in FACTS.items() if facts.view} == set(FILES) - {"folder"}
+    assert {name for name, facts in FACTS.items() if facts.files} == set(FILES) - {"folder"}
 
 
 def test_facts_are_those_of_the_set() -> None:
