@@ -119,7 +119,7 @@ def facts_named(name: str) -> Facts:
     >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
     (False, True, {})
     """
-    return _IMPORTED[name].facts if name in _IMPORTED else FACTS.get(name, folder.TYPICAL)
+    return replace(_IMPORTED[name].facts, derived=True) if name in _IMPORTED else FACTS.get(name, folder.TYPICAL)
 
 
 def label(name: str, root: Path) -> str:

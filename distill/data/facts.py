@@ -55,7 +55,7 @@ class Facts:
     parts: bool = False
     """whether users bring any number of the classes: `classes` and `examples` are then those of the whole set"""
     derived: bool = False
-    """whether the facts were counted from the user's own images: no paper has this set"""
+    """whether no paper has this set: the user's own images, or a data set of another package"""
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.channels not in (1, 3) or self.size < 1 or self.examples < 1:
