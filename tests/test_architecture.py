@@ -22,6 +22,7 @@ from baselines.mtt import method as mtt
 from baselines.mtt.trajectories import Expert
 from distill.app.export import ExportCommand
 from distill.app.start import RunOptions
+from distill.data import Facts
 from distill.distilled import DistilledSet
 from distill.evaluation.column_kinds import Certification
 from distill.experiment import Evaluation, Experiment
@@ -203,7 +204,7 @@ def test_files_are_of_one_idea() -> None:
     "config",
     [
         *(dc.Config, cafe.Config, coreset.Config, dcc.Config, dd.Config, dim.Config, dm.Config),
-        *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights),
+        *(frepo.Config, full.Config, kip.Config, mtt.Config, Adversarial, Expert, Weights, Facts),
         *(
             Certification,
             Training,

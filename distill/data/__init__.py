@@ -52,7 +52,7 @@ FACTS: dict[str, Facts] = {name: _MODULES[name].FACTS for name in DATASETS if ha
 """what is known of each data set that is not the user's own images"""
 
 FILES: dict[str, int | None] = {
-    name: FACTS[name].size if name in FACTS else None for name in DATASETS if hasattr(_MODULES[name], "listings")
+    name: FACTS[name].size if name in FACTS else None for name in DATASETS if FACTS.get(name, folder.TYPICAL).files
 }
 """data sets of image files -> side in pixels at which each is decoded by default; None: that of the files"""
 
@@ -119,7 +119,7 @@ def facts_named(name: str) -> Facts:
     >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
     (False, True, {})
     """
-    return _IMPORTED[name].facts if name in _IMPORTED else FACTS.get(name, folder.TYPICAL)
+    return replace(_IMPORTED[name].facts, derived=True) if name in _IMPORTED else FACTS.get(name, folder.TYPICAL)
 
 
 def label(name: str, root: Path) -> str:

@@ -247,11 +247,11 @@ def imagenet_listings(name: str, root: Path, below: Sequence[str], bring: str, d
 
 
 def sets_in_files(facts: Facts, parts: Sequence[Listing]) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, whose images stay in their files and are seen as in ImageNet's evaluation.
+    """Return training and test set, whose images stay in their files.
 
     Args:
-        facts: of the data set: name, size, mean and std.
+        facts: of the data set: name, size, view, mean and std.
         parts: its files.
     """
-    files = [ImageFiles(part.paths, facts.size, "crop") for part in parts]
+    files = [ImageFiles(part.paths, facts.size, facts.view) for part in parts]
     return image_sets(facts.name, parts, files, facts.mean, facts.std)

@@ -48,12 +48,14 @@ class Facts:
     """methods whose papers distil this set whitened (ZCA): kip, frepo. MTT's table says it of each row"""
     dc_students: str = ""
     """augmentation with which DC's code trains students on a set of DC; "" for none"""
-    view: View | None = None
-    """what is seen of an image file that is not a square of `size`; None where the set is no image files"""
+    files: bool = False
+    """whether the set is image files of any size, which are decoded at `size`"""
+    view: View = "square"
+    """what is seen of an image file that is not a square of `size`"""
     parts: bool = False
     """whether users bring any number of the classes: `classes` and `examples` are then those of the whole set"""
     derived: bool = False
-    """whether the facts were counted from the user's own images: no paper has this set"""
+    """whether no paper has this set: the user's own images, or a data set of another package"""
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.channels not in (1, 3) or self.size < 1 or self.examples < 1:

@@ -20,7 +20,7 @@ from distill.runs.foreign import open_regular
 
 __all__ = ["TYPICAL", "facts", "listings", "load"]
 
-TYPICAL = Facts("folder", classes=10, channels=3, size=32, examples=10_000, view="square", derived=True)
+TYPICAL = Facts("folder", classes=10, channels=3, size=32, examples=10_000, files=True, derived=True)
 """stands for a folder that is not there, in `--help`: whoever loads the folder names the error"""
 _HEADERS = 100
 """image files whose headers tell size and colours"""
@@ -52,7 +52,7 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     parts = listings(root, damaged)
     paths = np.concatenate([part.paths for part in parts])
     size = image_size or _common_size(paths)
-    images = held(TYPICAL.name, parts, size, "square", channels=1 if all_grey(paths) else 3)
+    images = held(TYPICAL.name, parts, size, TYPICAL.view, channels=1 if all_grey(paths) else 3)
     mean, std = _statistics(images[0])
     if min(std) == 0:
         raise InputError(f"a channel of all images in {root / 'train'} has one value: there is nothing to learn there")

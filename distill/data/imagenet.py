@@ -24,6 +24,7 @@ FACTS = Facts(
     mean=_OFFICIAL[0],
     std=_OFFICIAL[1],
     constants={"dc": _OFFICIAL, "mtt": _OFFICIAL},
+    files=True,
     view="crop",
     parts=True,
 )

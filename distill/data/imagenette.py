@@ -28,6 +28,7 @@ FACTS = Facts(
         "mtt": _OFFICIAL,
         "frepo": ((0.4626, 0.4588, 0.4251), (0.2790, 0.2745, 0.2973)),
     },
+    files=True,
     view="crop",
     parts=True,
 )

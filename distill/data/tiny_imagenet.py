@@ -37,7 +37,7 @@ FACTS = Facts(
     },
     official="TinyImageNet",
     whitened=("frepo",),
-    view="square",
+    files=True,
     parts=True,
 )
 
@@ -59,7 +59,7 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
     """
     parts = listings(root, damaged)
     size = image_size or FACTS.size
-    images = held(FACTS.name, parts, size, "crop" if size > FACTS.size else "square")
+    images = held(FACTS.name, parts, size, "crop" if size > FACTS.size else FACTS.view)
     return image_sets(FACTS.name, parts, images, FACTS.mean, FACTS.std)
 
 

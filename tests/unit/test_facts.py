@@ -48,7 +48,7 @@ def test_every_data_set_has_facts_of_its_name() -> None:
     assert set(FACTS) == set(DATASETS) - {"folder"}
     assert all(facts.name == name for name, facts in FACTS.items())
     assert {name: FACTS[name].size for name, size in FILES.items() if size} == {n: s for n, s in FILES.items() if s}
-    assert {name for name, facts in FACTS.items() if facts.view} == set(FILES) - {"folder"}
+    assert {name for name, facts in FACTS.items() if facts.files} == set(FILES) - {"folder"}
 
 
 def test_facts_are_those_of_the_set() -> None:
@@ -100,12 +100,12 @@ def test_an_unknown_data_set_is_refused() -> None:
 
 
 CITED = {
-    "baselines/dm.py": "cifar10",  # lr_img of the official readme
-    "baselines/mtt/method.py": "cifar10 cifar100 tiny_imagenet imagenet imagenette",  # the papers' tables
+    "baselines/dm/recipes.py": "cifar10",  # lr_img of the official readme
+    "baselines/mtt/recipes.py": "cifar10 cifar100 tiny_imagenet imagenet imagenette",  # the papers' tables
     "distill/app/benchmark.py": "mnist cifar10",  # default of a flag
     "distill/evaluation/columns.py": "mnist cifar10",  # families of threats, which `robust` names so
     "distill/models/__init__.py": "imagenet",  # name of a ResNet's stem
-    "distill/methods/dc.py": "cifar10",  # the sweep of GUARD's weight
+    "distill/methods/dc_recipes.py": "cifar10",  # the sweep of GUARD's weight
     "distill/reports/paper.py": "mnist cifar10",  # the paper's tables
     "sre2l/recipes.py": "imagenet tiny_imagenet imagenette",  # settings and weights of SRe2L, CDA and GUARD
 }
