@@ -63,7 +63,7 @@ class BenchmarkCommand:
     image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
     """side in pixels; None for the data set's own"""
     flags: tuple[str, ...] = ()
-    """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --iterations 500 --real-loss guard:weight=3\""""
+    """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --real-loss guard:weight=3\""""
     jobs: Annotated[int, Range(least=1, most=1024)] = 1
     """cells at the same time; several GPUs are dealt out in turn"""
     cell: str = ""
