@@ -203,6 +203,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 def weights(config: Config) -> Weights:
     """Return the weights of the terms of a step.
 
+    >>> from robust import CrossEntropy
     >>> weights(Config(CrossEntropy()))
     Weights(layers=(0.1, 0.1, 1.0, 2.0), inner=0.01)
     """

@@ -189,14 +189,14 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
         first = 0 if state is None else state["step"]
         orders = batches(len(real), config.match_batch, first, total, partial(stage.generator, "order"))
         network, optimizer = _network(real, config, stage, first // an_epoch)
+        if state is not None and first % an_epoch:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["of_network"])
         with stage.progress("matching", total, first) as bar:
             for step, which in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                if step % an_epoch == 0 or step == first:
+                if step % an_epoch == 0 and step > first:
                     network, optimizer = _network(real, config, stage, step // an_epoch)
-                    if step % an_epoch and state is not None:
-                        network.load_state_dict(state["network"])
-                        optimizer.load_state_dict(state["of_network"])
                 _train(network, optimizer, real, normalize, single, config, stage, step)
                 x, y = real.images[which.to(device)], real.labels[which.to(device)]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))

@@ -74,12 +74,12 @@ class Hessian:
     """The Hessians of a batch of examples: losses, gradients, and products with vectors from one graph."""
 
     def __init__(self, model: Model, images: Tensor, targets: Tensor, criterion: Criterion):
-        self.images = images.detach().requires_grad_()
+        self.images: Tensor = images.detach().requires_grad_()
         with torch.enable_grad():
             with sdpa_kernel(SDPBackend.MATH), SecondOrder() as layers:  # fused attention has no second derivative
                 losses = criterion(model(self.images), targets)
-            self.gradients = layers.gradient(losses.sum(), self.images)
-        self.losses = losses.detach()
+            self.gradients: Tensor = layers.gradient(losses.sum(), self.images)
+        self.losses: Tensor = losses.detach()
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Return H v for each example, (N, ...) -> (N, ...)."""

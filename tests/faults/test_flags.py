@@ -15,6 +15,7 @@ from distill.app.distil import resolve_flags
 from distill.app.evaluate import Judgement
 from distill.app.registry import find_methods
 from distill.app.start import RunOptions, check_before_running
+from distill.data import FACTS
 from distill.errors import LONGEST, InputError, one_line
 from distill.experiment import Evaluation, Experiment
 from distill.published.reading import Reading
@@ -84,7 +85,7 @@ def configs() -> Iterator[Any]:
     for name, module in find_methods().items():
         for recipe in module.recipes.values():
             for ipc in (1, 10):
-                found = recipe("cifar10", ipc)
+                found = recipe(FACTS["cifar10"], ipc)
                 yield found.evaluation
                 yield Experiment(name, "cifar10", found.config, found.evaluation)
                 yield from nested(found.config)

@@ -505,11 +505,9 @@ def test_run_sh_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_an_error_of_ours_is_not_called_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill.methods import dc
-
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(dc, "distill", broken)
+    monkeypatch.setattr("distill.methods.dc.match", broken)
     with pytest.raises(ValueError, match="a bug"):
         run("dc", "digits", "--runs", tmp_path, *SMALL)

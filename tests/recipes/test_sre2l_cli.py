@@ -277,7 +277,7 @@ def test_bad_input_to_several_processes_starts_none(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("distill.app.main.start", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr("distill.app.distil.become_launcher", lambda *_: pytest.fail("processes were started"))
     monkeypatch.setenv("NPROC", count)
     flags = FLAGS if words[0] == "sre2l" else []
     assert run(words[0], "folder", "--data-dir", data, "--runs", tmp_path, *flags, *words[1:]) == 2

@@ -56,7 +56,7 @@ def unfinished(finished: Path, runs: Path, until: str, data: Path, seed: str = "
         for name in ("results.jsonl", "table.csv", "table.md", "teacher.jsonl"):
             (folder / name).unlink()
         return
-    write = distill.files.write_atomic
+    write = distill.runs.files.write_atomic
 
     def dying(path: Path, how: Callable[[Path], object]) -> None:
         write(path, how)
@@ -64,7 +64,7 @@ def unfinished(finished: Path, runs: Path, until: str, data: Path, seed: str = "
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill.files, "write_atomic", dying)
+        patch.setattr(distill.runs.files, "write_atomic", dying)
         assert main(words(runs, data, "--seed", seed)) == 130
 
 

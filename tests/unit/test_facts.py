@@ -102,7 +102,7 @@ def test_an_unknown_data_set_is_refused() -> None:
 CITED = {
     "baselines/dm/recipes.py": "cifar10",  # lr_img of the official readme
     "baselines/mtt/recipes.py": "cifar10 cifar100 tiny_imagenet imagenet imagenette",  # the papers' tables
-    "distill/app/benchmark.py": "mnist cifar10",  # default of a flag
+    "distill/app/benchmark_cells.py": "mnist cifar10",  # default of a flag
     "distill/evaluation/columns.py": "mnist cifar10",  # families of threats, which `robust` names so
     "distill/models/__init__.py": "imagenet",  # name of a ResNet's stem
     "distill/methods/dc_recipes.py": "cifar10",  # the sweep of GUARD's weight
