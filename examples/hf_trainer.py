@@ -27,7 +27,7 @@ class GuardTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # GUARD's loss is a batch mean; Trainer divides by accumulations
+        self.model_accepts_loss_kwargs = False  # the loss is a batch mean; Trainer divides by the accumulation steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a batch; the model may be wrapped for several processes."""
