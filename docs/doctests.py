@@ -1,4 +1,4 @@
-"""For mkdocstrings: doctests and lists in plain docstrings, as Markdown has them."""
+"""An extension for mkdocstrings: converts doctests and lists in plain docstrings to Markdown."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ __all__ = ["Doctests", "as_markdown"]
 
 
 class Doctests(Extension):
-    """Lets the site read docstrings that are written for people and for doctest."""
+    """Converts every docstring to Markdown for the site."""
 
     def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
         """Rewrite one docstring before it is read."""

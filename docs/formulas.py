@@ -1,7 +1,7 @@
-"""A hook of mkdocs: formulas become MathML while the site is built, which browsers show without any script.
+"""A hook of mkdocs: converts formulas to MathML when the site is built; browsers show MathML without a script.
 
 Markdown has formulas as `$...$` within a line and as `$$` blocks. pymdownx.arithmatex finds them and leaves their LaTeX
-in elements of the class `arithmatex`; here each becomes a `<math>` element.
+in elements of the class `arithmatex`; this hook converts each into a `<math>` element.
 """
 
 import html
@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 __all__ = ["as_mathml", "on_page_content"]
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
-"""what arithmatex writes with `generic: true`"""
+"""the output of arithmatex with `generic: true`"""
 
 
 def on_page_content(html_of_page: str, **_: Any) -> str:
@@ -26,11 +26,11 @@ def as_mathml(latex: str, *, block: bool) -> str:
     r"""Return a formula as a `<math>` element.
 
     Args:
-        latex: the formula, without the signs around it.
-        block: whether it stands on a line of its own.
+        latex: the formula, without the dollar signs.
+        block: whether it is a block instead of inline.
 
     Raises:
-        PluginError: the formula has a command or a brace that the converter does not know; the build then ends.
+        PluginError: the formula has a command or a brace that the converter does not know; the build then fails.
 
     >>> as_mathml("x", block=False)
     '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><mi>x</mi></mrow></math>'

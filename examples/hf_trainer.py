@@ -23,11 +23,11 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 class GuardTrainer(Trainer):
-    """A Trainer of GUARD's loss; evaluation keeps the model's own."""
+    """A Trainer with GUARD's loss; the evaluation has the model's default loss."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False  # ours is a batch's mean: let Trainer divide by accumulation steps
+        self.model_accepts_loss_kwargs = False  # the loss is a batch mean; Trainer divides by the accumulation steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss of a batch; the model may be wrapped for several processes."""
@@ -35,14 +35,14 @@ class GuardTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if "pixel_values" in inputs:
             network, x = logits_of(model), inputs["pixel_values"]
-        else:  # whole numbers have no gradient: the loss sees the embedding, and h is a length there
+        else:  # integer tokens have no gradient: the loss takes embeddings, and h is a length in their space
             network = logits_of(model, argument="inputs_embeds", attention_mask=inputs["attention_mask"])
             x = self.accelerator.unwrap_model(model).get_input_embeddings()(inputs["input_ids"])
         return guard(network, x, inputs["labels"])  # GUARD, was: super().compute_loss(model, inputs)
 
 
-def made_up(text: bool) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
-    """Return a small model and 64 examples of its kind."""
+def small_example(text: bool) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    """Return a small model and 64 generated examples, of texts or images."""
     labels = torch.arange(64) % 4
     if text:
         model = BertForSequenceClassification(BertConfig(vocab_size=50, max_position_embeddings=16, **SMALL))
@@ -56,9 +56,9 @@ def made_up(text: bool) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]
 
 
 def train(steps: int, text: bool) -> None:
-    """Train on examples made here."""
+    """Train on generated examples."""
     torch.manual_seed(0)
-    model, data = made_up(text)
+    model, data = small_example(text)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=16, gradient_accumulation_steps=2, learning_rate=1e-3,

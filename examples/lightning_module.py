@@ -15,7 +15,7 @@ from robust import CurvatureRegularizedLoss
 
 
 class Classifier(lightning.LightningModule):
-    """A small network; the loss takes the network itself, not this module, whose forward Lightning may wrap."""
+    """A small network. The loss takes `self.network` instead of this module, whose forward Lightning may wrap."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch, batch_idx):
-        """Log what is never trained on: the plain loss. Gradients are off here, where GUARD would give its value."""
+        """Log the plain loss. Gradients are off here; GUARD's loss would return its value without them."""
         x, y = batch
         self.log("val_loss", F.cross_entropy(self.network(x), y))
 
@@ -42,7 +42,7 @@ class Classifier(lightning.LightningModule):
 
 
 def main(steps: int) -> None:
-    """Train on images made here."""
+    """Train on generated images."""
     lightning.seed_everything(0, verbose=False)
     y = torch.arange(16 * steps) % 4
     data = TensorDataset(torch.randn(len(y), 3, 16, 16) + y.view(-1, 1, 1, 1) - 1.5, y)

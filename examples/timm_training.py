@@ -1,4 +1,4 @@
-"""The loop of timm's train.py in short: MixUp and CutMix, its optimiser, schedule and EMA. GUARD changes one line.
+"""A short version of timm's train.py: MixUp and CutMix, optimiser, schedule and EMA. GUARD changes one line.
 
 python examples/timm_training.py --steps 3
 """
@@ -16,11 +16,11 @@ from timm.utils import ModelEmaV3
 from robust import CurvatureRegularizedLoss
 
 guard = CurvatureRegularizedLoss(weight=1.0, h=3.0)
-loss_fn = SoftTargetCrossEntropy()  # what GUARD stands in for: its loss takes soft targets as they are
+loss_fn = SoftTargetCrossEntropy()  # the loss that GUARD replaces; GUARD's loss takes soft targets too
 
 
 def main(steps: int) -> None:
-    """Train timm's smallest vision transformer on images made here."""
+    """Train timm's smallest vision transformer on generated images."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=4, img_size=32).to(device)
