@@ -14,10 +14,10 @@ from robust import CrossEntropy, CurvatureRegularizedLoss
 
 __all__ = ["METHODS"]
 
-# Initial images of quick, and GUARD's weight at h = 3, measured on a held-out tenth of the training set: `--recipe quick
-# --split validation --image-size 16 --ipc 10 --iterations 8 --students 2 --student.epochs 250 --test-images 500`, seed
-# 0, two students, percent. Only one weight was tried, at which penalty and loss are of similar size; with two students
-# no difference is visible. Not searched: ipc 1, other data sets, the fields of the loops.
+# Initial images of quick, and GUARD's weight at h = 3, measured on a held-out tenth of the training set: `--recipe
+# quick --split validation --image-size 16 --ipc 10 --iterations 8 --students 2 --student.epochs 250
+# --test-images 500`, seed 0, two students, percent. Only one weight was tried, at which penalty and loss are of similar
+# size; with two students no difference is visible. Not searched: ipc 1, other data sets, the fields of the loops.
 #
 #   cifar10  from noise  clean 23.5  linf 9.8     from real images  29.6  7.6     real images, weight 10  29.9  8.1
 #   mnist    from noise  clean 80.6  linf 24.3

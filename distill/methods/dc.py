@@ -95,8 +95,8 @@ class Config:
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
     augment_students: str = "auto"
-    """augmentation for training students on the set, in the syntax of `augment`. auto: `augment` if not empty, else as in
-    DC's code: dc:crop_scale_rotate on MNIST, dc:crop_noise for a ConvNet with norm=batch, none elsewhere"""
+    """augmentation for students, in the syntax of `augment`. auto: `augment` if not empty, else as in DC's code:
+    dc:crop_scale_rotate on MNIST, dc:crop_noise for a ConvNet with norm=batch, none elsewhere"""
     distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
     """distance between gradients; the paper uses layerwise"""
     chunk: Count | None = None
