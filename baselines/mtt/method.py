@@ -116,7 +116,7 @@ class Config:
                 f"expert_epochs {self.expert_epochs} need {last}"
             )
         if self.zca and self.augment.startswith("kornia:"):
-            raise ValueError("augment is of kornia, which takes no whitened images; with zca take a DSA strategy")
+            raise ValueError("augment is kornia's, which cannot augment whitened images; with zca take a DSA strategy")
         augmentation(self.augment)
 
 

@@ -580,7 +580,7 @@ def test_students_learn_at_the_learned_rate(tmp_path: Path) -> None:
         ({"lr_img": float("inf")}, "lr_img is inf"),
         ({"lr_lr": -1e-5}, "lr_lr is -1e-05"),
         ({"train_epochs": 26}, "train_epochs is 26; a start below max_start_epoch 25 and expert_epochs 3 need 27"),
-        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "takes no whitened images"),
+        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "cannot augment whitened images"),
         ({"augment": "colour"}, "unknown augmentation 'colour'"),
     ],
 )
