@@ -524,9 +524,7 @@ def test_the_protocol_of_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     free = replace(found, training=replace(found.training, steps=None))
     assert protocol(free, tmp_path, run_in(tmp_path)).epochs == 1000
-    line = (
-        "FRePo's code has student steps for 10, 100, 200, 400, 500, 1000, 2000, 5000 images; for 4 images they are 1000"
-    )
+    line = "FRePo's code has student steps for 10, 100, 200, 400, 500, 1000, 2000, 5000 images; for 4 images they"
     assert line in capsys.readouterr().err
     for broken in (replace(found, training_tensors={}), replace(found, training=MethodTraining())):
         with pytest.raises(InputError, match=r"lacks the learned labels.*--protocol standard"):
