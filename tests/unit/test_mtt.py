@@ -342,7 +342,7 @@ def test_other_data_have_other_experts(tmp_path: Path) -> None:
 def test_bad_experts_are_told(tmp_path: Path) -> None:
     teachers = made(tmp_path, 1)
     teachers.paths[0].write_bytes(b"cut")
-    with pytest.raises(InputError, match=r"000\.safetensors is no whole trajectory .* delete it"):
+    with pytest.raises(InputError, match=r"000\.safetensors is not a complete trajectory .* delete it"):
         teachers.snapshot(0, 0)
     with pytest.raises(InputError, match="expert 0 diverged in epoch"):
         made(tmp_path / "far", 1, lr=1e30)
