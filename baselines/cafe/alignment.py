@@ -99,7 +99,7 @@ def align(
         means = [layer.unflatten(0, leaf.shape[:2]).mean(1) for layer in taps(network, synthetic)]
         targets = [torch.stack(same) for same in zip(*real_means[group], strict=True)]
         weighted = zip(weights.of(len(means)), means, targets, strict=True)
-        alignment = torch.stack([w * (mine - target).square().sum() for w, mine, target in weighted]).sum()
+        alignment = torch.stack([w * (mean - target).square().sum() for w, mean, target in weighted]).sum()
         gradients += torch.autograd.grad(alignment + (by_centres[group] * means[-1]).sum(), leaf)
         terms[0] += alignment.detach()
     return torch.cat(gradients), terms

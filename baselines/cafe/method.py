@@ -154,7 +154,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
             network = build(config.backbone, like=real, generator=run.generator("network", iteration)).to(images)
-            passed = sum(iteration >= share * config.iterations for share in MILESTONES)
+            milestones = sum(iteration >= share * config.iterations for share in MILESTONES)
             losses, steps, epochs = torch.zeros(2, device=images.device), 0, 0
             accuracies: deque[float] = deque(maxlen=config.window)
             while True:
@@ -171,7 +171,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     draws=lambda c, here=here: run.generator("real_loss", *here, c),
                 )
                 velocity = 0.5 * velocity + gradient
-                images = images - 0.5**passed * config.lr_img * velocity
+                images = images - 0.5**milestones * config.lr_img * velocity
                 losses, steps = losses + loss, steps + 1
                 accuracies.append(accuracy(network, *here))
                 if steps == config.max_steps or (

@@ -148,14 +148,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         return untrained(config.backbone, config.weights, real, run.generator("network", *address)).to(device)
 
     fixed = [network(number) for number in range(config.n_nets if config.train_nets_type == "known_init" else 0)]
-    a_pass = -(-len(real) // config.batch_size)
-    an_epoch = config.epoch_iterations or a_pass
-    total, first = config.epochs * an_epoch, state["iteration"]
+    steps_per_pass = -(-len(real) // config.batch_size)
+    steps_per_epoch = config.epoch_iterations or steps_per_pass
+    total, first = config.epochs * steps_per_epoch, state["iteration"]
     batches: tuple[Tensor, ...] = ()
     with run.progress("distil", total, first) as bar:
         for iteration in range(first, total):
             start = time.perf_counter()
-            passes, batch = divmod(iteration, a_pass)
+            passes, batch = divmod(iteration, steps_per_pass)
             if batch == 0 or iteration == first:
                 shuffled = torch.randperm(len(real), generator=run.generator("order", passes)).to(device)
                 batches = shuffled.split(config.batch_size)
@@ -172,7 +172,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             for parameter, gradient in zip(learned, (by_images, *by_raw, *by_labels), strict=True):
                 parameter.grad = gradient
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * config.decay_factor ** (iteration // an_epoch // config.decay_epochs)
+                group["lr"] = config.lr * config.decay_factor ** (iteration // steps_per_epoch // config.decay_epochs)
             optimizer.step()
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             bar.update()
@@ -262,12 +262,15 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     batch = min(real, PROBE)
     networks = config.epochs * (config.epoch_iterations or -(-examples // config.batch_size)) * config.n_nets
 
-    def there_and_back(network: nn.Module, shape: tuple[int, ...]) -> None:
+    def forward_and_backward(network: nn.Module, shape: tuple[int, ...]) -> None:
         images, labels = torch.randn(1, probe, *shape), torch.zeros(1, probe, dtype=torch.long)
         hypergradient(network, images, labels, torch.full((STEPS,), config.distill_lr), images[0, :1], labels[0, :1])
 
-    taken = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
-    return [(taken, there_and_back), (networks * real / batch / STEPS, partial(training_steps, images=batch))]
+    distilled_steps = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
+    return [
+        (distilled_steps, forward_and_backward),
+        (networks * real / batch / STEPS, partial(training_steps, images=batch)),
+    ]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:

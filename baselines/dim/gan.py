@@ -203,11 +203,11 @@ class Gan:
     def _noise(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         return conditioned(labels, self.num_classes, self.settings.dim_noise, generator)
 
-    def _descend(self, which: int, loss: Tensor) -> None:
-        parameters = list((self.generator, self.critic)[which].parameters())
+    def _descend(self, index: int, loss: Tensor) -> None:
+        parameters = list((self.generator, self.critic)[index].parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
-        self.optimizers[which].step()
+        self.optimizers[index].step()
 
 
 def checked(losses: dict[str, Tensor], step: int, remedy: str) -> dict[str, float]:
@@ -246,10 +246,10 @@ def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any
             first = state["step"]
         orders = batches(len(real), size, first, total, lambda passes: stage.generator("order", passes))
         with stage.progress("generator and critic", total, first) as bar:
-            for step, which in zip(range(first, total), orders, strict=True):
+            for step, indices in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                which = which.to(device)
-                x, y = 2 * real.images[which] - 1, real.labels[which]
+                indices = indices.to(device)
+                x, y = 2 * real.images[indices] - 1, real.labels[indices]
                 losses = gan.step(x, y, lambda name, here=step: stage.generator(name, here))
                 values = checked(losses, step, "--gan-lr")
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)

@@ -179,9 +179,9 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
     gan = Gan(real.image_shape, real.num_classes, settings, torch.Generator(), device)
     part = {name: value for name, value in describe(config).items() if name not in ("backbone", "student_epochs")}
     stage = run.stage("matching", {"data": real.identity(), "config": part})
-    a_pass = len(real) // min(config.match_batch, len(real))
-    an_epoch = config.match_epoch_steps or a_pass
-    total, normalize = config.match_epochs * an_epoch, Normalize(real.mean, real.std).to(device)
+    steps_per_pass = len(real) // min(config.match_batch, len(real))
+    steps_per_epoch = config.match_epoch_steps or steps_per_pass
+    total, normalize = config.match_epochs * steps_per_epoch, Normalize(real.mean, real.std).to(device)
     siamese, single = Groups(config.augment), Groups(without_cutout(config.augment))
     with locked(stage.folder, wait=True):
         state = stage.restore()
@@ -191,17 +191,17 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
         gan.load(state or pretrained(real, settings, run), config.match_lr)
         first = 0 if state is None else state["step"]
         orders = batches(len(real), config.match_batch, first, total, partial(stage.generator, "order"))
-        network, optimizer = _network(real, config, stage, first // an_epoch)
+        network, optimizer = _network(real, config, stage, first // steps_per_epoch)
         with stage.progress("matching", total, first) as bar:
-            for step, which in zip(range(first, total), orders, strict=True):
+            for step, indices in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                if step % an_epoch == 0 or step == first:
-                    network, optimizer = _network(real, config, stage, step // an_epoch)
-                    if step % an_epoch and state is not None:
+                if step % steps_per_epoch == 0 or step == first:
+                    network, optimizer = _network(real, config, stage, step // steps_per_epoch)
+                    if step % steps_per_epoch and state is not None:
                         network.load_state_dict(state["network"])
                         optimizer.load_state_dict(state["of_network"])
                 _train(network, optimizer, real, normalize, single, config, stage, step)
-                x, y = real.images[which.to(device)], real.labels[which.to(device)]
+                x, y = real.images[indices.to(device)], real.labels[indices.to(device)]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))
 
                 def seen(pixels: Tensor, same: Any = siblings) -> Tensor:
@@ -243,8 +243,8 @@ def logit_distance(network: nn.Module, real: Tensor, made: Tensor) -> Tensor:
 
 def _network(real: ImageSet, config: Config, stage: Run, epoch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return the untrained network of an epoch and an optimizer for this network."""
-    which = int(torch.randint(len(config.pool), (), generator=stage.generator("pool", epoch)))
-    network = build(config.pool[which], like=real, generator=stage.generator("network", epoch)).to(real.labels.device)
+    number = int(torch.randint(len(config.pool), (), generator=stage.generator("pool", epoch)))
+    network = build(config.pool[number], like=real, generator=stage.generator("network", epoch)).to(real.labels.device)
     return network.train(), sgd(network, config.lr_net)
 
 
@@ -264,11 +264,11 @@ def _train(
     if count == 0:
         return
     generator = stage.generator("of the network", step)
-    which = torch.randperm(len(real), generator=generator)[:count].to(real.labels.device)
+    indices = torch.randperm(len(real), generator=generator)[:count].to(real.labels.device)
     train_epochs(
         network,
-        normalize(real.images[which]),
-        real.labels[which],
+        normalize(real.images[indices]),
+        real.labels[indices],
         optimizer,
         epochs=1,
         batch_size=size,
@@ -287,8 +287,8 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     """
     probe = PROBE if config.width <= 64 else 2  # images of a timed step, whose time is proportional to them
     first, second = (min(batch, examples) for batch in (config.gan_batch, config.match_batch))
-    of_gan = config.gan_epochs * (config.gan_epoch_steps or examples // first)
-    of_matching = config.match_epochs * (config.match_epoch_steps or examples // second)
+    gan_steps = config.gan_epochs * (config.gan_epoch_steps or examples // first)
+    matching_steps = config.match_epochs * (config.match_epoch_steps or examples // second)
     made: dict[Any, Any] = {}
 
     def adversarial_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -305,9 +305,9 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
             )
         training_steps(made[spec, shape], shape, images=min(second, probe))
 
-    each = of_matching * (config.net_steps + 1) * second / min(second, probe) / STEPS / len(config.pool)
+    each = matching_steps * (config.net_steps + 1) * second / min(second, probe) / STEPS / len(config.pool)
     return [
-        ((of_gan * first + of_matching * second) / probe, adversarial_step),
+        ((gan_steps * first + matching_steps * second) / probe, adversarial_step),
         *((each, partial(network_steps, spec=spec)) for spec in config.pool),
     ]
 

@@ -121,7 +121,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            network = _random(untrained("network", iteration)) if extractor is None else extractor
+            network = _frozen_random(untrained("network", iteration)) if extractor is None else extractor
             gradient, distance = match(
                 network,
                 images,
@@ -197,7 +197,7 @@ def _means(network: nn.Module, batches: list[Tensor]) -> Tensor:
     return torch.stack([each.mean(0) for each in features])
 
 
-def _random(network: nn.Module) -> nn.Module:
+def _frozen_random(network: nn.Module) -> nn.Module:
     """Freeze an untrained network; its BatchNorm uses the statistics of each batch, as it has no running statistics."""
     network.eval().requires_grad_(False)
     for module in network.modules():

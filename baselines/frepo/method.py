@@ -47,7 +47,7 @@ from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
 from distill.training.work import PROBE, Work, training_steps
-from distill.training.work import STEPS as TIMED
+from distill.training.work import STEPS as TIMED_STEPS
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
@@ -155,7 +155,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     real = real.in_memory() if config.zca else real
     device, count = real.images.device, real.num_classes
     space, whitening = _space(real, config, run)
-    whole = space(real.images) if isinstance(real.images, Tensor) else None
+    preprocessed = space(real.images) if isinstance(real.images, Tensor) else None
     state = run.restore() or _initial(real, ipc, space, run)
     images, labels = (state[name].to(device).requires_grad_() for name in ("images", "labels"))
     learned = [images, labels] if config.learn_label else [images]
@@ -173,11 +173,11 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for iteration in range(state["iteration"], config.iterations):
             begun = time.perf_counter()
             number = int(torch.randint(len(pool), (), generator=run.generator("pool", iteration)))
-            which = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
-            which = which.to(device)
-            x = space(real.images[which]) if whole is None else whole[which]
+            indices = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
+            indices = indices.to(device)
+            x = space(real.images[indices]) if preprocessed is None else preprocessed[indices]
             try:
-                targets = centred(real.labels[which], count).to(labels)
+                targets = centred(real.labels[indices], count).to(labels)
                 loss, accuracy = objective(pool[number].network, images, labels, x, targets, config)
                 label_loss = -margin(labels)
                 gradients = torch.autograd.grad(loss + label_loss, learned)
@@ -299,8 +299,8 @@ def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) ->
 def _update(online: Online, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
     """Train a pool network for one step on the images, or on ONLINE_BATCH random images if there are more."""
     if len(images) > ONLINE_BATCH:
-        which = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
-        images, labels = images[which], labels[which]
+        indices = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
+        images, labels = images[indices], labels[indices]
     online.optimizer.zero_grad(set_to_none=True)
     squared(online.network.train()(images), labels).backward()
     online.optimizer.step()
@@ -342,7 +342,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     return [
         (config.iterations * batch / real, features),
         (config.iterations * copies * synthetic / probe, matching_step),
-        (config.iterations * min(synthetic, ONLINE_BATCH) / probe / TIMED, online),
+        (config.iterations * min(synthetic, ONLINE_BATCH) / probe / TIMED_STEPS, online),
     ]
 
 
@@ -350,4 +350,4 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
     """Return the work of training one student with the authors' protocol."""
     batch = min(ipc * num_classes, LARGEST_BATCH)
     steps, probe = config.student_steps or steps_for(ipc * num_classes), min(batch, PROBE)
-    return [(steps * batch / probe / TIMED, partial(training_steps, images=probe))]
+    return [(steps * batch / probe / TIMED_STEPS, partial(training_steps, images=probe))]

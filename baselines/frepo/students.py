@@ -101,9 +101,9 @@ def train_regressor(
     optimizer = torch.optim.Adam(network.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step, steps, lr)
-        which = torch.arange(step * batch, (step + 1) * batch, device=images.device) % len(images)
+        indices = torch.arange(step * batch, (step + 1) * batch, device=images.device) % len(images)
         optimizer.zero_grad(set_to_none=True)
-        squared(network(augmented(images[which], strategy, generator)), labels[which]).backward()
+        squared(network(augmented(images[indices], strategy, generator)), labels[indices]).backward()
         optimizer.step()
     network.to(memory_format=torch.contiguous_format)  # the format of a network read from a file
 
@@ -129,7 +129,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
         raise InputError("the set lacks the learned labels, lr or augment of frepo; take --protocol standard")
     if labels.shape != (count, classes) or not labels.isfinite().all():
         found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
-        raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
+        raise InputError(f"the set's learned labels are {found}; {count} images need finite ({count}, {classes})")
     space = preprocessing(distilled, folder).to(distilled.labels.device)
     images, steps = space(distilled.images[:]), training.steps or steps_for(count)
     if training.steps is None and count not in STEPS:
@@ -216,9 +216,9 @@ def _translate(x: Tensor, u: Tensor) -> Tensor:
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
     size = x.shape[3]
-    side, where = size // 4, torch.arange(size, device=x.device)
+    side, pixel = size // 4, torch.arange(size, device=x.device)
     first = (u[:2] * (size - side + 1)).long()[:, :, None]
-    rows, columns = (where >= first) & (where < first + side)
+    rows, columns = (pixel >= first) & (pixel < first + side)
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 

@@ -36,7 +36,7 @@ __all__ = ["Kernel", "convnet", "fully_connected", "pair_bytes", "relu", "tiled"
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(A, C, H, W), (B, C, H, W) -> (A, B)"""
 
-HELD = 40
+TENSORS_PER_PAIR = 40
 """tensors of first-layer size per pair during the gradient, from the measured growth of a process at 16 and 32 px"""
 
 
@@ -154,7 +154,7 @@ def _every_second(c: Tensor, axis: int, start: int, stop: int) -> Tensor:
     return c[(..., slice(start, stop, 2), *(slice(None),) * (-axis - 1))]
 
 
-def _far(images: Tensor, radius: int) -> Tensor:
+def _shifted(images: Tensor, radius: int) -> Tensor:
     """Return for each pixel the pixel at each offset, 0 outside: (B, H, W) -> (B, 2 r + 1, 2 r + 1, H, W)."""
     return F.pad(images, (radius,) * 4).unfold(-2, images.shape[-2], 1).unfold(-2, images.shape[-1], 1).contiguous()
 
@@ -167,13 +167,15 @@ def _radius(depth: int, level: int) -> int:
 def _masks(images: Tensor, depth: int, last: int) -> list[Tensor]:
     """Return masks after 0, 1, ..., `last` poolings: 1 where the offset from a pixel is inside the image, else 0."""
     ones = torch.ones_like(images[:1, 0])
-    return [_far(ones[:, :side, :side], _radius(depth, n))[0] for n in range(last + 1) for side in [len(ones[0]) >> n]]
+    return [
+        _shifted(ones[:, :side, :side], _radius(depth, n))[0] for n in range(last + 1) for side in [len(ones[0]) >> n]
+    ]
 
 
 def _variances(images: Tensor, depth: int, prepend: bool, wide: float, bias: float) -> list[Tensor]:
     """Return the variance of each pixel before each relu, (N, H, W), from covariances, which pooling requires."""
     found, masks = [], _masks(images, depth - 1, depth - 1)
-    products = (channel[:, None, None] * _far(channel, _radius(depth - 1, 0)) for channel in images.unbind(1))
+    products = (channel[:, None, None] * _shifted(channel, _radius(depth - 1, 0)) for channel in images.unbind(1))
     c = sum(products, images.new_zeros(())) / images.shape[1]
     for level, mask in enumerate(masks):
         radius = _radius(depth - 1, level)
@@ -181,7 +183,7 @@ def _variances(images: Tensor, depth: int, prepend: bool, wide: float, bias: flo
         for _ in range(1 + (prepend and level == 0)):
             c = _Convolved.apply(c, wide / 9 * mask, bias * mask)
             found.append(c[:, radius, radius])
-            c, _ = relu(c, c, found[-1][:, None, None], _far(found[-1], radius))
+            c, _ = relu(c, c, found[-1][:, None, None], _shifted(found[-1], radius))
     return found
 
 
@@ -208,7 +210,7 @@ def convnet(x: Tensor, y: Tensor, *, depth: int, prepend: bool, w_std: float, b_
     ps, qs = (iter(_variances(images, depth, prepend, wide, bias)) for images in (x, y))
     masks = _masks(x, depth, depth)
     pairs = zip(x.unbind(1), y.unbind(1), strict=True)
-    products = (one[:, None, None, None] * _far(other, _radius(depth, 0)) for one, other in pairs)
+    products = (one[:, None, None, None] * _shifted(other, _radius(depth, 0)) for one, other in pairs)
     c = sum(products, x.new_zeros(())) / x.shape[1]
     t = torch.zeros_like(c)
     for level in range(depth):
@@ -216,7 +218,7 @@ def convnet(x: Tensor, y: Tensor, *, depth: int, prepend: bool, w_std: float, b_
         for _ in range(1 + (prepend and level == 0)):
             c = _Convolved.apply(c, scale, bias * masks[level])
             t = _Convolved.apply(t, scale, c)
-            c, t = relu(c, t, next(ps)[:, None, None, None], _far(next(qs), _radius(depth, level)))
+            c, t = relu(c, t, next(ps)[:, None, None, None], _shifted(next(qs), _radius(depth, level)))
         c, t = (_pooled(each, masks[level + 1]) for each in (c, t))
     c, t = (wide * each[:, :, 0, 0].mean((-2, -1)) for each in (c, t))
     return t + c + bias
@@ -225,7 +227,7 @@ def convnet(x: Tensor, y: Tensor, *, depth: int, prepend: bool, w_std: float, b_
 def pair_bytes(size: int, depth: int, dtype: torch.dtype) -> int:
     """Return the approximate memory, in bytes, of the gradient of the ConvNet's kernel for one pair of images."""
     span = min(2 * _radius(depth, 0) + 1, 2 * size - 1)
-    return HELD * span**2 * size**2 * dtype.itemsize
+    return TENSORS_PER_PAIR * span**2 * size**2 * dtype.itemsize
 
 
 # --- many images -------------------------------------------------------------------------------------------------

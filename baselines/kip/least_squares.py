@@ -47,7 +47,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
         raise InputError(f"the set lacks {', '.join(sorted(missing))} of kip's training; take --protocol standard")
     space = preprocessing(distilled, folder).to(distilled.labels.device)
     images = space(distilled.images[:])
-    an_epoch = -(-len(images) // BATCH)
+    steps_per_epoch = -(-len(images) // BATCH)
     seen = images[torch.linspace(0, len(images) - 1, min(INPUTS, len(images))).long()]
 
     def train(network: nn.Module, name: str) -> None:
@@ -63,7 +63,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
             (0.5 * (network(images[batch]) - labels[batch]).square().mean()).backward()
             optimizer.step()
 
-    return Protocol(train, -(-steps // an_epoch), preprocess=space)
+    return Protocol(train, -(-steps // steps_per_epoch), preprocess=space)
 
 
 @torch.no_grad()

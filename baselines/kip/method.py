@@ -263,7 +263,7 @@ def _initial(real: ImageSet, ipc: int, space: nn.Module, config: Config, run: Ru
 
 # --- time estimate -----------------------------------------------------------------------------------------------
 
-PROBED = (4, 1, 16, 128)
+PROBE_SIZES = (4, 1, 16, 128)
 """a timed step: target images, support images and their side in pixels (ConvNet kernel); target images (fc kernel)"""
 
 
@@ -274,12 +274,12 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     """
     support, target = ipc * num_classes, min(config.target_batch, examples)
     is_fc = config.kernel == "fc"
-    targets, images = (min(PROBED[3], target), support) if is_fc else PROBED[:2]
+    targets, images = (min(PROBE_SIZES[3], target), support) if is_fc else PROBE_SIZES[:2]
     labels, kernel = centred(torch.zeros(images, dtype=torch.long), num_classes).double(), _kernel(config)
 
     def step(network: nn.Module, shape: tuple[int, ...]) -> None:
         channels, size, _ = shape
-        corner = size if is_fc else min(size, PROBED[2])
+        corner = size if is_fc else min(size, PROBE_SIZES[2])
         chunk = _chunk(config, size) if is_fc else targets // 2  # tiles, whose kernel is computed twice, as in a run
         for _ in range(-(-(size**2) // corner**2)):
             x, y = (torch.randn(n, channels, corner, corner, dtype=labels.dtype) for n in (images, targets))

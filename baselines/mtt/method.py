@@ -237,11 +237,11 @@ def _batch(
     images: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the augmented images of a step and their labels."""
-    which = order[step].to(images.device)
-    x = images[which]
+    indices = order[step].to(images.device)
+    x = images[indices]
     if siamese is not None:
         x = siamese.apply(x, siamese.sample(len(x), tuple(x.shape[1:]), generator(step)))
-    return x, labels[which]
+    return x, labels[indices]
 
 
 @torch.no_grad()

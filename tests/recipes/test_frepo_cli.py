@@ -158,4 +158,4 @@ def test_damaged_labels_are_told(data: Path, tmp_path: Path, capsys: pytest.Capt
     found.save(path)
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--protocol", "own"]
     assert run("evaluate", tmp_path / place(data), *options) == 2
-    assert "learned labels are (4, 2) and not all finite; 4 images have finite (4, 2)" in capsys.readouterr().err
+    assert "learned labels are (4, 2) and not all finite; 4 images need finite (4, 2)" in capsys.readouterr().err
