@@ -1,13 +1,14 @@
-"""Coresets: real images, chosen. What a distilled set must beat.
+"""Coresets: subsets of the real images, a baseline that a distilled set must beat.
 
-random   as many random images of each class.
-herding  greedily the image that brings the mean feature of those chosen nearest to the mean of the class (Welling 2009;
-         without replacement, as in iCaRL, Rebuffi et al. 2017, arXiv 1611.07725, algorithm 4).
-kcenter  greedily the image that is farthest from those chosen (Sener & Savarese 2018, arXiv 1708.00489, algorithm 1),
-         in each class; the first is the image nearest to the mean of the class.
+random   random images of each class.
+herding  repeatedly adds the image that brings the mean feature of the subset nearest to the mean of the class (Welling
+         2009; without replacement, as in iCaRL, Rebuffi et al. 2017, arXiv 1611.07725, algorithm 4).
+kcenter  starts with the image nearest to the mean of the class, then repeatedly adds the image that is farthest from
+         the subset (Sener & Savarese 2018, arXiv 1708.00489, algorithm 1), separately in each class.
 
-Features are what the last layer of a network is given that was trained on the real data. Papers that compare with
-coresets do not say how long theirs was trained; here `extractor_epochs` of SGD (momentum 0.9, weight decay 5e-4).
+Features are the input of the last layer of a network that was trained on the real data. Papers that compare with
+coresets do not say how long they trained that network; here it is `extractor_epochs` of SGD (momentum 0.9, weight decay
+5e-4).
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ Choice = Literal["random", "herding", "kcenter"]
 
 @dataclass(frozen=True)
 class Config:
-    """How images are chosen.
+    """How images are selected.
 
     Raises:
         ValueError: a field is out of its range.
@@ -49,15 +50,15 @@ class Config:
     choice: Annotated[Choice, tyro.conf.Suppress]
     """random, herding or kcenter"""
     backbone: str = "convnet"
-    """network whose features are compared, and that students have"""
+    """network that extracts features, and network of the students"""
     extractor_epochs: Count = 20
-    """epochs of that network on the real data; `random` trains none"""
+    """training epochs of the feature extractor on the real data; `random` has no extractor"""
     batch_train: Count = 256
-    """real images of a step"""
+    """real images per training step of the extractor"""
     lr_net: Positive = 0.01
-    """learning rate (SGD, momentum 0.9)"""
+    """learning rate of the extractor (SGD, momentum 0.9)"""
     augment: str = ""
-    """augmentation of the students' training: "" for none, a DSA strategy, or kornia:..."""
+    """augmentation for training students: "" for none, a DSA strategy, or kornia:..."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -66,13 +67,13 @@ class Config:
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
-    """Choose `ipc` real images of each class; the training of the extractor continues where it was cut short.
+    """Select `ipc` real images of each class; an interrupted training of the extractor resumes.
 
     Args:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, progress and stages.
+        run: supplies random generators, the progress bar and stages.
 
     Returns:
         the images, sorted by class, in pixels, on the device of `real`.
@@ -87,7 +88,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         features = _features(real, config, run)
         choose = herding if config.choice == "herding" else k_center
         members = [(real.labels == c).nonzero().flatten() for c in classes]
-        images = [real.images[who[choose(features[who], ipc)]] for who in members]
+        images = [real.images[indices[choose(features[indices], ipc)]] for indices in members]
     return DistilledSet.of(
         real,
         torch.cat(images),
@@ -98,58 +99,58 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def herding(features: Tensor, n: int) -> Tensor:
-    """Return the indices (n,) of a class's images, in the order in which herding takes them, from features (N, D).
+    """Return the indices (n,) of the selected images of a class, in herding's order, from features (N, D).
 
     >>> herding(torch.tensor([[0.0], [1.0], [5.0], [6.0]]), 2).tolist()  # the mean is 3: 1 is nearest, then (1 + 5) / 2
     [1, 2]
     """
-    mean, total, chosen = features.mean(0), torch.zeros_like(features[0]), []
+    mean, total, selected = features.mean(0), torch.zeros_like(features[0]), []
     free = torch.ones(len(features), dtype=torch.bool, device=features.device)
     for k in range(1, n + 1):
         distance = (mean - (total + features) / k).square().sum(1)
-        chosen.append(distance.where(free, torch.inf).argmin())
-        free[chosen[-1]] = False
-        total = total + features[chosen[-1]]
-    return torch.stack(chosen)
+        selected.append(distance.where(free, torch.inf).argmin())
+        free[selected[-1]] = False
+        total = total + features[selected[-1]]
+    return torch.stack(selected)
 
 
 def k_center(features: Tensor, n: int) -> Tensor:
-    """Return the indices (n,) of a class's images, in the order of the greedy k-center, from features (N, D).
+    """Return the indices (n,) of the selected images of a class, in greedy k-center order, from features (N, D).
 
     >>> k_center(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), 3).tolist()  # the mean is 3.75: 5, then 0, then 9
     [2, 0, 3]
     """
-    chosen = [(features - features.mean(0)).square().sum(1).argmin()]
+    selected = [(features - features.mean(0)).square().sum(1).argmin()]
     nearest = torch.full_like(features[:, 0], torch.inf)
     for _ in range(n - 1):
-        nearest = torch.minimum(nearest, (features - features[chosen[-1]]).square().sum(1))
-        nearest[chosen[-1]] = -1.0  # equal images do not come twice
-        chosen.append(nearest.argmax())
-    return torch.stack(chosen)
+        nearest = torch.minimum(nearest, (features - features[selected[-1]]).square().sum(1))
+        nearest[selected[-1]] = -1.0  # identical images are not selected twice
+        selected.append(nearest.argmax())
+    return torch.stack(selected)
 
 
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
-    """Return the features (N, D) of a network trained on the real images, which runs of any ipc and choice share."""
+    """Return features (N, D) of the real images; runs with any ipc and choice share the trained extractor."""
     fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment")}
     stage = run.stage("extractor", {"data": real.identity(), "extractor": fields})
     network = build(config.backbone, like=real, generator=stage.generator("network")).to(real.images.device)
-    embedding(network.eval(), real.images[:2])  # refuses a network without features before hours of training
+    embedding(network.eval(), real.images[:2])  # rejects a network without features before hours of training
     images = Normalize(real.mean, real.std).to(real.images.device)(real.in_memory().images)
     name = "extractor.safetensors"
     with locked(stage.folder, wait=True):
-        if (kept := stage.read_tensors(name)) is None:
+        if (stored := stage.read_tensors(name)) is None:
             _train(network, images, real.labels, config, stage)
             stage.write_tensors(name, network.state_dict(), {"backbone": config.backbone})
             stage.finish()
         else:
-            network.load_state_dict(kept[0])
+            network.load_state_dict(stored[0])
     network.eval()
     with torch.no_grad():
         return torch.cat([embedding(network, part) for part in images.split(500)])
 
 
 def _train(network: nn.Module, images: Tensor, labels: Tensor, config: Config, stage: Run) -> None:
-    """Train the extractor in place; a killed training goes on from its checkpoint."""
+    """Train the extractor in place; resumes from its checkpoint."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     done = 0
     if (state := stage.restore()) is not None:
@@ -168,7 +169,7 @@ def _train(network: nn.Module, images: Tensor, labels: Tensor, config: Config, s
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what the choice consists of, for an estimate: the steps of the extractor's training."""
+    """Return the work of the selection for the time estimate: the training steps of the extractor."""
     if config.choice == "random":
         return []
     small = min(config.batch_train, PROBE)

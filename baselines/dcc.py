@@ -1,19 +1,21 @@
-"""Dataset condensation with contrastive signals: DC, DSA and GUARD's DC on the gradient of all classes together.
+"""Dataset condensation with contrastive signals: DC, DSA and GUARD's DC that match the gradient of all classes jointly.
 
 DCC:  "Dataset Condensation with Contrastive Signals", Lee et al., ICML 2022 (arXiv 2202.02916):
 
     min over S of  sum over steps t of  D( grad_theta mean_c L(S_c, theta_t), grad_theta mean_c L(T_c, theta_t) )
 
-where DC (`distill.methods.dc`, whose loop this is) sums a distance for each class: what tells the classes apart is in
-the sum of their gradients, and most of what they have in common is not. Matched so from iteration `outer_warmup` on,
-and before it from step `inner_warmup` of an iteration on; elsewhere class by class, as DC does.
+DC (`distill.methods.dc`, whose loop this module uses) instead sums one distance per class. The sum of the class
+gradients keeps the differences between classes and drops most of what the classes have in common. All steps from
+iteration `outer_warmup` on match classes jointly; earlier iterations do so from step `inner_warmup` on. All other steps
+match class by class, as DC does.
 
-dsac:      the same with DSA's siamese augmentation, drawn once for both batches of a class.
-guard_dcc: the same with the curvature-regularised loss on the real batches, in the one field real_loss, where GUARD has
-           it in DC (Xue et al., arXiv 2403.10045, section 7.1). Neither paper has it.
+dsac:      DCC with DSA's siamese augmentation, drawn once for both batches of a class.
+guard_dcc: DCC with the curvature-regularised loss on the real batches; only the field real_loss differs. GUARD uses the
+           loss in DC in the same way (Xue et al., arXiv 2403.10045, section 7.1). Neither paper has this combination.
 
-Deviations from the official code: those of `distill.methods.dc`; the gradient of S is taken in two passes, the second
-for a group of classes at a time (by the chain rule through the sum), which needs one group's memory.
+Deviations from the official code: those of `distill.methods.dc`; the gradient with respect to S is computed in two
+passes, the second for one group of classes at a time (by the chain rule through the sum), which needs the memory of one
+group.
 """
 
 from collections.abc import Callable
@@ -41,23 +43,23 @@ from robust.ranges import Whole, check_ranges
 __all__ = ["LOOPS", "METHODS", "Config", "distill", "match", "settled", "work"]
 
 LOOPS = dc.LOOPS | {1: (10, 5)}
-"""ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
+"""ipc -> (matching steps per iteration, epochs on S between two matching steps): the official table."""
 
 
 @dataclass(frozen=True)
 class Config(dc.Config):
-    """DC's settings, and when the classes are matched together.
+    """DC's settings, and the steps in which classes are matched jointly.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
     init: Literal["noise", "real"] = "real"
-    """first images: standard normal in normalised space, or random real ones of the class"""
+    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
     outer_warmup: Whole = 250
-    """iterations before all classes are matched together in every step"""
+    """number of warm-up iterations; after them every step matches all classes jointly"""
     inner_warmup: Whole = 10
-    """steps of an iteration before they are, while those last"""
+    """in a warm-up iteration, number of steps that match class by class before the joint steps"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -67,7 +69,7 @@ class Config(dc.Config):
 
 
 def settled(config: Config, ipc: int) -> Config:
-    """Return the config with the loops of an ipc in it, from the table where it has none.
+    """Return the config with outer_loop and inner_loop filled in from the table for this ipc if they are None.
 
     >>> [settled(Config(CrossEntropy()), ipc).inner_loop for ipc in (1, 5, 10)]
     [5, 25, 50]
@@ -83,7 +85,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars and progress.
+        run: supplies random generators, checkpoints, scalars and the progress bar.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -106,34 +108,34 @@ def match(
     draws: Callable[[int], torch.Generator] | None = None,
     compiled: CompiledGradients | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of the distance of all classes together, with respect to the synthetic images.
+    """Return the gradient of the joint distance of all classes with respect to the synthetic images.
 
     Args:
         network: in evaluation mode.
         images: (K, ipc, C, H, W), normalised.
-        config: real_loss, distance and chunk are read.
-        real_batch: class -> its real images (N, C, H, W), normalised.
+        config: only real_loss, distance and chunk are used.
+        real_batch: class -> real images of the class (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
-        generator: class -> generator of its augmentation's parameters.
-        draws: class -> generator of a random real_loss; None where it is not random.
-        compiled: programs for the gradients of the real batches; None to run them eagerly.
+        generator: class -> generator for the parameters of the augmentation.
+        draws: class -> generator for a random real_loss; None for a loss without randomness.
+        compiled: compiled programs for the gradients of the real batches; None: run eagerly.
 
     Returns:
-        the gradient, shaped as `images`, and (2,): K times the distance, so that a class's share is the distance, and
-        the sum over classes of the real loss.
+        the gradient, shaped like `images`, and a tensor (2,): K times the distance (so that the mean over classes is
+        the distance), and the real loss summed over classes.
     """
     teacher, count = dc.teacher_of(network, config, images.device, compiled), len(images)
     parameters = [p for p in network.parameters() if p.requires_grad]
     total, target = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    leaf, ours, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
+    leaf, views, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
     for class_, synthetic in enumerate(leaf):
         synthetic, real_loss, gradients = dc.real_side(
             class_, synthetic, teacher, real_batch, siamese, generator, draws
         )
         losses[1] += real_loss
         target = [t + g / count for t, g in zip(target, gradients, strict=True)]
-        ours.append(synthetic)
-    augmented = torch.stack(ours)
+        views.append(synthetic)
+    augmented = torch.stack(views)
     groups = torch.arange(count, device=images.device).split(TOGETHER if overhead_bound(images[0]) else 1)
 
     def labels(classes: Tensor) -> Tensor:
@@ -148,25 +150,25 @@ def match(
 
     inner = []
     for classes in groups:
-        part = augmented[classes].detach().requires_grad_()
-        gradients = gradients_by_class(network, part.flatten(0, 1)[None], labels(classes)[None])
+        group = augmented[classes].detach().requires_grad_()
+        gradients = gradients_by_class(network, group.flatten(0, 1)[None], labels(classes)[None])
         value = torch.stack([(o * g[0]).sum() for o, g in zip(outer, gradients, strict=True)]).sum()
-        inner += torch.autograd.grad(value * (len(classes) / count), part)
+        inner += torch.autograd.grad(value * (len(classes) / count), group)
     losses[0] += distance.detach() * count
     return torch.autograd.grad(augmented, leaf, torch.cat(inner))[0], losses
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: that of DC, whose steps cost about the same."""
+    """Return the work of a distillation for the time estimate: that of DC, whose steps cost about the same."""
     return dc.work(settled(config, ipc), ipc, num_classes, examples)
 
 
 # --- recipes -----------------------------------------------------------------------------------------------------
 
-# Warm-up of quick, on a tenth of the training set held out: `dcc cifar10 --recipe quick --split validation --image-size
-# 16 --ipc 10 --iterations 10 --students 2 --student.epochs 250 --test-images 500`, seed 0, two students, percent: clean
-# 29.8, linf 8.8 without (--outer-warmup 0), 30.5, 10.7 with 5 iterations of it. Quick has the paper's quarter. GUARD's
-# weights are those that were searched for DC; on DCC they were not.
+# Warm-up of quick, measured on a held-out tenth of the training set: `dcc cifar10 --recipe quick --split validation
+# --image-size 16 --ipc 10 --iterations 10 --students 2 --student.epochs 250 --test-images 500`, seed 0, two students,
+# percent. Without warm-up (--outer-warmup 0): clean 29.8, linf 8.8; with 5 warm-up iterations: 30.5, 10.7. Quick warms
+# up for a quarter of its iterations, as the paper does. GUARD's weights were searched for DC, not for DCC.
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:

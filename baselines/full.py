@@ -1,10 +1,11 @@
-"""The whole training set in place of a distilled one: what no distilled set is expected to reach.
+"""The whole training set instead of a distilled set: an upper bound for distilled sets.
 
---ipc does not count, and nothing is distilled; the set's file is a copy of all images.
+--ipc is ignored, and nothing is distilled; the set's file is a copy of all images.
 
-How long students train: a distilled set of ten images a class is one batch, so that the field's 1000 epochs are as many
-steps. `quick` takes about as many steps on the real images, `paper` 300 epochs, as DC-BENCH does by default (Cui et
-al. 2022, arXiv 2207.09639). The papers that print such rows (84.8 on CIFAR-10, 99.6 on MNIST) do not say.
+Length of student training: a distilled set with ten images per class is one batch, so the field's usual 1000 epochs are
+1000 steps. `quick` takes about 1000 steps on the real images; `paper` takes 300 epochs, the default of DC-BENCH (Cui et
+al. 2022, arXiv 2207.09639). The papers that report this upper bound (84.8 on CIFAR-10, 99.6 on MNIST) do not say how
+long they trained.
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +25,12 @@ __all__ = ["METHODS", "Config", "distill", "work"]
 
 @dataclass(frozen=True)
 class Config:
-    """How students on the whole set are made."""
+    """How students are trained on the whole training set."""
 
     backbone: str = "convnet"
     """network of the students"""
     augment: str = ""
-    """augmentation of their training: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
+    """augmentation of student training: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -42,7 +43,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         run: not used, as nothing is drawn.
 
     Returns:
-        the images in pixels, sorted by class, on their device.
+        all images in pixels, sorted by class, on the device of `real`.
 
     Raises:
         InputError: the images are too large for memory.
@@ -55,20 +56,20 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what the distillation consists of, for an estimate: nothing."""
+    """Return the work of the distillation for the time estimate: none."""
     return []
 
 
 STEPS = 1000
-"""of a student in `quick`, about"""
-OF_PARTS = 10_000
-"""training images that a set is taken for of which users bring any number of classes"""
+"""approximate training steps of a student in `quick`"""
+ASSUMED_EXAMPLES = 10_000
+"""assumed number of training images for a data set of which users supply any number of classes"""
 
 
 def _recipe(name: str, facts: Facts, ipc: int) -> Recipe:
     if name == "paper":
         return Recipe(Config(convnet_for(facts.depth)), Evaluation(5, student=Training(epochs=300)))
-    examples = OF_PARTS if facts.parts else facts.examples
+    examples = ASSUMED_EXAMPLES if facts.parts else facts.examples
     epochs = max(1, round(STEPS / max(1, examples / Training.batch_size)))  # E + 1 are run
     config = Config(convnet_for(facts.depth, 32))
     return Recipe(config, Evaluation(3, test_images=2000, student=Training(epochs=epochs)))

@@ -1,4 +1,4 @@
-"""CAFE: a few images whose features are, layer by layer and on average over a class, those of the real images.
+"""CAFE: synthetic images whose mean features match those of the real images of a class in every layer.
 
 "CAFE: Learning to Condense Dataset by Aligning Features", Wang et al., CVPR 2022 (arXiv 2203.01531). In a network
 theta, with f_l the output of its activation l, f_L what its classifier sees, and c_k(S) = mean f_L(S_k) the centre of a
@@ -7,23 +7,25 @@ class:
     min over S of  sum over layers l and classes k of  w_l || mean f_l(S_k) - mean f_l(T_k) ||^2
                    + inner_weight * sum over real images (x, y) of  CE( (f_L(x) . c_k(S))_k, y )
 
-so that the centres of S also classify real images. theta comes from a dynamic bi-level optimisation: a new network is
-trained on S between two steps of the images until its accuracy on real images moved by more than lambda_2, and given
-up for another one when that accuracy, looked at after each step of the images, has come to rest within lambda_1.
+so that the centres of S also classify real images. theta follows a dynamic bi-level optimisation: between two steps of
+the images, the network is trained on S until its accuracy on real images has changed by more than lambda_2. The
+accuracy is also measured after each step of the images; once it stays within lambda_1, a new network is initialised.
 
-cafe_dsa:   the same with DSA's siamese augmentation on both batches of a class, in the training on S, and of students.
-guard_cafe: CE in the second term, the one loss of real images here that S has a part in, becomes GUARD's loss (Xue et
-            al., arXiv 2403.10045, eq. 8): the centres of S shall classify real images by a loss that bends little
-            around them. It is `cafe` with one other field, real_loss; neither paper has it. Of the other places,
-            CE(net(T)), which the official code adds, has no gradient by S; and a network trained robustly on S or on
-            T would be a robust extractor of features, which leaves no robustness in S (GUARD's appendix B; guard_dm).
+cafe_dsa:   CAFE with DSA's siamese augmentation of both batches, of the training on S, and of student training.
+guard_cafe: GUARD's loss (Xue et al., arXiv 2403.10045, eq. 8) replaces CE in the second term, the only loss of real
+            images that depends on S, so that real images are classified by the centres of S with a loss of low
+            curvature. Only the field real_loss differs from `cafe`; neither paper has this combination. Two
+            alternatives were rejected: CE(net(T)), which the official code adds, has no gradient with respect to S; and
+            a network trained robustly on S or T would be a robust feature extractor, which does not make S robust
+            (GUARD's appendix B; guard_dm).
 
-Deviations from the official code, which has CIFAR-10 and ConvNet-3 built in: both loops end after `max_steps` and
-`max_epochs` where their criterion is never met (there: never); each accuracy starts from nothing (there a K-th of the
-one before is added); layers are tapped by hooks, any network (the two equal terms of the last pooling and its
-flattening are one of twice the weight); networks match in evaluation mode, BatchNorm as in DC (there: each batch's
-statistics); K iterations, not K + 1; the learning rate falls at the same fractions of any K; classes go one after
-another through the network (the sums are the same); CE(net(T)) is left out; seeds are addressed.
+Deviations from the official code, which supports only CIFAR-10 and ConvNet-3: both loops stop after `max_steps` and
+`max_epochs` if their criterion is not met (the official loops do not stop); each accuracy is computed from zero (the
+official code adds a K-th of the previous accuracy); layers are tapped by hooks, in any network (the two equal terms of
+the last pooling and its flattened form are one term with twice the weight); networks match in evaluation mode, with
+BatchNorm as in DC (the official code uses the statistics of each batch); K iterations, not K + 1; the learning rate
+falls at the same fractions of any K; classes go through the network one after another (the sums are the same);
+CE(net(T)) is omitted; each random draw has a separate seed (`Run.generator`).
 """
 
 import time
@@ -54,57 +56,57 @@ from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_r
 __all__ = ["Config", "distill", "weights", "work"]
 
 REMEDY = ("--lr-img", "--lr-net")
-"""flags that an alignment diverges by, beside the strength of its loss"""
+"""flags to reduce when the alignment diverges, besides the strength of the loss"""
 MILESTONES = (0.6, 0.8, 0.9)
-"""of the iterations: where the learning rate of the images is halved (1200, 1600 and 1800 of 2000)"""
+"""fractions of the iterations at which the learning rate of the images is halved (1200, 1600 and 1800 of 2000)"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The method's settings; the names are the official code's where it has them.
+    """The method's settings, named as in the official code where possible.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
     real_loss: Loss
-    """loss with which centres of S classify real images; h in normalised units, eps and sigma in pixels of [0, 1]"""
+    """loss on real images, classified by the centres of S; h in normalised units, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
-    """network of the features, and of students: a name of `bash run.sh list`, options after a colon"""
+    """network that extracts features, and network of students: a name from `bash run.sh list`, options after a colon"""
     iterations: Count = 2000
-    """K: networks, one after another"""
+    """K: number of iterations, each with a new network"""
     max_steps: Count = 100
-    """steps of the images with one network, at most; the official code has no end"""
+    """most steps of the images with one network; the official code has no limit"""
     max_epochs: Count = 100
-    """epochs of the network on S between two of them, at most; the official code has no end"""
+    """most epochs of the network on S between two steps of the images; the official code has no limit"""
     lambda_1: Fraction = 0.04
-    """a network is given up when its last `window` accuracies between steps of the images span less than this"""
+    """a network is replaced when its last `window` accuracies after steps of the images span less than this"""
     lambda_2: Fraction = 0.03
-    """its training on S ends when the last `window` accuracies between epochs span more than this"""
+    """training of the network on S ends when the last `window` accuracies after epochs span more than this"""
     window: Annotated[int, Range(least=2)] = 10
-    """accuracies that are compared"""
+    """number of accuracies whose span is compared with lambda_1 and lambda_2"""
     batch_watch: Count = 128
-    """real images of a class that an accuracy is measured on, drawn anew for each"""
+    """real images per class for measuring an accuracy, drawn anew each time"""
     batch_real: Count = 256
-    """real images of a class in a step of the images"""
+    """real images per class in a step of the images"""
     batch_train: Count = 256
-    """synthetic images of a step of the network"""
+    """synthetic images per training step of the network"""
     lr_img: Positive = 0.1
     """learning rate of the images (SGD, momentum 0.5), normalised units; halved at MILESTONES"""
     lr_net: Positive = 0.01
     """learning rate of the network (SGD, no momentum)"""
     first_weight: NonNegative = 1.0
-    """of what the last pooling gives: besides the 1 of its flattened form, so that both are 1 + this"""
+    """weight of the last pooling; its flattened form has weight 1, so the total is 1 + first_weight"""
     second_weight: NonNegative = 1.0
-    """of the last activation"""
+    """weight of the last activation"""
     third_weight: NonNegative = 0.1
-    """of the activation before it"""
+    """weight of the second last activation"""
     fourth_weight: NonNegative = 0.1
-    """of the one before that, and of all earlier ones"""
+    """weight of all earlier activations"""
     inner_weight: NonNegative = 0.01
-    """of the centres' loss, summed over real images"""
+    """weight of the loss of the centres, summed over real images"""
     init: Literal["noise", "real"] = "noise"
-    """first images: standard normal in normalised space, or random real ones of the class"""
+    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
@@ -112,9 +114,9 @@ class Config:
         check_ranges(self)
         augmentation(self.augment)
         if fields := self.real_loss.only_in_training:
-            raise ValueError(f"real_loss has {fields}, for training a teacher; networks align frozen")
+            raise ValueError(f"real_loss has {fields}, for training a teacher; aligned networks are frozen")
         if self.real_loss.traits.strength and self.inner_weight == 0:
-            raise ValueError("inner_weight is 0, so real_loss has no part in anything; it must be > 0")
+            raise ValueError("inner_weight is 0, so real_loss is not used; it must be > 0")
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -124,7 +126,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars and progress.
+        run: supplies random generators, checkpoints, scalars and the progress bar.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -152,9 +154,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
             network = build(config.backbone, like=real, generator=run.generator("network", iteration)).to(images)
-            passed = sum(iteration >= share * config.iterations for share in MILESTONES)
+            milestones = sum(iteration >= share * config.iterations for share in MILESTONES)
             losses, steps, epochs = torch.zeros(2, device=images.device), 0, 0
-            seen: deque[float] = deque(maxlen=config.window)
+            accuracies: deque[float] = deque(maxlen=config.window)
             while True:
                 here = (iteration, steps)
                 freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
@@ -169,12 +171,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                     draws=lambda c, here=here: run.generator("real_loss", *here, c),
                 )
                 velocity = 0.5 * velocity + gradient
-                images = images - 0.5**passed * config.lr_img * velocity
+                images = images - 0.5**milestones * config.lr_img * velocity
                 losses, steps = losses + loss, steps + 1
-                seen.append(accuracy(network, *here))
-                if steps == config.max_steps or (len(seen) == config.window and _span(seen) < config.lambda_1):
+                accuracies.append(accuracy(network, *here))
+                if steps == config.max_steps or (
+                    len(accuracies) == config.window and _span(accuracies) < config.lambda_1
+                ):
                     break
-                epochs += _train_until_it_moved(
+                epochs += _train_until_accuracy_changes(
                     network,
                     images.flatten(0, 1),
                     labels,
@@ -185,7 +189,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 )
             alignment, discrimination = (losses / steps).tolist()
             check_finite("the alignment", iteration, {"alignment": alignment, "discrimination": discrimination}, remedy)
-            scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": seen[-1]}
+            scalars = {"alignment": alignment, "discrimination": discrimination, "accuracy": accuracies[-1]}
             bar.set_postfix(loss=f"{alignment + discrimination:.4g}", steps=steps, epochs=epochs, refresh=False)
             bar.update()
             seconds = time.perf_counter() - start
@@ -201,7 +205,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 
 def weights(config: Config) -> Weights:
-    """Return the weights of the terms of a step.
+    """Return the weights of the terms from the config.
 
     >>> from robust import CrossEntropy
     >>> weights(Config(CrossEntropy()))
@@ -228,12 +232,12 @@ def _span(values: deque[float]) -> float:
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, batches: Any) -> float:
-    """Return the mean over classes of the share of its images that the network gets right."""
+    """Return the accuracy of the network, averaged over classes; `batches` has one batch of images per class."""
     rates = [(network(batch).argmax(1) == class_).float().mean() for class_, batch in enumerate(batches)]
     return torch.stack(rates).mean().item()
 
 
-def _train_until_it_moved(
+def _train_until_accuracy_changes(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -243,35 +247,35 @@ def _train_until_it_moved(
     accuracy: Callable[[int], float],
     augment: Augmentation | None,
 ) -> int:
-    """Train a network on S, epoch by epoch, until its accuracies span more than lambda_2; return how many.
+    """Train a network on S, epoch by epoch, until its accuracies span more than lambda_2.
 
     Args:
         network: is trained in place.
         images: (N, C, H, W), normalised.
         labels: (N,).
-        config: lr_net, batch_train, window, lambda_2 and max_epochs are read.
-        generator: epoch -> its generator.
-        accuracy: epoch -> the accuracy on real images after it.
-        augment: augmentation of an epoch's images, or None.
+        config: only lr_net, batch_train, window, lambda_2 and max_epochs are used.
+        generator: epoch -> random generator of the epoch.
+        accuracy: epoch -> accuracy on real images after the epoch.
+        augment: augmentation of the images, or None.
 
     Returns:
-        the epochs.
+        the number of epochs.
     """
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net)
     options = {"epochs": 1, "batch_size": config.batch_train, "augmentation": augment}
-    seen: deque[float] = deque(maxlen=config.window)
+    accuracies: deque[float] = deque(maxlen=config.window)
     for epoch in range(config.max_epochs):
         train_epochs(network, images, labels, optimizer, generator=generator(epoch), **options)
-        seen.append(accuracy(epoch))
-        if len(seen) == config.window and _span(seen) > config.lambda_2:
+        accuracies.append(accuracy(epoch))
+        if len(accuracies) == config.window and _span(accuracies) > config.lambda_2:
             return epoch + 1
     return config.max_epochs
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    Both loops are counted as ending with their first full window of accuracies, the earliest that they can.
+    Both loops are assumed to end with their first full window of accuracies, the earliest possible end.
     """
     real, watched = min(config.batch_real, PROBE), min(config.batch_watch, PROBE)
     small = min(config.batch_train, ipc * num_classes, PROBE)

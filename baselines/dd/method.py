@@ -1,33 +1,35 @@
-"""Dataset distillation (DD): a few images, and the learning rates to take them with, for one short training.
+"""Dataset distillation (DD): a few images and learning rates for one short training.
 
     min over x, eta of  E over theta_0 and real batches B of  L_B(theta_S)
     theta_(s+1) = theta_s - eta_s grad_theta L(x_(s mod T), y_(s mod T); theta_s),   s = 0 ... S - 1,   S = T E
 
-The training is S steps of plain gradient descent: T steps, each with images of its own, E times over; a step has one
-learning rate each time, eta = softplus(raw) > 0. L is the mean cross-entropy; theta_0 is drawn anew in each iteration
-(or is one of a few fixed networks). Images, raw learning rates and, in SLDD, labels are moved by Adam in normalised
-space, unclamped. `--ipc` counts the images of a class in the whole set: `distill_steps` T shares them out, so that the
-paper's ten images are ten steps with one image of each class.
+The training is S steps of plain gradient descent: T steps with different images, repeated E times. Each of the S steps
+has a separate learning rate eta = softplus(raw) > 0. L is the mean cross-entropy; theta_0 is drawn anew in each
+iteration (or is one of a few fixed networks). Adam optimises the images, the raw learning rates and, in SLDD, the
+labels, in normalised space without clamping. `--ipc` counts the images of a class in the whole set. `distill_steps` T
+divides them among the steps: the paper's ten images are ten steps with one image of each class.
 
 DD:   "Dataset Distillation", Wang, Zhu, Torralba, Efros, 2018 (arXiv 1811.10959), algorithm 1.
 SLDD: "Soft-Label Dataset Distillation and Text Dataset Distillation", Sucholutsky & Schonlau, IJCNN 2021 (arXiv
-      1910.02551): labels are learned too, from one-hot ones, under no constraint: they may be negative or above 1.
+      1910.02551): labels are learned too. They start one-hot and are unconstrained: they may be negative or above 1.
 
-The gradient is exact. Going back from the last step, the cotangent lambda of theta_(s+1) becomes that of theta_s:
+The gradient is exact. Backwards from the last step, the cotangent lambda of theta_(s+1) is turned into the cotangent of
+theta_s:
 
     lambda = grad L_B(theta_S);   with g_s = grad_theta L(x, y; theta_s), for s = S - 1 ... 0:
     d eta_s = -<lambda, g_s>,   d(x, y) += -eta_s d<lambda, g_s>/d(x, y),   lambda += -eta_s d<lambda, g_s>/d theta_s
 
-Each step is taken again on the way back, so that memory holds one step's graph; all graphs, as in the official code,
-would save 15 to 20 % of the time (LeNet and ConvNet at 16 px, S = 10).
+The backward pass recomputes each step, so that memory holds the graph of one step. Keeping all graphs, as the official
+code does, would save 15 to 20 % of the time (LeNet and ConvNet at 16 px, S = 10).
 
-A set's `training` has what `protocol` needs: `order`, for each of the T steps the indices of its images; `lrs` and
-`weights`; `fixed`, the seeds of known networks, empty where each student has its own. SLDD's labels are its own
-"labels"; students of the standard protocol take the probabilities nearest to them.
+`training` of a set stores what `protocol` needs: `order`, the indices of the images of each of the T steps; `lrs` and
+`weights`; `fixed`, the seeds of known networks, empty if each student starts from different weights. SLDD's learned
+labels are stored in `training_tensors["labels"]`; students of the standard protocol use the nearest probabilities.
 
-Deviations from the official codes: the data set's own mean and std (theirs for CIFAR-10 has std .247 .243 .261); the
-network in evaluation mode as a whole, so without dropout, and none with BatchNorm; two classes are two logits, not
-one; sorted by class; seeds are addressed. Not here: networks from files, SLDD's other first labels and its softmax.
+Deviations from the official codes: images are normalised with the mean and std of our data sets (the official std for
+CIFAR-10 is .247 .243 .261); the whole network is in evaluation mode, hence without dropout, and BatchNorm is rejected;
+two classes are two logits, not one; images are sorted by class; each random draw has a separate seed (`Run.generator`).
+Not implemented: networks from files, SLDD's other initial labels and its softmax.
 """
 
 import time
@@ -56,57 +58,57 @@ from robust.ranges import Count, Positive, Range, check_ranges
 __all__ = ["Config", "distill", "protocol", "student_work", "work"]
 
 REMEDY = "--distill-lr or --lr"
-"""flags that a distillation diverges by"""
+"""flags to reduce when the distillation diverges"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The method's settings; the names are the official code's where it has them.
+    """The method's settings, named as in the official code where possible.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
     backbone: str = "lenet"
-    """network that is trained, and that students have: a name of `bash run.sh list`, options after a colon"""
+    """network for distillation and for students: a name from `bash run.sh list`, options after a colon"""
     distill_steps: Count | None = None
-    """T: steps with images of their own, a divisor of ipc; None: its largest up to 10"""
+    """T: steps with different images, a divisor of ipc; None: the largest divisor up to 10"""
     distill_epochs: Count = 3
-    """E: how often these steps are taken, each time with other learning rates"""
+    """E: repetitions of the T steps, with new learning rates in each repetition"""
     distill_lr: Positive = 0.02
-    """first value of all learning rates of these steps"""
+    """initial value of all learned learning rates"""
     labels: Literal["hard", "learned"] = "hard"
-    """classes, or a vector for each image that is learned like the image, from the one-hot one on (SLDD)"""
+    """hard: classes; learned: a vector per image, optimised like the image and initially one-hot (SLDD)"""
     train_nets_type: Literal["unknown_init", "known_init"] = "unknown_init"
-    """networks are drawn anew in each iteration, or once; students of known ones start from the same weights"""
+    """unknown_init: new networks in each iteration; known_init: fixed networks, from whose weights students start"""
     n_nets: Count = 1
-    """networks of an iteration, whose gradients are averaged; known ones are as many in all"""
+    """networks per iteration, whose gradients are averaged; with known_init, the number of fixed networks"""
     weights: Literal["xavier", "backbone"] = "xavier"
-    """first weights: normal of Xavier's variance with biases 0, or as the backbone draws them"""
+    """initial weights: xavier (normal with Xavier's variance, biases 0), or the backbone's initialisation"""
     epochs: Count = 400
-    """epochs of the images' training"""
+    """epochs of the optimisation of the images"""
     epoch_iterations: Count | None = None
-    """iterations of such an epoch; None: of a pass over the real data"""
+    """iterations per epoch; None: one pass over the real data"""
     batch_size: Count = 1024
-    """real images of an iteration"""
+    """real images per iteration"""
     lr: Positive = 0.01
     """learning rate of Adam (betas 0.5 and 0.999) for images, raw learning rates and labels, normalised units"""
     decay_epochs: Count = 40
-    """epochs after which that learning rate is multiplied by decay_factor, again and again"""
+    """lr is multiplied by decay_factor every so many epochs"""
     decay_factor: Annotated[float, Range(above=0, most=1)] = 0.5
-    """in (0, 1]"""
+    """factor of the decay of lr, in (0, 1]"""
     crop_flip: bool = False
-    """whether real images are shifted by up to 4 pixels (the border reflected) and mirrored, as there on CIFAR-10"""
+    """shift real images by up to 4 pixels (reflected border) and mirror them at random, as in DD's code for CIFAR-10"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def steps(config: Config, ipc: int) -> int:
-    """Return T, the steps that share the images out.
+    """Return T, the number of steps with different images.
 
     Raises:
-        InputError: they cannot share evenly.
+        InputError: distill_steps does not divide ipc.
 
     >>> [steps(Config(), ipc) for ipc in (1, 7, 10, 11, 50)]
     [1, 7, 10, 1, 10]
@@ -122,15 +124,15 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     Args:
         real: the training set, on the device to work on.
-        ipc: images per class, in all steps together.
+        ipc: images per class, summed over all steps.
         config: the settings.
-        run: its generators, checkpoints, scalars and progress.
+        run: supplies random generators, checkpoints, scalars and the progress bar.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
 
     Raises:
-        InputError: steps that cannot share the images evenly, a network with BatchNorm, or a loss that became NaN.
+        InputError: distill_steps does not divide ipc, the network has BatchNorm, or the loss became NaN.
     """
     device, normalize = real.images.device, Normalize(real.mean, real.std).to(real.images.device)
     count = steps(config, ipc)
@@ -146,14 +148,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         return untrained(config.backbone, config.weights, real, run.generator("network", *address)).to(device)
 
     fixed = [network(number) for number in range(config.n_nets if config.train_nets_type == "known_init" else 0)]
-    a_pass = -(-len(real) // config.batch_size)
-    an_epoch = config.epoch_iterations or a_pass
-    total, first = config.epochs * an_epoch, state["iteration"]
+    steps_per_pass = -(-len(real) // config.batch_size)
+    steps_per_epoch = config.epoch_iterations or steps_per_pass
+    total, first = config.epochs * steps_per_epoch, state["iteration"]
     batches: tuple[Tensor, ...] = ()
     with run.progress("distil", total, first) as bar:
         for iteration in range(first, total):
             start = time.perf_counter()
-            passes, batch = divmod(iteration, a_pass)
+            passes, batch = divmod(iteration, steps_per_pass)
             if batch == 0 or iteration == first:
                 shuffled = torch.randperm(len(real), generator=run.generator("order", passes)).to(device)
                 batches = shuffled.split(config.batch_size)
@@ -170,7 +172,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             for parameter, gradient in zip(learned, (by_images, *by_raw, *by_labels), strict=True):
                 parameter.grad = gradient
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * config.decay_factor ** (iteration // an_epoch // config.decay_epochs)
+                group["lr"] = config.lr * config.decay_factor ** (iteration // steps_per_epoch // config.decay_epochs)
             optimizer.step()
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             bar.update()
@@ -194,13 +196,13 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
 def _initial(real: ImageSet, classes: Tensor, config: Config, run: Run) -> dict[str, Any]:
     images = torch.randn(*classes.shape, *real.image_shape, generator=run.generator("initial"))
-    lr = torch.full((len(classes) * config.distill_epochs,), config.distill_lr)  # of which softplus is undone below
+    lr = torch.full((len(classes) * config.distill_epochs,), config.distill_lr)  # inverse softplus is applied below
     labels = F.one_hot(classes, real.num_classes).float() if config.labels == "learned" else classes
     return {"iteration": 0, "images": images, "raw_lrs": lr + (-(-lr).expm1()).log(), "labels": labels}
 
 
 def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (N, C, H, H), each shifted by up to 4 pixels with its border reflected, and mirrored or not."""
+    """Return images (N, C, H, H), each shifted by up to 4 pixels (reflected border) and mirrored at random."""
     size, pad = x.shape[3], min(4, x.shape[3] - 1)
     down, across = torch.randint(2 * pad + 1, (2, len(x), 1), generator=generator) + torch.arange(size)
     mirrored = torch.rand(len(x), 1, generator=generator) < 0.5
@@ -214,17 +216,17 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students: the distilled steps, and nothing else.
+    """Return the authors' protocol: students take only the distilled steps.
 
-    Of N known networks, student k starts as that of number k mod N.
+    With N known networks, student k starts from the weights of network k mod N.
 
     Args:
         distilled: the set, on the device to work on.
-        folder: not needed.
-        run: of the evaluation, its generators.
+        folder: not used.
+        run: the evaluation, which supplies random generators.
 
     Raises:
-        InputError: the set does not say how.
+        InputError: the set lacks fields of this protocol.
     """
     training, device = distilled.training, distilled.labels.device
     weights, seeds = training.weights, training.fixed
@@ -246,7 +248,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
             generator = torch.Generator().manual_seed(seeds[number % len(seeds)])
             known = untrained(distilled.backbone, weights, distilled, generator).state_dict()
             if {key: v.shape for key, v in known.items()} != {k: v.shape for k, v in network.state_dict().items()}:
-                raise InputError(f"the set is for a known {distilled.backbone}; take it, or --protocol standard")
+                raise InputError(f"the set is for a known {distilled.backbone}; take this, or --protocol standard")
             network.load_state_dict(known)
         *_, last = descent(network.eval(), images, labels, lrs)
         network.load_state_dict(last, strict=False)
@@ -255,20 +257,23 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps."""
     probe, real = min(ipc // steps(config, ipc) * num_classes, PROBE), min(config.batch_size, examples)
     batch = min(real, PROBE)
     networks = config.epochs * (config.epoch_iterations or -(-examples // config.batch_size)) * config.n_nets
 
-    def there_and_back(network: nn.Module, shape: tuple[int, ...]) -> None:
+    def forward_and_backward(network: nn.Module, shape: tuple[int, ...]) -> None:
         images, labels = torch.randn(1, probe, *shape), torch.zeros(1, probe, dtype=torch.long)
         hypergradient(network, images, labels, torch.full((STEPS,), config.distill_lr), images[0, :1], labels[0, :1])
 
-    taken = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
-    return [(taken, there_and_back), (networks * real / batch / STEPS, partial(training_steps, images=batch))]
+    distilled_steps = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
+    return [
+        (distilled_steps, forward_and_backward),
+        (networks * real / batch / STEPS, partial(training_steps, images=batch)),
+    ]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student by the distilled steps consists of."""
+    """Return the work of training one student with the distilled steps."""
     probe = min(ipc // steps(config, ipc) * num_classes, PROBE)
     return [(config.distill_epochs * ipc * num_classes / probe / STEPS, partial(training_steps, images=probe))]

@@ -15,16 +15,16 @@ __all__ = ["METHODS"]
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     if name == "quick":
         return Recipe(_quick(method, ipc), Evaluation(students=3, test_images=2000))
-    # Students as in section 7.1 of GUARD; those of section 4 of DD are --protocol own --students 200.
+    # Students as in section 7.1 of GUARD. --protocol own --students 200 trains students as in section 4 of DD.
     return Recipe(_paper(method, facts), Evaluation(students=50))
 
 
 def _paper(method: str, facts: Facts) -> Config:
-    """Return the papers' settings: MNIST's for all grey data sets, CIFAR-10's for all others.
+    """Return the papers' settings: those of MNIST for all grey data sets, those of CIFAR-10 for all others.
 
-    The readme's commands: MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller first learning rate; the rest is
-    of base_options.py, for SLDD of docs/scripts.txt. Two sizes have another network: 128 px and more, as AlexCifarNet
-    has 77 million weights at 224 px, and less than 16 px, which LeNet does not take.
+    Sources: the readme's commands (MNIST with LeNet, CIFAR-10 with AlexCifarNet and a smaller initial learning rate);
+    all other settings from base_options.py, for SLDD from docs/scripts.txt. Two ranges of image sizes use another
+    network: 128 px and more, as AlexCifarNet has 77 million weights at 224 px, and under 16 px, which LeNet rejects.
     """
     soft = method == "sldd"
     fields: dict[str, Any] = {"backbone": "lenet" if facts.grey else "alexcifarnet"}
@@ -40,7 +40,7 @@ def _paper(method: str, facts: Facts) -> Config:
 
 
 def _quick(method: str, ipc: int) -> Config:
-    """About twenty steps of a small ConvNet, which learns more in them than LeNet, and a fortieth of the iterations."""
+    """Return about 20 steps of a small ConvNet (better than LeNet in so few steps) and 1/40 of the iterations."""
     count = max(count for count in range(1, 6) if ipc % count == 0)
     fields: dict[str, Any] = {"distill_steps": count, "distill_epochs": 20 // count, "distill_lr": 0.05}
     fields |= {"epochs": 10, "epoch_iterations": 60, "decay_epochs": 4, "batch_size": 128, "lr": 0.02}

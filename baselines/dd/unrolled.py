@@ -1,4 +1,4 @@
-"""The unrolled training of DD, and its exact gradient without the graphs of all steps (see `baselines.dd.method`)."""
+"""DD's unrolled training, and its exact gradient with the graph of only one step (see `baselines.dd.method`)."""
 
 from collections.abc import Iterator
 
@@ -20,15 +20,15 @@ Parameters = dict[str, Tensor]
 
 
 def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
-    """Return the loss on a real batch after the steps, and its gradients.
+    """Return the loss on a real batch after the distilled steps, and the gradients of the loss.
 
     Args:
-        net: untrained; it stays as it is, but in evaluation mode.
-        images: (T, n, C, H, W) of each step, normalised.
-        labels: (T, n) classes, or (T, n, K).
-        lrs: (S,) learning rates; step s has the images s mod T.
+        net: untrained network; its weights do not change, its mode becomes evaluation.
+        images: (T, n, C, H, W), n images for each step, normalised.
+        labels: (T, n) classes, or (T, n, K) vectors.
+        lrs: (S,) learning rates; step s uses images[s mod T].
         x: (B, C, H, W) real images, normalised.
-        y: (B,) their classes.
+        y: (B,) classes of x.
 
     Returns:
         the loss (a scalar), its gradients by `images`, by `lrs`, and, where labels are vectors, by `labels`.
@@ -41,10 +41,10 @@ def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x
     cotangent = torch.autograd.grad(loss, list(last.values()))
     for step in reversed(range(len(lrs))):
         batch, weights = step % len(images), _leaves(path.pop())
-        ours, theirs = images[batch].detach().requires_grad_(), labels[batch].detach().requires_grad_(soft)
-        gradient = _gradient(net, weights, ours, theirs, graph=True)
+        synthetic, targets = images[batch].detach().requires_grad_(), labels[batch].detach().requires_grad_(soft)
+        gradient = _gradient(net, weights, synthetic, targets, graph=True)
         by_lrs[step] = -sum((a * b.detach()).sum() for a, b in zip(cotangent, gradient, strict=True))
-        leaves, scaled = [ours, theirs][: 1 + soft], [-lrs[step] * part for part in cotangent]
+        leaves, scaled = [synthetic, targets][: 1 + soft], [-lrs[step] * c for c in cotangent]
         by_image, *rest = torch.autograd.grad(gradient, [*leaves, *weights.values()], scaled)
         by_images[batch] += by_image
         if soft:
@@ -54,7 +54,7 @@ def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x
 
 
 def descent(network: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor) -> Iterator[Parameters]:
-    """Yield the weights after each step from the network's own; arguments as in `hypergradient`."""
+    """Yield the weights after each step, starting from the network's weights; arguments as in `hypergradient`."""
     weights: Parameters = dict(network.named_parameters())
     for step, lr in enumerate(lrs):
         batch = step % len(images)
@@ -74,16 +74,16 @@ def _leaves(weights: Parameters) -> Parameters:
 
 
 def untrained(backbone: str, weights: str, data: ImageSet | DistilledSet, generator: torch.Generator) -> nn.Module:
-    """Return a network for images of the set, on the CPU."""
+    """Return an untrained network for images of the set, on the CPU."""
     return drawn(build(backbone, like=data, generator=generator), weights, generator)
 
 
 @torch.no_grad()
 def drawn(network: nn.Module, weights: str, generator: torch.Generator) -> nn.Module:
-    """Return the network; by `xavier` with kernels and matrices from N(0, 2 / (fan in + fan out)), and biases 0.
+    """Return the network; `xavier` draws kernels and matrices from N(0, 2 / (fan in + fan out)) and sets biases to 0.
 
     Raises:
-        InputError: it has BatchNorm.
+        InputError: the network has BatchNorm.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):

@@ -1,24 +1,25 @@
-"""A conditional generator of images, and its training against a critic that classifies too (WGAN-GP, AC-GAN).
+"""A conditional generator of images, trained against a critic that also classifies (WGAN-GP, AC-GAN).
 
     generator   min over G of  -E D(G(z, y)) + CE(C(G(z, y)), y)                                     y of real images
     critic      min over D of   E D(G(z', y')) - E D(x) + CE(C(G(z', y')), y') + CE(C(x), y)
                                 + penalty E (||grad D(a x + (1 - a) G(z', y'))|| - 1)^2              y' uniform
-    a step      one of Adam (betas 0 and 0.9) for the generator, then one for the critic
+    a step      an Adam step (betas 0 and 0.9) of the generator, then one of the critic
 
-z is standard normal, and its first K entries are the class, one-hot; D and C are linear layers on the same features; a
-is uniform, one an image; images are in [-1, 1], those of the generator by tanh.
+z is standard normal, except that its first K entries are the one-hot class; D and C are linear layers on the same
+features; a is uniform and drawn for each image; images are in [-1, 1], by tanh for generated images.
 
-As gen_condense.py and gan_model.py of DiM's official code have it, with its generator and critic: at 32 px
+The training follows gen_condense.py and gan_model.py of DiM's official code, with the same generator and critic. At 32
+px:
 
     generator   linear to 4x4, up, three convolutions, up, one, up, one to the channels; each with BatchNorm and ReLU
     critic      a convolution, down, one, down, three, down, each with layer norm over the whole map and LeakyReLU, then
-                max pooling of 4x4 and the two linear layers
+                4x4 max pooling and the two linear layers
 
-(up: a transposed convolution of stride 2; down: a convolution of stride 2) and at 28 px the same by 4, 7, 14, 28.
+(up: a transposed convolution of stride 2; down: a convolution of stride 2). At 28 px the sides are 4, 7, 14, 28.
 
-Deviations: other sizes than 28 and 32 px have fewer or more ups and downs; noise has at least 90 entries beside the
-class (there 100 in all, for ten classes); a training set smaller than a batch is one; seeds are addressed, and runs of
-all seeds share one pre-training.
+Deviations: for sizes other than 28 and 32 px the number of ups and downs differs; noise has at least 90 entries besides
+the class (the official code: 100 entries including ten classes); a training set smaller than a batch is one batch; each
+random draw has a separate seed (`Run.generator`), and runs with different seeds share one pre-training.
 """
 
 import time
@@ -42,36 +43,36 @@ from robust.second_order.layers import SecondOrder
 __all__ = ["SIZES", "Adversarial", "Gan", "batches", "conditioned", "gradient_penalty"]
 
 Draw = Callable[..., torch.Generator]
-"""(address) -> the CPU generator of a step's part"""
+"""address of a random draw -> CPU generator for this draw"""
 
 
 @dataclass(frozen=True)
 class Adversarial:
-    """How a generator is trained against a critic: all that it depends on besides the data."""
+    """All settings, besides the data, on which the trained generator and critic depend."""
 
     width: int
-    """channels of all convolutions but the last"""
+    """channels of all convolutions except the last"""
     dim_noise: int
-    """entries of the generator's input, classes included"""
+    """entries of the generator's input, including the class"""
     epochs: int
-    """of the training"""
+    """training epochs"""
     epoch_steps: int | None
-    """steps of an epoch; None: of a pass over the data"""
+    """steps per epoch; None: one pass over the data"""
     batch_size: int
-    """real images of a step, and generated ones"""
+    """real images per step; as many images are generated"""
     lr: float
-    """learning rate of both"""
+    """learning rate of generator and critic"""
     penalty: float
     """weight of the gradient penalty"""
     seed: int
-    """root of the randomness"""
+    """root of all random seeds"""
 
 
 # --- the training ------------------------------------------------------------------------------------------------
 
 
 def conditioned(labels: Tensor, num_classes: int, dim_noise: int, generator: torch.Generator) -> Tensor:
-    """Return noise (N, dim_noise) for classes (N,), on their device.
+    """Return noise (N, dim_noise) for class labels (N,), on the device of the labels.
 
     >>> conditioned(torch.tensor([2, 0]), 3, 5, torch.Generator())[:, :3].tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
@@ -85,7 +86,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], points: Tensor) -> Tens
     """Return the mean over points of (||gradient of the critic|| - 1)^2, differentiable by the critic's parameters.
 
     Args:
-        critic: points (N, ...) to values (N,), each of its own point alone.
+        critic: maps points (N, ...) to values (N,); each value depends only on the point with the same index.
         points: (N, ...).
     """
     points = points.detach().requires_grad_()
@@ -96,14 +97,14 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], points: Tensor) -> Tens
 
 
 def batches(count: int, size: int, first: int, total: int, generator: Draw) -> Iterator[Tensor]:
-    """Yield the indices of each step's batch; a pass is a permutation, less the last batch where that is not whole.
+    """Yield the indices of each step's batch; each pass is a new permutation, without an incomplete last batch.
 
     Args:
-        count: examples.
-        size: of a batch, at most all of them.
-        first: step to begin with.
-        total: step to end before.
-        generator: pass -> generator of its order.
+        count: number of examples.
+        size: batch size; at most `count` is used.
+        first: first step.
+        total: end of the steps (exclusive).
+        generator: number of a pass -> generator of the permutation.
     """
     size, order = min(size, count), torch.empty(0)
     for step in range(first, total):
@@ -114,17 +115,17 @@ def batches(count: int, size: int, first: int, total: int, generator: Draw) -> I
 
 
 class Gan:
-    """A generator, its critic, and the Adam of each.
+    """A generator and a critic, each with an Adam optimizer.
 
     Args:
         shape: (C, H, W) of an image.
         num_classes: K.
-        settings: their sizes, and their training's.
-        generator: CPU generator of the first weights; torch's own is left as it was.
-        device: where they live.
+        settings: sizes of the networks, and settings of the training.
+        generator: CPU generator for the initial weights; torch's global generator does not change.
+        device: device of the networks.
 
     Raises:
-        InputError: images of that size cannot be made, or noise has no room beside the class.
+        InputError: the generator does not support the image size, or dim_noise does not exceed the number of classes.
     """
 
     def __init__(
@@ -149,32 +150,32 @@ class Gan:
         ]
 
     def state(self) -> dict[str, Any]:
-        """Return what `load` takes."""
+        """Return the state that `load` accepts."""
         networks = {"generator": self.generator.state_dict(), "critic": self.critic.state_dict()}
         return networks | {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load(self, state: dict[str, Any], lr: float | None = None) -> None:
-        """Take a state, and another learning rate where one is given."""
+        """Load a state; `lr` replaces the stored learning rate unless it is None."""
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
             for group in optimizer.param_groups:
                 group["lr"] = lr or group["lr"]
 
     def step(
         self, x: Tensor, y: Tensor, draw: Draw, more: Callable[[Tensor], Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Train the generator, then the critic, for a step.
+        """Train the generator, then the critic, for one step.
 
         Args:
             x: (N, C, H, W) real images in [-1, 1].
-            y: (N,) their classes.
-            draw: the step's generators.
-            more: another loss of the generator's images, or None.
+            y: (N,) classes of x.
+            draw: name of a random draw -> generator for this step.
+            more: additional loss on the generated images, or None.
 
         Returns:
-            the losses, scalars: those of the generator and of the critic, and `more` where it is.
+            scalar losses by name: "generator", "critic", and "more" if `more` is not None.
         """
         self.generator.train()
         made = self.generator(self._noise(y, draw("noise")))
@@ -202,18 +203,18 @@ class Gan:
     def _noise(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         return conditioned(labels, self.num_classes, self.settings.dim_noise, generator)
 
-    def _descend(self, which: int, loss: Tensor) -> None:
-        parameters = list((self.generator, self.critic)[which].parameters())
+    def _descend(self, index: int, loss: Tensor) -> None:
+        parameters = list((self.generator, self.critic)[index].parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
-        self.optimizers[which].step()
+        self.optimizers[index].step()
 
 
 def checked(losses: dict[str, Tensor], step: int, remedy: str) -> dict[str, float]:
     """Return the losses as numbers.
 
     Raises:
-        InputError: one is not finite.
+        InputError: a loss is not finite.
     """
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
     check_finite("the adversarial training", step, values, remedy, "step")
@@ -221,18 +222,18 @@ def checked(losses: dict[str, Tensor], step: int, remedy: str) -> dict[str, floa
 
 
 def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any]:
-    """Train a generator and its critic, or take those that an earlier run left.
+    """Train a generator and a critic, or load them if an earlier run has trained them.
 
     Args:
         real: the training set, on the device to work on.
-        settings: how.
-        run: of the whole; this part has its own folder among `run.stages`.
+        settings: sizes of the networks, and settings of the training.
+        run: the run of the method; this training has a separate folder (`Run.stage`).
 
     Returns:
-        the state that `Gan.load` takes.
+        the state that `Gan.load` accepts.
 
     Raises:
-        InputError: images of that size cannot be made, or the training diverged.
+        InputError: the generator does not support the image size, or the training diverged.
     """
     device = real.labels.device
     stage = run.stage("gan", {"data": real.identity(), "adversarial": describe(settings)}, settings.seed)
@@ -245,10 +246,10 @@ def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any
             first = state["step"]
         orders = batches(len(real), size, first, total, lambda passes: stage.generator("order", passes))
         with stage.progress("generator and critic", total, first) as bar:
-            for step, which in zip(range(first, total), orders, strict=True):
+            for step, indices in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                which = which.to(device)
-                x, y = 2 * real.images[which] - 1, real.labels[which]
+                indices = indices.to(device)
+                x, y = 2 * real.images[indices] - 1, real.labels[indices]
                 losses = gan.step(x, y, lambda name, here=step: stage.generator(name, here))
                 values = checked(losses, step, "--gan-lr")
                 bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)

@@ -1,4 +1,4 @@
-"""Students on images that a generator makes anew in each epoch, as DiM trains them: see `baselines.dim`."""
+"""DiM's protocol for students: a generator makes new images in each epoch (see `baselines.dim.method`)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,20 +21,20 @@ from robust import Normalize
 __all__ = ["STUDENT_BATCH", "Groups", "drawn", "protocol", "rebuilt", "sgd", "without_cutout"]
 
 STUDENT_BATCH = 128
-"""images of a student's step"""
+"""images per training step of a student"""
 INSTEAD = "take --protocol standard"
 
 
 def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students: in each epoch on as many images as the set has, drawn anew.
+    """Return the authors' protocol: each epoch trains on newly generated images, as many as the set has.
 
     Args:
-        distilled: the set, on the device to work on; it has the generator.
-        folder: not needed.
-        run: of the evaluation, its generators.
+        distilled: the set including the generator, on the device to work on.
+        folder: not used.
+        run: the evaluation, which supplies random generators.
 
     Raises:
-        InputError: the set has no whole generator, or does not say how students are trained.
+        InputError: the set has no complete generator, or lacks fields of this protocol.
     """
     generator, (epochs, lr, augment), labels = rebuilt(distilled), _settings(distilled.training), distilled.labels
     normalize, groups = Normalize(distilled.mean, distilled.std).to(labels.device), Groups(augment)
@@ -61,7 +61,7 @@ def _settings(training: MethodTraining) -> tuple[int, float, str]:
     """Return epochs, learning rate and augmentation of students.
 
     Raises:
-        InputError: the set lacks a field of dim's.
+        InputError: the set lacks one of these fields.
     """
     epochs, lr, augment = training.epochs, training.lr, training.augment
     if epochs is None or lr is None or augment is None:
@@ -78,11 +78,11 @@ def rebuilt(distilled: DistilledSet) -> Generator:
     """Return the generator of a set, in evaluation mode.
 
     Raises:
-        InputError: fields or tensors are missing, of another kind, or more than it has.
+        InputError: fields or tensors are missing, have the wrong type or shape, or are unknown.
     """
     training, (channels, size, _) = distilled.training, distilled.image_shape
     if distilled.labels.ndim != 1:
-        raise InputError(f"the set has soft labels, a generator of dim takes classes; {INSTEAD}")
+        raise InputError(f"the set has soft labels, but a generator of dim needs classes; {INSTEAD}")
     _settings(training)
     width, dim_noise = training.width, training.dim_noise
     if width is None or dim_noise is None:
@@ -90,7 +90,7 @@ def rebuilt(distilled: DistilledSet) -> Generator:
     if dim_noise <= distilled.num_classes:
         wanted = f"it must be a whole number >= {distilled.num_classes + 1}"
         raise InputError(f"dim_noise of the set is {dim_noise}; {wanted}, or {INSTEAD}")
-    with torch.device("meta"):  # no memory for weights that the file does not have
+    with torch.device("meta"):  # allocates no memory before the file is checked
         generator = Generator(channels, size, dim_noise, width)
     expected = {name: tensor for name, tensor in generator.state_dict().items() if tensor.is_floating_point()}
     for name in sorted(expected.keys() | distilled.training_tensors.keys()):
@@ -113,18 +113,18 @@ def rebuilt(distilled: DistilledSet) -> Generator:
 
 @torch.no_grad()
 def drawn(generator: Generator, labels: Tensor, num_classes: int, noise: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W) of classes (N,), in pixels; the generator is in evaluation mode."""
-    parts = conditioned(labels, num_classes, generator.dim_noise, noise).split(256)
-    return torch.cat([(generator(part) + 1) / 2 for part in parts])
+    """Return generated images (N, C, H, W) of classes (N,), in pixels; the generator must be in evaluation mode."""
+    chunks = conditioned(labels, num_classes, generator.dim_noise, noise).split(256)
+    return torch.cat([(generator(chunk) + 1) / 2 for chunk in chunks])
 
 
 def sgd(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Return the optimizer of students, and of the networks that are matched."""
+    """Return the optimizer for students and for matched networks."""
     return torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
 
 
 def without_cutout(strategy: str) -> str:
-    """Return the groups of a strategy but cutout.
+    """Return a strategy without the group cutout.
 
     >>> without_cutout("color_crop_cutout"), without_cutout("cutout")
     ('color_crop', '')
@@ -134,7 +134,7 @@ def without_cutout(strategy: str) -> str:
 
 @dataclass(frozen=True)
 class Groups:
-    """DiM's augmentation, of normalised images: flip, color and cutout where named, and one of the other groups.
+    """DiM's augmentation of normalised images: flip, color and cutout if named, and one random group of the others.
 
     Raises:
         InputError: an unknown group.
@@ -148,18 +148,18 @@ class Groups:
 
     @cached_property
     def parts(self) -> list[DSA]:
-        """Those that are applied, in order."""
+        """The augmentations, in the order in which they are applied."""
         named = self.strategy.split("_") if self.strategy not in ("", "none") else []
         always = ("flip", "color", "cutout")
         others = "_".join(group for group in named if group not in always)
         return [DSA(part) for part in ("flip", "color", others, "cutout") if part and (part in named or part == others)]
 
     def sample(self, n: int | None, shape: tuple[int, ...], generator: torch.Generator) -> list[Any]:
-        """Return each part's draws: see `distill.training.augment.Augmentation`."""
+        """Return random parameters for each of `parts`: see `distill.training.augment.Augmentation`."""
         return [part.sample(n, shape, generator) for part in self.parts]
 
     def apply(self, images: Tensor, parameters: list[Any]) -> Tensor:
-        """Return changed images."""
-        for part, drawn_ in zip(self.parts, parameters, strict=True):
-            images = part.apply(images, drawn_)
+        """Return the augmented images."""
+        for part, values in zip(self.parts, parameters, strict=True):
+            images = part.apply(images, values)
         return images

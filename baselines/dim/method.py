@@ -1,25 +1,27 @@
-"""DiM: the data in the weights of a generator, from which students draw fresh images in each epoch.
+"""DiM: stores the data in the weights of a generator, which makes new images for students in each epoch.
 
-    first   a conditional generator is trained against a critic on the real data (`baselines.gan`)
-    then    so on, with the generator's loss  L_adversarial(G) + weight mean over images and classes of
-                ( log p(class | A(x)) - log p(class | A(G(z, y))) )^2
-            p of a network that is trained on the real data beside it: net_steps mini-batches before each step. An epoch
-            has a new one, of an architecture drawn from a pool. A is siamese: one draw serves x and G(z, y), whose
-            images have the same classes.
+    first stage    a conditional generator is trained against a critic on the real data (`baselines.dim.gan`)
+    second stage   the training continues with the generator's loss  L_adversarial(G) + weight mean over images and
+                   classes of  ( log p(class | A(x)) - log p(class | A(G(z, y))) )^2
+                   p is a network that is trained on the real data at the same time: net_steps mini-batches before each
+                   step. Each epoch has a new network, of an architecture drawn from a pool. A is siamese: x and
+                   G(z, y), whose images have the same classes, share the random parameters.
 
-"DiM: Distilling Dataset into Generative Model", Wang, Gu, Zhou, Zhu, Jiang & You, 2023 (arXiv 2303.04707), as
-gen_condense.py, pool_match.py --match logit --match-aug and validate.py of its official code have it.
+"DiM: Distilling Dataset into Generative Model", Wang, Gu, Zhou, Zhu, Jiang & You, 2023 (arXiv 2303.04707), following
+gen_condense.py, pool_match.py --match logit --match-aug and validate.py of the official code.
 
-No step depends on ipc, so that runs of all ipc share the generator (`Run.stage`), and those of all seeds what came
-first. A set's file has its weights (`DistilledSet.training_tensors`). With them --protocol own trains students as the
-authors do: on `ipc` images a class, drawn anew in each epoch. `images` are one such draw, for whatever needs images.
-`training` has width, dim_noise, and the epochs, learning rate and augmentation of those students.
+No step depends on ipc. Runs with any ipc therefore share the generator (`Run.stage`), and runs with any seed share the
+first stage. A set's file contains the weights of the generator (`DistilledSet.training_tensors`), so that --protocol
+own trains students as the authors do: on `ipc` images per class, drawn anew in each epoch. `images` is one such draw,
+for commands that need images. `training` has width, dim_noise, and the epochs, learning rate and augmentation of
+these students.
 
-Deviations from the official code: the last generator, and the last state of a student, not the best on the test set;
-images of [-1, 1] become pixels before they are normalised (its pool_match.py normalises them as if they were pixels,
-its MNIST tests on other units than it trains on); tested networks are in evaluation mode; an epoch of ipc images a
-class has exactly those, also where they fill no batch; ResNets with PyTorch's first weights, and for all data those of
-CIFAR; and those of `baselines.gan`, whose generator makes images of 8 to 64 px: ImageNet's 224 are refused.
+Deviations from the official code: the last generator and the last state of a student are used, not the best on the test
+set; images in [-1, 1] become pixels before normalisation (the official pool_match.py normalises them as if they were
+pixels, and the official MNIST code tests in other units than it trains in); networks are tested in evaluation mode; an
+epoch has exactly ipc images per class, even if they do not fill a batch; ResNets have PyTorch's initial weights, and
+the CIFAR variants are used for all data; and the deviations of `baselines.dim.gan`, whose generator makes images of 8
+to 64 px: ImageNet's 224 px are rejected.
 """
 
 import time
@@ -48,7 +50,7 @@ from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
 __all__ = ["Config", "distill", "logit_distance", "protocol", "student_work", "work"]
 
 REMEDY = "--match-lr, --match-weight or --lr-net"
-"""flags that the matching of logits diverges by"""
+"""flags to reduce when the matching of logits diverges"""
 
 OFFICIAL_POOL = (
     "convnet",
@@ -57,7 +59,7 @@ OFFICIAL_POOL = (
     "resnet18_ap:norm=batch,width=32,blocks=1,head=mean",
     "resnet18_ap:norm=batch,width=32,head=mean",
 )
-"""there: convnet, resnet10, resnet18, resnet10_ap, resnet18_ap, with the widths that they have on CIFAR-10"""
+"""in DiM's code: convnet, resnet10, resnet18, resnet10_ap, resnet18_ap, with the widths used there for CIFAR-10"""
 
 
 @dataclass(frozen=True)
@@ -69,43 +71,43 @@ class Config:
     """
 
     backbone: str = "convnet"
-    """network of the students: a name of `bash run.sh list`, options after a colon"""
+    """network of the students: a name from `bash run.sh list`, options after a colon"""
     width: Count = 196
     """channels of generator and critic"""
     dim_noise: Count | None = None
-    """entries of the generator's input, of which the first are the class; None: 90 beside it, and at least 100"""
+    """entries of the generator's input, including the one-hot class; None: number of classes + 90, at least 100"""
     gan_epochs: Count = 150
-    """epochs of the first part"""
+    """epochs of the first stage (generator against critic)"""
     gan_epoch_steps: Count | None = None
-    """steps of such an epoch; None: of a pass over the real data"""
+    """steps per epoch of the first stage; None: one pass over the real data"""
     gan_batch: Count = 128
-    """real images of such a step"""
+    """real images per step of the first stage"""
     gan_lr: Positive = 1e-4
-    """learning rate of generator and critic in it (Adam, betas 0 and 0.9)"""
+    """learning rate of generator and critic in the first stage (Adam, betas 0 and 0.9)"""
     gan_seed: Whole = 0
-    """root of its randomness: runs of all seeds share it"""
+    """root of the random seeds of the first stage, which runs with different seeds share"""
     penalty: NonNegative = 10.0
-    """weight of the critic's gradient penalty, in both parts"""
+    """weight of the critic's gradient penalty, in both stages"""
     match_epochs: Whole = 100
-    """epochs of the second part, each with a network of its own"""
+    """epochs of the second stage (matching), each with a new network"""
     match_epoch_steps: Count | None = None
-    """steps of such an epoch; None: of a pass over the real data"""
+    """steps per epoch of the second stage; None: one pass over the real data"""
     match_batch: Count = 64
-    """real images of such a step, and of one of the network"""
+    """real images per step of the second stage, for the generator and for the network"""
     match_lr: Positive = 5e-6
-    """learning rate of generator and critic in it"""
+    """learning rate of generator and critic in the second stage"""
     match_weight: NonNegative = 0.01
-    """weight of the distance of logits"""
+    """weight of the distance between logits"""
     pool: tuple[str, ...] = OFFICIAL_POOL
-    """networks that are drawn from"""
+    """networks from which each epoch of the second stage draws one"""
     net_steps: Whole = 16
-    """mini-batches that the network is trained on before each step"""
+    """mini-batches that train the network before each step of the second stage"""
     lr_net: Positive = 0.01
-    """learning rate of the network and of students in the authors' way (SGD, momentum 0.9, weight decay 5e-4)"""
+    """learning rate of the network, and of students with --protocol own (SGD, momentum 0.9, weight decay 5e-4)"""
     augment: str = "color_crop_cutout"
-    """groups of DSA: flip, color and cutout always, of the others one; the networks' own training is without cutout"""
+    """DSA groups: flip, color and cutout always, one of the others at random; training of networks omits cutout"""
     student_epochs: Count = 1000
-    """epochs of students in the authors' way, each on new images"""
+    """epochs of students with --protocol own, each on new images"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -115,19 +117,20 @@ class Config:
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
-    """Distil a data set; continues from the checkpoints of its parts, and takes those that are there.
+    """Distil a data set; resumes from the checkpoints of both stages, and reuses finished stages.
 
     Args:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, progress, and stages.
+        run: supplies random generators, the progress bar and stages.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`, and the generator.
 
     Raises:
-        InputError: images of a size that cannot be made, or too large for memory, or the training diverged.
+        InputError: the generator does not support the image size, the data do not fit in memory, or the training
+            diverged.
     """
     real = real.in_memory()
     generator = matched(real, config, run).eval()
@@ -171,14 +174,14 @@ def _adversarial(config: Config, num_classes: int) -> Adversarial:
 
 
 def matched(real: ImageSet, config: Config, run: Run) -> Generator:
-    """Return the generator, trained in both parts, or as an earlier run left it."""
+    """Return the generator after both stages, trained or loaded from an earlier run."""
     device, settings = real.labels.device, _adversarial(config, real.num_classes)
     gan = Gan(real.image_shape, real.num_classes, settings, torch.Generator(), device)
     part = {name: value for name, value in describe(config).items() if name not in ("backbone", "student_epochs")}
     stage = run.stage("matching", {"data": real.identity(), "config": part})
-    a_pass = len(real) // min(config.match_batch, len(real))
-    an_epoch = config.match_epoch_steps or a_pass
-    total, normalize = config.match_epochs * an_epoch, Normalize(real.mean, real.std).to(device)
+    steps_per_pass = len(real) // min(config.match_batch, len(real))
+    steps_per_epoch = config.match_epoch_steps or steps_per_pass
+    total, normalize = config.match_epochs * steps_per_epoch, Normalize(real.mean, real.std).to(device)
     siamese, single = Groups(config.augment), Groups(without_cutout(config.augment))
     with locked(stage.folder, wait=True):
         state = stage.restore()
@@ -188,17 +191,17 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
         gan.load(state or pretrained(real, settings, run), config.match_lr)
         first = 0 if state is None else state["step"]
         orders = batches(len(real), config.match_batch, first, total, partial(stage.generator, "order"))
-        network, optimizer = _network(real, config, stage, first // an_epoch)
-        if state is not None and first % an_epoch:
+        network, optimizer = _network(real, config, stage, first // steps_per_epoch)
+        if state is not None and first % steps_per_epoch:
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["of_network"])
         with stage.progress("matching", total, first) as bar:
-            for step, which in zip(range(first, total), orders, strict=True):
+            for step, indices in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                if step % an_epoch == 0 and step > first:
-                    network, optimizer = _network(real, config, stage, step // an_epoch)
+                if step % steps_per_epoch == 0 and step > first:
+                    network, optimizer = _network(real, config, stage, step // steps_per_epoch)
                 _train(network, optimizer, real, normalize, single, config, stage, step)
-                x, y = real.images[which.to(device)], real.labels[which.to(device)]
+                x, y = real.images[indices.to(device)], real.labels[indices.to(device)]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))
 
                 def seen(pixels: Tensor, same: Any = siblings) -> Tensor:
@@ -221,7 +224,7 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
 def _distance(
     network: nn.Module, seen: Callable[[Tensor], Tensor], real: Tensor, weight: float, made: Tensor
 ) -> Tensor:
-    """Return the weighted distance of logits of real images, in pixels, and images that the generator made."""
+    """Return the weighted distance of the logits of real images, in pixels, and generated images, in [-1, 1]."""
     return weight * logit_distance(network, seen(real), seen((made + 1) / 2))
 
 
@@ -229,7 +232,7 @@ def logit_distance(network: nn.Module, real: Tensor, made: Tensor) -> Tensor:
     """Return the mean squared difference of a network's log-probabilities for two batches, paired image by image.
 
     Args:
-        network: each batch goes through it alone.
+        network: applied to each batch separately.
         real: (N, C, H, W), normalised; no gradient passes through them.
         made: (N, C, H, W), normalised.
     """
@@ -239,9 +242,9 @@ def logit_distance(network: nn.Module, real: Tensor, made: Tensor) -> Tensor:
 
 
 def _network(real: ImageSet, config: Config, stage: Run, epoch: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return the untrained network of an epoch, and its optimizer."""
-    which = int(torch.randint(len(config.pool), (), generator=stage.generator("pool", epoch)))
-    network = build(config.pool[which], like=real, generator=stage.generator("network", epoch)).to(real.labels.device)
+    """Return the untrained network of an epoch and an optimizer for this network."""
+    number = int(torch.randint(len(config.pool), (), generator=stage.generator("pool", epoch)))
+    network = build(config.pool[number], like=real, generator=stage.generator("network", epoch)).to(real.labels.device)
     return network.train(), sgd(network, config.lr_net)
 
 
@@ -255,17 +258,17 @@ def _train(
     stage: Run,
     step: int,
 ) -> None:
-    """Train an epoch's network on a few mini-batches of real images."""
+    """Train an epoch's network on at most net_steps mini-batches of real images."""
     size = min(config.match_batch, len(real))
     count = size * min(config.net_steps, len(real) // size)
     if count == 0:
         return
     generator = stage.generator("of the network", step)
-    which = torch.randperm(len(real), generator=generator)[:count].to(real.labels.device)
+    indices = torch.randperm(len(real), generator=generator)[:count].to(real.labels.device)
     train_epochs(
         network,
-        normalize(real.images[which]),
-        real.labels[which],
+        normalize(real.images[indices]),
+        real.labels[indices],
         optimizer,
         epochs=1,
         batch_size=size,
@@ -278,21 +281,21 @@ def _train(
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    All is counted as if no part were there. The networks of the pool are timed, and matching as training.
+    Both stages are counted, even if finished. The networks of the pool are timed, and matching as training.
     """
-    few = PROBE if config.width <= 64 else 2  # images of a timed step: wide ones take long, in time as their number
+    probe = PROBE if config.width <= 64 else 2  # images of a timed step, whose time is proportional to them
     first, second = (min(batch, examples) for batch in (config.gan_batch, config.match_batch))
-    of_gan = config.gan_epochs * (config.gan_epoch_steps or examples // first)
-    of_matching = config.match_epochs * (config.match_epoch_steps or examples // second)
+    gan_steps = config.gan_epochs * (config.gan_epoch_steps or examples // first)
+    matching_steps = config.match_epochs * (config.match_epoch_steps or examples // second)
     made: dict[Any, Any] = {}
 
     def adversarial_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
         if shape not in made:
             made[shape] = Gan(shape, num_classes, _adversarial(config, num_classes), torch.Generator())
-        labels = torch.zeros(few, dtype=torch.long)
-        made[shape].step(torch.randn(few, *shape), labels, lambda name: torch.Generator())
+        labels = torch.zeros(probe, dtype=torch.long)
+        made[shape].step(torch.randn(probe, *shape), labels, lambda name: torch.Generator())
 
     def network_steps(network: nn.Module, shape: tuple[int, int, int], *, spec: str) -> None:
         if (spec, shape) not in made:
@@ -300,17 +303,17 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
             made[spec, shape] = build(
                 spec, channels=channels, image_size=size, num_classes=num_classes, generator=torch.Generator()
             )
-        training_steps(made[spec, shape], shape, images=min(second, few))
+        training_steps(made[spec, shape], shape, images=min(second, probe))
 
-    each = of_matching * (config.net_steps + 1) * second / min(second, few) / STEPS / len(config.pool)
+    each = matching_steps * (config.net_steps + 1) * second / min(second, probe) / STEPS / len(config.pool)
     return [
-        ((of_gan * first + of_matching * second) / few, adversarial_step),
+        ((gan_steps * first + matching_steps * second) / probe, adversarial_step),
         *((each, partial(network_steps, spec=spec)) for spec in config.pool),
     ]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student in the authors' way consists of, the generator's images included."""
+    """Return the work of training one student with the authors' protocol, including the generation of images."""
     images = ipc * num_classes
     batch, made = min(images, STUDENT_BATCH, PROBE), {}
 

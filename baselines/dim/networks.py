@@ -9,27 +9,27 @@ from distill.errors import InputError
 __all__ = ["Critic", "Generator", "MapNorm", "plain_layers"]
 
 SIZES = (8, 14, 16, 28, 32, 56, 64)
-"""sides in pixels of images that can be made"""
+"""image sides, in pixels, that the generator supports"""
 
 
 def plain_layers(size: int) -> list[int]:
-    """Return how many convolutions of stride 1 follow each doubling of the side, from 4 on.
+    """Return the number of stride-1 convolutions after each doubling of the side, which starts at 4.
 
     Raises:
-        InputError: images of that size cannot be made.
+        InputError: the generator does not support the image size.
 
     >>> [plain_layers(size) for size in (8, 16, 28, 32, 64)]
     [[3], [3, 0], [3, 1, 0], [3, 1, 0], [3, 1, 1, 0]]
     """
     if size not in SIZES:
         known = ", ".join(map(str, SIZES))
-        raise InputError(f"no generator of images of {size} px; it makes {known}: give one as --image-size")
+        raise InputError(f"no generator of images of {size} px; supported sizes: {known}; take one as --image-size")
     ups = (size // 7 if size % 7 == 0 else size // 8).bit_length()
     return [3, *[1] * (ups - 2), 0][:ups]
 
 
 class Generator(nn.Module):
-    """Noise (N, dim_noise), whose first entries are the class, to images (N, channels, size, size) in [-1, 1]."""
+    """Maps noise (N, dim_noise), beginning with the one-hot class, to images (N, channels, size, size) in [-1, 1]."""
 
     def __init__(self, channels: int, size: int, dim_noise: int, width: int):
         super().__init__()
@@ -45,14 +45,14 @@ class Generator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1), nn.Tanh())
 
     def forward(self, noise: Tensor) -> Tensor:
-        """Return images."""
+        """Return generated images in [-1, 1]."""
         return self.layers(self.linear(noise).view(len(noise), -1, 4, 4))
 
 
 class MapNorm(nn.Module):
     """Layer norm over a whole map (C, H, W), with a gain and an offset for each entry.
 
-    Written with a group norm of one group, of which `SecondOrder` knows a fast second derivative.
+    Implemented as a group norm with one group, for which `SecondOrder` has a fast second derivative.
     """
 
     def __init__(self, width: int, size: int):
@@ -67,7 +67,7 @@ class MapNorm(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images (N, channels, size, size) in [-1, 1] to how real they look, (N,), and to logits (N, num_classes)."""
+    """Maps images (N, channels, size, size) in [-1, 1] to realness scores (N,) and class logits (N, num_classes)."""
 
     def __init__(self, channels: int, size: int, num_classes: int, width: int):
         super().__init__()
@@ -88,6 +88,6 @@ class Critic(nn.Module):
         self.classes = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how real images look, and their logits."""
+        """Return realness scores and class logits."""
         features = self.features(images)
         return self.source(features)[:, 0], self.classes(features)

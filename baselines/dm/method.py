@@ -4,18 +4,18 @@ DM: "Dataset Condensation with Distribution Matching", Zhao & Bilen, WACV 2023 (
 
     min over S of  sum over classes c of  || mean psi(A(T_c)) - mean psi(A(S_c)) ||^2
 
-psi is what the classifier of a network sees, a new random network in each iteration; no network is trained. A is one
-augmentation, drawn once for both batches of a class. S is optimised in normalised space, unclamped.
+psi is the input of the classifier layer of a network; each iteration uses a new random network, and no network is
+trained. A is an augmentation, drawn once for both batches of a class. S is optimised in normalised space, unclamped.
 
 guard_dm: psi is a network trained on the real data with the curvature-regularised loss, as in appendix B of GUARD (Xue
-et al., arXiv 2403.10045), which reports that features matched with a robust extractor do not make the distilled set
-robust. The text of that appendix could not be read, so these are ours: one extractor a run, trained from scratch with
-SGD (momentum 0.9, weight decay 5e-4, constant learning rate) on images augmented one by one, then frozen. `dm` with
---extractor-epochs above 0 is its control: an extractor trained without the penalty.
+et al., arXiv 2403.10045). The appendix reports that matching features of a robust extractor does not make the distilled
+set robust. We could not read its text and chose these settings: one extractor per run, trained from scratch with SGD
+(momentum 0.9, weight decay 5e-4, constant learning rate) on individually augmented images, then frozen. The control is
+`dm` with --extractor-epochs above 0, whose extractor is trained without the penalty.
 
-Deviations from the official code of DM: K iterations, not K + 1; the network is in evaluation mode but for BatchNorm,
-which takes, as there, the statistics of all classes' batches in one pass (a trained extractor: its running ones); seeds
-are addressed.
+Deviations from the official code of DM: K iterations, not K + 1; the network is in evaluation mode except BatchNorm,
+which uses, as in the official code, the statistics of the batches of all classes in one pass (a trained extractor uses
+its running statistics); each random draw has a separate seed (`Run.generator`).
 """
 
 import time
@@ -45,30 +45,30 @@ __all__ = ["Config", "distill", "match", "work"]
 
 @dataclass(frozen=True)
 class Config:
-    """The method's settings; the names are the official code's where it has them.
+    """The method's settings, named as in the official code where possible.
 
     Raises:
-        ValueError: a field is out of its range, or a robust loss that no extractor is trained with.
+        ValueError: a field is out of its range, or real_loss is robust but no extractor is trained.
     """
 
     real_loss: Loss
-    """loss with which an extractor is trained; h in normalised units, eps and sigma in pixels of [0, 1]"""
+    """loss for training the extractor; h in normalised units, eps and sigma in pixels of [0, 1]"""
     extractor_epochs: Whole = 0
-    """epochs of that training; 0 is DM: nothing is trained, each iteration has a new random network"""
+    """training epochs of the extractor; 0 is DM: no training, each iteration uses a new random network"""
     backbone: str = "convnet"
-    """network that is matched, and that students have: a name of `bash run.sh list`, options after a colon"""
+    """network for matching and for students: a name from `bash run.sh list`, options after a colon"""
     iterations: Count = 20_000
     """K: steps of the images"""
     batch_real: Count = 256
-    """real images of a class in a step"""
+    """real images per class in a step of the images"""
     batch_train: Count = 256
-    """real images of a step of the extractor"""
+    """real images per training step of the extractor"""
     lr_img: Positive = 1.0
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
     lr_net: Positive = 0.01
     """learning rate of the extractor (SGD, momentum 0.9)"""
     init: Literal["noise", "real"] = "real"
-    """first images: standard normal in normalised space, or random real ones of the class"""
+    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
@@ -86,7 +86,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars and progress; its steps are those of the extractor, then iterations.
+        run: supplies random generators, checkpoints, scalars and the progress bar; its steps count the steps of the
+            extractor, then the iterations.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -120,7 +121,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            network = _random(untrained("network", iteration)) if extractor is None else extractor
+            network = _frozen_random(untrained("network", iteration)) if extractor is None else extractor
             gradient, distance = match(
                 network,
                 images,
@@ -155,15 +156,15 @@ def match(
     """Return the squared distance of mean features, summed over classes, and its gradient by the synthetic images.
 
     Args:
-        network: its parameters without gradient; classes go through it in groups, or at once where BatchNorm is in
+        network: with frozen parameters; classes go through the network in groups, or all at once if BatchNorm is in
             training mode.
         images: (K, ipc, C, H, W), normalised.
-        real_batch: class -> its real images (N, C, H, W), normalised.
+        real_batch: class -> real images of the class (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
-        generator: class -> generator of its augmentation's parameters.
+        generator: class -> generator for the parameters of the augmentation.
 
     Returns:
-        the gradient, shaped as `images`, and the distance (a scalar).
+        the gradient, shaped like `images`, and the distance (a scalar).
 
     Raises:
         InputError: the network has no features before a linear classifier.
@@ -173,30 +174,31 @@ def match(
     gradients, distance = [], images.new_zeros(())
     for classes in torch.arange(len(images)).split(group):
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
-        theirs, ours = [], []
+        real_batches, synthetic_batches = [], []
         for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
             batch = real_batch(class_)
             if siamese is not None:
-                drawn = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
-                batch, synthetic = siamese.apply(batch, drawn), siamese.apply(synthetic, drawn)
-            theirs.append(batch)
-            ours.append(synthetic)
+                parameters = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
+                batch, synthetic = siamese.apply(batch, parameters), siamese.apply(synthetic, parameters)
+            real_batches.append(batch)
+            synthetic_batches.append(synthetic)
         with torch.no_grad():
-            target = _means(network, theirs) if at_once else torch.cat([_means(network, [batch]) for batch in theirs])
-        value = (_means(network, ours) - target).square().sum()
+            groups = [real_batches] if at_once else [[batch] for batch in real_batches]
+            target = torch.cat([_means(network, batches) for batches in groups])
+        value = (_means(network, synthetic_batches) - target).square().sum()
         gradients += torch.autograd.grad(value, leaf)
         distance += value.detach()
     return torch.cat(gradients), distance
 
 
 def _means(network: nn.Module, batches: list[Tensor]) -> Tensor:
-    """Return the mean features of each batch, (K, D), from one pass."""
+    """Return the mean features of each batch, (K, D), computed in one forward pass."""
     features = embedding(network, torch.cat(batches)).split([len(batch) for batch in batches])
     return torch.stack([each.mean(0) for each in features])
 
 
-def _random(network: nn.Module) -> nn.Module:
-    """Freeze an untrained network, BatchNorm taking each batch's statistics, as it has no others."""
+def _frozen_random(network: nn.Module) -> nn.Module:
+    """Freeze an untrained network; its BatchNorm uses the statistics of each batch, as it has no running statistics."""
     network.eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -205,9 +207,9 @@ def _random(network: nn.Module) -> nn.Module:
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    `examples` are the real images, of which the extractor of guard_dm sees each once an epoch.
+    `examples` is the number of real images; the extractor of guard_dm sees each image once per epoch.
     """
     real, group = min(config.batch_real, PROBE), min(TOGETHER, num_classes)
     training = min(config.batch_train, PROBE)
@@ -240,7 +242,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 
 def _steps(config: Config, real: ImageSet) -> int:
-    """Return the steps of an extractor's training."""
+    """Return the number of training steps of the extractor."""
     return config.extractor_epochs * -(-len(real) // config.batch_train)
 
 
@@ -253,7 +255,7 @@ def _train(
     run: Run,
     state: dict,
 ) -> nn.Module:
-    """Train the extractor on the real data from where `state` has it, and leave it there; return it frozen."""
+    """Train the extractor on the real data, resuming from `state` and updating `state`; return the frozen extractor."""
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
     done, total = state.get("trained", 0), _steps(config, real)
     remedy = remedy_of(("--lr-net",), "--real-loss", config.real_loss)

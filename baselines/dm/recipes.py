@@ -1,4 +1,4 @@
-"""Recipes of DM and GUARD on it."""
+"""Recipes of DM and GUARD on DM."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,9 @@ from robust import CrossEntropy, CurvatureRegularizedLoss
 
 __all__ = ["METHODS"]
 
-# Weight of the extractor's loss at h = 3; no readable text gives one. Measured on an extractor of width 16 (4 epochs of
-# 6,000 images of CIFAR-10, batch 64, judged on 500 test images, one seed), clean / PGD-10 at linf 2/255 in percent:
-# 48.8 / 25.2 at weight 0, 49.0 / 29.8 at 1, 41.2 / 30.0 at 10, 31.4 / 23.4 at 100.
+# Weight of the extractor's loss at h = 3; no text that we could read gives a weight. Measured on an extractor of width
+# 16 (4 epochs of 6,000 images of CIFAR-10, batch 64, evaluated on 500 test images, one seed), clean / PGD-10 at linf
+# 2/255 in percent: 48.8 / 25.2 at weight 0, 49.0 / 29.8 at 1, 41.2 / 30.0 at 10, 31.4 / 23.4 at 100.
 WEIGHT = 1.0
 
 
@@ -32,7 +32,7 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
         return Recipe(Config(real_loss, **fields), Evaluation(students=50))
     fields |= {"batch_real": 64, "batch_train": 64, "backbone": convnet_for(facts.depth, 32), "iterations": 500}
     if guard:
-        fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438, others tens of thousands
+        fields["extractor_epochs"] = 20 if facts.examples < 5000 else 1  # digits has 1,438 images, others far more
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 

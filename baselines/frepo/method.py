@@ -3,22 +3,23 @@
     min over S and Y of  mean of 1/2 || K_ts (K_ss + ridge tr(K_ss) / n I)^-1 Y - y_t ||^2  +  margin(Y)
     K_ts = phi(T) phi(S)^T,  K_ss = phi(S) phi(S)^T,  margin(Y) = mean of -min(largest - second largest of y, 1 / K)
 
-phi is what the last layer of a network is given (evaluation mode), a constant for the real images T. The network is
-drawn in each step out of a pool of different ages; after it was used it takes one step of Adam on the squared error to
-Y on S, or, having taken more than max_online_updates, is replaced by an untrained one. With use_flip S stands in the
-kernel together with its mirror image. Labels are centred: one-hot less 1 / K, at first divided by sqrt(K / 10).
+phi is the input of a network's last layer (evaluation mode), treated as constant for the real images T. Each step draws
+a network from a pool of networks of different ages. After the step, this network takes one Adam step on the squared
+error to Y on S; a network with more than max_online_updates such steps is replaced by an untrained network instead.
+With use_flip the kernel contains S and its mirror image. Labels are centred: one-hot minus 1 / K, initially divided by
+sqrt(K / 10).
 
 "Dataset Distillation using Neural Feature Regression", Zhou, Nezhadarya & Ba, NeurIPS 2022 (arXiv 2206.00719),
-algorithm 1; as in the official code, S and Y are stepped by LAMB and whitened images are first normalised by channel,
-with a regulariser of 0.1 times the mean variance (`Whiten.fit_normalised`; MTT's is another).
+algorithm 1. As in the official code, LAMB optimises S and Y, and images are normalised by channel before whitening,
+with a regulariser of 0.1 times the mean variance (`Whiten.fit_normalised`; MTT whitens differently).
 
-Students of --protocol own are trained by regression on Y (`baselines.frepo_students`); for those of the standard one,
-whose loss is cross-entropy, the file's labels are the probabilities that are nearest to Y, scaled back and uncentred.
+--protocol own trains students by regression on Y (`baselines.frepo.students`). The standard protocol uses
+cross-entropy; for it, the labels of the file are the probabilities nearest to Y, rescaled and uncentred.
 
-Deviations from the official code: the set is the last one, not the best on the test set; real batches are drawn in each
-step from all images, not out of a buffer that moves over them; images of 128 px and more are not whitened, there in
-blocks; CIFAR-10 has DC's standard deviations, theirs are .247 .243 .262; see also `distill.models.frepo_convnet`; seeds
-are addressed.
+Deviations from the official code: the result is the last set, not the best on the test set; each step draws its real
+batch from all images, not from a moving buffer; images of 128 px and more are not whitened (the official code whitens
+blocks); CIFAR-10 has DC's standard deviations (official: .247 .243 .262); see also `distill.models.frepo_convnet`; each
+random draw has a separate seed (`Run.generator`).
 """
 
 import math
@@ -46,70 +47,70 @@ from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities, regressed
 from distill.training.whiten import Whiten
 from distill.training.work import PROBE, Work, training_steps
-from distill.training.work import STEPS as TIMED
+from distill.training.work import STEPS as TIMED_STEPS
 from robust import Normalize
 from robust.ranges import Count, Positive, check_ranges
 
 __all__ = ["Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img or --lr-net, or a larger --ridge"
-"""flags that a regression diverges by"""
+"""flags to change when the regression diverges"""
 
-ONLINE_BATCH = 1000  # distilled images of a step of a network, at most
+ONLINE_BATCH = 1000  # most distilled images in a training step of a pool network
 
 
 @dataclass(frozen=True)
 class Config:
-    """The method's settings; the names are the official code's where it has them.
+    """The method's settings, named as in the official code where possible.
 
     Raises:
-        ValueError: a field is out of its range, or two do not go together.
+        ValueError: a field is out of its range, or two fields are incompatible.
     """
 
     backbone: str = "frepo_convnet"
-    """network of students, and but for its norm of the pool: a name of `bash run.sh list`, options after a colon"""
+    """network of students and, with pool_norm, of the pool: a name from `bash run.sh list`, options after a colon"""
     pool_norm: Literal["batch", "instance", "layer", "group", "none", "same"] = "batch"
-    """norm of the pool's networks; same: as the students' (the only one for a backbone without that option)"""
+    """normalisation of the pool's networks; same: as in `backbone` (required for a backbone without a norm option)"""
     iterations: Count = 500_000
     """steps of the images (num_train_steps)"""
     batch_real: Count = 1024
-    """real images of a step"""
+    """real images per step"""
     lr_img: Positive = 3e-4
-    """first learning rate of images and labels (LAMB), which falls to a tenth as a cosine"""
+    """initial learning rate of images and labels (LAMB), with cosine decay to a tenth"""
     lr_net: Positive = 3e-4
     """learning rate of the pool's networks (Adam)"""
     num_nn_state: Count = 10
-    """networks of the pool"""
+    """number of networks in the pool"""
     max_online_updates: Count = 100
-    """a network that has taken more steps is replaced"""
+    """a pool network with more training steps is replaced"""
     learn_label: bool = True
-    """whether labels are learned, or stay as they begin"""
+    """whether labels are learned; otherwise they keep their initial values"""
     use_flip: bool = False
-    """whether the kernel has mirrored images too"""
+    """whether the kernel also contains mirrored images"""
     ridge: Positive = 1e-6
     """regulariser of the regression, in units of the mean of the kernel's diagonal"""
     zca: bool = False
-    """whether networks take images normalised and then whitened over whole images (ZCA), or normalised only"""
+    """whether networks take images normalised and then whitened over whole images (ZCA), or only normalised"""
     augment: str = ""
-    """augmentation of students of the standard protocol: "" for none, a DSA strategy, or kornia:..."""
+    """augmentation of students with --protocol standard: "" for none, a DSA strategy, or kornia:..."""
     student_augment: str = "color_crop_rotate_translate_cutout"
-    """that of students of --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
+    """augmentation with --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
     student_steps: Count | None = None
-    """steps of a student of --protocol own; None for the official number for so many images"""
+    """training steps of a student with --protocol own; None: the official number for this number of images"""
     student_lr: Positive = 3e-4
-    """highest learning rate of such a student (Adam)"""
+    """highest learning rate of a student with --protocol own (Adam)"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.zca and self.augment.startswith("kornia:"):
-            raise ValueError("augment is of kornia, which takes no whitened images; with zca take a DSA strategy")
+            raise ValueError("augment is kornia's, which cannot augment whitened images; with zca take a DSA strategy")
         augmentation(self.augment)
         check_strategy(self.student_augment)
         name = self.backbone.partition(":")[0]
         normed = [known for known, builder in BACKBONES.items() if "norm" in signature(builder).parameters]
         if self.pool_norm != "same" and name not in normed:
             raise ValueError(
-                f"backbone {name} has no norm to be {self.pool_norm} in the pool; take pool_norm same, or one of "
+                f"backbone {name} has no option norm={self.pool_norm} for the pool; take pool_norm same, or one of "
                 f"{', '.join(normed)}"
             )
 
@@ -119,8 +120,8 @@ class Config:
         if self.pool_norm == "same":
             return self.backbone
         name, _, options = self.backbone.partition(":")
-        kept = [option for option in options.split(",") if option and not option.startswith("norm=")]
-        return f"{name}:{','.join([*kept, f'norm={self.pool_norm}'])}"
+        others = [option for option in options.split(",") if option and not option.startswith("norm=")]
+        return f"{name}:{','.join([*others, f'norm={self.pool_norm}'])}"
 
 
 @dataclass
@@ -130,53 +131,53 @@ class Online:
     network: nn.Module
     optimizer: torch.optim.Adam
     age: int
-    """steps it has taken, or counts as having taken"""
+    """training steps of the network; the first networks start with different ages"""
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
-    """Distil a data set; continues from the run's checkpoint, networks of the pool included.
+    """Distil a data set; resumes from the run's checkpoint, including the networks of the pool.
 
     Args:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars, progress, and stages.
+        run: supplies random generators, checkpoints, scalars, the progress bar and stages.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`, with soft labels; the learned
-        labels are its own "labels".
+        labels are `training_tensors["labels"]`.
 
     Raises:
-        InputError: images too large to be whitened, a backbone without features, or the regression diverged.
+        InputError: images are too large for whitening, the backbone has no features, or the regression diverged.
     """
     from timm.optim.lamb import Lamb  # slow to import
 
     real = real.in_memory() if config.zca else real
     device, count = real.images.device, real.num_classes
     space, whitening = _space(real, config, run)
-    whole = space(real.images) if isinstance(real.images, Tensor) else None
+    preprocessed = space(real.images) if isinstance(real.images, Tensor) else None
     state = run.restore() or _initial(real, ipc, space, run)
     images, labels = (state[name].to(device).requires_grad_() for name in ("images", "labels"))
     learned = [images, labels] if config.learn_label else [images]
-    # optax.lamb is the paper's: no clipping, no weight decay, and yet the ratio of norms
+    # as in optax.lamb, which the paper uses: no clipping, no weight decay, but the ratio of norms
     optimizer = Lamb(learned, config.lr_img, weight_decay=0.0, max_grad_norm=None, always_adapt=True)
     if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
     pool = [_online(real, config, run, number, 0) for number in range(config.num_nn_state)]
-    for number, kept in enumerate(state.get("pool", [])):
-        pool[number].network.load_state_dict(kept["network"])
-        pool[number].optimizer.load_state_dict(kept["optimizer"])
-        pool[number].age = kept["age"]
+    for number, stored in enumerate(state.get("pool", [])):
+        pool[number].network.load_state_dict(stored["network"])
+        pool[number].optimizer.load_state_dict(stored["optimizer"])
+        pool[number].age = stored["age"]
 
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             begun = time.perf_counter()
             number = int(torch.randint(len(pool), (), generator=run.generator("pool", iteration)))
-            which = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
-            which = which.to(device)
-            x = space(real.images[which]) if whole is None else whole[which]
+            indices = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
+            indices = indices.to(device)
+            x = space(real.images[indices]) if preprocessed is None else preprocessed[indices]
             try:
-                targets = centred(real.labels[which], count).to(labels)
+                targets = centred(real.labels[indices], count).to(labels)
                 loss, accuracy = objective(pool[number].network, images, labels, x, targets, config)
                 label_loss = -margin(labels)
                 gradients = torch.autograd.grad(loss + label_loss, learned)
@@ -223,24 +224,24 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     )
 
 
-# --- what is minimised ------------------------------------------------------------------------------------------
+# --- the objective ----------------------------------------------------------------------------------------------
 
 
 def objective(
     network: nn.Module, images: Tensor, labels: Tensor, x: Tensor, y: Tensor, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of the regression on real images, and its accuracy.
+    """Return the loss and the accuracy of the regression on real images.
 
     Args:
-        network: of the pool; put into evaluation mode.
-        images: (N, C, H, W), as networks take them.
+        network: a network of the pool; its mode becomes evaluation.
+        images: (N, C, H, W), normalised or whitened.
         labels: (N, K), learned.
-        x: (B, C, H, W) real images, as networks take them.
-        y: (B, K) their centred labels.
-        config: says whether images are mirrored, and how much is regularised.
+        x: (B, C, H, W) real images, normalised or whitened.
+        y: (B, K) centred labels of x.
+        config: only use_flip and ridge are used.
 
     Returns:
-        a scalar with the graph to images and labels, and the part of real images whose class is predicted.
+        the loss, a scalar with the graph to images and labels, and the accuracy on the real images, in [0, 1].
 
     Raises:
         torch.linalg.LinAlgError: the regularised kernel is not positive definite.
@@ -248,20 +249,20 @@ def objective(
     """
     network.eval()
     with torch.no_grad():
-        theirs = embedding(network, x)
+        real_features = embedding(network, x)
     if config.use_flip:
         images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-    ours = embedding(network, images)
-    predicted = regressed(ours @ ours.T, theirs @ ours.T, labels, config.ridge)
+    features = embedding(network, images)
+    predicted = regressed(features @ features.T, real_features @ features.T, labels, config.ridge)
     with torch.no_grad():
         accuracy = (predicted.argmax(1) == y.argmax(1)).float().mean()
     return squared(predicted, y), accuracy
 
 
 def margin(labels: Tensor) -> Tensor:
-    """Return by how much the largest of each row of (N, K) leads, at most 1 / K, averaged over rows.
+    """Return the largest minus the second largest entry of each row of (N, K), at most 1 / K, averaged over rows.
 
-    >>> margin(torch.tensor([[0.5, 0.3, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).item()  # 0.2, and 1 that counts as 0.25
+    >>> margin(torch.tensor([[0.5, 0.3, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).item()  # 0.2, and 1 limited to 0.25
     0.22499999403953552
     """
     first, second = labels.topk(2, dim=1).values.unbind(1)
@@ -288,7 +289,7 @@ def _initial(real: ImageSet, ipc: int, space: nn.Module, run: Run) -> dict[str, 
 
 
 def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) -> Online:
-    """Return an untrained network; the first ones count as of different ages."""
+    """Return an untrained network for the pool; the first networks get different ages."""
     network = build(config.pool_backbone, like=real, generator=run.generator("network", number, born))
     network = network.to(real.images.device).to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
     age = 0 if born else config.max_online_updates // config.num_nn_state * number
@@ -296,10 +297,10 @@ def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) ->
 
 
 def _update(online: Online, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
-    """Let a network take a step on the images, or on as many of them as a batch holds."""
+    """Train a pool network for one step on the images, or on ONLINE_BATCH random images if there are more."""
     if len(images) > ONLINE_BATCH:
-        which = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
-        images, labels = images[which], labels[which]
+        indices = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
+        images, labels = images[indices], labels[indices]
     online.optimizer.zero_grad(set_to_none=True)
     squared(online.network.train()(images), labels).backward()
     online.optimizer.step()
@@ -310,7 +311,7 @@ def _update(online: Online, images: Tensor, labels: Tensor, generator: torch.Gen
 
 
 def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten, Path | None]:
-    """Return pixels to what networks take, and the file of the whitening, which all runs on this data share."""
+    """Return the preprocessing of pixels, and the file of the whitening, which all runs on this data share, or None."""
     normalize = Normalize(real.mean, real.std).to(real.images.device)
     if not config.zca:
         return normalize, None
@@ -320,13 +321,13 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
     return Whiten.load(path).to(real.images.device), path
 
 
-# --- how long it takes ------------------------------------------------------------------------------------------
+# --- time estimate ----------------------------------------------------------------------------------------------
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
-    ours, theirs = ipc * num_classes, min(config.batch_real, examples)
-    probe, real = min(ours, PROBE), min(theirs, PROBE)
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps."""
+    synthetic, batch = ipc * num_classes, min(config.batch_real, examples)
+    probe, real = min(synthetic, PROBE), min(batch, PROBE)
     copies = 2 if config.use_flip else 1
 
     def features(network: nn.Module, shape: tuple[int, ...]) -> None:
@@ -339,14 +340,14 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
     online: Callable[..., None] = partial(training_steps, images=probe)
     return [
-        (config.iterations * theirs / real, features),
-        (config.iterations * copies * ours / probe, matching_step),
-        (config.iterations * min(ours, ONLINE_BATCH) / probe / TIMED, online),
+        (config.iterations * batch / real, features),
+        (config.iterations * copies * synthetic / probe, matching_step),
+        (config.iterations * min(synthetic, ONLINE_BATCH) / probe / TIMED_STEPS, online),
     ]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student in the authors' way consists of."""
+    """Return the work of training one student with the authors' protocol."""
     batch = min(ipc * num_classes, LARGEST_BATCH)
     steps, probe = config.student_steps or steps_for(ipc * num_classes), min(batch, PROBE)
-    return [(steps * batch / probe / TIMED, partial(training_steps, images=probe))]
+    return [(steps * batch / probe / TIMED_STEPS, partial(training_steps, images=probe))]

@@ -1,13 +1,13 @@
-"""How FRePo trains students: Adam on the squared error to the learned labels, for a number of steps by that of images.
+"""FRePo's protocol for students: Adam on the squared error to the learned labels; the steps depend on the set's size.
 
-As `script/eval.py` of the official code has it: the learning rate rises over 500 steps and falls as a cosine to a
-hundredth, batches of up to 500 images follow each other in their order, each is changed by one operation of a strategy,
-drawn anew, with draws of its own for each image. DSA (`distill.training.augment`) has other operations of the same
-names: here the colours change less, warps repeat the border, holes are a quarter of a side and lie inside the image,
-shifts are by parts of pixels. They act on what networks take, normalised or whitened images, where 0 is the mean.
+As in `script/eval.py` of the official code: the learning rate warms up over 500 steps and then decays as a cosine to a
+hundredth. Batches of up to 500 images follow each other in order. Each batch is augmented by one random operation of
+the strategy, with separate random parameters for each image. The operations differ from those of the same name in DSA
+(`distill.training.augment`): colours change less, warps repeat the border, holes are a quarter of a side and lie inside
+the image, shifts are by fractions of pixels. They act on normalised or whitened images, where 0 is the mean.
 
-Deviations: between the numbers of images that the code knows, steps lie on the line; of fewer than 1000 steps half warm
-up.
+Deviations: the number of steps is interpolated linearly between the set sizes in the official code; if there are fewer
+than 1000 steps, half of them are warm-up.
 """
 
 import math
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 STEPS = {10: 1000, 100: 2000, 200: 20_000, 400: 5000, 500: 5000, 1000: 10_000, 2000: 40_000, 5000: 40_000}
-"""number of images -> steps of a student, of the official code"""
+"""number of images -> training steps of a student, from the official code"""
 WARM_UP, LARGEST_BATCH = 500, 500
 
 
@@ -52,7 +52,7 @@ def squared(predicted: Tensor, targets: Tensor) -> Tensor:
 
 
 def steps_for(count: int) -> int:
-    """Return the steps of a student on so many images: of STEPS, or between its neighbours there, or of its ends.
+    """Return the training steps for `count` images: STEPS, interpolated, and constant outside the range of STEPS.
 
     >>> [steps_for(count) for count in (2, 10, 55, 300, 9999)]
     [1000, 1000, 1500, 12500, 40000]
@@ -67,7 +67,7 @@ def steps_for(count: int) -> int:
 
 
 def rate(step: int, steps: int, lr: float) -> float:
-    """Return the learning rate of a step, the first being 0."""
+    """Return the learning rate of a step; step 0 has learning rate 0."""
     warm_up = min(WARM_UP, steps // 2)
     if step < warm_up:
         return lr * step / warm_up
@@ -88,40 +88,40 @@ def train_regressor(
     """Train a network in place.
 
     Args:
-        network: takes images as given, (N, C, H, W), to (N, K).
+        network: maps `images` (N, C, H, W) to predictions (N, K).
         images: (N, C, H, W), normalised or whitened.
-        labels: (N, K), the learned ones.
-        steps: of Adam.
-        lr: its highest learning rate.
+        labels: (N, K), learned labels.
+        steps: number of Adam steps.
+        lr: highest learning rate.
         strategy: operations joined by "_", or "" for none.
-        generator: CPU generator of the augmentation.
+        generator: CPU generator for the augmentation.
     """
     batch = min(len(images), LARGEST_BATCH)
     network.train().to(memory_format=torch.channels_last)  # faster on a CPU
     optimizer = torch.optim.Adam(network.parameters())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate(step, steps, lr)
-        which = torch.arange(step * batch, (step + 1) * batch, device=images.device) % len(images)
+        indices = torch.arange(step * batch, (step + 1) * batch, device=images.device) % len(images)
         optimizer.zero_grad(set_to_none=True)
-        squared(network(augmented(images[which], strategy, generator)), labels[which]).backward()
+        squared(network(augmented(images[indices], strategy, generator)), labels[indices]).backward()
         optimizer.step()
-    network.to(memory_format=torch.contiguous_format)  # as one that was read from its file
+    network.to(memory_format=torch.contiguous_format)  # the format of a network read from a file
 
 
 def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students: regression on the learned labels.
+    """Return the authors' protocol: regression on the learned labels.
 
     Args:
         distilled: the set, on the device to work on; its `training_tensors` have labels, its `training` has lr and
-            augment, and steps where they do not depend on the number of images.
-        folder: of its file.
-        run: of the evaluation, its generators.
+            augment, and steps unless they follow from the number of images.
+        folder: the folder of the set's file.
+        run: the evaluation, which supplies random generators.
 
     Returns:
         the protocol.
 
     Raises:
-        InputError: the set has no learned labels, or damaged ones, or the file of its whitening is gone.
+        InputError: learned labels are missing or damaged, or the file of the whitening is missing.
     """
     training, count, classes = distilled.training, len(distilled.images), len(distilled.classes)
     lr, augment, labels = training.lr, training.augment, distilled.training_tensors.get("labels")
@@ -129,12 +129,12 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
         raise InputError("the set lacks the learned labels, lr or augment of frepo; take --protocol standard")
     if labels.shape != (count, classes) or not labels.isfinite().all():
         found = f"{tuple(labels.shape)}{'' if labels.isfinite().all() else ' and not all finite'}"
-        raise InputError(f"the set's learned labels are {found}; {count} images have finite ({count}, {classes})")
+        raise InputError(f"the set's learned labels are {found}; {count} images need finite ({count}, {classes})")
     space = preprocessing(distilled, folder).to(distilled.labels.device)
     images, steps = space(distilled.images[:]), training.steps or steps_for(count)
     if training.steps is None and count not in STEPS:
         known = ", ".join(map(str, STEPS))
-        run.notify(f"FRePo trains students on {known} images; on {count} they take {steps} steps, between its numbers")
+        run.notify(f"FRePo's code has student steps for {known} images; for {count} images they are {steps}")
 
     def train(network: nn.Module, name: str) -> None:
         generator = run.generator("student", name, "training")
@@ -143,11 +143,11 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     return Protocol(train, max(1, round(steps * min(count, LARGEST_BATCH) / count)), preprocess=space)
 
 
-# --- augmentation: each operation has three numbers in [0, 1) an image
+# --- augmentation: each operation takes three random numbers in [0, 1) per image
 
 
 def augmented(x: Tensor, strategy: str, generator: torch.Generator) -> Tensor:
-    """Return images changed by one operation of a strategy, each image in its own way.
+    """Return images augmented by one operation of a strategy, with different random parameters for each image.
 
     Args:
         x: (N, C, H, H).
@@ -162,10 +162,10 @@ def augmented(x: Tensor, strategy: str, generator: torch.Generator) -> Tensor:
 
 
 def check_strategy(strategy: str) -> None:
-    """Refuse a strategy with an unknown operation.
+    """Check the operations of a strategy.
 
     Raises:
-        InputError: it has one.
+        InputError: an operation is unknown.
     """
     for name in filter(None, strategy.split("_")):
         if name not in OPERATIONS:
@@ -173,7 +173,7 @@ def check_strategy(strategy: str) -> None:
 
 
 def _signed(u: Tensor) -> Tensor:
-    """Return numbers in [-1, 1), shaped to multiply images."""
+    """Map u in [0, 1) to [-1, 1), with a shape that broadcasts over images."""
     return (2 * u - 1).view(-1, 1, 1, 1)
 
 
@@ -190,14 +190,14 @@ def _color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _warp(x: Tensor, rows: list[list[Tensor]]) -> Tensor:
-    """Return images whose point (x, y), in [-1, 1], is that of the old ones at matrix (x, y, 1)."""
+    """Return images whose value at (x, y), in [-1, 1], is the value of the input at matrix (x, y, 1)."""
     matrices = torch.stack([torch.stack(row, 1) for row in rows], 1)
     grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def _crop(x: Tensor, u: Tensor) -> Tensor:
-    """Zoom by 0.8 to 1.25, and look at a place that is inside, or has the image in it."""
+    """Zoom by 0.8 to 1.25, with a random position that keeps the crop in the image, or the image in the crop."""
     zoom = (math.log(1.25) * (2 * u[0] - 1)).exp()
     room, inverse, zero = (zoom - 1).abs() / zoom, 1 / zoom, torch.zeros_like(zoom)
     return _warp(x, [[inverse, zero, room * (2 * u[1] - 1)], [zero, inverse, room * (2 * u[2] - 1)]])
@@ -216,9 +216,9 @@ def _translate(x: Tensor, u: Tensor) -> Tensor:
 
 def _cutout(x: Tensor, u: Tensor) -> Tensor:
     size = x.shape[3]
-    side, where = size // 4, torch.arange(size, device=x.device)
+    side, pixel = size // 4, torch.arange(size, device=x.device)
     first = (u[:2] * (size - side + 1)).long()[:, :, None]
-    rows, columns = (where >= first) & (where < first + side)
+    rows, columns = (pixel >= first) & (pixel < first + side)
     return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
 
 
@@ -230,4 +230,4 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "translate": _translate,
     "cutout": _cutout,
 }
-"""name -> (images (N, C, H, H), three numbers in [0, 1) an image (3, N)) -> changed images"""
+"""name -> function of images (N, C, H, H) and random numbers in [0, 1) (3, N) that returns the augmented images"""

@@ -1,13 +1,13 @@
-"""Finite networks trained as KIP's authors do: least squares on centred labels, for sets of the method.
+"""KIP's protocol for students: finite networks trained by least squares on centred labels.
 
-A student's weights are drawn from N(0, w_std^2 / fan in), its biases from N(0, b_std^2). It takes steps of SGD on half
-the mean squared error, with a learning rate that falls as a cosine to 0 from the largest at which gradient descent on
-the first weights' tangent kernel converges. The authors' network is `--backbone convnet:width=1024,norm=none` (their
-"ConvNet3"); 100 images a step, 5000 steps.
+The weights of a student are drawn from N(0, w_std^2 / fan in), the biases from N(0, b_std^2). SGD minimises half the
+mean squared error. The learning rate decays as a cosine to 0; it starts at the largest value at which gradient descent
+on the tangent kernel of the initial weights converges. The authors use `--backbone convnet:width=1024,norm=none` (their
+"ConvNet3"), 100 images per step, 5000 steps.
 
-nn_training.ipynb of google-research/kip, for Nguyen et al. 2021 (arXiv 2107.13034). Deviations: that largest rate is
-estimated on distilled images, not on held-out real ones, and by power iteration; a batch of a set of fewer than 100
-images has each of them once.
+Source: nn_training.ipynb of google-research/kip, for Nguyen et al. 2021 (arXiv 2107.13034). Deviations: the largest
+learning rate is estimated on distilled images, not on held-out real images, and by power iteration; for a set of fewer
+than 100 images, a batch contains each image once.
 """
 
 from math import cos, pi
@@ -26,19 +26,19 @@ from distill.training.whiten import preprocessing
 __all__ = ["BATCH", "largest_rate", "protocol"]
 
 BATCH, MOMENTUM, L2, INPUTS = 100, 0.9, 1e-3, 50
-"""of nn_training.ipynb: images a step, of SGD, l2_regularization, and empirical_ntk_num_inputs"""
+"""from nn_training.ipynb: images per step, momentum of SGD, l2_regularization and empirical_ntk_num_inputs"""
 
 
 def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students.
+    """Return the authors' protocol.
 
     Args:
         distilled: the set, on the device to work on.
-        folder: of its file.
-        run: of the evaluation, its generators.
+        folder: the folder of the set's file.
+        run: the evaluation, which supplies random generators.
 
     Raises:
-        InputError: the set is not one of this method, or the file of its whitening is gone.
+        InputError: the set lacks fields of this protocol, or the file of the whitening is missing.
     """
     training, labels = distilled.training, distilled.training_tensors.get("labels")
     steps, w_std, b_std = training.steps, training.w_std, training.b_std
@@ -47,7 +47,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
         raise InputError(f"the set lacks {', '.join(sorted(missing))} of kip's training; take --protocol standard")
     space = preprocessing(distilled, folder).to(distilled.labels.device)
     images = space(distilled.images[:])
-    an_epoch = -(-len(images) // BATCH)
+    steps_per_epoch = -(-len(images) // BATCH)
     seen = images[torch.linspace(0, len(images) - 1, min(INPUTS, len(images))).long()]
 
     def train(network: nn.Module, name: str) -> None:
@@ -63,12 +63,12 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
             (0.5 * (network(images[batch]) - labels[batch]).square().mean()).backward()
             optimizer.step()
 
-    return Protocol(train, -(-steps // an_epoch), preprocess=space)
+    return Protocol(train, -(-steps // steps_per_epoch), preprocess=space)
 
 
 @torch.no_grad()
 def _draw(network: nn.Module, w_std: float, b_std: float, generator: torch.Generator) -> None:
-    """Draw kernels, matrices and their biases anew."""
+    """Initialise kernels, matrices and their biases at random, in place."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             drawn = torch.randn(module.weight.shape, generator=generator)
@@ -78,15 +78,17 @@ def _draw(network: nn.Module, w_std: float, b_std: float, generator: torch.Gener
 
 
 def largest_rate(network: nn.Module, images: Tensor, rounds: int = 30) -> float:
-    """Return the learning rate up to which gradient descent on the mean squared error converges, linearised.
+    """Return the largest learning rate at which gradient descent on the linearised mean squared error converges.
 
-    That is 2 N K over the largest eigenvalue of the tangent kernel of the sum of the logits over sqrt(K), which in wide
-    networks is that of each logit. Its matrix is not built: J J^T goes on a vector by one pass back and one forth.
+    The rate is 2 N K divided by the largest eigenvalue of the tangent kernel of the sum of the logits over sqrt(K). In
+    wide networks this kernel equals the kernel of each logit. The matrix is not built: J J^T is applied to a vector by
+    one backward and one forward pass.
 
     Args:
-        network: its gradients and mode stay as they are.
-        images: (N, C, H, W) as it takes them.
-        rounds: of power iteration from the vector of ones, to which the first eigenvector of such kernels is near.
+        network: its gradients and mode do not change.
+        images: (N, C, H, W), normalised or whitened.
+        rounds: rounds of power iteration from the vector of ones, which is close to the first eigenvector of such
+            kernels.
     """
     training, weights = network.training, list(network.parameters())
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
@@ -98,6 +100,6 @@ def largest_rate(network: nn.Module, images: Tensor, rounds: int = 30) -> float:
         for _ in range(rounds):
             point = point.detach() / point.detach().norm()
             along = torch.autograd.grad(summed, weights, point, retain_graph=True, materialize_grads=True)
-            (point,) = torch.autograd.grad(back, vector, along, retain_graph=True)  # its derivative by the vector: J
+            (point,) = torch.autograd.grad(back, vector, along, retain_graph=True)  # the derivative by the vector: J
     network.train(training)
     return 2 * logits.numel() / point.norm().item()

@@ -1,24 +1,25 @@
-"""Kernel inducing points (KIP): images on which the regression of an infinitely wide network predicts the real ones.
+"""Kernel inducing points (KIP): images from which regression with an infinitely wide network predicts the real labels.
 
     min over S of  1/2 mean (K_ts (K_ss + ridge tr(K_ss) / n I)^-1 Y_s - Y_t)^2
 
-K is a neural tangent kernel (`baselines.kernels`), t a class-balanced batch of real images, drawn anew in each step; Y
-are centred one-hot labels. The images, and labels where they are learned, are moved by Adam in normalised (or whitened)
-space, unclamped. No network is trained and none is drawn: all randomness is in the first images and the batches.
+K is a neural tangent kernel (`baselines.kip.kernels`), t a class-balanced batch of real images, drawn anew in each
+step; Y are centred one-hot labels. Adam optimises the images, and the labels if they are learned, in normalised (or
+whitened) space without clamping. No network is trained or initialised: the only random choices are the initial images
+and the batches.
 
 Nguyen, Chen, Lee, "Dataset Meta-Learning from Kernel Ridge-Regression", ICLR 2021 (arXiv 2011.00050), algorithm 1, and
 Nguyen, Novak, Xiao, Lee, "Dataset Distillation with Infinitely Wide Convolutional Networks", NeurIPS 2021 (arXiv
-2107.13034), whose kernel is the ConvNet's.
+2107.13034), which introduces the ConvNet kernel.
 
-A set's labels are for a student of the standard protocol: classes, or the probabilities nearest to learned labels. What
-the regression has, the centred floats, is `own["labels"]` in its file; `baselines.least_squares` trains finite networks
-on those, in the authors' way.
+The labels of a set are for students of the standard protocol: classes, or the probabilities nearest to learned labels.
+The centred labels of the regression are stored in `training_tensors["labels"]`; `baselines.kip.least_squares` trains
+finite networks on them with the authors' protocol.
 
-Deviations from the notebooks (google-research/kip): `zca` is the house's whitening of pixels, with the notebooks'
-ridge, 0.1 of the mean variance, but no image is made zero-mean and of unit norm first: that has no inverse, so that
-images learned behind it could not be put back into pixels. A batch that classes cannot share evenly is rounded down.
-CIFAR-10 has DC's standard deviations, not those of its images.
-Not here: augmented targets, the Myrtle kernels, label solve.
+Deviations from the notebooks (google-research/kip): `zca` is this project's whitening of pixels, with the notebooks'
+ridge, 0.1 of the mean variance, but without first making each image zero-mean with unit norm: that step has no inverse,
+so the learned images could not be converted to pixels. A batch that is not divisible by the number of classes is
+rounded down. CIFAR-10 has DC's standard deviations, not the standard deviations of its images.
+Not implemented: augmented targets, the Myrtle kernels, label solve.
 """
 
 import os
@@ -48,11 +49,11 @@ from robust.ranges import Count, NonNegative, Positive, check_ranges
 __all__ = ["Config", "distill", "objective", "protocol", "student_work", "work"]
 
 MEMORY = 2**30
-"""bytes that the pairs of images of one tile may take, about"""
+"""approximate limit, in bytes, for the pairs of images of one tile"""
 LARGEST = 2**31
-"""bytes of one pair from which a step, which has thousands, is out of reach"""
+"""limit, in bytes, for one pair; a step has thousands of pairs and would be infeasible above"""
 ZCA_RIDGE = 0.1
-"""of the mean variance of pixels: zca_reg of the notebooks"""
+"""regulariser as a fraction of the mean variance of pixels: zca_reg of the notebooks"""
 
 
 @dataclass(frozen=True)
@@ -64,37 +65,37 @@ class Config:
     """
 
     backbone: str = "convnet"
-    """network that students have: a name of `bash run.sh list`, options after a colon. The kernel is not its"""
+    """network of students: a name from `bash run.sh list`, options after a colon. Does not affect the kernel"""
     kernel: Literal["convnet", "fc"] = "convnet"
     """infinitely wide network: convolutions, relu and 2x2 mean pooling, or fully connected layers with relu"""
     depth: Count | None = None
-    """blocks of the one, hidden layers of the other; None: 3 of the one, 1 of the other"""
+    """blocks of the ConvNet (None: 3), or hidden layers of the fully connected network (None: 1)"""
     prepend: bool = True
-    """whether the ConvNet has a convolution and a relu before its blocks, as "ConvNet" of the paper, not "ConvNet3"."""
+    """whether the ConvNet has a convolution and a relu before its blocks: the paper's "ConvNet", else "ConvNet3"."""
     w_std: Positive = 2**0.5
-    """of the weights, over the root of their fan in; of students in the authors' way too"""
+    """standard deviation of weights times sqrt(fan in), for the kernel and for students of --protocol own"""
     b_std: NonNegative = 0.1
-    """of the biases, likewise"""
+    """standard deviation of biases, for the kernel and for students of --protocol own"""
     iterations: Count = 1000
     """steps of the images"""
     target_batch: Count = 5000
-    """real images of a step, as many of each class; all of a class where it has no more"""
+    """real images per step, equally many of each class; a smaller class contributes all its images"""
     lr: Positive = 0.04
     """learning rate of Adam for images (normalised or whitened units) and labels"""
     ridge: NonNegative = 1e-6
-    """of the regression, in units of the mean of the kernel's diagonal"""
+    """regulariser of the regression, in units of the mean of the kernel's diagonal"""
     labels: Literal["hard", "learned"] = "hard"
-    """centred one-hot, or learned from them on"""
+    """hard: centred one-hot labels; learned: labels are optimised, starting from centred one-hot labels"""
     init: Literal["noise", "real"] = "real"
-    """first images: standard normal, or random real ones of the class"""
+    """initial synthetic images: standard normal noise, or random real images of the class"""
     zca: bool = False
-    """whether kernel and students of --protocol own take whitened images instead of normalised ones"""
+    """whether the kernel and students of --protocol own use whitened images instead of normalised images"""
     precision: Literal["float64", "float32"] = "float64"
-    """of kernel, regression and images; ridges of 1e-6 need the first"""
+    """precision of kernel, regression and images; a ridge of 1e-6 needs float64"""
     chunk: Count | None = None
-    """pairs of images whose kernel is taken at once; None: as many as need about 1 GiB"""
+    """pairs of images whose kernel is computed at once; None: as many as need about 1 GiB"""
     student_steps: Count = 5000
-    """steps of students in the authors' way"""
+    """training steps of students with --protocol own"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -107,17 +108,17 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars, progress, and the stage of the whitening.
+        run: supplies random generators, checkpoints, scalars, the progress bar and the stage of the whitening.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
 
     Raises:
-        InputError: images that the kernel cannot take, a class with fewer than `ipc`, a batch below one image a class,
-            a kernel that is singular, or a loss that became NaN.
+        InputError: the kernel does not support the image size, a class has fewer than `ipc` images, target_batch is
+            below the number of classes, the kernel is singular, or the loss became NaN.
     """
     device, dtype = real.images.device, getattr(torch, config.precision)
-    of_class = _targets_of_class(real, config, run)
+    per_class = _targets_of_class(real, config, run)
     kernel, chunk = _kernel(config), _chunk(config, real.image_shape[1])
     if device.type == "mps" and dtype == torch.float64:
         raise InputError("mps has no float64; take --precision float32 with a larger --ridge, or --device cpu")
@@ -133,7 +134,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            drawn = [real.sample(c, of_class, run.generator("target", iteration, c)) for c in range(real.num_classes)]
+            drawn = [real.sample(c, per_class, run.generator("target", iteration, c)) for c in range(real.num_classes)]
             targets = space(torch.cat(drawn)).to(dtype)
             truth = classes.repeat_interleave(torch.tensor([len(each) for each in drawn], device=device))
             loss, right = objective(kernel, images, labels, targets, truth, config.ridge, chunk)
@@ -166,28 +167,28 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 def objective(
     kernel: Kernel, images: Tensor, labels: Tensor, targets: Tensor, truth: Tensor, ridge: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of the regression on a batch, and the share of it that is predicted right.
+    """Return the loss and the accuracy, in [0, 1], of the regression on a batch.
 
     Args:
-        kernel: of images.
-        images: (S, C, H, W) of the support.
+        kernel: the kernel of two batches of images.
+        images: (S, C, H, W), the support.
         labels: (S, K), centred.
-        targets: (T, C, H, W).
-        truth: (T,) their classes.
-        ridge: in units of the mean of the kernel's diagonal.
-        chunk: pairs whose kernel is taken at once.
+        targets: (T, C, H, W), the real batch.
+        truth: (T,) classes of the targets.
+        ridge: regulariser in units of the mean of the kernel's diagonal.
+        chunk: pairs whose kernel is computed at once.
 
     Raises:
         InputError: the kernel of the support is singular.
     """
     k_ss, k_ts = (tiled(kernel, each, images, chunk) for each in (images, targets))
     try:
-        said = regressed(k_ss, k_ts, labels, ridge)
+        predicted = regressed(k_ss, k_ts, labels, ridge)
     except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         line = f"the kernel of the {len(images)} images is not positive definite at ridge {ridge:g}"
         raise InputError(f"{line}; take a larger --ridge, a smaller --lr, or --precision float64") from None
-    loss = 0.5 * (said - centred(truth, labels.shape[1]).to(said)).square().mean()
-    return loss, (said.argmax(1) == truth).float().mean()
+    loss = 0.5 * (predicted - centred(truth, labels.shape[1]).to(predicted)).square().mean()
+    return loss, (predicted.argmax(1) == truth).float().mean()
 
 
 def _depth(config: Config) -> int:
@@ -204,42 +205,42 @@ def _kernel(config: Config) -> Kernel:
 
 
 def _chunk(config: Config, size: int) -> int:
-    """Return how many pairs are taken at once.
+    """Return the number of pairs whose kernel is computed at once.
 
     Raises:
-        InputError: a pair of such images needs too much memory.
+        InputError: one pair of images needs too much memory.
     """
     dtype, depth = getattr(torch, config.precision), _depth(config)
-    held = 10 * depth * dtype.itemsize if config.kernel == "fc" else pair_bytes(size, depth, dtype)
-    if held > LARGEST:
+    pair = 10 * depth * dtype.itemsize if config.kernel == "fc" else pair_bytes(size, depth, dtype)
+    if pair > LARGEST:
         raise InputError(
-            f"the ConvNet's kernel of one pair of {size} px images takes about {held / 2**30:.1f} GiB at depth "
+            f"the ConvNet's kernel of one pair of {size} px images takes about {pair / 2**30:.1f} GiB at depth "
             f"{depth}, and a step has {config.target_batch} pairs for each distilled image; take --kernel fc "
             "or a smaller --image-size"
         )
-    return config.chunk or max(1, MEMORY // held)
+    return config.chunk or max(1, MEMORY // pair)
 
 
 def _targets_of_class(real: ImageSet, config: Config, run: Run) -> int:
-    """Return how many real images of a class a step has, and say where classes have fewer.
+    """Return the number of real images per class and step; notify the user if a class has fewer images.
 
     Raises:
-        InputError: none.
+        InputError: the number is 0.
     """
     each, counts = config.target_batch // real.num_classes, real.labels.bincount(minlength=real.num_classes)
     if each < 1:
         raise InputError(
-            f"target_batch is {config.target_batch}; {real.name} has {real.num_classes} classes, take more"
+            f"target_batch is {config.target_batch}; {real.name} has {real.num_classes} classes, take more images"
         )
-    if (taken := int(counts.clamp(max=each).sum())) < each * real.num_classes:
+    if (size := int(counts.clamp(max=each).sum())) < each * real.num_classes:
         run.notify(
-            f"target_batch is {config.target_batch}, but classes of {real.name} have fewer: a step has {taken} images"
+            f"target_batch is {config.target_batch}, but classes of {real.name} have fewer: a step has {size} images"
         )
     return each
 
 
 def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten, Path | None]:
-    """Return pixels to what the kernel takes, and the file of the whitening, which all runs on this data share."""
+    """Return the preprocessing of pixels, and the file of the whitening, which all runs on this data share, or None."""
     if not config.zca:
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", {"ridge": ZCA_RIDGE} | real.identity(), seed=0).folder / "whitening.safetensors"
@@ -260,26 +261,26 @@ def _initial(real: ImageSet, ipc: int, space: nn.Module, config: Config, run: Ru
     return {"iteration": 0, "images": space(torch.cat(drawn)), "labels": labels}
 
 
-# --- how long it takes -------------------------------------------------------------------------------------------
+# --- time estimate -----------------------------------------------------------------------------------------------
 
-PROBED = (4, 1, 16, 128)
-"""target and support images of a timed step with the ConvNet's kernel, their side in pixels; targets with the other"""
+PROBE_SIZES = (4, 1, 16, 128)
+"""a timed step: target images, support images and their side in pixels (ConvNet kernel); target images (fc kernel)"""
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    The ConvNet's kernel is timed on a corner of larger images, as often as that goes into them.
+    For large images, the ConvNet's kernel is timed on a corner, repeated as often as the corner fits into the image.
     """
     support, target = ipc * num_classes, min(config.target_batch, examples)
-    few = config.kernel == "fc"
-    targets, images = (min(PROBED[3], target), support) if few else PROBED[:2]
+    is_fc = config.kernel == "fc"
+    targets, images = (min(PROBE_SIZES[3], target), support) if is_fc else PROBE_SIZES[:2]
     labels, kernel = centred(torch.zeros(images, dtype=torch.long), num_classes).double(), _kernel(config)
 
     def step(network: nn.Module, shape: tuple[int, ...]) -> None:
         channels, size, _ = shape
-        corner = size if few else min(size, PROBED[2])
-        chunk = _chunk(config, size) if few else targets // 2  # tiles, whose kernel is taken twice, as in a run
+        corner = size if is_fc else min(size, PROBE_SIZES[2])
+        chunk = _chunk(config, size) if is_fc else targets // 2  # tiles, whose kernel is computed twice, as in a run
         for _ in range(-(-(size**2) // corner**2)):
             x, y = (torch.randn(n, channels, corner, corner, dtype=labels.dtype) for n in (images, targets))
             truth = torch.zeros(targets, dtype=torch.long)
@@ -290,7 +291,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student in the authors' way consists of."""
+    """Return the work of training one student with the authors' protocol."""
     batch = min(BATCH, ipc * num_classes)
     probe = min(batch, PROBE)
     return [(config.student_steps * batch / probe / STEPS, partial(training_steps, images=probe))]

@@ -1,21 +1,22 @@
-"""How far training on a few images leads from the trajectory of an expert, and the gradients of that distance.
+"""MTT's loss: the distance between training on synthetic images and an expert's trajectory, and the loss's gradients.
 
-`match` is MTT's loss, with its gradient by the images and the learning rate alpha:
+`match` returns this loss, with the gradient by the images and the learning rate alpha:
 
     || theta_N - target ||^2 / || start - target ||^2,   theta_0 = start,   theta_(i+1) = theta_i - alpha g_i(theta_i)
 
-with g_i the gradient of the mean cross-entropy of step i's images. There are three ways to that gradient:
+where g_i is the gradient of the mean cross-entropy on the images of step i. Three algorithms compute the gradient of
+the loss:
 
-unrolled   through the graph of all N steps, as MTT's code has it.
-replayed   the same gradient with the graph of one step in memory, and N times P numbers. The steps are taken without a
-           graph; then, from the last to the first, each is taken again from its kept theta_i, and the cotangent lambda
-           of theta_(i+1) becomes that of theta_i:
+unrolled   through the graph of all N steps, as in MTT's code.
+replayed   the same gradient, storing N times P numbers and the graph of one step. The steps run without a graph first.
+           Then each step, from the last to the first, is recomputed from the stored theta_i, and the cotangent lambda
+           of theta_(i+1) is turned into the cotangent of theta_i:
                lambda = 2 (theta_N - target) / || start - target ||^2,  then for i = N - 1 ... 0
                dS += -alpha d<lambda, g_i>/dS,   dalpha += -<lambda, g_i>,   lambda += -alpha d<lambda, g_i>/dtheta_i
-tesla      that of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): the same, but lambda stays what it is at first.
-           theta_N = start - alpha sum_i g_i is exact, and so is the part of dS through the images of step i in g_i;
-           that theta_i itself depends on the images of the steps before, and on alpha, is left out. Equal to the others
-           for N = 1 only; it saves the pass backward through theta_i.
+tesla      the gradient of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): as replayed, but lambda keeps its initial
+           value. theta_N = start - alpha sum_i g_i is exact, and so is the term of dS from the images of step i in
+           g_i; the dependence of theta_i on alpha and on the images of earlier steps is ignored. It equals the other
+           two only for N = 1, and saves the backward pass through theta_i.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ __all__ = ["Gradient", "logits_at", "match"]
 
 Gradient = Literal["unrolled", "replayed", "tesla"]
 Batch = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(step, images (N, C, H, W)) -> the images of that step, augmented, and their labels; the same for every call"""
+"""(step, images (N, C, H, W)) -> the augmented images of the step and their labels; deterministic for a given step"""
 
 
 def match(
@@ -47,20 +48,20 @@ def match(
     steps: int,
     gradient: Gradient = "replayed",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matching loss of a trajectory, and its gradients.
+    """Return the matching loss of a trajectory and the gradients of the loss.
 
     Args:
-        network: lends its layers, in training mode; its own parameters are not read.
-        start: (P,) parameters to start from, in the order of `network.parameters()`.
-        target: (P,) those to arrive at.
-        images: (N, C, H, W), as the network takes them.
+        network: provides the layers, in training mode; the values of its parameters are not used.
+        start: (P,) initial parameters, in the order of `network.parameters()`.
+        target: (P,) target parameters, in the same order.
+        images: (N, C, H, W), normalised or whitened.
         lr: learning rate, a scalar.
-        batch: what each step trains on.
-        steps: how many.
-        gradient: the way to them.
+        batch: returns the training batch of each step.
+        steps: number of steps.
+        gradient: algorithm for the gradients.
 
     Returns:
-        the loss (a scalar), its gradient by the images (shaped as they), and by the learning rate (a scalar).
+        the loss (a scalar), its gradient by the images (shaped like `images`), and by the learning rate (a scalar).
     """
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         if gradient == "unrolled":
@@ -92,15 +93,15 @@ def _replayed(
     exact: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     images, lr = images.detach(), lr.detach()
-    way = [start.detach()]
+    path = [start.detach()]
     for step in range(steps):
-        at = way[-1].clone().requires_grad_()
-        way.append(way[-1] - lr * _step(network, at, *batch(step, images), graph=False))
-    gap, scale = way.pop() - target, (start - target).square().sum()
+        at = path[-1].clone().requires_grad_()
+        path.append(path[-1] - lr * _step(network, at, *batch(step, images), graph=False))
+    gap, scale = path.pop() - target, (start - target).square().sum()
     cotangent = 2 * gap / scale
     to_images, to_lr = torch.zeros_like(images), torch.zeros_like(lr)
     for step in reversed(range(steps)):
-        at, leaf = way.pop().clone().requires_grad_(), images.clone().requires_grad_()
+        at, leaf = path.pop().clone().requires_grad_(), images.clone().requires_grad_()
         along = _step(network, at, *batch(step, leaf), graph=True) @ cotangent
         to_lr -= along.detach()
         to_leaf, *to_at = torch.autograd.grad(along, (leaf, at) if exact and step else (leaf,))
@@ -111,15 +112,15 @@ def _replayed(
 
 
 def _step(network: nn.Module, parameters: Tensor, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:
-    """Return the gradient of the mean cross-entropy by the parameters (P,), differentiable where a graph is asked."""
+    """Return the gradient of the mean cross-entropy by the parameters (P,); differentiable if `graph` is True."""
     with SecondOrder() if graph else nullcontext():
         loss = F.cross_entropy(logits_at(network, parameters, x), y)
     return torch.autograd.grad(loss, parameters, create_graph=graph)[0]
 
 
 def logits_at(network: nn.Module, parameters: Tensor, x: Tensor) -> Tensor:
-    """Return a network's logits (N, K) with other parameters, (P,) in the order of `network.parameters()`."""
-    own = dict(network.named_parameters())
-    parts = parameters.split([parameter.numel() for parameter in own.values()])
-    named = {name: part.view_as(own[name]) for name, part in zip(own, parts, strict=True)}
+    """Return the logits (N, K) of a network with `parameters` (P,), in the order of `network.parameters()`."""
+    templates = dict(network.named_parameters())
+    flat = parameters.split([template.numel() for template in templates.values()])
+    named = {name: values.view_as(templates[name]) for name, values in zip(templates, flat, strict=True)}
     return functional_call(network, named, (x,))

@@ -1,23 +1,23 @@
-"""MTT, matching training trajectories: on a few images a network shall go the way that experts go on the real data.
+"""MTT, matching training trajectories: training on synthetic images follows the trajectories of training on real data.
 
     min over S and alpha of  || theta_N - theta*_(t+M) ||^2 / || theta*_t - theta*_(t+M) ||^2
     theta_0 = theta*_t,   theta_(i+1) = theta_i - alpha grad_theta L(A_i(S_i), theta_i),   i = 0 ... N - 1
 
-theta* is an expert's trajectory (`baselines.trajectories`), drawn anew in each iteration as is its epoch t; S_i is a
-batch of the images, A_i an augmentation drawn for each of them, alpha the learning rate, which is learned and which
-students of --protocol own train with. S is optimised in the coordinates that networks take, normalised or whitened.
+theta* is an expert's trajectory (`baselines.mtt.trajectories`); each iteration draws an expert and an epoch t. S_i is a
+batch of the images, A_i an augmentation drawn for each image, alpha the learned learning rate, which --protocol own
+uses for students. S is optimised in the input space of the networks, normalised or whitened.
 
 MTT:       "Dataset Distillation by Matching Training Trajectories", Cazenavette et al., CVPR 2022 (arXiv 2203.11932),
            algorithm 1.
 TESLA:     "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", Cui et al., ICML 2023 (arXiv
            2211.10586).
-guard_mtt: MTT with one other field, expert_loss: experts trained with GUARD's curvature-regularised loss. Neither paper
-           has it: GUARD compares with MTT and TESLA as they are.
+guard_mtt: MTT whose experts are trained with GUARD's curvature-regularised loss; only the field expert_loss differs.
+           Neither paper has this combination: GUARD compares with unmodified MTT and TESLA.
 
-Deviations from the official codes: the set is the last one, not the best of many on the test set; experts are drawn
-with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 is normalised with its own constants; the
-warps of DSA are as in its own code (MTT aligns corners); TESLA leaves the factor 2 out of its gradient by images, so
-that its --lr_img 1000 is 500 here; seeds are addressed, and all runs share one seed's experts.
+Deviations from the official codes: the result is the last set, not the best of many on the test set; experts are drawn
+with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 is normalised with CIFAR-100's constants; DSA
+warps as in DSA's code (MTT aligns corners); TESLA's code omits the factor 2 in the gradient by images, so its --lr_img
+1000 is 500 here; each random draw has a separate seed (`Run.generator`), and all runs share the experts of one seed.
 """
 
 import os
@@ -51,61 +51,61 @@ from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_rang
 __all__ = ["Config", "distill", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img, --lr-lr or --max-start-epoch"
-"""flags that a matching diverges by"""
+"""flags to reduce when matching diverges"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The method's settings; the names are the official code's where it has them.
+    """The method's settings, named as in the official code where possible.
 
     Raises:
-        ValueError: a field is out of its range, or two do not go together.
+        ValueError: a field is out of its range, or two fields are incompatible.
     """
 
     expert_loss: Loss
-    """loss with which experts are trained; h in the units of their inputs, eps and sigma in pixels of [0, 1]"""
+    """loss for training experts; h in the units of their inputs, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
-    """network of experts and of students: a name of `bash run.sh list`, options after a colon"""
+    """network of experts and of students: a name from `bash run.sh list`, options after a colon"""
     num_experts: Annotated[int, Range(least=1, most=100_000)] = 100
-    """expert trajectories"""
+    """number of expert trajectories"""
     expert_seed: Whole = 0
-    """root of their randomness: runs of all seeds share experts, as in the paper"""
+    """root of the random seeds of experts; runs with different seeds share experts, as in the paper"""
     train_epochs: Count = 50
-    """epochs of an expert"""
+    """training epochs of an expert"""
     expert_images: Count | None = None
-    """real images of an expert's epoch, drawn anew for each; None for all"""
+    """real images per epoch of an expert, drawn anew in each epoch; None: all"""
     lr_expert: Positive = 0.01
     """learning rate of an expert (SGD, no momentum)"""
     batch_train: Count = 256
-    """real images of a step of an expert"""
+    """real images per training step of an expert"""
     iterations: Count = 5000
     """K: steps of the images"""
     syn_steps: Annotated[int, Range(least=1, most=100_000)] = 20
-    """N: steps on the images in an iteration"""
+    """N: training steps on the synthetic images per iteration"""
     expert_epochs: Count = 3
-    """M: epochs of an expert that they shall be worth"""
+    """M: epochs of an expert that the N steps are matched with"""
     max_start_epoch: Count = 25
-    """the expert's epoch from which they start is drawn below this"""
+    """the N steps start from an expert's random epoch below this number"""
     batch_syn: Count | None = None
-    """images of such a step; None for all"""
+    """synthetic images in each of the N steps; None: all"""
     lr_img: Positive = 1000.0
     """learning rate of the images (SGD, momentum 0.5), in normalised or whitened units"""
     lr_lr: NonNegative = 1e-5
     """learning rate of the students' learning rate (SGD, momentum 0.5)"""
     lr_init: Positive = 0.01
-    """first value of the students' learning rate"""
+    """initial value of the students' learning rate"""
     init: Literal["noise", "real"] = "real"
-    """first images: standard normal in the networks' units, or random real ones of the class"""
+    """initial synthetic images: standard normal noise (in the networks' units), or random real images of the class"""
     augment: str = ""
     """augmentation of experts, matching and students: "" for none, a DSA strategy, or kornia:..."""
     zca: bool = False
-    """whether networks take images whitened over whole images (ZCA, eps 0.1), instead of normalised ones"""
+    """whether networks take images whitened over whole images (ZCA, eps 0.1) instead of normalised images"""
     gradient: Gradient = "replayed"
-    """replayed, or unrolled: the same with the graphs of all steps in memory (baselines/mtt/trajectories.py); tesla"""
+    """replayed; unrolled (same gradient, all graphs in memory); tesla (approximate): see baselines/mtt/matching.py"""
     labels: Literal["hard", "expert"] = "hard"
-    """classes, or what the expert's network at theta*_(t+M) says of the images, anew in each iteration (TESLA)"""
+    """hard: classes; expert: probabilities of the expert at theta*_(t+M), updated in each iteration (TESLA)"""
     student_epochs: Count = 1000
-    """E of students in the authors' way, see --student.epochs"""
+    """E of students with --protocol own, see --student.epochs"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -116,25 +116,25 @@ class Config:
                 f"expert_epochs {self.expert_epochs} need {last}"
             )
         if self.zca and self.augment.startswith("kornia:"):
-            raise ValueError("augment is of kornia, which takes no whitened images; with zca take a DSA strategy")
+            raise ValueError("augment is kornia's, which cannot augment whitened images; with zca take a DSA strategy")
         augmentation(self.augment)
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
-    """Distil a data set; continues from the run's checkpoint, and takes experts that are there.
+    """Distil a data set; resumes from the run's checkpoint, and reuses existing experts.
 
     Args:
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars, progress, and stages.
+        run: supplies random generators, checkpoints, scalars, the progress bar and stages.
 
     Returns:
-        `ipc` images of each class, sorted by class, in pixels, on the device of `real`; its `training` has the learned
+        `ipc` images of each class, sorted by class, in pixels, on the device of `real`; `training` contains the learned
         learning rate.
 
     Raises:
-        InputError: images too large for memory, or an expert or the matching diverged.
+        InputError: the images do not fit in memory, or an expert or the matching diverged.
     """
     real = real.in_memory()  # experts see all images in each epoch
     device = real.images.device
@@ -152,7 +152,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for iteration in range(state["iteration"], config.iterations):
             begun = time.perf_counter()
             start, target = (each.to(images) for each in _pair(teachers, config, run.generator("expert", iteration)))
-            labels = _said(network, target, images) if config.labels == "expert" else classes
+            labels = _soft_labels(network, target, images) if config.labels == "expert" else classes
             order = _order(len(images), config.batch_syn, config.syn_steps, run.generator("order", iteration))
 
             batch = partial(_batch, order, labels, siamese, partial(run.generator, "augment", iteration))
@@ -191,7 +191,7 @@ def _expert(config: Config) -> Expert:
 
 
 def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten, Path | None]:
-    """Return pixels to what networks take, and the file of the whitening, which all runs on this data share."""
+    """Return the preprocessing of pixels, and the file of the whitening, which all runs on this data share, or None."""
     if not config.zca:
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", real.identity(), seed=0).folder / "whitening.safetensors"
@@ -212,20 +212,20 @@ def _initial(real: ImageSet, ipc: int, space: nn.Module, config: Config, run: Ru
 
 
 def _pair(teachers: Trajectories, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return an expert's parameters at an epoch, and M epochs later."""
+    """Return the parameters of a random expert at a random epoch, and M epochs later."""
     number = int(torch.randint(len(teachers), (), generator=generator))
     epoch = int(torch.randint(config.max_start_epoch, (), generator=generator))
     return teachers.snapshot(number, epoch), teachers.snapshot(number, epoch + config.expert_epochs)
 
 
 def _order(count: int, batch: int | None, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Return the images of each step: the parts of one permutation after another, each from its end, as in MTT."""
+    """Return the image indices of each step: batches of successive permutations, each from its end, as in MTT."""
     if batch is None or batch >= count:
-        return [torch.arange(count)] * steps  # a mean loss has no order
-    parts: list[Tensor] = []
-    while len(parts) < steps:
-        parts += reversed(torch.randperm(count, generator=generator).split(batch))
-    return parts[:steps]
+        return [torch.arange(count)] * steps  # a mean loss does not depend on the order
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        batches += reversed(torch.randperm(count, generator=generator).split(batch))
+    return batches[:steps]
 
 
 def _batch(
@@ -236,36 +236,36 @@ def _batch(
     step: int,
     images: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return the images of a step, augmented, and their labels."""
-    which = order[step].to(images.device)
-    x = images[which]
+    """Return the augmented images of a step and their labels."""
+    indices = order[step].to(images.device)
+    x = images[indices]
     if siamese is not None:
         x = siamese.apply(x, siamese.sample(len(x), tuple(x.shape[1:]), generator(step)))
-    return x, labels[which]
+    return x, labels[indices]
 
 
 @torch.no_grad()
-def _said(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
-    """Return a network's probabilities, (N, K)."""
+def _soft_labels(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
+    """Return the class probabilities (N, K) of a network with `parameters`."""
     return logits_at(network.train(), parameters, images).softmax(1)
 
 
-# --- students in the authors' way --------------------------------------------------------------------------------
+# --- students with the authors' protocol -------------------------------------------------------------------------
 
 
 def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
-    """Return the authors' way of training students: the field's, with the learned learning rate.
+    """Return the authors' protocol: the usual student training, with the learned learning rate.
 
     Args:
         distilled: the set, on the device to work on; its `training` has lr and epochs.
-        folder: of its file.
-        run: of the evaluation, its generators.
+        folder: the folder of the set's file.
+        run: the evaluation, which supplies random generators.
 
     Returns:
         the protocol.
 
     Raises:
-        InputError: the set does not say the learning rate, or the file of its whitening is gone.
+        InputError: the set lacks the learning rate or epochs, or the file of the whitening is missing.
     """
     lr, epochs = distilled.training.lr, distilled.training.epochs
     if lr is None or epochs is None:
@@ -281,16 +281,16 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     return Protocol(train, training.epochs + 1, preprocess=space)
 
 
-# --- how long it takes -------------------------------------------------------------------------------------------
+# --- time estimate -----------------------------------------------------------------------------------------------
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken.
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    Experts are counted as if none were there.
+    All experts are counted, even if some exist already.
     """
-    real, ours = min(config.batch_train, PROBE), min(config.batch_syn or ipc * num_classes, ipc * num_classes)
-    probe, seen = min(ours, PROBE), min(config.expert_images or examples, examples)
+    real, synthetic = min(config.batch_train, PROBE), min(config.batch_syn or ipc * num_classes, ipc * num_classes)
+    probe, expert_images = min(synthetic, PROBE), min(config.expert_images or examples, examples)
 
     def expert_step(network: nn.Module, shape: tuple[int, ...]) -> None:
         x, y = torch.randn(real, *shape), torch.zeros(real, dtype=torch.long)
@@ -303,13 +303,13 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
         match(network, start, start + 0.1, images, lr, lambda step, x: (x, labels), 1, config.gradient)
 
     return [
-        (config.num_experts * config.train_epochs * seen / real, expert_step),
-        (config.iterations * config.syn_steps * ours / probe, matching_step),
+        (config.num_experts * config.train_epochs * expert_images / real, expert_step),
+        (config.iterations * config.syn_steps * synthetic / probe, matching_step),
     ]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
-    """Return what the training of one student in the authors' way consists of."""
+    """Return the work of training one student with the authors' protocol."""
     batch = min(256, ipc * num_classes, PROBE)
     steps = (config.student_epochs + 1) * ipc * num_classes / batch
     return [(steps / STEPS, partial(training_steps, images=batch))]

@@ -16,8 +16,8 @@ from robust import CrossEntropy, CurvatureRegularizedLoss, Loss
 __all__ = ["METHODS"]
 
 # (syn_steps, expert_epochs, max_start_epoch, zca, lr_img, lr_lr, lr_init, batch_syn) by data set and ipc. CIFAR and
-# Tiny: the author's own commands, as the readme of dc_benchmark has them (methods/tm); ImageNette: the command of MTT's
-# readme for ImageNet subsets at 128 px, one image a class. Between the rows the one below holds.
+# Tiny ImageNet: the author's commands from the readme of dc_benchmark (methods/tm); ImageNette: the command of MTT's
+# readme for ImageNet subsets at 128 px, one image per class. An ipc between two rows uses the row with the smaller ipc.
 PAPER: dict[tuple[str, int], tuple[int, int, int, bool, float, float, float, int | None]] = {
     ("cifar10", 1): (50, 2, 2, True, 100.0, 1e-7, 0.01, None),
     ("cifar10", 10): (30, 2, 20, True, 100.0, 1e-5, 0.001, None),
@@ -30,24 +30,27 @@ PAPER: dict[tuple[str, int], tuple[int, int, int, bool, float, float, float, int
     ("tiny_imagenet", 50): (20, 2, 40, False, 10_000.0, 1e-4, 0.01, 300),
     ("imagenette", 1): (20, 2, 10, False, 1000.0, 1e-6, 0.01, None),
 }
-TESLA = {  # of its readme, lr_img as said above; elsewhere MTT's row. Its ImageNet-1K is at 64 px, which no set here is
+# Rows of TESLA's readme, with lr_img halved (see `baselines.mtt.method`); other cells use MTT's rows. TESLA's
+# ImageNet-1K has 64 px, which no data set here has.
+TESLA = {
     ("cifar10", 1): (50, 2, 5, False, 500.0, 1e-7, 0.01, None),
     ("cifar100", 50): (80, 2, 40, True, 500.0, 1e-5, 0.01, 125),
 }
 NAMES = ("syn_steps", "expert_epochs", "max_start_epoch", "zca", "lr_img", "lr_lr", "lr_init", "batch_syn")
-# At h = 3: best mean of clean and mean robust accuracy, --split validation, cifar10 16 px, ipc 1, quick, 5 students;
-# seeds 0, 1: 20.9 21.2 without, 20.9 21.4 at 0.1, 20.9 21.3 at 1 (a tie); seed 0 alone: 19.4 at 10, 12.5 at 100.
+# At h = 3: best mean of clean and mean robust accuracy, --split validation, cifar10 16 px, ipc 1, quick, 5 students.
+# Seeds 0 and 1: 20.9, 21.2 without the penalty; 20.9, 21.4 at weight 0.1; 20.9, 21.3 at 1 (a tie). Seed 0 only: 19.4 at
+# 10, 12.5 at 100.
 GUARD_WEIGHT = 0.1
 
 
-EARLIER = {"imagenet": "cifar10"}  # the row that earlier versions gave it; nobody published one for 224 px
+EARLIER = {"imagenet": "cifar10"}  # the row that earlier versions used; no row has been published for 224 px
 
 
 def _paper(method: str, facts: Facts, ipc: int) -> dict[str, Any]:
-    """Return the fields of a row; a data set without one has that of a similar set, without whitening.
+    """Return the fields of a row; a data set without a published row uses the row of a similar set, without whitening.
 
-    Nobody published such a row. Sets of less than 64 px have that of CIFAR-10, from 50 classes on that of CIFAR-100;
-    larger ones that of ImageNette, from 50 classes and below 128 px that of Tiny ImageNet.
+    Sets below 64 px use the row of CIFAR-10, or of CIFAR-100 from 50 classes on. Larger sets use the row of ImageNette;
+    sets with at least 50 classes below 128 px use the row of Tiny ImageNet.
     """
     many = facts.classes >= 50
     small, large = ("cifar100", "tiny_imagenet") if many else ("cifar10", "imagenette")
@@ -62,14 +65,14 @@ def _paper(method: str, facts: Facts, ipc: int) -> dict[str, Any]:
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips)}
     loss: Loss = CrossEntropy()
-    if method == "guard_mtt":  # a penalty for a quarter of each batch: an expert takes 3 times as long, else 7
+    if method == "guard_mtt":  # quick penalises a quarter of each batch: experts take 3 times as long, not 7
         loss = CurvatureRegularizedLoss(GUARD_WEIGHT, h=3.0, fraction=1.0 if name == "paper" else 0.25)
     if method == "tesla":
-        fields |= {"gradient": "tesla", "iterations": 10_000}  # the default of its code
-    if name == "paper":  # five students, as there
+        fields |= {"gradient": "tesla", "iterations": 10_000}  # the default of TESLA's code
+    if name == "paper":  # five students, as in MTT's code
         fields |= {"backbone": convnet_for(facts.depth)} | _paper(method, facts, ipc)
         return Recipe(Config(loss, **fields), Evaluation(students=5))
-    # An expert's epoch is about 80 steps here (79; digits: 90), on all that the data has of 5000 images.
+    # An epoch of an expert is about 80 steps (79; digits: 90), on 5000 images or on all if there are fewer.
     fields |= {"backbone": convnet_for(facts.depth, 32), "num_experts": 6, "train_epochs": 6, "expert_images": 5000}
     fields |= {
         "batch_train": min(64, max(1, 2 ** round(log2(min(facts.examples, 5000) / 80)))),

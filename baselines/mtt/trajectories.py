@@ -1,12 +1,13 @@
-"""Trajectories of the parameters of experts, which are kept in files.
+"""Trajectories of the parameters of experts, stored in files.
 
-An expert's is  theta*_0, theta*_1, ..., theta*_E,  a snapshot before training on the real data and one after each epoch
-of SGD, as buffer.py of MTT's official code makes them (no momentum, no weight decay, constant learning rate, images
-augmented one by one), with any loss. One file an expert, in a folder that is named by the data and all of `Expert`
-(`Run.stage`), so that runs of all seeds which ask for the same experts share them: one that is there is not made again,
-more are made beside them, and one whose training was cut short goes on after its last kept epoch.
+A trajectory is  theta*_0, theta*_1, ..., theta*_E:  a snapshot before training on the real data and a snapshot after
+each epoch of SGD, as in buffer.py of MTT's official code (no momentum, no weight decay, constant learning rate, images
+augmented individually), with any loss. Each expert has a file, in a folder whose name depends on the data and on all
+fields of `Expert` (`Run.stage`). Runs with different seeds therefore share identical experts: existing experts are
+reused, missing experts are added, and an interrupted expert resumes after its last stored epoch.
 
-Deviations: the experts are not tested on the test set; an epoch may be a random part of the data; seeds are addressed.
+Deviations: the experts are not evaluated on the test set; an epoch may use a random subset of the data; each random
+draw has a separate seed (`Run.generator`).
 
     NNN.safetensors    parameters (E + 1, P): each snapshot flat, in the order of `network.parameters()`
 """
@@ -36,32 +37,32 @@ from robust.losses.in_pixels import Preprocessing
 
 __all__ = ["Expert", "Trajectories", "experts"]
 
-LOOKED_AT = 1000
-"""training images on which an expert is told to be good or bad"""
+MONITORED_IMAGES = 1000
+"""approximate number of training images for monitoring an expert's loss and accuracy"""
 
 
 @dataclass(frozen=True)
 class Expert:
-    """How an expert is trained: all that its trajectory depends on besides the data and its number."""
+    """All settings, besides the data and the expert's number, on which an expert's trajectory depends."""
 
     loss: Loss
-    """h is in the units of the images that the network takes, eps and sigma are in pixels of [0, 1]"""
+    """training loss; h in the units of the network's input, eps and sigma in pixels of [0, 1]"""
     backbone: str
-    """its network"""
+    """network of the expert"""
     augment: str
-    """see distill/training/augment.py, drawn for each image"""
+    """augmentation, drawn for each image; see distill/training/augment.py"""
     zca: bool
-    """whether it sees whitened images; normalised ones otherwise"""
+    """whether the network takes whitened images; otherwise normalised images"""
     epochs: int
     """E, >= 1"""
     lr: float
     """learning rate of SGD"""
     batch_size: int
-    """images of a step"""
+    """images per step"""
     epoch_images: int | None
-    """images of an epoch, drawn anew for each; None for all"""
+    """images per epoch, drawn anew in each epoch; None: all"""
     seed: int
-    """root of the randomness of all of them, whatever the run's is"""
+    """root of the random seeds of all experts, independent of the seed of the run"""
 
 
 class Trajectories:
@@ -78,35 +79,35 @@ class Trajectories:
         return len(self.paths)
 
     def snapshot(self, number: int, epoch: int) -> Tensor:
-        """Return an expert's parameters after an epoch, (P,), on the CPU; 0 is before the first.
+        """Return an expert's parameters (P,) after `epoch` epochs, on the CPU; epoch 0 is before training.
 
         Raises:
-            InputError: the file is damaged, or gone.
+            InputError: the file is damaged or missing.
         """
         path = self.paths[number]
         try:
             with safe_open(path, "pt") as file:
                 return file.get_slice("parameters")[epoch : epoch + 1][0]
-        except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+        except Exception as error:  # safetensors raises one private exception class for every damaged file
             line = str(error).splitlines()[0]
-            raise InputError(f"{path} is no whole trajectory ({line}); delete it to have it made anew") from None
+            raise InputError(f"{path} is not a complete trajectory ({line}); delete it to create it again") from None
 
 
 def experts(real: ImageSet, space: Preprocessing, expert: Expert, count: int, run: Run) -> Trajectories:
-    """Train experts, or take those that an earlier run left.
+    """Train experts, or load existing experts of earlier runs.
 
     Args:
         real: the training set, on the device to work on.
-        space: pixels (N, C, H, W) to what networks take, and back.
-        expert: how they are trained.
-        count: how many.
-        run: of the whole; the experts have their own folder among `run.stages`.
+        space: invertible preprocessing of pixels (N, C, H, W): normalisation or whitening.
+        expert: settings of the training.
+        count: number of experts.
+        run: the run of the method; experts have a separate folder (`Run.stage`).
 
     Returns:
-        their trajectories.
+        the trajectories of the experts.
 
     Raises:
-        InputError: one diverged.
+        InputError: the training of an expert diverged.
     """
     stage = run.stage("experts", {"data": real.identity(), "expert": describe(expert)}, expert.seed)
     paths = [stage.folder / f"{number:03d}.safetensors" for number in range(count)]
@@ -120,7 +121,7 @@ def experts(real: ImageSet, space: Preprocessing, expert: Expert, count: int, ru
 def _train(
     missing: list[int], paths: list[Path], real: ImageSet, space: Preprocessing, expert: Expert, stage: Run
 ) -> None:
-    """Train the experts of these numbers, from where the checkpoint is."""
+    """Train the experts with the numbers in `missing`, resuming from the checkpoint."""
     remedy = remedy_of(("--lr-expert",), "--expert-loss", expert.loss)
     images, siamese = space(real.images[:]), augmentation(expert.augment, real.mean, real.std)
     state = stage.restore() or {}
@@ -138,15 +139,15 @@ def _train(
                 start = time.perf_counter()
                 _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch)
                 snapshots.append(_flat(network))
-                loss, accuracy = _judge(network, images, real.labels)
+                loss, accuracy = _loss_and_accuracy(network, images, real.labels)
                 check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
                 bar.set_postfix(expert=number, loss=f"{loss:.3g}", accuracy=f"{accuracy:.1f}%", refresh=False)
                 bar.update()
                 step = number * expert.epochs + epoch
                 stage.log(step, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start)
                 if stage.due():
-                    kept = {"number": number, "network": network.state_dict(), "snapshots": torch.stack(snapshots)}
-                    stage.save(step + 1, kept, remedy)
+                    saved = {"number": number, "network": network.state_dict(), "snapshots": torch.stack(snapshots)}
+                    stage.save(step + 1, saved, remedy)
             stage.write_tensors(
                 paths[number].name, {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone}
             )
@@ -172,7 +173,7 @@ def _epoch(
     number: int,
     epoch: int,
 ) -> None:
-    """Train an expert in place for an epoch."""
+    """Train an expert in place for one epoch."""
     if expert.epoch_images is not None and expert.epoch_images < len(images):
         drawn = torch.randperm(len(images), generator=stage.generator("images", number, epoch))[: expert.epoch_images]
         images, labels = images[drawn.to(images.device)], labels[drawn.to(labels.device)]
@@ -190,9 +191,9 @@ def _epoch(
 
 
 @torch.no_grad()
-def _judge(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the cross-entropy and the accuracy in percent on a part of the training images."""
-    step = max(1, len(images) // LOOKED_AT)
+def _loss_and_accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return the cross-entropy and the accuracy, in percent, on about MONITORED_IMAGES training images."""
+    step = max(1, len(images) // MONITORED_IMAGES)
     logits, labels = network.eval()(images[::step]), labels[::step]
     accuracy = 100 * (logits.argmax(1) == labels).double().mean()
     return F.cross_entropy(logits, labels).item(), accuracy.item()

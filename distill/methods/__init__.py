@@ -1,1 +1,1 @@
-"""Methods: `method.py` is the contract; every other module exports METHODS, a tuple of its records."""
+"""Methods: `method.py` defines `Method`; every other module exports METHODS, a tuple of `Method` records."""

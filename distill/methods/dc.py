@@ -2,22 +2,23 @@
 
 DC:  "Dataset Condensation with Gradient Matching", Zhao et al., ICLR 2021 (arXiv 2006.05929), algorithm 1.
 DSA: "Dataset Condensation with Differentiable Siamese Augmentation", Zhao & Bilen, ICML 2021 (arXiv 2102.08259): the
-     same with one augmentation, drawn once, on the real and the synthetic batch of a class.
-GUARD: the same with the curvature-regularised loss on the real batch (Xue et al., arXiv 2403.10045, section 7.1):
+     DC with an augmentation whose random parameters are shared by the real and the synthetic batch of a class.
+GUARD: DC or DSA with the curvature-regularised loss on the real batch (Xue et al., arXiv 2403.10045, section 7.1):
 
     min over S of  sum over steps t and classes c of  D( grad_theta L(S_c, theta_t), grad_theta L_real(T_c, theta_t) )
 
-theta_t is a network trained on S for a while, from a new initialisation in each iteration; D is `matching.layerwise`.
-S is optimised in normalised space, unclamped, as its learning rate assumes.
+theta_t is a network after t rounds of training on S; each iteration initialises a new network. D is
+`matching.layerwise`. S is optimised in normalised space without clamping, which the learning rate of S assumes.
 
-Deviations from the official code: K iterations, not K + 1; the gradients of classes, or of groups of them, are taken
-one after another and summed (S_c enters no other class's term), which needs one group's memory; the network matches in
-evaluation mode as a whole, where the official code freezes BatchNorm only (the same for every network without dropout);
-seeds are addressed.
+Deviations from the official code: K iterations, not K + 1; the gradients of classes (or groups of classes) are computed
+one after another and summed, which needs the memory of one group and gives the same sum (S_c enters no other class's
+term); the whole network is in evaluation mode during matching, where the official code only freezes BatchNorm (equal
+for networks without dropout); each random draw has a separate seed (`Run.generator`).
 
-Deviations from GUARD's paper: its networks have "He initialization" (section 7.1) and its analysis starts DC from real
-images (section 4, figure 1); the recipes have PyTorch's initialisation and noise, as DC's official code, on which the
-paper builds. The paper's are `--backbone convnet:init=he` and `--init real`; what they change is on docs/methods/dc.md.
+Deviations from GUARD's paper: the paper uses "He initialization" (section 7.1) and its analysis starts DC from real
+images (section 4, figure 1). The recipes use PyTorch's initialisation and start from noise, like DC's official code, on
+which the paper builds. `--backbone convnet:init=he` and `--init real` select the paper's settings; docs/methods/dc.md
+shows their effect.
 """
 
 import time
@@ -50,17 +51,17 @@ from robust.ranges import Count, Positive, check_ranges
 __all__ = ["Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
 
 Matching = Callable[..., tuple[Tensor, Tensor]]
-"""what is called as `match` is"""
+"""a function with the signature of `match`"""
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""ipc -> (matching steps of an iteration, epochs on S between them): the official table."""
+"""ipc -> (matching steps per iteration, epochs on S between two matching steps): the official table."""
 
 CHUNK_ON_CPU = 64
 
 REMEDY = ("--lr-img", "--lr-net")
-"""flags that a matching diverges by, beside the strength of its loss"""
-NOTHING = 0.01
-"""share of the minimised distance; a loss that moves the real gradients by less has no effect on a set"""
+"""flags to reduce when matching diverges, besides the strength of the loss"""
+NEGLIGIBLE_SHARE = 0.01
+"""share of the minimised distance; a loss that moves the real gradients by less has no effect on the distilled set"""
 
 
 @dataclass(frozen=True)
@@ -72,37 +73,37 @@ class Config:
     """
 
     real_loss: Loss
-    """loss of the real batch; h in normalised units, eps and sigma in pixels of [0, 1]"""
+    """loss on the real batch; h in normalised units, eps and sigma in pixels of [0, 1]"""
     backbone: str = "convnet"
-    """network that is matched, and that students have: a name of `bash run.sh list`, options after a colon"""
+    """network for matching and for students: a name from `bash run.sh list`, options after a colon"""
     iterations: Count = 1000
-    """K: networks matched one after another"""
+    """K: number of iterations; each matches a new network"""
     outer_loop: Count | None = None
-    """matching steps of an iteration; None is the official table by ipc, interpolated"""
+    """matching steps per iteration; None: from the official table by ipc, interpolated"""
     inner_loop: Count | None = None
-    """epochs of the network on S between two matching steps; None as above"""
+    """training epochs of the network on S between two matching steps; None: from the same table"""
     batch_real: Count = 256
-    """real images of a class in a matching step"""
+    """real images per class in a matching step"""
     batch_train: Count = 256
-    """synthetic images of a step of the network"""
+    """synthetic images per training step of the network"""
     lr_img: Positive = 0.1
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
     lr_net: Positive = 0.01
     """learning rate of the network (SGD, no momentum)"""
     init: Literal["noise", "real"] = "noise"
-    """first images: standard normal in normalised space, or random real ones of the class"""
+    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
     augment_students: str = "auto"
-    """augmentation of students on the set, named as `augment`. auto: `augment` where there is one, else what DC's code
-    trains students with: dc:crop_scale_rotate on MNIST, dc:crop_noise where the ConvNet has norm=batch, "" elsewhere"""
+    """augmentation for students, in the syntax of `augment`. auto: `augment` if not empty, else as in DC's code:
+    dc:crop_scale_rotate on MNIST, dc:crop_noise for a ConvNet with norm=batch, none elsewhere"""
     distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
-    """distance of gradients; layerwise is the paper's"""
+    """distance between gradients; the paper uses layerwise"""
     chunk: Count | None = None
-    """real images of a class whose graph is in memory at once; None: 64 on a CPU, where that is also faster, and
-    the whole batch on a GPU. The sum is the same"""
+    """real images of a class whose graph is in memory at once; None: 64 on a CPU (also faster there), the whole batch
+    on a GPU. The sum does not depend on it"""
     compile: bool = False
-    """compile the gradients of the real batches: a minute at the start, then a quarter less time a step with GUARD"""
+    """compile the gradients of the real batches: a minute at the start, then a quarter less time per step with GUARD"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -110,16 +111,18 @@ class Config:
         if self.augment_students != "auto":
             augmentation(self.augment_students)
         if fields := self.real_loss.only_in_training:
-            raise ValueError(f"real_loss has {fields}, for training a teacher; networks are matched frozen")
+            raise ValueError(f"real_loss has {fields}, for training a teacher; matched networks are frozen")
         if self.compile and self.real_loss.traits.random:
-            raise ValueError("compile is for a real_loss without randomness: a program would repeat its first draws")
+            raise ValueError(
+                "compile is for a real_loss without randomness: a compiled program would repeat the first random draws"
+            )
 
 
 def loops(config: Config, ipc: int, table: dict[int, tuple[int, int]] = LOOPS) -> tuple[int, int]:
-    """Return (matching steps of an iteration, epochs between them): the config's, else the table's for this ipc.
+    """Return (matching steps per iteration, epochs between them): from the config, else from the table for this ipc.
 
-    Between the rows of the official table both are interpolated linearly; above 50 the row of 50 holds (the authors'
-    advice, issue 2 of their repository).
+    Both numbers are interpolated linearly between the rows of the official table. Above ipc 50 the row of 50 is used
+    (the authors' advice, issue 2 of their repository).
 
     >>> plain = Config(CrossEntropy())
     >>> [loops(plain, ipc) for ipc in (1, 5, 10, 25, 100)]
@@ -146,9 +149,9 @@ def distill(
         real: the training set, on the device to work on.
         ipc: images per class.
         config: the settings.
-        run: its generators, checkpoints, scalars and progress.
-        matching: (iteration, step of it) -> how gradients are matched there.
-        table: loops by ipc, for a config without.
+        run: supplies random generators, checkpoints, scalars and the progress bar.
+        matching: (iteration, matching step) -> the function that matches gradients in that step.
+        table: loops by ipc, for a config that does not set them.
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`.
@@ -195,8 +198,8 @@ def distill(
                     plain = replace(config, real_loss=CrossEntropy())
                     robust, usual = (teacher_of(network, each, images.device, None) for each in (config, plain))
                     share = share_moved(images[0], robust, usual, DISTANCES[config.distance], **sides)
-                    if share < NOTHING:
-                        run.notify(_nothing_moves(share, requested))
+                    if share < NEGLIGIBLE_SHARE:
+                        run.notify(_negligible_loss(share, requested))
                 gradient, loss = matching(iteration, step)(network, images, config, compiled=compiled, **sides)
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity
@@ -244,28 +247,28 @@ def match(
     Args:
         network: in evaluation mode.
         images: (K, ipc, C, H, W), normalised.
-        config: real_loss, distance and chunk are read.
-        real_batch: class -> its real images (N, C, H, W), normalised.
+        config: only real_loss, distance and chunk are used.
+        real_batch: class -> real images of the class (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
-        generator: class -> generator of its augmentation's parameters.
-        draws: class -> generator of a random real_loss; None where it is not random.
-        compiled: programs for the gradients of the real batches; None to run them eagerly.
+        generator: class -> generator for the parameters of the augmentation.
+        draws: class -> generator for a random real_loss; None for a loss without randomness.
+        compiled: compiled programs for the gradients of the real batches; None: run eagerly.
 
     Returns:
-        the gradient, shaped as `images`, and the two sums over classes of distance and real loss (2,).
+        the gradient, shaped like `images`, and a tensor (2,): distance and real loss, each summed over classes.
     """
     teacher, distance = teacher_of(network, config, images.device, compiled), DISTANCES[config.distance]
     gradients, losses = [], images.new_zeros(2)
     for classes in torch.arange(len(images)).split(TOGETHER if overhead_bound(images[0]) else 1):
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
-        ours, targets = [], []
+        augmented, targets = [], []
         for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
             synthetic, real_loss, target = real_side(class_, synthetic, teacher, real_batch, siamese, generator, draws)
             losses[1] += real_loss
             targets.append(target)
-            ours.append(synthetic)
+            augmented.append(synthetic)
         labels = classes.to(images.device)[:, None].expand(-1, images.shape[1])
-        synthetic_gradients = gradients_by_class(network, torch.stack(ours), labels)
+        synthetic_gradients = gradients_by_class(network, torch.stack(augmented), labels)
         value = vmap(distance)(synthetic_gradients, [torch.stack(same) for same in zip(*targets, strict=True)]).sum()
         gradients += torch.autograd.grad(value, leaf)
         losses[0] += value.detach()
@@ -275,12 +278,12 @@ def match(
 def teacher_of(
     network: nn.Module, config: Config, device: torch.device, compiled: CompiledGradients | None
 ) -> RobustTeacher:
-    """Return the network with the loss of the real batches, in chunks that fit the device."""
+    """Return the network combined with the loss on real batches, which are split into chunks that fit the device."""
     chunk = config.chunk or (CHUNK_ON_CPU if device.type == "cpu" else None)
     return RobustTeacher(network, config.real_loss, chunk, compiled)
 
 
-def _nothing_moves(share: float, loss: Loss) -> str:
+def _negligible_loss(share: float, loss: Loss) -> str:
     return (
         f"--real-loss {written(loss, 'inputs')} moves the real gradients of the first iteration by {100 * share:.2g} % "
         "of the distance that is minimised: in effect this run has plain cross-entropy; take a larger "
@@ -292,13 +295,13 @@ def _compiler(device: torch.device) -> CompiledGradients:
     if device.type == "cpu":
         try:
             get_cpp_compiler()
-        except Exception as error:  # torch's own kind of it is private
-            raise InputError(f"--compile needs a C++ compiler on the path ({error}); leave it out") from None
+        except Exception as error:  # torch's exception class for this is private
+            raise InputError(f"--compile needs a C++ compiler on the path ({error}); leave out --compile") from None
     return CompiledGradients()
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
-    """Return what a distillation consists of, for an estimate: each kind of step, and how often it is taken."""
+    """Return the work of a distillation for the time estimate: each kind of step and the number of such steps."""
     outer, inner = loops(config, ipc)
     matchings = config.iterations * outer * num_classes
     real, small = min(config.batch_real, PROBE), min(config.batch_train, ipc * num_classes, PROBE)

@@ -1,7 +1,7 @@
-"""The contract of a method: one record, whose fields are all that the rest of the program knows of a method.
+"""The interface of a method: `Method`, a record whose fields are all that the rest of the program knows of a method.
 
-A module exports METHODS, a tuple of these. It is found where it lies (`distill.methods`, `baselines`, `sre2l`), or is
-named from outside as `package.module:name` (see `distill.app.registry`).
+A module exports METHODS, a tuple of `Method` records. Modules in `distill.methods`, `baselines` and `sre2l` are found
+automatically; methods of other packages are named as `package.module:name` (see `distill.app.registry`).
 """
 
 import re
@@ -22,18 +22,19 @@ from distill.training.work import Work
 __all__ = ["Check", "Distill", "Method", "StudentWorkOf", "WorkOf", "presets"]
 
 Distill = Callable[[ImageSet, int, Any, Run], DistilledSet]
-"""(training set on the device to work on, images per class, config, run) -> the distilled set. It continues from the
-run's checkpoint, draws from `run.generator(...)` alone, and imports nothing of evaluation, reports, published or app"""
+"""(training set on the compute device, images per class, config, run) -> the distilled set. The function resumes from
+the run's checkpoint, draws random numbers only from `run.generator(...)`, and imports nothing from evaluation, reports,
+published or app"""
 WorkOf = Callable[[Any, int, int, int], list[Work]]
 """(config, images per class, number of classes, size of the training set) -> the steps of a distillation"""
 StudentWorkOf = Callable[[Any, int, int], list[Work]]
-"""(config, images per class, number of classes) -> the steps of training one student by the method's own protocol"""
+"""(config, images per class, number of classes) -> the steps of training one student with the method's protocol"""
 Check = Callable[[ImageSet, int, Any, int], None]
-"""(training set, images per class, config, number of processes) -> nothing: raises InputError before any work"""
+"""(training set, images per class, config, number of processes) -> None; raises InputError for unusable settings"""
 
 
 SMOKE = Evaluation(1, "linf", test_images=100, student=Training(epochs=3))
-"""students and attack of the recipes "smoke\""""
+"""evaluation of the "smoke" recipes"""
 
 
 @dataclass(frozen=True)
@@ -41,40 +42,40 @@ class Method:
     """A method of distillation.
 
     Raises:
-        ValueError: a field cannot be what it is.
+        ValueError: a field is malformed, or a required recipe is missing.
     """
 
     name: str
-    """on the command line, in folders and in tables: lower-case letters, digits and underscores; a method of another
-    package is called `package.module:name` there"""
+    """name on the command line, in folders and in tables: lower-case letters, digits and underscores; for a method of
+    another package, `package.module:name`"""
     summary: str
     """one line without a full stop, for `list`, `--help`, the README and the docs"""
     paper: str
     """authors, venue and identifier of the paper"""
     page: str
-    """name of its page in docs/methods"""
+    """name of the method's page in docs/methods"""
     recipes: Mapping[str, RecipeOf]
-    """name of a preset -> (facts of the data set, images per class) -> the preset. Every method has "paper" (the
-    paper's settings), "quick" (minutes on two cores) and "smoke" (seconds; shows that the method runs, its numbers mean
-    nothing)"""
+    """name of a recipe -> (facts of the data set, images per class) -> the recipe. Every method has "paper" (the
+    paper's settings), "quick" (minutes on two cores) and "smoke" (seconds; only tests that the method runs, the
+    accuracies are meaningless)"""
     distill: Distill
     work: WorkOf
     protocol: ProtocolOf | None = None
-    """the authors' own way of training students, for `--protocol own`; None where it is the standard one"""
+    """the authors' protocol for training students, for `--protocol own`; None: the standard protocol"""
     student_work: StudentWorkOf | None = None
-    """the steps of `protocol`, for the estimate; None where they are about those of the standard protocol"""
+    """the steps of `protocol`, for the time estimate; None: about as many as for the standard protocol"""
     check: Check | None = None
-    """refuses what it can before any work; None where the config's ranges are enough"""
+    """rejects unusable settings before any work; None: the ranges of the config suffice"""
     incomplete: Callable[[Path], bool] | None = None
-    """tells whether files beside a finished set are missing, so that `distill` has to make them again"""
+    """whether files beside a finished set are missing, so that `distill` must create them again"""
     parallel: bool = False
-    """whether `distill` shares its work out to several processes"""
+    """whether `distill` splits its work among several processes"""
     more_than_class: bool = False
-    """whether a set may have more images per class than the smallest class has real ones"""
+    """whether a set may have more images per class than the smallest class has real images"""
     whole_class: bool = False
     """whether the set is the whole training set, whatever the images per class"""
     in_benchmark: bool = True
-    """whether `benchmark` without --methods has it"""
+    """whether `benchmark` without --methods includes this method"""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*|[\w.]+:\w+", self.name):
@@ -91,13 +92,14 @@ def presets(
     smoke: Callable[[Any], Any],
     names: tuple[str, ...] = ("paper", "quick"),
 ) -> dict[str, RecipeOf]:
-    """Return the recipes of a method by name: `names`, and "smoke", made of "quick".
+    """Return the recipes of a method by name: `names`, and "smoke", which is derived from "quick".
 
     Args:
         recipe: (name of the recipe, *fixed, facts of the data set, images per class) -> the recipe.
-        fixed: what stands between them, such as the name of the method.
-        smoke: the config of "quick" -> one that ends in seconds on images of 8 px: `partial(replace, iterations=3)`.
-        names: of the recipes that `recipe` makes.
+        fixed: arguments between the recipe's name and the facts, such as the name of the method.
+        smoke: turns the "quick" config into a config that takes seconds on 8 px images, such as
+            `partial(replace, iterations=3)`.
+        names: the recipes that `recipe` can make.
     """
     made: dict[str, RecipeOf] = {name: partial(recipe, name, *fixed) for name in names}
 

@@ -135,7 +135,7 @@ def test_a_killed_run_ends_with_the_same_bits(data: Path, tmp_path: Path, monkey
     ("flags", "line"),
     [
         (["--lr-img", "nan"], "--lr-img is nan; it must be a finite number > 0"),
-        (["--backbone", "mlp"], "backbone mlp has no norm to be batch in the pool; take pool_norm same"),
+        (["--backbone", "mlp"], "backbone mlp has no option norm=batch for the pool; take pool_norm same"),
         (["--student-augment", "zoom"], "unknown operation of student_augment 'zoom'"),
         (["--lr-net", "1e30"], "the regression diverged in iteration"),
     ],
@@ -158,4 +158,4 @@ def test_damaged_labels_are_told(data: Path, tmp_path: Path, capsys: pytest.Capt
     found.save(path)
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--protocol", "own"]
     assert run("evaluate", tmp_path / place(data), *options) == 2
-    assert "learned labels are (4, 2) and not all finite; 4 images have finite (4, 2)" in capsys.readouterr().err
+    assert "learned labels are (4, 2) and not all finite; 4 images need finite (4, 2)" in capsys.readouterr().err

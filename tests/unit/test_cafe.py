@@ -339,7 +339,7 @@ def test_losses_are_what_they_were(method: str, tmp_path: Path) -> None:
         ({"lambda_1": 4.0}, r"lambda_1 is 4\.0; it must be in .0, 1."),
         ({"lr_img": 0.0}, r"lr_img is 0\.0"),
         ({"second_weight": -1.0}, r"second_weight is -1\.0"),
-        ({"inner_weight": 0.0, "real_loss": GUARD}, "inner_weight is 0, so real_loss has no part"),
+        ({"inner_weight": 0.0, "real_loss": GUARD}, "inner_weight is 0, so real_loss is not used"),
         ({"real_loss": CurvatureRegularizedLoss(h_warmup=(0.1,))}, "h_warmup"),
     ],
 )

@@ -383,7 +383,7 @@ def test_students_of_known_networks_start_from_their_weights(
     x, y = normalize(real.images[batch]), real.labels[batch]
     after = sum(F.cross_entropy(student(x), y).item() for student in students[:2]) / 2
     assert after == pytest.approx(losses(tmp_path)[0], rel=1e-5)  # the very networks that were unrolled
-    with pytest.raises(InputError, match="for a known convnet:width=4,depth=2; take it, or --protocol standard"):
+    with pytest.raises(InputError, match="for a known convnet:width=4,depth=2; take this, or --protocol standard"):
         own.train(network_of("mlp", 3, 2), "0")
 
 

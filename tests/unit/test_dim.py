@@ -158,7 +158,7 @@ def test_shapes(size: int, channels: int) -> None:
 
 @pytest.mark.parametrize("size", [4, 12, 20, 24, 96, 224])
 def test_other_sizes_are_refused(size: int) -> None:
-    line = f"no generator of images of {size} px; it makes 8, 14, 16, 28, 32, 56, 64: give one as --image-size"
+    line = f"no generator of images of {size} px; supported sizes: 8, 14, 16, 28, 32, 56, 64; take one as --image-size"
     for make in (lambda: Generator(3, size, 9, 4), lambda: Critic(3, size, 5, 4)):
         with pytest.raises(InputError, match=line):
             make()
@@ -659,7 +659,7 @@ def test_a_size_that_cannot_be_made_is_told(tmp_path: Path, capsys: pytest.Captu
     words = ["dim", "digits", "--image-size", "12", "--runs", tmp_path, *FLAGS, "--dim-noise", "12"]
     assert run(*words) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("run.sh: no generator of images of 12 px; it makes 8, 14, 16, 28, 32, 56, 64: give one as -")
+    assert last.startswith("run.sh: no generator of images of 12 px; supported sizes: 8, 14, 16, 28, 32, 56, 64; take")
     assert not list(tmp_path.iterdir())
 
 

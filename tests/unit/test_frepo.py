@@ -524,7 +524,7 @@ def test_the_protocol_of_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     free = replace(found, training=replace(found.training, steps=None))
     assert protocol(free, tmp_path, run_in(tmp_path)).epochs == 1000
-    line = "FRePo trains students on 10, 100, 200, 400, 500, 1000, 2000, 5000 images; on 4 they take 1000 steps"
+    line = "FRePo's code has student steps for 10, 100, 200, 400, 500, 1000, 2000, 5000 images; for 4 images they"
     assert line in capsys.readouterr().err
     for broken in (replace(found, training_tensors={}), replace(found, training=MethodTraining())):
         with pytest.raises(InputError, match=r"lacks the learned labels.*--protocol standard"):
@@ -607,10 +607,10 @@ def test_one_operation_a_batch_and_draws_an_image() -> None:
         ({"student_steps": 0}, "student_steps is 0; it must be >= 1, or None"),
         ({"augment": "colour"}, "unknown augmentation 'colour'"),
         ({"student_augment": "flip_scale"}, "unknown operation of student_augment 'scale'.*flip, color"),
-        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "takes no whitened images"),
+        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "cannot augment whitened images"),
         (
             {"backbone": "mlp"},
-            "backbone mlp has no norm to be batch in the pool; take pool_norm same, or one of.*convnet",
+            "backbone mlp has no option norm=batch for the pool; take pool_norm same, or one of.*convnet",
         ),
     ],
 )

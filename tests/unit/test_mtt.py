@@ -342,7 +342,7 @@ def test_other_data_have_other_experts(tmp_path: Path) -> None:
 def test_bad_experts_are_told(tmp_path: Path) -> None:
     teachers = made(tmp_path, 1)
     teachers.paths[0].write_bytes(b"cut")
-    with pytest.raises(InputError, match=r"000\.safetensors is no whole trajectory .* delete it"):
+    with pytest.raises(InputError, match=r"000\.safetensors is not a complete trajectory .* delete it"):
         teachers.snapshot(0, 0)
     with pytest.raises(InputError, match="expert 0 diverged in epoch"):
         made(tmp_path / "far", 1, lr=1e30)
@@ -580,7 +580,7 @@ def test_students_learn_at_the_learned_rate(tmp_path: Path) -> None:
         ({"lr_img": float("inf")}, "lr_img is inf"),
         ({"lr_lr": -1e-5}, "lr_lr is -1e-05"),
         ({"train_epochs": 26}, "train_epochs is 26; a start below max_start_epoch 25 and expert_epochs 3 need 27"),
-        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "takes no whitened images"),
+        ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "cannot augment whitened images"),
         ({"augment": "colour"}, "unknown augmentation 'colour'"),
     ],
 )
