@@ -28,100 +28,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from baselines.frepo.students import LARGEST_BATCH, check_strategy, protocol, squared, steps_for
+from baselines.frepo.config import Config
+from baselines.frepo.objective import margin, objective
+from baselines.frepo.students import LARGEST_BATCH, protocol, squared, steps_for
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.method_training import MethodTraining
-from distill.models import BACKBONES, build
+from distill.models import build
 from distill.runs.divergence import check_finite, diverged
 from distill.runs.run import Run
-from distill.training.augment import augmentation
 from distill.training.features import embedding
-from distill.training.ridge import centred, probabilities, regressed
+from distill.training.ridge import centred, probabilities
 from distill.training.whiten import Whiten
 from distill.training.work import PROBE, Work, training_steps
 from distill.training.work import STEPS as TIMED_STEPS
 from robust import Normalize
-from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["Config", "distill", "margin", "objective", "protocol", "student_work", "work"]
+__all__ = ["distill", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img or --lr-net, or a larger --ridge"
 """flags to change when the regression diverges"""
 
 ONLINE_BATCH = 1000  # most distilled images in a training step of a pool network
-
-
-@dataclass(frozen=True)
-class Config:
-    """The method's settings, named as in the official code where possible.
-
-    Raises:
-        ValueError: a field is out of its range, or two fields are incompatible.
-    """
-
-    backbone: str = "frepo_convnet"
-    """network of students and, with pool_norm, of the pool: a name from `bash run.sh list`, options after a colon"""
-    pool_norm: Literal["batch", "instance", "layer", "group", "none", "same"] = "batch"
-    """normalisation of the pool's networks; same: as in `backbone` (required for a backbone without a norm option)"""
-    iterations: Count = 500_000
-    """steps of the images (num_train_steps)"""
-    batch_real: Count = 1024
-    """real images per step"""
-    lr_img: Positive = 3e-4
-    """initial learning rate of images and labels (LAMB), with cosine decay to a tenth"""
-    lr_net: Positive = 3e-4
-    """learning rate of the pool's networks (Adam)"""
-    num_nn_state: Count = 10
-    """number of networks in the pool"""
-    max_online_updates: Count = 100
-    """a pool network with more training steps is replaced"""
-    learn_label: bool = True
-    """whether labels are learned; otherwise they keep their initial values"""
-    use_flip: bool = False
-    """whether the kernel also contains mirrored images"""
-    ridge: Positive = 1e-6
-    """regulariser of the regression, in units of the mean of the kernel's diagonal"""
-    zca: bool = False
-    """whether networks take images normalised and then whitened over whole images (ZCA), or only normalised"""
-    augment: str = ""
-    """augmentation of students with --protocol standard: "" for none, a DSA strategy, or kornia:..."""
-    student_augment: str = "color_crop_rotate_translate_cutout"
-    """augmentation with --protocol own: flip, color, crop, rotate, translate, cutout joined by _, or "" for none"""
-    student_steps: Count | None = None
-    """training steps of a student with --protocol own; None: the official number for this number of images"""
-    student_lr: Positive = 3e-4
-    """highest learning rate of a student with --protocol own (Adam)"""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if self.zca and self.augment.startswith("kornia:"):
-            raise ValueError("augment is kornia's, which cannot augment whitened images; with zca take a DSA strategy")
-        augmentation(self.augment)
-        check_strategy(self.student_augment)
-        name = self.backbone.partition(":")[0]
-        normed = [known for known, builder in BACKBONES.items() if "norm" in signature(builder).parameters]
-        if self.pool_norm != "same" and name not in normed:
-            raise ValueError(
-                f"backbone {name} has no option norm={self.pool_norm} for the pool; take pool_norm same, or one of "
-                f"{', '.join(normed)}"
-            )
-
-    @property
-    def pool_backbone(self) -> str:
-        """Network of the pool."""
-        if self.pool_norm == "same":
-            return self.backbone
-        name, _, options = self.backbone.partition(":")
-        others = [option for option in options.split(",") if option and not option.startswith("norm=")]
-        return f"{name}:{','.join([*others, f'norm={self.pool_norm}'])}"
 
 
 @dataclass
@@ -222,51 +156,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         training=training,
         training_tensors={"labels": labels},
     )
-
-
-# --- the objective ----------------------------------------------------------------------------------------------
-
-
-def objective(
-    network: nn.Module, images: Tensor, labels: Tensor, x: Tensor, y: Tensor, config: Config
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and the accuracy of the regression on real images.
-
-    Args:
-        network: a network of the pool; its mode becomes evaluation.
-        images: (N, C, H, W), normalised or whitened.
-        labels: (N, K), learned.
-        x: (B, C, H, W) real images, normalised or whitened.
-        y: (B, K) centred labels of x.
-        config: only use_flip and ridge are used.
-
-    Returns:
-        the loss, a scalar with the graph to images and labels, and the accuracy on the real images, in [0, 1].
-
-    Raises:
-        torch.linalg.LinAlgError: the regularised kernel is not positive definite.
-        InputError: the network has no features before a linear classifier.
-    """
-    network.eval()
-    with torch.no_grad():
-        real_features = embedding(network, x)
-    if config.use_flip:
-        images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-    features = embedding(network, images)
-    predicted = regressed(features @ features.T, real_features @ features.T, labels, config.ridge)
-    with torch.no_grad():
-        accuracy = (predicted.argmax(1) == y.argmax(1)).float().mean()
-    return squared(predicted, y), accuracy
-
-
-def margin(labels: Tensor) -> Tensor:
-    """Return the largest minus the second largest entry of each row of (N, K), at most 1 / K, averaged over rows.
-
-    >>> margin(torch.tensor([[0.5, 0.3, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).item()  # 0.2, and 1 limited to 0.25
-    0.22499999403953552
-    """
-    first, second = labels.topk(2, dim=1).values.unbind(1)
-    return (first - second).clamp(max=1 / labels.shape[1]).mean()
 
 
 def _rate(iteration: int, config: Config) -> float:

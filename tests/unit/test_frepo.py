@@ -17,7 +17,9 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 
 from baselines.frepo import method as frepo
-from baselines.frepo.method import Config, distill, margin, objective, protocol, student_work, work
+from baselines.frepo.config import Config
+from baselines.frepo.method import distill, protocol, student_work, work
+from baselines.frepo.objective import margin, objective
 from baselines.frepo.recipes import METHODS
 from baselines.frepo.students import OPERATIONS, STEPS, augmented, rate, steps_for, train_regressor
 from distill.data import ImageSet, facts_named
