@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from distill.app.export import EXPORTS
 from distill.data import DATASETS
 from distill.errors import InputError
 from distill.evaluation.columns import SPECIAL
 from distill.methods.method import Method
 from distill.models import BACKBONES
 from distill.published.formats import SOURCES
+from distill.published.writers import EXPORTS
 from distill.training.augment import STRATEGIES
 from robust import ATTACKS, LOSSES, THREATS
 

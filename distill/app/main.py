@@ -15,7 +15,7 @@ from distill.app.compare import run_compare
 from distill.app.curvature import run_curvature
 from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
-from distill.app.export import EXPORTS, run_export
+from distill.app.export import run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named
@@ -23,6 +23,7 @@ from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, one_line, unknown
+from distill.published.writers import EXPORTS
 from distill.reports.tables import FORMATS
 from distill.runs.launch import INTERRUPTED
 from distill.runs.ranks import (
