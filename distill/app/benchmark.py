@@ -1,8 +1,8 @@
-"""`bash run.sh benchmark`: the paper's tables, cell by cell. A cell is one run: a method, a data set, an ipc, a seed.
+"""`bash run.sh benchmark`: reproduce the paper's tables. A cell is one run: a method, a data set, an ipc, a seed.
 
-Cells are ordinary runs in ordinary folders, each in a process of its own with its output in a file. Finished cells are
-skipped and interrupted ones resume. A cell that fails, or is killed for its memory, does not stop the others. The
-tables are written anew after each cell, from all finished cells.
+Cells are ordinary runs in ordinary folders. Each cell has a separate process and a log file. Finished cells are
+skipped and interrupted cells resume. A cell that fails, or runs out of memory, does not stop the others. After each
+cell the tables are rewritten from all finished cells.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     """Run the missing cells, and write the tables.
 
     Args:
-        flags: the words behind `benchmark`.
-        methods: all, by name.
+        flags: the command-line words after `benchmark`.
+        methods: all methods, by name.
 
     Returns:
-        the exit code: 0 where every cell is done, 1 where some failed.
+        the exit code: 0 if every cell is done, 1 if some failed.
 
     Raises:
-        InputError: a name is unknown or a value out of range; nothing has run then.
+        InputError: a name is unknown or a value out of range; then no cell was run.
     """
     command = parse(BenchmarkCommand, BenchmarkCommand(), flags, "bash run.sh benchmark")
     cells = planned_cells(command, methods)
@@ -54,7 +54,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     todo = [cell for cell in mine if not cell.done and not cell.trouble]
     finished = len(mine) - len(todo) - len(failed)
     if finished:
-        print(f"{finished} of {len(mine)} cells are there already", file=sys.stderr)
+        print(f"{finished} of {len(mine)} cells are already done", file=sys.stderr)
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
         contextlib.closing(
@@ -85,7 +85,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
 
 
 def _devices(command: BenchmarkCommand) -> list[str]:
-    """Return the devices that cells take in turn.
+    """Return the devices over which cells are distributed in turn.
 
     Raises:
         InputError: the device does not work here.

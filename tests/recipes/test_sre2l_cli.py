@@ -256,7 +256,7 @@ def test_workers_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("count", "words", "line"),
     [
-        ("2", ["dc"], "dc runs in one process; NPROC and torchrun are for methods of sre2l"),
+        ("2", ["dc"], "dc runs in one process; NPROC and torchrun work only for sre2l methods"),
         ("many", ["sre2l"], "NPROC is many; it takes a whole number of processes >= 1"),
         ("0", ["sre2l"], "NPROC is 0"),
         ("1000000", ["sre2l"], "NPROC is 1000000; this machine has place for at most"),
