@@ -239,7 +239,7 @@ def test_sets_in_files_from_end_to_end_without_their_damaged_files(
     assert f"{damaged} cannot be read as an image (" in said
     assert "Traceback" not in said
     assert run(*words, "--damaged", "skip") == 0
-    assert f"damaged and left out: 1 of 80 files: {damaged}" in capsys.readouterr().err
+    assert f"damaged and omitted: 1 of 80 files: {damaged}" in capsys.readouterr().err
     folder = place(tmp_path)
     assert run("evaluate", folder, *options, "--students", "1", "--attacks", "pgd@2/255", "--damaged", "skip") == 0
     assert "pgd" in capsys.readouterr().out

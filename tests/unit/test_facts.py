@@ -102,7 +102,7 @@ def test_an_unknown_data_set_is_refused() -> None:
 CITED = {
     "baselines/dm/recipes.py": "cifar10",  # lr_img of the official readme
     "baselines/mtt/recipes.py": "cifar10 cifar100 tiny_imagenet imagenet imagenette",  # the papers' tables
-    "distill/app/benchmark.py": "mnist cifar10",  # default of a flag
+    "distill/app/benchmark_cells.py": "mnist cifar10",  # default of a flag
     "distill/evaluation/columns.py": "mnist cifar10",  # families of threats, which `robust` names so
     "distill/models/__init__.py": "imagenet",  # name of a ResNet's stem
     "distill/methods/dc_recipes.py": "cifar10",  # the sweep of GUARD's weight
@@ -155,13 +155,13 @@ def test_facts_of_a_folder_with_damaged_files(tmp_path: Path) -> None:
     assert facts_of("folder", root).size == 12
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="must hold two classes or more, of image files that can be read"):
+    with pytest.raises(InputError, match="must contain at least two classes of readable image files"):
         facts_of("folder", root)
 
 
 @pytest.mark.parametrize("classes", [{}, {"one": 1}])
 def test_facts_of_no_such_folder(classes: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train must hold"):
+    with pytest.raises(InputError, match="train must contain"):
         facts_of("folder", folder_of(tmp_path, classes) if classes else tmp_path / "none")
 
 
