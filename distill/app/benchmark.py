@@ -49,7 +49,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
             print(f"bash run.sh {shlex.join(cell.next or cell.words)}    # {state}")
         print(f"{len(mine)} cells, {sum(cell.done for cell in mine)} done", file=sys.stderr)
         return 0
-    place = command.runs / "benchmark"
+    folder = command.runs / "benchmark"
     failed = {cell: cell.trouble for cell in mine if cell.trouble}
     todo = [cell for cell in mine if not cell.done and not cell.trouble]
     finished = len(mine) - len(todo) - len(failed)
@@ -58,19 +58,19 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
         contextlib.closing(
-            run_cells(todo, place / "logs", command.jobs, _devices(command), bar.set_postfix_str)
+            run_cells(todo, folder / "logs", command.jobs, _devices(command), bar.set_postfix_str)
         ) as ended,
     ):
         for cell, trouble in ended:
             if trouble:
                 failed[cell] = trouble
             bar.update()
-            _write(cells, place)
-    text, damaged = _write(cells, place)
+            _write(cells, folder)
+    text, damaged = _write(cells, folder)
     failed |= {cell: trouble for cell, trouble in damaged.items() if cell in mine}
     print(text, end="")
     if text:
-        print(f"saved in {place}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
+        print(f"saved in {folder}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
     by_trouble: dict[str, list[Cell]] = {}
     for cell in filter(failed.__contains__, mine):
         by_trouble.setdefault(failed[cell], []).append(cell)
@@ -78,7 +78,7 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
         print(f"failed: {', '.join(cell.name for cell in several)}: {trouble}", file=sys.stderr)
     if failed:
         print(
-            f"{len(failed)} of {len(mine)} cells failed (logs: {place / 'logs'}); the same command tries them again",
+            f"{len(failed)} of {len(mine)} cells failed (logs: {folder / 'logs'}); the same command tries them again",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -96,7 +96,7 @@ def _devices(command: BenchmarkCommand) -> list[str]:
     return [str(device)]
 
 
-def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
+def _write(cells: list[Cell], folder: Path) -> tuple[str, dict[Cell, str]]:
     """Write the tables of the finished cells.
 
     Returns:
@@ -112,5 +112,5 @@ def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
     if not rows:
         return "", damaged
     for ending, layout in LAYOUTS.items():
-        write_text(place / f"table.{ending}", layout(rows))
+        write_text(folder / f"table.{ending}", layout(rows))
     return LAYOUTS["md"](rows), damaged

@@ -181,9 +181,10 @@ def _cell(
         value = getattr(command, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     flags += extra
-    experiment, place = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
-    folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
-    where = (dataset, place.data_dir, experiment.image_size, experiment.split)
+    experiment, options = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
+    folder, data = options.runs / experiment.folder(options.data_dir), experiment.data_name(options.data_dir)
+    trouble = ""
+    where = (dataset, options.data_dir, experiment.image_size, experiment.split)
     known = facts(*where) if (folder / "experiment.json").exists() else None
     try:
         Run(folder, experiment, data=known and known[0], seed=seed)
@@ -218,10 +219,10 @@ def _cell(
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
 
     def evaluation_folder() -> Path:
-        return place.runs / folder_of(method, digest(), label(dataset, place.data_dir), seed, network)
+        return options.runs / folder_of(method, digest(), label(dataset, options.data_dir), seed, network)
 
     words = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
-    words += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
+    words += [*flags_of(experiment.evaluation), "--runs", str(options.runs), "--data-dir", str(options.data_dir)]
     return Cell(name, (method, dataset, *flags), data, folder, complete, evaluation_folder, tuple(words), trouble)
 
 

@@ -151,7 +151,7 @@ def _legend(letter: str, side: Side) -> str:
 
 
 def _notes(a: Side, b: Side, shared: Sequence[ColumnKey]) -> list[str]:
-    """Return lines that define the numbers and say to what they generalise."""
+    """Return lines with the meaning of the numbers and the population to which they generalise."""
     row, sets = a.rows[0], (len(a.sets), len(b.sets))
     lines = [
         f"accuracy in percent on {row.images} test images of {row.dataset}; interval and p: Welch's t test, "
@@ -194,7 +194,7 @@ def _side(letter: str, places: tuple[Path, ...]) -> Side:
     Raises:
         InputError: a folder has no finished run, or the runs differ in more than their seed.
     """
-    folders = list(dict.fromkeys(folder for place in places for folder in _runs(place)))
+    folders = list(dict.fromkeys(folder for path in places for folder in _runs(path)))
     rows_of = {folder: find_rows([folder]) for folder in folders}
     first = folders[0]
     for folder in folders[1:]:
@@ -212,13 +212,13 @@ def _side(letter: str, places: tuple[Path, ...]) -> Side:
     return Side(places, [row for rows in rows_of.values() for row in rows], names, sets)
 
 
-def _runs(place: Path) -> list[Path]:
+def _runs(path: Path) -> list[Path]:
     """Return the folders of the finished runs in a folder, which may itself be a run."""
-    if (place / "results.jsonl").exists():
-        return [place.resolve()]
-    found = sorted(path.parent.resolve() for path in place.rglob("results.jsonl")) if place.is_dir() else []
+    if (path / "results.jsonl").exists():
+        return [path.resolve()]
+    found = sorted(file.parent.resolve() for file in path.rglob("results.jsonl")) if path.is_dir() else []
     if not found:
-        raise InputError(f"{place} is not the folder of a finished run: it has no results.jsonl")
+        raise InputError(f"{path} is not the folder of a finished run: it has no results.jsonl")
     return found
 
 

@@ -78,9 +78,9 @@ def run_curvature(flags: list[str]) -> int:
     if (not flags or flags[0].startswith("-")) and not helping:
         raise InputError("curvature takes the folder of a run: bash run.sh curvature RUN")
     command = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")
-    for place in command.runs:
-        if not (place / "results.jsonl").exists():
-            raise InputError(f"{place} is not the folder of a finished run: it has no results.jsonl")
+    for path in command.runs:
+        if not (path / "results.jsonl").exists():
+            raise InputError(f"{path} is not the folder of a finished run: it has no results.jsonl")
     if command.images < 1 or command.students < 1 or not command.h > 0 or not (command.rho is None or command.rho > 0):
         raise InputError(
             f"images {command.images}, students {command.students}, h {command.h}, rho {command.rho}: all must be > 0"
@@ -91,8 +91,8 @@ def run_curvature(flags: list[str]) -> int:
     total = len(command.runs) * (3 * command.students + 1)
     with warnings.catch_warnings(record=True) as caught, progress("curvature", total, 0, "task") as bar:
         warnings.simplefilter("always")
-        for place in command.runs:
-            run = _Run(place, command, device)
+        for path in command.runs:
+            run = _Run(path, command, device)
             found = [_measure(run, model, command, bar.update) for model in run.models]
             lines.append([run.label, *_cells(found)])
             eigenvalues[run.label] = torch.cat([one.terms.lambda_1 for one in found])
@@ -116,30 +116,30 @@ def run_curvature(flags: list[str]) -> int:
 class _Run:
     """A finished run, read from its folder: students, some test images, the distilled set."""
 
-    def __init__(self, place: Path, command: CurvatureCommand, device: torch.device):
-        rows = find_rows([place])
-        content = read_record(place) or {}
+    def __init__(self, path: Path, command: CurvatureCommand, device: torch.device):
+        rows = find_rows([path])
+        content = read_record(path) or {}
         experiment = content.get("experiment") or {}
-        if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
-            raise InputError(f"{place} has no distilled set; give the folder of a method's run")
-        check_packages(place, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
-        self.distilled = DistilledSet.load(place).to(device)
+        if not (path / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
+            raise InputError(f"{path} has no distilled set; give the folder of a method's run")
+        check_packages(path, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
+        self.distilled = DistilledSet.load(path).to(device)
         settings = (experiment["image_size"], experiment["split"], command.damaged)
         train, test = real_data(experiment["dataset"], command.data_dir, *settings)
         found = identity_of(train, test)
         if content.get("data") != found:
             other = difference(content.get("data"), found)
             raise InputError(
-                f"{place} used other data than {command.data_dir} has ({other}): give the --data-dir of the run"
+                f"{path} used other data than {command.data_dir} has ({other}): give the --data-dir of the run"
             )
         test = test.subset(command.images).to(device)
-        self.images, self.labels = test.images[:], test.labels  # few enough to be in memory
+        self.images, self.labels = test.images[:], test.labels  # a small subset, read into memory
         spare_threads(test, device)
         row = rows[0]
         self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
         count = min(command.students, 1 + max(each.student or 0 for each in rows))
         own = row.loss == "own"
-        self.models: list[nn.Module] = students_of(place, self.distilled, row.backbone, count, own=own)
+        self.models: list[nn.Module] = students_of(path, self.distilled, row.backbone, count, own=own)
         channels, size, _ = test.image_shape
         self.rho = command.rho if command.rho is not None else threat_named("l2", family_of(channels, size)).eps
 

@@ -96,7 +96,7 @@ def run_method(method: Method, dataset: str, flags: list[str]) -> int:
 def run_experiment(
     method: Method,
     experiment: Experiment,
-    place: RunOptions,
+    options: RunOptions,
     words: list[str],
     *,
     default_recipe: bool = False,
@@ -107,7 +107,7 @@ def run_experiment(
     Args:
         method: the experiment's method.
         experiment: everything on which the result depends.
-        place: folders of data and runs, and how data are read.
+        options: folders of data and runs, and how data are read.
         words: the command line, with which further processes of the same run are started.
         default_recipe: whether no flag names the recipe; then a message mentions the other recipe.
         recorded: required identity of the data (`identity_of`); None for any data.
@@ -118,7 +118,7 @@ def run_experiment(
     Raises:
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
-    device, dataset = find_device(place.device), experiment.dataset
+    device, dataset = find_device(options.device), experiment.dataset
     authors_protocol = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
     processes = world_size() if launched() else requested_processes()
     if (processes > 1 or launched()) and not method.parallel:
@@ -126,13 +126,13 @@ def run_experiment(
     if not launched():
         check_processes(processes, device)
     with process_group(device):
-        where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
+        where = (dataset, options.data_dir, experiment.image_size, experiment.split, options.damaged)
         train, test = real_data(*where)
-        data, identity = experiment.data_name(place.data_dir), identity_of(train, test)
+        data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
         check_data(recorded, identity)
-        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
-        options |= {"stages": place.runs / "stages", "data": identity}
-        run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
+        run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}
+        run_settings |= {"stages": options.runs / "stages", "data": identity}
+        run = Run(options.runs / experiment.folder(options.data_dir), experiment, seed=experiment.seed, **run_settings)
         channels, size, _ = test.image_shape
         description = RunDescription(
             method=method.name,
@@ -162,7 +162,7 @@ def run_experiment(
         if absent:
             run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(absent)} too")
         else:
-            facts = facts_of(dataset, place.data_dir, experiment.image_size)
+            facts = facts_of(dataset, options.data_dir, experiment.image_size)
             announce(default_recipe, experiment, data, method, facts, train, len(test), device)
         if processes > 1 and not launched():  # all checks have passed
             become_launcher(processes, words)

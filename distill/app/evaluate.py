@@ -112,7 +112,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
 def run_judgements(
     path: Path,
     judgements: Sequence[Judgement],
-    place: RunOptions,
+    options: RunOptions,
     protocols: Mapping[str, ProtocolOf],
     recorded: dict[str, Any] | None = None,
 ) -> int:
@@ -121,7 +121,7 @@ def run_judgements(
     Args:
         path: the file of the set, or the folder of the file.
         judgements: settings of the evaluations, which differ only in the students' network.
-        place: folders of data and runs, and how data are read.
+        options: folders of data and runs, and how data are read.
         protocols: method -> the authors' protocol for training students.
         recorded: required identity of the data (`identity_of`); None for any data.
 
@@ -132,17 +132,17 @@ def run_judgements(
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
     file = path / "distilled.safetensors" if path.is_dir() else path
-    distilled, device, digest = DistilledSet.load(file), find_device(place.device), judgements[0].distilled
+    distilled, device, digest = DistilledSet.load(file), find_device(options.device), judgements[0].distilled
     name = distilled.method or path.stem
     authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
-    (train, test), data = _real_data(judgements[0].dataset, place, distilled.images.shape[-1])
+    (train, test), data = _real_data(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
     check_data(recorded, identity_of(train, test))
     identity, shape = identity_of(train, test), test.image_shape[:2]
     runs: list[Run] = []
     for each in judgements:
         other = "" if each.backbone == distilled.backbone else each.backbone
-        folder = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
+        folder = options.runs / folder_of(name, digest, label(each.dataset, options.data_dir), each.seed, other)
         runs.append(Run(folder, each, data=identity, seed=each.seed, device=device))
     descriptions = [
         RunDescription(
@@ -221,16 +221,16 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
     dataset = peek(flags, "--dataset")["--dataset"]
     default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())
     command = parse(EvaluateCommand, default, flags, PROGRAM)
-    place, reading = command.place, command.reading
+    options, reading = command.place, command.reading
     if is_ours(path, reading):
         return None
     if dataset is None:
         raise InputError(f"{path} does not name its data set: give --dataset, one of {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
-    data = fingerprint(dataset, place.data_dir)
+    data = fingerprint(dataset, options.data_dir)
     return import_set(
-        path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read
+        path, reading, dataset, data, options.runs, lambda size: _real_data(dataset, options, size)[0][0], read
     )
 
 
@@ -244,13 +244,13 @@ def _several(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _real_data(dataset: str, place: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+def _real_data(dataset: str, options: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
     """Return the real images at the size of the distilled images, and the name in tables (cifar10, cifar10-16px)."""
-    name = label(dataset, place.data_dir)
+    name = label(dataset, options.data_dir)
     if dataset in FILES:
         usual = FILES[dataset] in (None, size)
-        return load(dataset, place.data_dir, size, place.damaged), name if usual else f"{name}-{size}px"
-    train, test = load(dataset, place.data_dir)
+        return load(dataset, options.data_dir, size, options.damaged), name if usual else f"{name}-{size}px"
+    train, test = load(dataset, options.data_dir)
     if test.image_shape[1] == size:
         return (train, test), name
     return (train.resized(size), test.resized(size)), f"{name}-{size}px"

@@ -32,5 +32,5 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
+    """Return training and test set, images (N, 3, 32, 32); errors as in `find_or_download`."""
     return find_or_download(FACTS, root)

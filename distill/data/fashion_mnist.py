@@ -24,5 +24,5 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, images (N, 1, 28, 28); see `find_or_download` for what it raises."""
+    """Return training and test set, images (N, 1, 28, 28); errors as in `find_or_download`."""
     return find_or_download(FACTS, root)

@@ -82,21 +82,23 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
     """
     if not folder.is_dir():
         raise InputError(f"recover.images is {folder}: no such folder")
-    places: dict[int | None, Path] = {}
-    for place in sorted(each for each in folder.iterdir() if each.is_dir()):
-        number = class_of(place.name, classes)
-        if number is not None and number in places:
-            raise InputError(f"{places[number]} and {place} are both for class {classes[number]}: keep one of them")
-        places[number] = place
+    subfolders: dict[int | None, Path] = {}
+    for subfolder in sorted(each for each in folder.iterdir() if each.is_dir()):
+        number = class_of(subfolder.name, classes)
+        if number is not None and number in subfolders:
+            raise InputError(
+                f"{subfolders[number]} and {subfolder} are both for class {classes[number]}: keep one of them"
+            )
+        subfolders[number] = subfolder
     found: list[Tensor] = []
     for number, name in enumerate(classes):
-        place = places.get(number)
-        if place is None:
+        subfolder = subfolders.get(number)
+        if subfolder is None:
             names = dict.fromkeys((name, folder_of(name), f"new{number:03d}"))
             raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(names)})")
-        files = _files_in(place)
+        files = _files_in(subfolder)
         if len(files) < ipc:
-            raise InputError(f"{place} has {len(files)} images, fewer than ipc {ipc}")
+            raise InputError(f"{subfolder} has {len(files)} images, fewer than ipc {ipc}")
         for path in files[:ipc]:
             found.append(_read(path, shape[0]))
             if tuple(found[-1].shape) != shape:
