@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# bash run.sh METHOD DATASET [--flags]: makes the environment on its first call, then hands over to python -m distill.
-# An activated environment that imports torch is used as it is; else a .venv beside this file, made from
-# requirements.txt (by uv where it is on the path, else by venv and pip). PYTHON names another interpreter for it.
+# bash run.sh METHOD DATASET [--flags]: the first call creates the environment; then python -m distill is run.
+# An activated environment with torch is used unchanged. Otherwise the environment is .venv beside this file, created
+# from requirements.txt with uv if installed, else with venv and pip. PYTHON sets the interpreter for .venv.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 fail() { echo "run.sh: $1" >&2; exit "${2:-2}"; }
 
-find_python() {  # an interpreter of 3.11 or newer
+find_python() {  # prints an interpreter of version 3.11 or newer
     local candidate
     for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 python; do
         [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
             && { echo "$candidate"; return; }
     done
-    fail "no Python 3.11 or newer on the path; install one, or name it: PYTHON=/path/to/python bash run.sh ..."
+    fail "no Python 3.11 or newer on the path; install it, or set its path: PYTHON=/path/to/python bash run.sh ..."
 }
 
-install() {  # install FILE [FLAG]: its packages into .venv, once for each content of the file
+install() {  # install FILE [FLAG]: install the packages of FILE into .venv, again only after FILE has changed
     local file=$1 stamp
     stamp="$here/.venv/.installed-$(cksum <"$here/$file" | tr ' ' '-')"
     [ -e "$stamp" ] && return
@@ -25,15 +25,15 @@ install() {  # install FILE [FLAG]: its packages into .venv, once for each conte
         uv pip install --quiet --python "$here/.venv/bin/python" "${@:2}" -r "$here/$file" >&2 \
             || fail "uv could not install $file" 1
     else
-        # without its warning that torchattacks, which stands here without its requirements, is not content with them
+        # no warning about torchattacks, whose requirements are deliberately not installed
         "$here/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-warn-conflicts "${@:2}" \
             -r "$here/$file" >&2 \
-            || fail "pip could not install $file (its message is above)" 1
+            || fail "pip could not install $file (see the message above)" 1
     fi
     touch "$stamp"
 }
 
-lacks() {  # lacks NAME...: the modules that the activated environment does not have
+lacks() {  # lacks NAME...: prints the modules that the activated environment does not have
     python - "$@" <<'PY'
 import sys
 from importlib.util import find_spec
@@ -53,7 +53,7 @@ environment() {  # sets $python
         fi
     fi
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -z "$(lacks torch)" ]; then
-        # shellcheck disable=SC2086  # words
+        # shellcheck disable=SC2086  # $needed is split into words
         missing=$(lacks $needed)
         [ -z "$missing" ] || fail "the activated environment lacks $missing: pip install -r $files, or deactivate it"
         python=python
@@ -61,12 +61,12 @@ environment() {  # sets $python
     fi
     python="$here/.venv/bin/python"
     if [ ! -x "$python" ]; then
-        echo "run.sh: making the environment .venv" >&2
+        echo "run.sh: creating the environment .venv" >&2
         if command -v uv >/dev/null; then
-            uv venv --quiet --python '>=3.11' "$here/.venv" >&2 || fail "uv could not make .venv" 1
+            uv venv --quiet --python '>=3.11' "$here/.venv" >&2 || fail "uv could not create .venv" 1
         else
             found=$(find_python)
-            "$found" -m venv "$here/.venv" || fail "could not make .venv (on Debian: apt install python3-venv)" 1
+            "$found" -m venv "$here/.venv" || fail "could not create .venv (on Debian: apt install python3-venv)" 1
         fi
     fi
     install requirements.txt
@@ -82,13 +82,13 @@ environment() {  # sets $python
 
 [ -d "$PWD" ] || fail "the current folder was deleted; change to another"
 environment "$@"
-# glibc gives large blocks back to the system at once, and every new one costs page faults: on a CPU a third of the time
+# by default glibc returns large blocks to the system at once; page faults for new blocks cost a third of the CPU time
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-34359738368}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-34359738368}"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
     shift
     cd "$here"
-    if [ "${1:-}" = --fast ]; then  # under two minutes on two cores, with pytest alone (pyproject.toml: markers)
+    if [ "${1:-}" = --fast ]; then  # under two minutes on two cores; needs only pytest (pyproject.toml: markers)
         shift
         set -- -m "not slow and not long" "$@"
     fi

@@ -1,4 +1,4 @@
-"""A folder as a registry: what each file of a package exports under one name, joined."""
+"""A folder as a registry: merge the dicts that the files of a package export under one name."""
 
 import sys
 from collections.abc import Callable
@@ -15,10 +15,10 @@ Named = dict[str, Callable[[Threat], Any]]
 
 
 def joined(package: str, export: str) -> dict[str, Any]:
-    """Return the entries of a dict that files of a package may have, sorted by key.
+    """Return the merged dicts that files of a package export under one name, sorted by key.
 
     Args:
-        package: the name of the package, which may still be in its import.
+        package: the name of the package, whose import may not have finished.
         export: the name of the dict in each file; a file without it has no entries.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Texts for configured objects: "NAME:field=value,field=value" into a frozen dataclass with those fields replaced.
+"""Specs: texts "NAME:field=value,field=value" that mean a frozen dataclass with these fields replaced.
 
-NAME is a name of a registry, or `package.module:name`: an object in anybody's package, with a dot before the colon.
-A tuple of numbers is joined by colons, `h_warmup=0.1:1:3`.
+NAME is a key of a registry, or `package.module:name` for an object of another package; the dot before the colon tells
+the two apart. The numbers of a tuple are joined by colons, `h_warmup=0.1:1:3`.
 """
 
 import re
@@ -21,7 +21,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Return the name and the options of a spec.
 
     Raises:
-        ValueError: an option without a value, or one given twice.
+        ValueError: an option has no value, or occurs twice.
 
     >>> split_spec("pgd:steps=50,step_size=1/255")
     ('pgd', {'steps': '50', 'step_size': '1/255'})
@@ -36,7 +36,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals or not value:
-            raise ValueError(f"{shown(spec)}: {shown(item)} is no field=value")
+            raise ValueError(f"{shown(spec)}: {shown(item)} is not field=value")
         if key in options:
             raise ValueError(f"{shown(spec)}: {shown(key)} is given twice; give it once")
         options[key] = value
@@ -47,13 +47,13 @@ def configured(made: T, options: dict[str, str], what: str, fixed: tuple[str, ..
     """Return a frozen dataclass with fields replaced by their written values.
 
     Args:
-        made: the dataclass with its defaults.
-        options: field -> value as written: whole numbers, numbers, fractions, true or false, names.
-        what: what it is, for errors.
-        fixed: fields that are no options, beside those whose metadata has written=False.
+        made: the dataclass with default values.
+        options: field -> text of a value: whole number, number, fraction, true or false, name.
+        what: description of the object for errors, such as "attack pgd".
+        fixed: fields that are not options; fields whose metadata has written=False are not options either.
 
     Raises:
-        ValueError: an unknown field, or a value of another kind; and what the dataclass says of its range.
+        ValueError: a field is unknown, or a value has another type or is out of range.
 
     >>> from robust.attacks.pgd import PGD
     >>> from robust.threat import Threat
@@ -70,14 +70,14 @@ def configured(made: T, options: dict[str, str], what: str, fixed: tuple[str, ..
 
 
 def object_named(name: str, what: str) -> Any:
-    """Return the object of a name `package.module:name`, None for a name of another form, which a registry may have.
+    """Return the object that `package.module:name` names; None for a name of another form (of a registry).
 
     Args:
         name: as `split_spec` returns it.
-        what: of what the name is, for the errors, such as "loss".
+        what: kind of the object, for errors, such as "loss".
 
     Raises:
-        ValueError: the module cannot be imported, or has no such object.
+        ValueError: the module cannot be imported, or has no object of this name.
 
     >>> object_named("robust.losses.trades:TRADES", "loss").__name__, object_named("trades", "loss")
     ('TRADES', None)
@@ -88,23 +88,23 @@ def object_named(name: str, what: str) -> Any:
     try:
         return getattr(import_module(module), member)
     except AttributeError as error:
-        # an AttributeError of the module's own code is a fault of that code, as any other exception is
+        # an AttributeError raised by the module's code is reported like any other exception of that code
         fault = f"the module has no {shown(member)}" if error.name == member else shown(str(error))
-    except Exception as error:  # anything can happen in somebody's module; the user gets one line
+    except Exception as error:  # another package may raise anything; the user gets one line
         fault = f"{type(error).__name__}: {error}".splitlines()[0]
     raise ValueError(f"{what} {shown(name)} cannot be imported: {fault}")
 
 
 def differences(made: Any, default: Any, fixed: Collection[str] = ()) -> str | None:
-    """Return "field=value,..." for the fields in which a dataclass differs from another: the inverse of `configured`.
+    """Return "field=value,..." for the fields in which a dataclass differs from a default: the inverse of `configured`.
 
     Args:
         made: a dataclass.
-        default: one of the same class.
-        fixed: fields that are no options.
+        default: another object of the same class.
+        fixed: fields that are not options.
 
     Returns:
-        the text, "" where nothing differs; None where the text cannot express a value.
+        the text, "" if nothing differs; None if a differing value cannot be written as text.
 
     >>> from robust.attacks.pgd import PGD
     >>> from robust.threat import Threat
@@ -124,7 +124,7 @@ def differences(made: Any, default: Any, fixed: Collection[str] = ()) -> str | N
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as `_value` reads it; None where it does not."""
+    """Return the text from which `_value` reads this value; None if there is no such text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -154,7 +154,7 @@ def _value(default: Any, text: str, what: str) -> Any:
 
 
 def number_in(text: str) -> float | None:
-    """Return the number that a text is, also a fraction of whole numbers; infinity where too large, None for no number.
+    """Return the number in a text, which may be a fraction of whole numbers; infinity if too large, None if no number.
 
     >>> number_in("8/255") == 8 / 255, number_in("1e400"), number_in("1/0"), number_in("eight")
     (True, inf, None, None)
@@ -176,5 +176,5 @@ def number_in(text: str) -> float | None:
 def _whole_in(text: str) -> int | None:
     try:
         return int(text)
-    except ValueError:  # no number, or one of thousands of digits
+    except ValueError:  # not a number, or a number of thousands of digits
         return None

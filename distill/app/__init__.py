@@ -1,1 +1,1 @@
-"""The command line: the only room that looks into all others."""
+"""The command line: the only package that imports all others."""

@@ -1,8 +1,8 @@
-"""`bash run.sh benchmark`: the paper's tables, cell by cell. A cell is one run: a method, a data set, an ipc, a seed.
+"""`bash run.sh benchmark`: reproduce the paper's tables. A cell is one run: a method, a data set, an ipc, a seed.
 
-Cells are ordinary runs in ordinary folders, each in a process of its own with its output in a file. Finished cells are
-skipped and interrupted ones resume. A cell that fails, or is killed for its memory, does not stop the others. The
-tables are written anew after each cell, from all finished cells.
+Cells are ordinary runs in ordinary folders. Each cell has a separate process and a log file. Finished cells are
+skipped and interrupted cells resume. A cell that fails, or runs out of memory, does not stop the others. After each
+cell the tables are rewritten from all finished cells.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     """Run the missing cells, and write the tables.
 
     Args:
-        flags: the words behind `benchmark`.
-        methods: all, by name.
+        flags: the command-line words after `benchmark`.
+        methods: all methods, by name.
 
     Returns:
-        the exit code: 0 where every cell is done, 1 where some failed.
+        the exit code: 0 if every cell is done, 1 if some failed.
 
     Raises:
-        InputError: a name is unknown or a value out of range; nothing has run then.
+        InputError: a name is unknown or a value out of range; then no cell was run.
     """
     command = parse(BenchmarkCommand, BenchmarkCommand(), flags, "bash run.sh benchmark")
     cells = planned_cells(command, methods)
@@ -49,28 +49,28 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
             print(f"bash run.sh {shlex.join(cell.next or cell.words)}    # {state}")
         print(f"{len(mine)} cells, {sum(cell.done for cell in mine)} done", file=sys.stderr)
         return 0
-    place = command.runs / "benchmark"
+    folder = command.runs / "benchmark"
     failed = {cell: cell.trouble for cell in mine if cell.trouble}
     todo = [cell for cell in mine if not cell.done and not cell.trouble]
     finished = len(mine) - len(todo) - len(failed)
     if finished:
-        print(f"{finished} of {len(mine)} cells are there already", file=sys.stderr)
+        print(f"{finished} of {len(mine)} cells are already done", file=sys.stderr)
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
         contextlib.closing(
-            run_cells(todo, place / "logs", command.jobs, _devices(command), bar.set_postfix_str)
+            run_cells(todo, folder / "logs", command.jobs, _devices(command), bar.set_postfix_str)
         ) as ended,
     ):
         for cell, trouble in ended:
             if trouble:
                 failed[cell] = trouble
             bar.update()
-            _write(cells, place)
-    text, damaged = _write(cells, place)
+            _write(cells, folder)
+    text, damaged = _write(cells, folder)
     failed |= {cell: trouble for cell, trouble in damaged.items() if cell in mine}
     print(text, end="")
     if text:
-        print(f"saved in {place}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
+        print(f"saved in {folder}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
     by_trouble: dict[str, list[Cell]] = {}
     for cell in filter(failed.__contains__, mine):
         by_trouble.setdefault(failed[cell], []).append(cell)
@@ -78,14 +78,14 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
         print(f"failed: {', '.join(cell.name for cell in several)}: {trouble}", file=sys.stderr)
     if failed:
         print(
-            f"{len(failed)} of {len(mine)} cells failed (logs: {place / 'logs'}); the same command tries them again",
+            f"{len(failed)} of {len(mine)} cells failed (logs: {folder / 'logs'}); the same command tries them again",
             file=sys.stderr,
         )
     return 1 if failed else 0
 
 
 def _devices(command: BenchmarkCommand) -> list[str]:
-    """Return the devices that cells take in turn.
+    """Return the devices over which cells are distributed in turn.
 
     Raises:
         InputError: the device does not work here.
@@ -96,7 +96,7 @@ def _devices(command: BenchmarkCommand) -> list[str]:
     return [str(device)]
 
 
-def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
+def _write(cells: list[Cell], folder: Path) -> tuple[str, dict[Cell, str]]:
     """Write the tables of the finished cells.
 
     Returns:
@@ -112,5 +112,5 @@ def _write(cells: list[Cell], place: Path) -> tuple[str, dict[Cell, str]]:
     if not rows:
         return "", damaged
     for ending, layout in LAYOUTS.items():
-        write_text(place / f"table.{ending}", layout(rows))
+        write_text(folder / f"table.{ending}", layout(rows))
     return LAYOUTS["md"](rows), damaged

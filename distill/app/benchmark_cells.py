@@ -1,7 +1,7 @@
-"""The cells of a benchmark's table: which runs it has, their command lines, and whether they are finished.
+"""The cells of a benchmark's table: their runs, command lines and states.
 
-Where a recipe trains in another network than the table's students, the distilled set is evaluated a second time, by
-`bash run.sh evaluate` with the network of the table.
+If a recipe trains with another network than the students of the table, the distilled set is evaluated a second time,
+by `bash run.sh evaluate` with the network of the table.
 """
 
 import shlex
@@ -32,7 +32,7 @@ from robust.ranges import Count, Range, check_ranges
 __all__ = ["BenchmarkCommand", "part_of", "planned_cells"]
 
 OF_BENCHMARK = ("--ipc", "--seed", "--recipe", "--runs", "--data-dir", "--device", "--image-size")
-"""flags that the benchmark sets for each cell, or takes for all cells"""
+"""flags that the benchmark sets itself, for each cell or for all cells"""
 
 
 @dataclass(frozen=True)
@@ -42,65 +42,66 @@ class BenchmarkCommand:
     datasets: str = "mnist,cifar10"
     """data sets"""
     methods: str = ""
-    """methods; empty for all but those of sre2l, which are for larger images"""
+    """methods; empty: all except the sre2l methods, which are for larger images"""
     ipc: str = "1,10"
     """images per class"""
     seeds: Annotated[int, Range(least=1, most=10_000)] = 2
-    """seeds 0, 1, ... of each"""
+    """number of seeds per cell: 0, 1, ..."""
     recipe: Literal["quick", "paper"] | None = None
     """preset of each method; None: paper on a GPU, else quick"""
     protocol: Literal["standard", "own"] = "standard"
-    """how students are trained: the same for all methods, or as a method's authors do, of those that have a way"""
+    """how students are trained: standard is the same for all methods; own is the authors' protocol of each method that
+    has one"""
     backbone: str | None = None
-    """network of all students of the standard protocol; None for the one in which this recipe of `full` trains on the
-    whole set; recipe: that of each method's recipe, so that rows also differ by it"""
+    """network of all students of the standard protocol; None: the network of `full` with the same recipe; recipe: the
+    network of each method's recipe, so that rows also differ by network"""
     attacks: str | None = None
-    """columns; None for the paper's three and pgd_ce_margin at the threat linf, by which methods are ranked"""
+    """columns; None: the paper's three, and pgd_ce_margin at the threat linf, by which methods are ranked"""
     students: Annotated[int, Range(least=1, most=10_000)] | None = None
-    """of each run; None for the recipe's"""
+    """students per run; None: the recipe's number"""
     test_images: Count | None = None
-    """class-balanced part of the test set; None for the recipe's"""
+    """size of a class-balanced subset of the test set; None: the recipe's number"""
     image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
-    """side in pixels; None for the data set's own"""
+    """side in pixels; None: the size of the data set"""
     flags: tuple[str, ...] = ()
     """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --real-loss guard:weight=3\""""
     jobs: Annotated[int, Range(least=1, most=1024)] = 1
-    """cells at the same time; several GPUs are dealt out in turn"""
+    """cells run at the same time; several GPUs are used in turn"""
     cell: str = ""
-    """I/N, from 1/N to N/N: a part of the cells only, for the array jobs of a cluster; --dry-run counts them"""
+    """I/N, from 1/N to N/N: run only every N-th cell, for array jobs of a cluster; --dry-run counts the cells"""
     dry_run: bool = False
-    """print the command and the state of each cell, and run none"""
+    """print the command and the state of each cell without running any"""
     data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
     runs: Path = RunOptions.runs
-    """folder of all runs; the tables are in its benchmark/"""
+    """folder of all runs; the tables are in the subfolder benchmark/"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto takes GPUs where there are some"""
+    """cpu, cuda, cuda:1, mps, ...; auto uses all GPUs, or the CPU if there is none"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> list[Cell]:
-    """Return all cells, the first seed of all before the second.
+    """Return all cells, first those with seed 0, then those with seed 1, ...
 
     Args:
-        command: which cells.
+        command: the benchmark's settings.
         methods: all methods, by name.
 
     Raises:
         InputError: a name is unknown, or a value out of range.
     """
-    chosen = _names(command.methods, "method", methods) or [
+    selected = _names(command.methods, "method", methods) or [
         name for name, method in methods.items() if method.in_benchmark
     ]
     datasets = _names(command.datasets, "data set", DATASETS)
     ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(command.ipc.split(","))]
     extra = _extra(command.flags, methods)
     if not datasets:
-        raise InputError(f"--datasets is {command.datasets!r}; it names at least one of {', '.join(DATASETS)}")
-    if idle := [method for method in extra if method not in chosen]:
-        raise InputError(f"--flags is of {idle[0]}, which is not among the methods: {', '.join(chosen)}")
+        raise InputError(f"--datasets is {command.datasets!r}; it must name at least one of {', '.join(DATASETS)}")
+    if unused := [method for method in extra if method not in selected]:
+        raise InputError(f"--flags is for {unused[0]}, which is not among the methods: {', '.join(selected)}")
     for flag, value in (("--seeds", command.seeds), ("--jobs", command.jobs)):
         if value < 1:
             raise InputError(f"{flag} is {value}; it must be >= 1")
@@ -118,7 +119,7 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
         for seed in range(command.seeds)
         for dataset in datasets
         for ipc in ipcs
-        for method in chosen
+        for method in selected
         if ipc == ipcs[0] or not methods[method].whole_class
     ]
 
@@ -132,16 +133,16 @@ def _names(text: str, kind: str, known: Mapping[str, object] | Sequence[str]) ->
 
 
 def _extra(texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, list[str]]:
-    """Return the further flags of methods, from texts "METHOD: words".
+    """Return method -> further flags, from texts "METHOD: flags".
 
     Raises:
-        InputError: a text has another form, or names no method.
+        InputError: a text has another form, or its method is unknown.
     """
     found = {}
     for text in texts:
         method, colon, words = text.partition(":")
         if not colon:
-            raise InputError(f'--flags is {text!r}; it takes "METHOD: flags", one text a method')
+            raise InputError(f'--flags is {text!r}; it takes "METHOD: flags", one text per method')
         if method not in methods:
             raise unknown("method", method, methods)
         if method in found:
@@ -163,33 +164,34 @@ def _cell(
     extra: list[str],
     facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
 ) -> Cell:
-    """Return a cell; its command line is checked, and `trouble` says where its folder holds another run.
+    """Return a cell. Its command line is checked; `trouble` is set if another run is in the folder.
 
     Args:
-        command: of the benchmark.
+        command: the benchmark's settings.
         methods: all methods, by name.
-        method: of the cell.
-        dataset: of the cell.
+        method: name of the cell's method.
+        dataset: name of the cell's data set.
         ipc: images per class.
-        seed: of the cell.
+        seed: the cell's seed.
         extra: further flags of the method.
-        facts: `_facts`, with a cache.
+        facts: `_facts`, cached.
     """
     flags = ["--ipc", str(ipc), "--seed", str(seed), "--runs", str(command.runs), "--data-dir", str(command.data_dir)]
     for name in ("recipe", "attacks", "students", "test_images", "image_size"):
         value = getattr(command, name)
         flags += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     flags += extra
-    experiment, place = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
-    folder, data, trouble = place.runs / experiment.folder(place.data_dir), experiment.data_name(place.data_dir), ""
-    where = (dataset, place.data_dir, experiment.image_size, experiment.split)
+    experiment, options = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
+    folder, data = options.runs / experiment.folder(options.data_dir), experiment.data_name(options.data_dir)
+    trouble = ""
+    where = (dataset, options.data_dir, experiment.image_size, experiment.split)
     known = facts(*where) if (folder / "experiment.json").exists() else None
     try:
         Run(folder, experiment, data=known and known[0], seed=seed)
-    except InputError as error:  # another config's run is there, or one on other data
+    except InputError as error:  # the folder has a run with another config or on other data
         trouble = str(error)
 
-    @cache  # a finished set stays as it is, and its hash is needed after every cell
+    @cache  # a finished set does not change, and its hash is needed after every cell
     def digest() -> str:
         return digest_of(folder / SET)
 
@@ -201,35 +203,35 @@ def _cell(
 
     def of_this_configuration(finished: Path) -> bool:
         if finished == folder:
-            return True  # else the cell has `trouble`
+            return True  # a run with another config has set `trouble`
         recipe = "quick" if experiment.recipe == "quick" else "paper"
         settings = Judgement(digest(), dataset, network, experiment.evaluation, recipe, seed)
         try:
             Run(finished, settings, seed=seed)
-        except InputError:  # the set was evaluated with other settings; `evaluate` says so in a line
+        except InputError:  # the set was evaluated with other settings; `evaluate` reports this
             return False
         return True
 
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
     network = command.backbone or _network_of_full(methods[FULL], dataset, experiment.recipe)
     same = network in ("recipe", experiment.config.backbone)
-    if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # evaluate has no split
+    if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # `evaluate` has no --split
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
 
     def evaluation_folder() -> Path:
-        return place.runs / folder_of(method, digest(), label(dataset, place.data_dir), seed, network)
+        return options.runs / folder_of(method, digest(), label(dataset, options.data_dir), seed, network)
 
     words = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe, "--seed", str(seed)]
-    words += [*flags_of(experiment.evaluation), "--runs", str(place.runs), "--data-dir", str(place.data_dir)]
+    words += [*flags_of(experiment.evaluation), "--runs", str(options.runs), "--data-dir", str(options.data_dir)]
     return Cell(name, (method, dataset, *flags), data, folder, complete, evaluation_folder, tuple(words), trouble)
 
 
 def _facts(
     dataset: str, data_dir: Path, image_size: int | None, split: str
 ) -> tuple[dict[str, Any], tuple[int, int]] | None:
-    """Return the identity of a data set, and channels and size of its images.
+    """Return the identity of a data set, and the channels and the size of its images.
 
-    None where the data are not there: then a finished run is shown, and its data are not compared.
+    None if the data are missing: a finished run is then shown without comparing its data.
     """
     try:
         train, test = real_data(dataset, data_dir, image_size, split)
@@ -239,15 +241,15 @@ def _facts(
 
 
 def _network_of_full(full: Method, dataset: str, recipe: str) -> str:
-    """Return the network in which a recipe trains on the whole set."""
+    """Return the network with which a recipe trains on the whole data set."""
     return resolve_flags(full, dataset, ["--recipe", recipe])[0].config.backbone
 
 
 def part_of(cells: list[Cell], text: str) -> list[Cell]:
-    """Return every N-th of the cells, from the I-th on.
+    """Return every N-th cell, starting at the I-th.
 
     Args:
-        cells: all of them.
+        cells: all cells.
         text: I/N.
 
     Raises:

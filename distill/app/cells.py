@@ -1,4 +1,4 @@
-"""Cells of a table, each in a process of its own with its output in a file: a failure does not stop the others."""
+"""Run the cells of a table, each in a separate process with a log file: a failed cell does not stop the others."""
 
 import contextlib
 import ctypes
@@ -24,36 +24,37 @@ class Cell:
     """One run of the table."""
 
     name: str
-    """for messages, and of its log"""
+    """name of the cell in messages, and of the log file"""
     words: tuple[str, ...]
-    """its command line behind the program"""
+    """command line of the run, without the program"""
     data: str
-    """the data as tables name it"""
+    """name of the data in tables"""
     run: Path
     """folder of the run"""
     complete: Callable[[Path], bool]
-    """tells whether a folder has every column of the table"""
+    """folder -> whether it has every column of the table"""
     evaluation: Callable[[], Path] | None
-    """gives the folder of the second evaluation of a finished run's set; None where the run's own evaluation counts"""
+    """returns the folder of the second evaluation of a finished run's set; None if the table shows the run's
+    evaluation"""
     evaluation_words: tuple[str, ...] = ()
-    """the command line of the second evaluation"""
+    """command line of the second evaluation"""
     trouble: str = ""
-    """why it cannot run"""
+    """why the cell cannot run; empty if it can"""
 
     @property
     def distilled(self) -> bool:
-        """Whether the run is finished, with the set that a second evaluation needs."""
+        """Whether the run is finished and, if there is a second evaluation, has the set for it."""
         finished = self.complete(self.run) if self.evaluation is None else (self.run / "table.csv").exists()
         return finished and (self.evaluation is None or (self.run / SET).exists())
 
     @property
     def folder(self) -> Path:
-        """The folder with the results that the table shows, of a finished run."""
+        """The folder with the results that the table shows; the run must be finished."""
         return self.evaluation() if self.evaluation else self.run
 
     @property
     def done(self) -> bool:
-        """Whether the results that the table shows are there."""
+        """Whether the results that the table shows exist."""
         return not self.trouble and self.distilled and self.complete(self.folder)
 
     @property
@@ -65,9 +66,9 @@ class Cell:
 def run_cells(
     missing: list[Cell], logs: Path, jobs: int, devices: list[str], say: Callable[[str], object]
 ) -> Generator[tuple[Cell, str], None, None]:
-    """Run cells, `jobs` at a time, and yield each finished cell with its error, "" for none.
+    """Run cells, `jobs` at a time, and yield each finished cell with an error message, "" on success.
 
-    When this ends, by an error too, all running cells stop at a checkpoint.
+    When this generator ends, also by an error, all running cells stop at a checkpoint.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -91,10 +92,10 @@ def run_cells(
                 slots.append(slot)
                 trouble = _trouble(process.returncode, logs / f"{cell.name}.log")
                 if not trouble and not cell.done:
-                    if cell.next != words:  # the run is finished, and its set is to be evaluated a second time
+                    if cell.next != words:  # the run is finished; the second evaluation of its set comes next
                         queue.insert(0, cell)
                         continue
-                    trouble = f"it ended well, but its set or its table is not there: move {cell.run} away"
+                    trouble = f"the cell ended without error, but its set or table is missing: move {cell.run} away"
                 yield cell, trouble
             if not ended:
                 time.sleep(0.1)
@@ -108,17 +109,18 @@ def run_cells(
 
 
 def _end_with_parent() -> None:
-    """Make Linux stop this process when its parent ends in any way."""
+    """On Linux, let the kernel stop this process when its parent ends."""
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
 
 def _trouble(code: int, log: Path) -> str:
-    """Return the error of a cell that ended, the last line of its log; "" for exit code 0."""
+    """Return the last line of the log of a failed cell; "" for exit code 0."""
     if code == 0:
         return ""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}{', perhaps for its memory' if code == -signal.SIGKILL else ''}"
+        note = ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{note}"
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return (lines[-1] if lines else f"exit code {code}").removeprefix("run.sh: ")

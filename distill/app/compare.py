@@ -1,8 +1,9 @@
-"""`bash run.sh compare A B` or `compare A... --against B...`: two sides of finished runs on the same test images.
+"""`bash run.sh compare A B` or `compare A... --against B...`: compare finished runs on the same test images.
 
-A side is one run, or several that differ in nothing but their seed: several distilled sets of one method. What the
-interval and the p-value generalise to follows from how many sets and students a side has, and is printed: see
-`distill.evaluation.intervals.difference`. Only columns of one attack with equal settings at one threat are compared.
+A side (A or B) is one run, or several runs that differ only in their seed: several distilled sets of one method. The
+population to which the interval and the p-value generalise depends on the number of sets and students of a side, and
+is printed: see `distill.evaluation.intervals.difference`. Columns are compared only if attack, settings and threat are
+equal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ __all__ = ["run_compare"]
 
 USAGE = "compare takes the folders of two runs: bash run.sh compare A B, or of several: compare A... --against B..."
 SAME = ("method", "dataset", "ipc", "backbone", "loss", "recipe")
-"""fields of a row in which all runs of a side agree"""
+"""fields of a row that must be equal for all runs of a side"""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class CompareCommand:
     """Compare finished runs on the same test images: accuracy of B minus accuracy of A."""
 
     places: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """two folders, A and B; with --against all folders of A. A folder is a run, or holds runs of several seeds"""
+    """two folders, A and B; with --against all folders of A. A folder is a run, or contains runs of several seeds"""
     against: tuple[Path, ...] = ()
-    """folders of B, where A or B has several"""
+    """folders of B, if A or B has several"""
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ class Side:
     """All runs of A, or of B."""
 
     places: tuple[Path, ...]
-    """as they were given"""
+    """the folders of the command line"""
     rows: list[Row]
-    """of all runs"""
+    """rows of all runs"""
     names: list[str]
-    """by distilled set, its digest"""
+    """digest of each distilled set"""
     sets: list[dict[ColumnKey, Tensor]]
-    """by distilled set, by column that all runs have, bools as `bools_of` returns them"""
+    """for each distilled set: column -> bools as `bools_of` returns them, for the columns that all runs have"""
 
     @property
     def columns(self) -> list[ColumnKey]:
-        """The columns of all runs, also those that some runs lack."""
+        """The columns that any of the runs has."""
         return list(dict.fromkeys(row.column for row in self.rows))
 
     def verdict(self, column: ColumnKey) -> str:
@@ -72,13 +73,13 @@ def run_compare(flags: list[str]) -> int:
         the exit code.
 
     Raises:
-        InputError: two sides are not given, a folder has no finished run, the runs of a side differ in more than their
-            seed, or A and B were evaluated on other images or have no column in common.
+        InputError: a side is missing, a folder has no finished run, the runs of a side differ in more than their seed,
+            or A and B were evaluated on different images or have no column in common.
     """
     command = parse(CompareCommand, CompareCommand(), flags, "bash run.sh compare")
-    two = any(flag.startswith("--against") for flag in flags)
-    sides = (command.places, command.against) if two else (command.places[:1], command.places[1:])
-    if not all(sides) or not (two or len(command.places) == 2):
+    has_against = any(flag.startswith("--against") for flag in flags)
+    sides = (command.places, command.against) if has_against else (command.places[:1], command.places[1:])
+    if not all(sides) or not (has_against or len(command.places) == 2):
         raise InputError(USAGE)
     a, b = (_side(name, places) for name, places in zip("AB", sides, strict=True))
     _refuse_other_images(a, b)
@@ -111,17 +112,18 @@ def _table(a: Side, b: Side, names: Mapping[ColumnKey, str]) -> list[list[str]]:
 
 
 def _left_out(a: Side, b: Side, shared: Sequence[ColumnKey], names: Mapping[ColumnKey, str]) -> list[str]:
-    """Return which columns are not compared, and why, a line each."""
+    """Return a line for each column that is not compared, with the reason."""
     of_a, of_b = ([column for column in side.columns if column not in shared] for side in (a, b))
     lines, alone = [], {"A": [], "B": []}
     for column in dict.fromkeys([*of_a, *of_b]):
         like_a, like_b = ([each for each in side if each.attack == column.attack] for side in (of_a, of_b))
         if column in of_a and column in of_b:
             lacks = [letter for letter, side in (("A", a), ("B", b)) if column not in side.sets[0]]
-            why = f"some runs of {' and '.join(lacks)} lack it" if lacks else "each image counts many times in it"
+            why = f"some runs of {' and '.join(lacks)} lack it" if lacks else "it counts each image many times"
             lines.append(f"{names[column]} is not compared: {why}")
         elif like_a and like_b:
-            found = f"{column.attack} is not compared, because it is another attack: {_other_attack(like_a, like_b)}"
+            differences = _other_attack(like_a, like_b)
+            found = f"{column.attack} is not compared, because A and B have different attacks: {differences}"
             lines += [found] * (found not in lines)
         else:
             alone["A" if column in of_a else "B"].append(names[column])
@@ -129,7 +131,7 @@ def _left_out(a: Side, b: Side, shared: Sequence[ColumnKey], names: Mapping[Colu
 
 
 def _other_attack(a: Sequence[ColumnKey], b: Sequence[ColumnKey]) -> str:
-    """Return how attacks of one name differ, in words."""
+    """Return how attacks with the same name differ, in words."""
     parts = {"threat": lambda column: threat_text(column.threat) or "none", "how": lambda column: column.how}
     texts = {name: [sorted({text(column) for column in side}) for side in (a, b)] for name, text in parts.items()}
     return "; ".join(
@@ -149,7 +151,7 @@ def _legend(letter: str, side: Side) -> str:
 
 
 def _notes(a: Side, b: Side, shared: Sequence[ColumnKey]) -> list[str]:
-    """Return what the numbers are, and what they can show."""
+    """Return lines with the meaning of the numbers and the population to which they generalise."""
     row, sets = a.rows[0], (len(a.sets), len(b.sets))
     lines = [
         f"accuracy in percent on {row.images} test images of {row.dataset}; interval and p: Welch's t test, "
@@ -159,25 +161,26 @@ def _notes(a: Side, b: Side, shared: Sequence[ColumnKey]) -> list[str]:
     unit = unit_of(*tables)
     same = a.names == b.names
     if unit == "sets":
-        counted = f"{sets[0]}, the same on both sides, compared set by set" if same else f"{sets[0]} and {sets[1]}"
-        lines.append(f"unit: distilled sets ({counted}); the result holds for other seeds of both")
+        counted = f"{sets[0]}, equal in A and B, compared in pairs" if same else f"{sets[0]} and {sets[1]}"
+        lines.append(f"unit: distilled sets ({counted}); the result generalises to other seeds of both")
         several = sets
     elif unit == "students":
-        which = "this distilled set, trained in both ways" if same else "these two distilled sets"
-        lines.append(f"unit: students; the result holds for other students of {which}, not for other seeds")
+        which = "this distilled set, trained both ways" if same else "these two distilled sets"
+        lines.append(f"unit: students; the result generalises to other students of {which}, not to other seeds")
         if not same:
             lines.append("to compare methods, give several seeds: bash run.sh compare A... --against B...")
         several = (len(tables[0][0]), len(tables[1][0]))
     else:
-        lines.append("unit: test images; the result holds for these two networks, for no other student or seed")
+        lines.append("unit: test images; the result is valid for these two networks, for no other student or seed")
         several = (1, 1)
     if min(several) == 1 < max(several):
         alone, other = ("A", "B") if several[0] == 1 else ("B", "A")
         lines.append(
-            f"{alone} has a single {unit[:-1]}: its variance is taken to be that between the {unit} of {other}"
+            f"{alone} has a single {unit[:-1]}: "
+            f"its variance is assumed equal to the variance between the {unit} of {other}"
         )
     for name in [column.attack for column in shared if column.attack.startswith(f"{UNBIASED}@")]:
-        lines.append(f"rank by {name}: attacks by cross-entropy alone depend on the scale of a network's logits")
+        lines.append(f"rank methods by {name}: attacks on cross-entropy depend on the scale of the logits")
     return lines
 
 
@@ -186,12 +189,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _side(letter: str, places: tuple[Path, ...]) -> Side:
-    """Return a side; students of one set in several runs are put together.
+    """Return a side; students of the same set in several runs are pooled.
 
     Raises:
         InputError: a folder has no finished run, or the runs differ in more than their seed.
     """
-    folders = list(dict.fromkeys(folder for place in places for folder in _runs(place)))
+    folders = list(dict.fromkeys(folder for path in places for folder in _runs(path)))
     rows_of = {folder: find_rows([folder]) for folder in folders}
     first = folders[0]
     for folder in folders[1:]:
@@ -204,29 +207,32 @@ def _side(letter: str, places: tuple[Path, ...]) -> Side:
         runs.setdefault(rows[0].set, []).append(bools_of(folder, rows))
     every = [run for of_set in runs.values() for run in of_set]
     columns = [column for column in every[0] if all(column in run for run in every)]
-    names = sorted(runs)  # so that the same sets are in the same order on both sides
+    names = sorted(runs)  # equal sets then have equal positions in A and B
     sets = [{column: torch.cat([run[column] for run in runs[name]]) for column in columns} for name in names]
     return Side(places, [row for rows in rows_of.values() for row in rows], names, sets)
 
 
-def _runs(place: Path) -> list[Path]:
-    """Return the folders of the finished runs that a place is or holds."""
-    if (place / "results.jsonl").exists():
-        return [place.resolve()]
-    found = sorted(path.parent.resolve() for path in place.rglob("results.jsonl")) if place.is_dir() else []
+def _runs(path: Path) -> list[Path]:
+    """Return the folders of the finished runs in a folder, which may itself be a run."""
+    if (path / "results.jsonl").exists():
+        return [path.resolve()]
+    found = sorted(file.parent.resolve() for file in path.rglob("results.jsonl")) if path.is_dir() else []
     if not found:
-        raise InputError(f"{place} is no folder of a finished run: it has no results.jsonl")
+        raise InputError(f"{path} is not the folder of a finished run: it has no results.jsonl")
     return found
 
 
 def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:
-    """Return in what the runs of a side must agree, by name: all but seed, set, and how many students and columns."""
+    """Return the settings that must be equal for all runs of a side, by name.
+
+    These are all settings except the seed, the set, and the numbers of students and of columns.
+    """
     found = {name: getattr(rows[0], name) for name in SAME}
     experiment = settings_of(folder)
     evaluation = experiment.get("evaluation") or {}
     free = {"seed", "distilled", "evaluation", *found}
     found |= {name: value for name, value in experiment.items() if name not in free}
-    of_columns = {"students", "attacks", "threat", "eps"}  # rows say which attack a column is, at which threat
+    of_columns = {"students", "attacks", "threat", "eps"}  # rows record the attack and the threat of each column
     return found | {name: value for name, value in evaluation.items() if name not in of_columns}
 
 
@@ -234,4 +240,4 @@ def _refuse_other_images(a: Side, b: Side) -> None:
     tests = [{(row.dataset, row.images, row.test) for row in side.rows} for side in (a, b)]
     if len(tests[0] | tests[1]) > 1:
         names = [" and ".join(f"{images} of {data}" for data, images, _ in sorted(test, key=str)) for test in tests]
-        raise InputError(f"the runs were evaluated on other images: A {names[0]}; B {names[1]}")
+        raise InputError(f"the runs were evaluated on different images: A {names[0]}; B {names[1]}")

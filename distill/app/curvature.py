@@ -1,4 +1,4 @@
-"""`bash run.sh curvature RUN ...`: how curved the loss of a run's students is in the input, and the paper's bounds."""
+"""`bash run.sh curvature RUN ...`: curvature of the students' loss in the input, and the paper's bounds."""
 
 import sys
 import warnings
@@ -41,46 +41,46 @@ class CurvatureCommand:
     """Measure the curvature of the loss of a finished run's students (section 5 of the GUARD paper)."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders of runs of a method; several are drawn together, and saved with the first"""
+    """folders of runs of a method; several runs share the figures, which are saved in the first folder"""
     images: Count = 200
-    """test images, as many of each class"""
+    """number of test images, balanced over classes"""
     students: Count = 3
-    """at most"""
+    """largest number of students"""
     rho: Annotated[float, Range(above=0, most=1e4)] | None = None
     """L2 radius of the bounds, pixels in [0, 1]; the default is the paper's l2 threat"""
     h: Positive = 0.75
-    """L2 step of the finite difference, pixels in [0, 1]; 3 in CIFAR-10's normalised units"""
+    """L2 step of the finite difference, pixels in [0, 1]; 0.75 is 3 in CIFAR-10's normalised units"""
     eps: str = ""
-    """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255, for grey images 0,0.05,0.1,0.2,0.3"""
+    """linf radii of the accuracy curve; default 0,1/255,2/255,4/255,8/255 (grey images: 0,0.05,0.1,0.2,0.3)"""
     data_dir: Path = RunOptions.data_dir
     """folder of the real data sets"""
     packages: str = ""
-    """other packages that may be imported because a run names a part of theirs, joined by commas"""
+    """other packages that may be imported if a run names one of their objects, separated by commas"""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """image files that cannot be read: end when one is met, or look for them first and leave them out"""
+    """unreadable image files: refuse ends with an error at the first; skip checks all files first and omits these"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
+    """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def run_curvature(flags: list[str]) -> int:
-    """Print a line of measures for each run and draw the figures.
+    """Print a line of measurements for each run and draw the figures.
 
     Returns:
         the exit code.
 
     Raises:
-        InputError: no folder of a run of a method, or a value out of range.
+        InputError: a folder is not a run of a method, or a value is out of range.
     """
     helping = {"-h", "--help"} & {*flags}
     if (not flags or flags[0].startswith("-")) and not helping:
         raise InputError("curvature takes the folder of a run: bash run.sh curvature RUN")
     command = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")
-    for place in command.runs:
-        if not (place / "results.jsonl").exists():
-            raise InputError(f"{place} is no folder of a finished run: it has no results.jsonl")
+    for path in command.runs:
+        if not (path / "results.jsonl").exists():
+            raise InputError(f"{path} is not the folder of a finished run: it has no results.jsonl")
     if command.images < 1 or command.students < 1 or not command.h > 0 or not (command.rho is None or command.rho > 0):
         raise InputError(
             f"images {command.images}, students {command.students}, h {command.h}, rho {command.rho}: all must be > 0"
@@ -91,8 +91,8 @@ def run_curvature(flags: list[str]) -> int:
     total = len(command.runs) * (3 * command.students + 1)
     with warnings.catch_warnings(record=True) as caught, progress("curvature", total, 0, "task") as bar:
         warnings.simplefilter("always")
-        for place in command.runs:
-            run = _Run(place, command, device)
+        for path in command.runs:
+            run = _Run(path, command, device)
             found = [_measure(run, model, command, bar.update) for model in run.models]
             lines.append([run.label, *_cells(found)])
             eigenvalues[run.label] = torch.cat([one.terms.lambda_1 for one in found])
@@ -114,39 +114,39 @@ def run_curvature(flags: list[str]) -> int:
 
 
 class _Run:
-    """A finished run, read from its folder: its students, some of its test images, its distilled set."""
+    """A finished run, read from its folder: students, some test images, the distilled set."""
 
-    def __init__(self, place: Path, command: CurvatureCommand, device: torch.device):
-        rows = find_rows([place])
-        content = read_record(place) or {}
+    def __init__(self, path: Path, command: CurvatureCommand, device: torch.device):
+        rows = find_rows([path])
+        content = read_record(path) or {}
         experiment = content.get("experiment") or {}
-        if not (place / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
-            raise InputError(f"{place} has no distilled set; give the folder of a method's run")
-        check_packages(place, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
-        self.distilled = DistilledSet.load(place).to(device)
+        if not (path / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
+            raise InputError(f"{path} has no distilled set; give the folder of a method's run")
+        check_packages(path, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
+        self.distilled = DistilledSet.load(path).to(device)
         settings = (experiment["image_size"], experiment["split"], command.damaged)
         train, test = real_data(experiment["dataset"], command.data_dir, *settings)
         found = identity_of(train, test)
         if content.get("data") != found:
             other = difference(content.get("data"), found)
             raise InputError(
-                f"{place} was run on other data than {command.data_dir} has ({other}): give its --data-dir"
+                f"{path} used other data than {command.data_dir} has ({other}): give the --data-dir of the run"
             )
         test = test.subset(command.images).to(device)
-        self.images, self.labels = test.images[:], test.labels  # few enough to be in memory
+        self.images, self.labels = test.images[:], test.labels  # a small subset, read into memory
         spare_threads(test, device)
         row = rows[0]
         self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
         count = min(command.students, 1 + max(each.student or 0 for each in rows))
         own = row.loss == "own"
-        self.models: list[nn.Module] = students_of(place, self.distilled, row.backbone, count, own=own)
+        self.models: list[nn.Module] = students_of(path, self.distilled, row.backbone, count, own=own)
         channels, size, _ = test.image_shape
         self.rho = command.rho if command.rho is not None else threat_named("l2", family_of(channels, size)).eps
 
 
 @dataclass(frozen=True)
 class _Measures:
-    """Of one student; tensors over the test images but for the last two, which are over the distilled ones."""
+    """Measurements of one student: the last two over the distilled images, the others over the test images."""
 
     terms: BoundTerms
     cosine: Tensor
@@ -162,7 +162,7 @@ HEADER += ("(2) holds", "distilled: (2) holds", "(3): L ≥")
 def _measure(run: _Run, model: nn.Module, command: CurvatureCommand, done: Callable[[], object]) -> _Measures:
     x, y = run.images, run.labels
     labels = run.distilled.labels if run.distilled.labels.ndim == 1 else run.distilled.labels.argmax(1)
-    distilled = run.distilled.images[:].clamp(0, 1)  # an attacker's images are pixels; distilled ones may leave [0, 1]
+    distilled = run.distilled.images[:].clamp(0, 1)  # attacks need pixels; distilled images may leave [0, 1]
     generator = torch.Generator().manual_seed(0)
     terms = bound_terms(model, x, y, run.rho, generator=generator)
     done()
@@ -196,7 +196,7 @@ def _measure(run: _Run, model: nn.Module, command: CurvatureCommand, done: Calla
 
 
 def _cells(found: list[_Measures]) -> list[str]:
-    """Return the means over images and students."""
+    """Return the means over images and students as texts, in the order of HEADER."""
 
     def mean(of: list[Tensor]) -> str:
         return f"{fmean(each.double().mean().item() for each in of):.3g}"
@@ -221,8 +221,8 @@ def _legend(run: _Run, command: CurvatureCommand) -> str:
     return (
         f"means over {len(run.images)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
         f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {command.h:g}; (2) bounds the "
-        f"loss in an L2 ball of rho = {run.rho:g}, PGD loss is what 20 steps found there; (3), from the test images to "
-        "the distilled ones, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
+        f"loss in an L2 ball of rho = {run.rho:g}, PGD loss: found there by 20 steps; (3), from the test images to the "
+        "distilled images, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
     )
 
 
@@ -234,7 +234,10 @@ def _radii(eps: str) -> list[float]:
 
 
 def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
-    """Return (eps, mean accuracy, standard deviation) under PGD-10, an image once fooled staying so."""
+    """Return (eps, mean accuracy, standard deviation) under PGD-10.
+
+    An image that is fooled at one eps counts as fooled at every larger eps.
+    """
     eps = eps or ("0,0.05,0.1,0.2,0.3" if run.images.shape[1] == 1 else "0,1/255,2/255,4/255,8/255")
     points, standing = (
         [],
@@ -244,16 +247,16 @@ def _curve(run: _Run, eps: str) -> list[tuple[float, float, float | None]]:
         attack = PGD(Threat("linf", radius))
         generator = torch.Generator().manual_seed(0)
         standing = [
-            withstands(m, run.images, run.labels, attack, standing=who, generator=generator)
-            for m, who in zip(run.models, standing, strict=True)
+            withstands(model, run.images, run.labels, attack, standing=mask, generator=generator)
+            for model, mask in zip(run.models, standing, strict=True)
         ]
-        accuracies = torch.stack([100 * who.double().mean() for who in standing])
+        accuracies = torch.stack([100 * mask.double().mean() for mask in standing])
         points.append((radius, accuracies.mean().item(), accuracies.std().item() if len(accuracies) > 1 else None))
     return points
 
 
 def _draw_surface(run: _Run, path: Path) -> None:
-    """Draw the loss of the first student around the first image that it classifies right, else around the first."""
+    """Draw the loss of the first student around its first correctly classified image, or else the first image."""
     x, y, model = run.images, run.labels, run.models[0]
     with torch.no_grad():
         right = (model(x).argmax(1) == y).nonzero().flatten().tolist()

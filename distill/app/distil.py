@@ -1,4 +1,4 @@
-"""`bash run.sh METHOD DATASET`: distil, train students on the result, attack them, report."""
+"""`bash run.sh METHOD DATASET`: distil a data set, train students on the result, attack them, report."""
 
 import re
 import sys
@@ -52,7 +52,7 @@ class MethodCommand:
 
 
 def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Experiment, RunOptions]:
-    """Return what the flags ask for, on top of the recipe for the data set, at the size at which it will be seen.
+    """Return the experiment and the run options: the flags applied to the recipe for the data set and image size.
 
     Raises:
         InputError: a flag is unknown, or a value out of range.
@@ -74,10 +74,10 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
 
 
 def _facts(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
-    """Return what is known of a data set, by the raw values of two flags.
+    """Return the facts of a data set, from the raw values of two flags.
 
-    A value that is refused counts as absent, and a folder that is not there as a typical one: whoever checks the flags
-    and loads the data, after this, names the error, and --help needs neither.
+    An invalid value counts as absent, and a missing folder as a typical data set. The error is raised later, when the
+    flags are checked and the data are loaded; --help needs neither.
     """
     size = int(image_size) if image_size is not None and re.fullmatch(r"[1-9]\d{0,3}", image_size) else None
     try:
@@ -87,30 +87,30 @@ def _facts(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
 
 
 def run_method(method: Method, dataset: str, flags: list[str]) -> int:
-    """Distil, judge, report."""
-    experiment, place = resolve_flags(method, dataset, flags)
-    unchosen = peek(flags, "--recipe")["--recipe"] is None
-    return run_experiment(method, experiment, place, [method.name, dataset, *flags], default_recipe=unchosen)
+    """Distil, evaluate, report."""
+    experiment, options = resolve_flags(method, dataset, flags)
+    default_recipe = peek(flags, "--recipe")["--recipe"] is None
+    return run_experiment(method, experiment, options, [method.name, dataset, *flags], default_recipe=default_recipe)
 
 
 def run_experiment(
     method: Method,
     experiment: Experiment,
-    place: RunOptions,
+    options: RunOptions,
     words: list[str],
     *,
     default_recipe: bool = False,
     recorded: dict[str, Any] | None = None,
 ) -> int:
-    """Distil, judge, report: one run, all of whose choices are made.
+    """Distil, evaluate, report: one run whose settings are complete.
 
     Args:
-        method: of the experiment.
-        experiment: all that the result depends on.
-        place: where the data and the run are.
-        words: the command line, which further processes of the same run are started with.
-        default_recipe: whether no flag named the recipe, so that the user is told of the other one.
-        recorded: identity of the data (`identity_of`) that the run must have; None for any data.
+        method: the experiment's method.
+        experiment: everything on which the result depends.
+        options: folders of data and runs, and how data are read.
+        words: the command line, with which further processes of the same run are started.
+        default_recipe: whether no flag names the recipe; then a message mentions the other recipe.
+        recorded: required identity of the data (`identity_of`); None for any data.
 
     Returns:
         the exit code.
@@ -118,21 +118,21 @@ def run_experiment(
     Raises:
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
-    device, dataset = find_device(place.device), experiment.dataset
-    own = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
+    device, dataset = find_device(options.device), experiment.dataset
+    authors_protocol = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
     processes = world_size() if launched() else requested_processes()
     if (processes > 1 or launched()) and not method.parallel:
-        raise InputError(f"{method.name} runs in one process; NPROC and torchrun are for methods of sre2l")
+        raise InputError(f"{method.name} runs in one process; NPROC and torchrun work only for sre2l methods")
     if not launched():
         check_processes(processes, device)
     with process_group(device):
-        where = (dataset, place.data_dir, experiment.image_size, experiment.split, place.damaged)
+        where = (dataset, options.data_dir, experiment.image_size, experiment.split, options.damaged)
         train, test = real_data(*where)
-        data, identity = experiment.data_name(place.data_dir), identity_of(train, test)
+        data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
         check_data(recorded, identity)
-        options = {"device": device, "checkpoint_seconds": place.checkpoint_seconds, "workers": place.workers}
-        options |= {"stages": place.runs / "stages", "data": identity}
-        run = Run(place.runs / experiment.folder(place.data_dir), experiment, seed=experiment.seed, **options)
+        run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}
+        run_settings |= {"stages": options.runs / "stages", "data": identity}
+        run = Run(options.runs / experiment.folder(options.data_dir), experiment, seed=experiment.seed, **run_settings)
         channels, size, _ = test.image_shape
         description = RunDescription(
             method=method.name,
@@ -160,11 +160,11 @@ def run_experiment(
         if distils and method.check is not None:
             method.check(train, experiment.ipc, experiment.config, processes)
         if absent:
-            run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(absent)} too")
+            run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(absent)} too")
         else:
-            facts = facts_of(dataset, place.data_dir, experiment.image_size)
+            facts = facts_of(dataset, options.data_dir, experiment.image_size)
             announce(default_recipe, experiment, data, method, facts, train, len(test), device)
-        if processes > 1 and not launched():  # all that can be refused was
+        if processes > 1 and not launched():  # all checks have passed
             become_launcher(processes, words)
 
         with locked(run.begin(**experiment.evaluation.columns).folder):
@@ -176,18 +176,18 @@ def run_experiment(
             barrier()
             distilled = DistilledSet.load(path).to(device)
             if distilled.run not in ("", run.fingerprint(evaluation=None)):
-                raise InputError(f"{path} belongs to another run; move it away, and the same command makes this run's")
+                raise InputError(f"{path} belongs to another run; move it away and repeat the command")
             run.finish()
             if is_main_process():
                 save_grid(distilled, run.folder / "grid.png")
             description = replace(description, set=digest_of(path)[:16])
-            protocol = own and own(distilled, run.folder, run)
+            protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, description, protocol)
             return finish(rows, run.folder) if is_main_process() else 0
 
 
 def announce(
-    chosen_here: bool,
+    default_recipe: bool,
     experiment: Experiment,
     data: str,
     method: Method,
@@ -196,8 +196,9 @@ def announce(
     tests: int,
     device: torch.device,
 ) -> None:
-    """Say which recipe runs, what it is derived from where no paper has the data set, and on a CPU how long it and the
-    paper's will take.
+    """Print the recipe and, on a CPU, the estimated time of this recipe and of the paper's.
+
+    For a data set that no paper has, also print the facts from which the recipe is derived.
     """
     if not reports_to_user():
         return
@@ -216,9 +217,9 @@ def announce(
         return human(estimate(recipe, method.work, ipc, *sizes, method.student_work))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
-    if chosen_here:
+    if default_recipe:
         text = f"No GPU here: {text} (about {this})"
-        with suppress(InputError):  # its network does not take images of this size
+        with suppress(InputError):  # the network of recipe `paper` may not accept images of this size
             paper = hours(method.recipes["paper"](facts, experiment.ipc))
             text = f"{text}; --recipe paper would take about {paper}"
     else:

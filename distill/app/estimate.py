@@ -1,9 +1,9 @@
-"""How long a run will take: its kinds of steps, each timed here for a moment, times how often they are taken.
+"""Estimate the time of a run: each kind of step is timed briefly and multiplied by the number of such steps.
 
 seconds = sum over kinds of count x seconds of one step
 
-Steps are timed on random images in the network and at the size of the run, at most PROBE images at once (above that,
-time grows with the number of images). Checked against whole runs in docs/cost.md.
+Steps are timed on random images with the network and the image size of the run, at most PROBE images at once (above
+that number, time grows with the number of images). Checked against whole runs in docs/cost.md.
 """
 
 import time
@@ -26,16 +26,17 @@ from robust.spec import split_spec
 
 __all__ = ["estimate", "human"]
 
-STANDING = 0.6  # of the test images are attacked through all steps: students misclassify many, and attacks stop early
-GRADIENTS = {  # of the attacks that have no steps of their own; looks without a gradient count a third
-    "autoattack": 2000,  # a hundred times (APGD-CE, nine targets, FAB of nine targets), 5,000 looks; most fall before
+STANDING = 0.6  # share of test images attacked through all steps: many are misclassified, and attacks stop early
+GRADIENTS = {  # per image, for attacks without a field `steps`; a forward pass alone counts as a third
+    # 100 times (APGD-CE, nine targets, FAB with nine targets), 5,000 queries; most images are fooled before the end
+    "autoattack": 2000,
     "jsma": 100,
     "noise": 1,
     "corruptions": 25,
     "certified": 370,
     "worst": 0,
 }
-ELSEWHERE = 11  # of an attack of another package: as many as PGD's
+ELSEWHERE = 11  # gradients per image of an attack from another package: as PGD
 
 
 def estimate(
@@ -51,15 +52,15 @@ def estimate(
     """Return the seconds a recipe takes on the CPU.
 
     Args:
-        recipe: what is run.
-        work: the method's.
+        recipe: the recipe to be run.
+        work: the method's function from config and sizes to (count, step) pairs.
         ipc: images per class.
         shape: (C, H, W) of an image.
         num_classes: classes of the data set.
         examples: size of the training set.
         tests: size of the test set.
-        student_work: (config, ipc, num_classes) -> what the training of one student consists of in the method's own
-            way; None where that is about the standard one.
+        student_work: (config, ipc, num_classes) -> (count, step) pairs for training one student with the authors'
+            protocol; None if the cost is about that of the standard protocol.
     """
     channels, size, _ = shape
 
@@ -71,22 +72,22 @@ def estimate(
     evaluation = recipe.evaluation
     tests = min(tests, evaluation.test_images or tests)
     batch = min(evaluation.student.batch_size, ipc * num_classes, PROBE)
-    asked = columns(evaluation, channels, size)
-    epochs, attacks = evaluation.student.epochs + 1, sum(map(_gradients, asked))
+    requested = columns(evaluation, channels, size)
+    epochs, attacks = evaluation.student.epochs + 1, sum(map(_gradients, requested))
     at_once = evaluation.student.loss == "cross_entropy" and fits_together(network, torch.empty(batch, *shape), batch)
     together = min(evaluation.students, TOGETHER) if at_once else 1
     train = partial(training_steps, images=batch, networks=together)
     students_steps = evaluation.students * epochs * ipc * num_classes / batch
     training = [(students_steps * loss_named(evaluation.student.loss).passes / STEPS / together, train)]
     if evaluation.protocol == "own" and student_work is not None:
-        one = student_work(recipe.config, ipc, num_classes)
-        training = [(evaluation.students * count, step) for count, step in one]
+        per_student = student_work(recipe.config, ipc, num_classes)
+        training = [(evaluation.students * count, step) for count, step in per_student]
     items = [
         *work(recipe.config, ipc, num_classes, examples),
         *training,
         (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step),
     ]
-    surrogates = {column.base.partition(":")[0] for column in asked}
+    surrogates = {column.base.partition(":")[0] for column in requested}
     if "transfer" in surrogates:
         epoch = partial(training_steps, images=PROBE)
         items.append((evaluation.surrogate_epochs * examples / PROBE / STEPS, epoch))
@@ -98,12 +99,12 @@ def estimate(
 
 
 def _gradients(column: Column) -> int:
-    """Return about how many gradients an image of a column costs; a look before and one after are one."""
+    """Return the approximate gradients per image of a column; a forward pass before and one after count as one."""
     name = split_spec(column.base)[0]
     if name in GRADIENTS or not isinstance(column, AttackColumn):
         return GRADIENTS[name]
     attack: Any = column.attack
-    if ":" in name:  # of another package, whose fields nobody knows here
+    if ":" in name:  # an attack from another package: its fields are unknown
         return ELSEWHERE
     if name == "square":
         return attack.queries // 3
@@ -117,10 +118,10 @@ def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
 
 
 def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Return the median of five steps, or of as many as half a second allows, after one to warm up.
+    """Return the median time of five steps, or of as many as fit in half a second, after one warm-up step.
 
-    A first step of a second and more is taken at its word: next to it warming up is little, and others would make the
-    user wait.
+    A first step of at least one second is returned directly: the warm-up is then negligible, and the user need not
+    wait.
     """
 
     def timed() -> float:
@@ -137,7 +138,7 @@ def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> flo
 
 
 def human(seconds: float) -> str:
-    """Return a duration for people.
+    """Return a duration as text with a suitable unit.
 
     >>> [human(s) for s in (40, 150, 9000, 300000)]
     ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days']

@@ -1,4 +1,4 @@
-"""`bash run.sh evaluate PATH`: students and attacks for a distilled set that exists."""
+"""`bash run.sh evaluate PATH`: train students on an existing distilled set and attack them."""
 
 import hashlib
 import re
@@ -38,7 +38,7 @@ __all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate", "run_judgement
 
 @dataclass(frozen=True)
 class Judgement:
-    """What `bash run.sh evaluate PATH` computes: the settings of its run. The class's name is in experiment.json."""
+    """The settings of a run of `bash run.sh evaluate PATH`. The name of this class is in experiment.json."""
 
     distilled: Annotated[str, tyro.conf.Suppress]
     """sha256 of the distilled set's file"""
@@ -49,9 +49,9 @@ class Judgement:
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
     """students and attacks"""
     recipe: Literal["paper", "quick"]
-    """how many students and test images: 50 and all, or 3 and 2,000"""
+    """numbers of students and of test images: paper 50 and all, quick 3 and 2,000"""
     seed: Whole = 0
-    """root of the randomness of students and attacks"""
+    """seed of students and attacks"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -59,32 +59,32 @@ class Judgement:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Everything that `bash run.sh evaluate PATH` takes."""
+    """All flags of `bash run.sh evaluate PATH`."""
 
     judgement: Annotated[Judgement, tyro.conf.arg(name="")]
     place: Annotated[RunOptions, tyro.conf.arg(name="")]
     packages: str = ""
-    """other packages that may be imported because the set names a part of theirs, joined by commas"""
+    """other packages that may be imported if the set names one of their objects, separated by commas"""
     backbones: str = ""
-    """several networks instead of --backbone, a row of the table each: convnet,alexnet,vgg11,resnet18"""
+    """several networks instead of --backbone, each with a row of the table: convnet,alexnet,vgg11,resnet18"""
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
-    """how a set of other code is read"""
+    """how a published set is read"""
 
 
 def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Read) -> int:
-    """Train and attack students of a distilled set that exists.
+    """Train students on an existing distilled set and attack them.
 
     Args:
-        flags: the words behind `evaluate`.
-        protocols: by method, its own way of training students.
-        read: reads sets that other code made.
+        flags: the command-line words after `evaluate`.
+        protocols: method -> the authors' protocol for training students.
+        read: reader of published sets.
 
     Returns:
         the exit code.
 
     Raises:
-        InputError: no path is given, it is no distilled set, its method has no own way of training students, or a
-            network or an attack is unknown.
+        InputError: the path is missing or is not a distilled set, the method has no authors' protocol, or a network or
+            an attack is unknown.
     """
     helping = flags[:1] in (["-h"], ["--help"])
     if not flags or (flags[0].startswith("-") and not helping):
@@ -93,7 +93,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         )
     if helping:
         default = EvaluateCommand(_default(flags, "", DATASETS[0], "convnet"), RunOptions())
-        parse(EvaluateCommand, default, flags, PROGRAM)  # prints the help, and ends the program
+        parse(EvaluateCommand, default, flags, PROGRAM)  # prints the help and exits
         return 0
     path = reachable(Path(flags[0]))
     path = _published(path, flags[1:], read) or path
@@ -112,18 +112,18 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
 def run_judgements(
     path: Path,
     judgements: Sequence[Judgement],
-    place: RunOptions,
+    options: RunOptions,
     protocols: Mapping[str, ProtocolOf],
     recorded: dict[str, Any] | None = None,
 ) -> int:
-    """Judge a set of ours, all choices made.
+    """Evaluate a distilled set of this program; all settings are complete.
 
     Args:
-        path: the file of the set, or its folder.
-        judgements: what to compute; they differ in the students' network alone.
-        place: where the data and the runs are.
-        protocols: by method, its own way of training students.
-        recorded: identity of the data (`identity_of`) that the runs must have; None for any data.
+        path: the file of the set, or the folder of the file.
+        judgements: settings of the evaluations, which differ only in the students' network.
+        options: folders of data and runs, and how data are read.
+        protocols: method -> the authors' protocol for training students.
+        recorded: required identity of the data (`identity_of`); None for any data.
 
     Returns:
         the exit code.
@@ -132,18 +132,18 @@ def run_judgements(
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
     file = path / "distilled.safetensors" if path.is_dir() else path
-    distilled, device, digest = DistilledSet.load(file), find_device(place.device), judgements[0].distilled
+    distilled, device, digest = DistilledSet.load(file), find_device(options.device), judgements[0].distilled
     name = distilled.method or path.stem
-    own = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
-    (train, test), data = _real_data(judgements[0].dataset, place, distilled.images.shape[-1])
+    authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
+    (train, test), data = _real_data(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
     check_data(recorded, identity_of(train, test))
     identity, shape = identity_of(train, test), test.image_shape[:2]
     runs: list[Run] = []
     for each in judgements:
         other = "" if each.backbone == distilled.backbone else each.backbone
-        place_of = place.runs / folder_of(name, digest, label(each.dataset, place.data_dir), each.seed, other)
-        runs.append(Run(place_of, each, data=identity, seed=each.seed, device=device))
+        folder = options.runs / folder_of(name, digest, label(each.dataset, options.data_dir), each.seed, other)
+        runs.append(Run(folder, each, data=identity, seed=each.seed, device=device))
     descriptions = [
         RunDescription(
             method=name,
@@ -173,8 +173,8 @@ def run_judgements(
             show(run.folder)
             continue
         if columns:
-            run.notify(f"{run.folder} has its students: they are evaluated under {', '.join(columns)} too")
-        protocol = own and own(distilled, file.parent, run)
+            run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(columns)} too")
+        protocol = authors_protocol and authors_protocol(distilled, file.parent, run)
         with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
             rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
             finish(rows, run.folder)
@@ -184,7 +184,7 @@ def run_judgements(
 
 
 def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judgement:
-    """Return the settings that the other flags change: those of the recipe, by default quick on a CPU."""
+    """Return the settings of the recipe, to which the other flags are applied; the default on a CPU is quick."""
     early = peek(flags, "--recipe", "--device")
     device = find_device(early["--device"] or "auto")
     if (early["--recipe"] or ("quick" if device.type == "cpu" else "paper")) == "quick":
@@ -193,7 +193,7 @@ def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judg
 
 
 def digest_of(file: Path) -> str:
-    """Return the sha256 of a distilled set's file, or of the hashes of that file and of the files with its images."""
+    """Return the sha256 of a distilled set's file; for a set in several files the sha256 of the hashes of all files."""
     images = DistilledSet.load(file).images
     shards = images.paths if isinstance(images, Shards) else []
     digests = [hash_of(path) for path in (file, *shards)]
@@ -201,41 +201,41 @@ def digest_of(file: Path) -> str:
 
 
 def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:
-    """Return the folder of an evaluation below the folder of all runs.
+    """Return the folder of an evaluation, relative to the folder of all runs.
 
     Args:
-        name: of the set's method, or file.
-        digest: of the set.
-        dataset: of the real images, as `distill.data.label` names it.
-        seed: of students and attacks.
-        other: the students' network; "" where it is the network that the set was made with.
+        name: name of the set's method, or of the set's file.
+        digest: hash of the set (`digest_of`).
+        dataset: name of the real data set, from `distill.data.label`.
+        seed: seed of students and attacks.
+        other: the students' network; "" for the network with which the set was distilled.
     """
     suffix = f"-{re.sub(r'[^a-zA-Z0-9_.=-]', '_', other)}" if other else ""
     return Path("evaluate", dataset, f"{name}-{digest[:12]}", f"seed{seed}{suffix}")
 
 
 def _published(path: Path, flags: list[str], read: Read) -> Path | None:
-    """Return the folder that a published set was imported into; None where the path is a set of this program."""
+    """Import a published set and return the new folder; None if the path is a set of this program."""
     if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
         return None
     dataset = peek(flags, "--dataset")["--dataset"]
     default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())
     command = parse(EvaluateCommand, default, flags, PROGRAM)
-    place, reading = command.place, command.reading
+    options, reading = command.place, command.reading
     if is_ours(path, reading):
         return None
     if dataset is None:
-        raise InputError(f"{path} does not say of which data set it is: give --dataset, one of {', '.join(DATASETS)}")
+        raise InputError(f"{path} does not name its data set: give --dataset, one of {', '.join(DATASETS)}")
     if dataset not in DATASETS:
         raise unknown("data set", dataset, DATASETS)
-    data = fingerprint(dataset, place.data_dir)
+    data = fingerprint(dataset, options.data_dir)
     return import_set(
-        path, reading, dataset, data, place.runs, lambda size: _real_data(dataset, place, size)[0][0], read
+        path, reading, dataset, data, options.runs, lambda size: _real_data(dataset, options, size)[0][0], read
     )
 
 
 def _several(text: str) -> list[str]:
-    """Return the backbones of a list; their options may have commas too.
+    """Return the backbones of a comma-separated list; options of a backbone may also contain commas.
 
     >>> _several("convnet:width=64,depth=2,alexnet,timm:resnet18:stem=stride1")
     ['convnet:width=64,depth=2', 'alexnet', 'timm:resnet18:stem=stride1']
@@ -244,13 +244,13 @@ def _several(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _real_data(dataset: str, place: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
-    """Return the real images at the distilled ones' size, and their name in tables (cifar10, cifar10-16px)."""
-    name = label(dataset, place.data_dir)
+def _real_data(dataset: str, options: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+    """Return the real images at the size of the distilled images, and the name in tables (cifar10, cifar10-16px)."""
+    name = label(dataset, options.data_dir)
     if dataset in FILES:
         usual = FILES[dataset] in (None, size)
-        return load(dataset, place.data_dir, size, place.damaged), name if usual else f"{name}-{size}px"
-    train, test = load(dataset, place.data_dir)
+        return load(dataset, options.data_dir, size, options.damaged), name if usual else f"{name}-{size}px"
+    train, test = load(dataset, options.data_dir)
     if test.image_shape[1] == size:
         return (train, test), name
     return (train.resized(size), test.resized(size)), f"{name}-{size}px"

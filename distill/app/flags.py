@@ -1,4 +1,4 @@
-"""Words of the command line into values; what is wrong with them becomes one line."""
+"""Convert command-line words into values; an error in them becomes one line."""
 
 import argparse
 import io
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def peek(flags: list[str], *names: str) -> dict[str, str | None]:
-    """Return the raw values of a few flags, on which the defaults of the others depend; None where absent."""
+    """Return the raw values of flags on which the defaults of other flags depend; None for absent flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(name, nargs="?")
@@ -32,10 +32,10 @@ def peek(flags: list[str], *names: str) -> dict[str, str | None]:
 
 
 def whole_number(flag: str, text: str, least: int) -> int:
-    """Return a flag's value.
+    """Return a flag's value as an integer.
 
     Raises:
-        InputError: it is no whole number, or too small.
+        InputError: the value is not a whole number, or is below `least`.
     """
     if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
         raise InputError(f"{flag} is {one_line(text, 40)}; it takes a whole number >= {least}")
@@ -43,10 +43,10 @@ def whole_number(flag: str, text: str, least: int) -> int:
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device that works here.
+    """Return the device with this name.
 
     Raises:
-        InputError: it does not.
+        InputError: the device does not work on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -56,13 +56,13 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"device '{name}' does not work here ({str(error).splitlines()[0]}); take cpu or auto"
+            f"device '{name}' does not work here ({str(error).splitlines()[0]}); use cpu or auto"
         ) from None
     return torch.device(name)
 
 
 def flags_of(settings: Any, prefix: str = "--") -> list[str]:
-    """Return the flags that say what a dataclass says: of numbers, texts, None, losses, and dataclasses of these.
+    """Return flags equivalent to a dataclass whose fields are numbers, texts, None, losses, or such dataclasses.
 
     >>> from distill.training.students import Training
     >>> flags_of(Training(epochs=20), "--student.")[:4]
@@ -81,50 +81,50 @@ def flags_of(settings: Any, prefix: str = "--") -> list[str]:
 
 
 def parse(kind: type[T], default: T, flags: list[str], program: str, rules: ConstructorRegistry | None = None) -> T:
-    """Return the command that the flags describe, starting from a default.
+    """Return a default command with the flags applied.
 
     Args:
         kind: the class of the command.
         default: the command without flags.
-        flags: the words.
-        program: for the usage, "bash run.sh NAME".
-        rules: how fields of types that tyro does not know are read.
+        flags: the command-line words.
+        program: name of the program in messages, "bash run.sh NAME".
+        rules: how tyro reads fields of types that it does not know.
 
     Raises:
-        InputError: what tyro says of wrong flags, as one line.
+        InputError: a flag is wrong; the message of tyro, as one line.
         SystemExit: after --help.
     """
     refuse_fields_as_flags(flags)
-    said, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
+    message, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(message):
             return tyro.cli(kind, default=default, args=flags, prog=program, config=config, registry=rules)
     except ValueError as error:  # a field refuses its value
-        raise InputError(_in_short(str(error))) from None
+        raise InputError(_shortened(str(error))) from None
     except OverflowError:
         raise InputError(f"a number is too large. See {program} --help") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = said.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
+        text = message.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
         lines = [line.strip("│ ") for line in text.splitlines()[1:] if line.strip("│─- ")]
-        raise InputError(f"{_in_short(' '.join(' '.join(lines).split()))}; see {program} --help") from None
+        raise InputError(f"{_shortened(' '.join(' '.join(lines).split()))}; see {program} --help") from None
 
 
-def _in_short(text: str) -> str:
-    """Return what tyro says of wrong flags, without the paths of fields and the help of the flags that it proposes.
+def _shortened(text: str) -> str:
+    """Return tyro's message about wrong flags without field paths and without the help of proposed flags.
 
-    >>> _in_short("Unrecognized options: --lr Perhaps you meant: --lr-img FLOAT of images --lr-net FLOAT of nets")
+    >>> _shortened("Unrecognized options: --lr Perhaps you meant: --lr-img FLOAT of images --lr-net FLOAT of nets")
     'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
-    >>> _in_short("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
+    >>> _shortened("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
     '--student.batch-size is 0; it must be >= 1'
-    >>> _in_short("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
+    >>> _shortened("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
     "--real-loss: unknown loss 'gaurd'"
     """
     parts = re.match(r"(?:Error parsing ([\w.-]+): )?(.*)", text, re.DOTALL)
-    assert parts is not None  # every text matches
+    assert parts is not None  # the pattern matches every text
     group, text = parts.groups()
-    if group and group.startswith("--"):  # the text of one flag, which its type refuses
+    if group and group.startswith("--"):  # a value that the flag's type refuses
         return f"--{group.strip('-')}: {text.partition(' Argument helptext: ')[0]}"
     group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
     field = re.match(r"([a-z][a-z0-9_]*) is ", text)

@@ -1,4 +1,4 @@
-"""Flags that take a loss, `--real-loss guard:weight=3`: from text to a loss of `robust.losses`, and back for --help."""
+"""Flags that take a loss, `--real-loss guard:weight=3`: convert text to a loss of `robust.losses`, and back."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _FIELD_AS_FLAG = re.compile(r"(--(?:[a-z]+\.)?(?:[a-z]+[-_])?loss)\.([a-z_-]+)(?
 
 
 def rules_of_losses(family: str) -> ConstructorRegistry:
-    """Return how tyro reads and shows fields of the type `Loss`: losses of networks that take normalised images.
+    """Return rules by which tyro reads and shows fields of type `Loss`, for networks that take normalised images.
 
     Args:
         family: family of threat presets (`robust.threat.family_of`).
@@ -38,22 +38,22 @@ def rules_of_losses(family: str) -> ConstructorRegistry:
 
 
 def refuse_fields_as_flags(flags: list[str]) -> None:
-    """Refuse `--real-loss.weight 3`, as earlier versions had it.
+    """Refuse `--real-loss.weight 3`, the form of earlier versions.
 
     Raises:
-        InputError: with the form that holds now.
+        InputError: such a flag is there; the message has the present form.
 
     >>> refuse_fields_as_flags(["--real-loss.weight", "3", "--real-loss.h=2"])
     Traceback (most recent call last):
-    distill.errors.InputError: --real-loss.weight is no flag any more; write --real-loss guard:weight=3,h=2
+    distill.errors.InputError: --real-loss.weight is no longer a flag; write --real-loss guard:weight=3,h=2
     """
-    found = [(match, place) for place, word in enumerate(flags) if (match := _FIELD_AS_FLAG.fullmatch(word))]
+    found = [(match, index) for index, word in enumerate(flags) if (match := _FIELD_AS_FLAG.fullmatch(word))]
     if not found:
         return
     flag, options = found[0][0][1], []
-    for match, place in found:
-        behind = flags[place + 1] if place + 1 < len(flags) and not flags[place + 1].startswith("--") else "VALUE"
+    for match, index in found:
+        next_word = flags[index + 1] if index + 1 < len(flags) and not flags[index + 1].startswith("--") else "VALUE"
         if match[1] == flag:
-            options.append(f"{match[2].replace('-', '_')}={behind if match[3] is None else match[3]}")
+            options.append(f"{match[2].replace('-', '_')}={next_word if match[3] is None else match[3]}")
     example = one_line(f"{flag} guard:{','.join(options)}", 100)
-    raise InputError(f"{flag}.{found[0][0][2]} is no flag any more; write {example}")
+    raise InputError(f"{flag}.{found[0][0][2]} is no longer a flag; write {example}")

@@ -1,4 +1,4 @@
-"""The command line: finds the command, runs it, and turns every error into one line and an exit code."""
+"""The command line: finds and runs the command; reports an error as one line and an exit code."""
 
 import signal
 import sys
@@ -15,7 +15,7 @@ from distill.app.compare import run_compare
 from distill.app.curvature import run_curvature
 from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
-from distill.app.export import EXPORTS, run_export
+from distill.app.export import run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named
@@ -23,6 +23,7 @@ from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, one_line, unknown
+from distill.published.writers import EXPORTS
 from distill.reports.tables import FORMATS
 from distill.runs.launch import INTERRUPTED
 from distill.runs.ranks import (
@@ -33,29 +34,31 @@ from distill.runs.ranks import (
 from distill.runs.version import NAME, commit, project_version
 
 USAGE = """\
-Robust dataset distillation: make a few images per class on which networks train well and withstand attacks.
+Robust dataset distillation: replace a large image set by a few synthetic images per class, so that networks trained
+on them are accurate and resist adversarial attacks.
 
-  bash run.sh METHOD DATASET [--flags]  distil, train students on the result, attack them, print and save the table
-  bash run.sh guard_dc digits           a first run: real data that needs no download, minutes on a laptop
-  bash run.sh evaluate PATH [--flags]   students and attacks for a distilled set: its file, the folder of its run, or
-                                        what other code published (with --dataset; docs/published.md)
-  bash run.sh rerun RUN                 the same run once more from its experiment.json, in another folder (reruns/)
-  bash run.sh export PATH --to FORMAT   a distilled set for other code: {exports}
-  bash run.sh benchmark [--flags]       the paper's tables: what of them is missing is run, beside the paper's numbers
-  bash run.sh compare A... --against B...   two sides of runs (seeds) on the same test images: differences, p-values
-  bash run.sh curvature RUN             how curved the loss of its students is, the paper's bound, and plots of it
-  bash run.sh table [RUNS ...]          all finished runs as one table: --format {formats}
-  bash run.sh list                      methods, data sets, backbones, attacks, losses, recipes
-  bash run.sh test                      the test suite
-  bash run.sh bench [NAME ...]          how fast it is, as ratios against the textbook form
-  bash run.sh --version                 versions of this program and of torch, and the commit
+  bash run.sh METHOD DATASET [--flags]     distil, train students on the result, attack them, print and save the table
+  bash run.sh guard_dc digits              a first example: real images, no download, a few minutes on a laptop
+  bash run.sh evaluate PATH [--flags]      train students on a distilled set and attack them
+  bash run.sh rerun RUN                    repeat a run from its experiment.json, in another folder (reruns/)
+  bash run.sh export PATH --to FORMAT      write a distilled set for other code: {exports}
+  bash run.sh benchmark [--flags]          reproduce the paper's tables; runs only the missing cells
+  bash run.sh compare A... --against B...  compare two groups of runs on the same test images: differences, p-values
+  bash run.sh curvature RUN                measure the curvature of the students' loss and the paper's bound; plots
+  bash run.sh table [RUNS ...]             print all finished runs as one table: --format {formats}
+  bash run.sh list                         list methods, data sets, backbones, attacks, losses, recipes
+  bash run.sh test                         run the test suite
+  bash run.sh bench [NAME ...]             measure speed, as ratios to the textbook implementation
+  bash run.sh --version                    print the versions of this program and of torch, and the commit
 
   METHOD   {methods}
   DATASET  {datasets}
+  PATH     a distilled set: its file, the folder of its run, or a published set (with --dataset; docs/published.md)
+  RUN      the folder of a run
 
-`bash run.sh METHOD DATASET --help` shows every flag with its default. The same command again continues an interrupted
-run, and prints the table of a finished one. Exit codes: 0 done, 1 a fault of ours, 2 bad input or
-missing data, 130 interrupted.
+`bash run.sh METHOD DATASET --help` shows every flag with its default. Repeat a command to resume an interrupted run
+or to print the table of a finished run. Exit codes: 0 done, 1 internal error, 2 bad input or missing data,
+130 interrupted.
 """
 
 
@@ -74,12 +77,12 @@ def _main(arguments: list[str]) -> int:
         if claim_error_report():
             print(one_line(f"run.sh: {error}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a table went away
+    except BrokenPipeError:  # the program that reads our output has ended
         sys.stdout = None
         return 0
-    except OSError as error:  # of a file or a folder, as a rule: what it is, and why it is of no use
-        place = f"cannot use {error.filename}: " if error.filename else ""
-        print(one_line(f"run.sh: {place}{error.strerror or error}"), file=sys.stderr)
+    except OSError as error:  # usually of a file or a folder
+        prefix = f"cannot use {error.filename}: " if error.filename else ""
+        print(one_line(f"run.sh: {prefix}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if failed_elsewhere():
@@ -88,20 +91,20 @@ def _main(arguments: list[str]) -> int:
             print(INTERRUPTED, file=sys.stderr)
         return 130
     except Exception as error:
-        if failed_elsewhere():  # another process ended in the middle of what they share
+        if failed_elsewhere():  # another process of this run failed during a shared step
             return 2
         if not _is_out_of_memory(error):
             raise
-        advice = "take a smaller batch, network or image size"
+        advice = "use a smaller batch, network or image size"
         print(one_line(f"run.sh: out of memory ({one_line(error, 120)}); {advice}"), file=sys.stderr)
         return 2
 
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Print no traceback of a thread that cannot write: TensorBoard's raises the same error where it is used next."""
+    """Hide tracebacks of threads that cannot write: TensorBoard raises the same error again at the next call."""
     before = threading.excepthook
-    threading.excepthook = lambda given: None if isinstance(given.exc_value, OSError) else before(given)
+    threading.excepthook = lambda failure: None if isinstance(failure.exc_value, OSError) else before(failure)
     try:
         yield
     finally:
@@ -109,15 +112,15 @@ def _silent_threads() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: torch has an error of its own for GPUs alone."""
+    """Return whether memory ran out: torch raises a separate class of error only on GPUs."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:
-    """Refuse what no file or flag can have in its name, and a place that has gone."""
+    """Refuse arguments that no file or flag can be named, and a deleted current folder."""
     for text in arguments:
         if "\0" in text or text != text.encode(errors="replace").decode():
-            raise InputError(f"{text!r} is no valid text: it has a NUL or bytes that are no UTF-8")
+            raise InputError(f"{text!r} is not valid text: it contains a NUL or bytes that are not UTF-8")
     try:
         Path.cwd()
     except OSError:
@@ -128,10 +131,10 @@ def command(arguments: list[str]) -> int:
     """Find the command and run it; return the exit code.
 
     Returns:
-        0 where it was done.
+        0 on success.
 
     Raises:
-        InputError: an unknown one.
+        InputError: the command is unknown.
     """
     methods = find_methods()
     if not arguments or arguments[0] in ("-h", "--help", "help"):

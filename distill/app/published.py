@@ -1,4 +1,4 @@
-"""Published sets with their teacher's labels: the readers of sets, and SRe2L's settings for students on such labels."""
+"""Read published sets, also with the soft labels of a teacher, on which students train with SRe2L's settings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["read_published"]
 def read_published(
     path: Path, reading: Reading, real: Callable[[int], ImageSet], folder: Path, notify: Callable[[str], None]
 ) -> DistilledSet:
-    """Read a published set (`distill.published.reading.Read`), and its teacher's labels where `--fkd` names them."""
+    """Read a published set (`distill.published.reading.Read`), and the teacher's labels if `--fkd` names them."""
     distilled = read(path, reading, real, folder, notify)
     if reading.fkd is None:
         return distilled

@@ -1,6 +1,6 @@
-"""Which methods there are: found where they lie, in the three packages of methods, or named from outside.
+"""Find methods: the modules of three packages register them; a flag can name a method of another package.
 
-A method of another package is a `Method` record, named `package.module:name`.
+A method of another package is a `Method` record with the name `package.module:name`.
 """
 
 import pkgutil
@@ -20,7 +20,7 @@ from robust.spec import object_named
 __all__ = ["check_packages", "find_methods", "method_named"]
 
 PACKAGES = (distill.methods, sre2l, baselines)
-"""whose modules, and those of whose folders, export METHODS; in the order in which `list` has them"""
+"""packages whose modules (at any depth) export METHODS, in the order of `list`"""
 
 
 def find_methods() -> dict[str, Method]:
@@ -40,12 +40,12 @@ def find_methods() -> dict[str, Method]:
 
 
 def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
-    """Return a method by name, None where there is none.
+    """Return a method by name, None for an unknown name.
 
     Args:
-        name: as `find_methods` has it, or `package.module:name`, which is then the name of the method in folders and
-            tables too, so that they say where it came from.
-        methods: what `find_methods` found.
+        name: a key of `find_methods`, or `package.module:name`, which folders and tables then show as the method's
+            name.
+        methods: the result of `find_methods`.
 
     Raises:
         InputError: the module cannot be imported, or has no such method.
@@ -62,21 +62,21 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
 
 
 def check_packages(source: Path, names: Iterable[str], flags: Iterable[str]) -> None:
-    """Refuse to import another package that only a file names: the command line has to name it too.
+    """Refuse to import another package that only a file names: the command line must name the package too.
 
     Args:
         source: the file or folder, for the error.
-        names: names in it, of any form: of data sets, backbones, methods, attacks.
+        names: texts from the file that may name data sets, backbones, methods, attacks.
         flags: the words of the command line.
 
     Raises:
-        InputError: `package.module:name` is among the names, and no word contains it.
+        InputError: a text names `package.module:name`, and no word of the command line names it or the package.
     """
     for text in names:
         for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+:[A-Za-z_]\w*", text):
             package = name.partition(".")[0]
             if not any(name in word or package in word.split(",") for word in flags):
                 raise InputError(
-                    f"{source} names {name} of another package, which is imported if the command names it: "
+                    f"{source} names {name} of another package, which is imported only if the command names it: "
                     f"--packages {package}"
                 )

@@ -1,4 +1,4 @@
-"""`bash run.sh rerun RUN`: repeats a run from its experiment.json alone, in a folder of its own."""
+"""`bash run.sh rerun RUN`: repeat a run from its experiment.json alone, in a new folder."""
 
 import json
 from collections.abc import Mapping
@@ -35,15 +35,15 @@ class RerunCommand:
     run: tyro.conf.Positional[Path]
     """folder of the run; nothing is written there"""
     seed: Whole | None = None
-    """another root of all randomness; None for the run's own, which gives equal bits on a machine of the same kind"""
+    """another seed; None: the seed of the run, which gives bit-identical results on a machine of the same kind"""
     distilled: Path | None = None
-    """of a run of `evaluate`: the distilled set, or its folder; None for the place that the run recorded"""
+    """for a run of `evaluate`: the distilled set, or its folder; None: the path that the run recorded"""
     packages: str = ""
-    """other packages that may be imported because the run names a part of theirs, joined by commas"""
+    """other packages that may be imported if the run names one of their objects, separated by commas"""
     place: Annotated[RunOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: replace(RunOptions(), runs=Path("reruns"))
     )
-    """where the data and the new run are"""
+    """folders of the data and of the new run, and how data are read"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -53,16 +53,16 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
     """Repeat a run.
 
     Args:
-        flags: the words behind `rerun`.
-        methods: all, by name.
+        flags: the command-line words after `rerun`.
+        methods: all methods, by name.
 
     Returns:
         the exit code.
 
     Raises:
-        InputError: the folder has no experiment.json, or one of another version, which is named; the data or the
-            distilled set are not those of the run; the new run would be written over the old one; the run has objects
-            of another package that no flag names (--packages).
+        InputError: the folder has no experiment.json, or an experiment.json of an incompatible version; the data or the
+            distilled set differ from those of the run; the new run would overwrite the old run; the run has objects of
+            another package that no flag names (--packages).
     """
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("rerun takes the folder of a run first: bash run.sh rerun runs/METHOD/DATASET/ipcN/seedS")
@@ -75,8 +75,8 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
     description = record.get("experiment") or {}
     kind = description.get("class")
     if kind not in ("Experiment", "Judgement"):
-        what = f"the stage {description['stage']}, a part of other runs" if "stage" in description else "no run"
-        raise InputError(f"{folder} holds {one_line(what, 80)}; give the folder of a run of a method or of evaluate")
+        content = f"the stage {description['stage']}, shared by runs" if "stage" in description else "no run"
+        raise InputError(f"{folder} contains {one_line(content, 80)}; give the folder of a run of a method or evaluate")
     named = json.dumps([description, record.get("attacks")])
     check_packages(folder, [named], [*flags, *request.packages.split(",")])
     try:
@@ -125,12 +125,12 @@ def _rerun_evaluate(
     judgement = from_json(Judgement, description)
     _check_dataset(judgement.dataset)
     if request.distilled is None and not isinstance(record.get("set"), str):
-        raise MismatchError("set is missing, the place of the distilled set; give it (--distilled PATH)")
+        raise MismatchError("set is missing, the path of the distilled set; give it (--distilled PATH)")
     path = reachable(request.distilled or Path(record["set"]))
     file = path / "distilled.safetensors" if path.is_dir() else path
     if not file.exists() or digest_of(file) != judgement.distilled:
-        state = "is not the set that" if file.exists() else "is not there, the set that"
-        raise InputError(f"{file} {state} {folder} evaluated; give its place (--distilled PATH)")
+        state = "is not the set" if file.exists() else "is missing, the set"
+        raise InputError(f"{file} {state} that {folder} evaluated; give the path of that set (--distilled PATH)")
     if request.seed is not None:
         judgement = replace(judgement, seed=request.seed)
     distilled = DistilledSet.load(file)
@@ -149,26 +149,26 @@ def _check_dataset(name: str) -> None:
 
 
 def loss_classes() -> dict[str, type]:
-    """Return the classes of the losses that have a name, by the name of the class."""
+    """Return class name -> class for the losses of LOSSES."""
     kinds = (type(make(Threat("linf", 8 / 255))) for make in LOSSES.values())
     return {kind.__name__: kind for kind in kinds}
 
 
 def _with_columns(evaluation: Any, record: dict[str, Any]) -> Any:
-    """Return the description of an evaluation with the fields that experiment.json has beside the experiment."""
+    """Return the description of an evaluation, completed by the fields that experiment.json stores separately."""
     if not isinstance(evaluation, dict):
         return evaluation
     return evaluation | {name: record[name] for name in Evaluation().columns if name in record}
 
 
 def _check_other(folder: Path, target: Path) -> None:
-    """Refuse to write a repetition into the folder of the run that is repeated."""
+    """Refuse to write the new run into the folder of the repeated run."""
     if target.resolve() == folder.resolve():
-        raise InputError(f"the repetition would be {folder} itself; choose another folder of runs (--runs DIR)")
+        raise InputError(f"the new run would overwrite {folder}; give another folder of runs (--runs DIR)")
 
 
 def _version_of(record: dict[str, Any]) -> str:
-    """Return the version that wrote a record, as a message names it."""
+    """Return the version that wrote a record, as text for a message."""
     found = record.get("made_by")
     made_by: dict[str, Any] = found if isinstance(found, dict) else {}
     if "version" in made_by:

@@ -1,4 +1,4 @@
-"""What every command shares: where things are, and what it refuses before it works."""
+"""Shared by all commands: options for folders and devices, and checks before any work is done."""
 
 import hashlib
 import os
@@ -22,31 +22,31 @@ from robust.threat import family_of
 __all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "spare_threads"]
 
 MOST_WORKERS = 8
-"""beyond it a GPU is rarely faster fed, and each takes memory"""
+"""default limit of worker processes: more rarely speed up a GPU, and each takes memory"""
 MOST_NAMES = 20
-"""classes whose names a run's experiment.json has in full"""
+"""largest number of classes whose names experiment.json lists"""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where things are, and how they are read: no result depends on it but by which files are damaged.
+    """Folders, device and reading of files. No result depends on these options, except on which files are damaged.
 
     Raises:
         ValueError: a field is out of its range.
     """
 
     data_dir: Path = Path(os.environ.get("DATA_DIR", "data"))
-    """folder of the real data sets (environment: DATA_DIR); for `folder` the one that holds train/ and val/"""
+    """folder of the real data sets (environment: DATA_DIR); for `folder` the folder that contains train/ and val/"""
     runs: Path = Path("runs")
     """folder of all runs"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto takes a GPU where there is one"""
+    """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
     checkpoint_seconds: NonNegative = 30.0
-    """how often the state of a distillation is saved: what a killed run loses at most, or a longer iteration"""
+    """seconds between checkpoints of a distillation: a killed run loses at most this time, or one longer iteration"""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """image files that cannot be read: end when one is met, or look for them first and leave them out"""
+    """unreadable image files: refuse ends with an error at the first; skip checks all files first and omits these"""
     workers: Annotated[int, Range(least=0, most=1024)] = min(MOST_WORKERS, cores())
-    """processes that decode image files ahead, where a set is too large for memory; 0 decodes when asked"""
+    """processes that decode image files in advance if a set is too large for memory; 0 decodes on demand"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -55,31 +55,31 @@ class RunOptions:
 def real_data(
     dataset: str, data_dir: Path, image_size: int | None, split: str, damaged: str = "refuse"
 ) -> tuple[ImageSet, ImageSet]:
-    """Return what is distilled and what is evaluated on, on the CPU.
+    """Return the images to distil and the images for evaluation, on the CPU.
 
     Args:
-        dataset: its name.
+        dataset: name of the data set.
         data_dir: folder of the real data sets.
-        image_size: side in pixels; None for the set's own.
-        split: "test", or "validation" for a tenth of the training set held out of it.
-        damaged: what to do with image files that cannot be read.
+        image_size: side in pixels; None for the size of the set.
+        split: images for evaluation: "test", or "validation" for a held-out tenth of the training set.
+        damaged: "refuse" or "skip": what happens to unreadable image files.
 
     Raises:
         InputError: as `distill.data.load`.
     """
     train, test = load(dataset, data_dir, image_size, damaged)
     if split == "validation":
-        # One split for all seeds, so that what is chosen on it is chosen on the same images.
+        # The same split for all seeds, so that hyperparameters are selected on the same images.
         train, test = train.split(0.1, torch.Generator().manual_seed(0))
     return train, test
 
 
 def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
-    """Return what a run is told by beside its config: the data that it is made from and evaluated on.
+    """Return the identity of a run's data, which with the config identifies the run.
 
     Args:
         train: the training set.
-        test: the test set, or the part of the training set that stands for it.
+        test: the test set, or the validation split of the training set.
     """
     names: Any = list(train.classes)
     if len(names) > MOST_NAMES:
@@ -88,24 +88,26 @@ def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
 
 
 def check_data(recorded: dict[str, Any] | None, found: dict[str, Any]) -> None:
-    """Refuse data that are not those of the run that is repeated.
+    """Refuse data that differ from the data of the repeated run.
 
     Args:
-        recorded: `identity_of` that run's data, as its experiment.json has it; None where nothing is recorded.
-        found: `identity_of` the data that are here.
+        recorded: `identity_of` the run's data, from its experiment.json; None if nothing is recorded.
+        found: `identity_of` the data on this machine.
 
     Raises:
-        InputError: the two differ, with the difference.
+        InputError: the two differ; the message has the difference.
     """
     if recorded not in (None, found):
-        raise InputError(f"the data here are not those of the recorded run: {difference(recorded, found)} (--data-dir)")
+        raise InputError(
+            f"the data here differ from those of the recorded run: {difference(recorded, found)} (--data-dir)"
+        )
 
 
 def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet) -> None:
-    """Refuse an impossible network, attack or loss before hours of work, and before anything is written.
+    """Refuse an impossible network, attack or loss before any work is done and any file is written.
 
     Raises:
-        InputError: with what is wrong.
+        InputError: one of them is impossible.
     """
     channels, size, _ = images.image_shape
     for spec in (backbone, *([evaluation.transfer_backbone] if "transfer_student" in evaluation.attacks else [])):
@@ -118,6 +120,6 @@ def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet
 
 
 def spare_threads(images: ImageSet, device: torch.device) -> None:
-    """Take one thread on a CPU for small images, whose layers cost less than sharing them out does."""
+    """On a CPU, use one thread for small images: splitting such small layers over threads costs more than it saves."""
     if device.type == "cpu" and images.image_shape[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

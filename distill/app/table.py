@@ -1,4 +1,4 @@
-"""`bash run.sh table`: every finished run as one table."""
+"""`bash run.sh table`: print all finished runs as one table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ __all__ = ["run_table"]
 
 @dataclass(frozen=True)
 class TableCommand:
-    """Print every finished run as one table."""
+    """Print all finished runs as one table."""
 
     places: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
     """folders of runs"""
     format: Literal["text", "markdown", "csv", "latex"] = "text"
-    """csv has a line per seed and attack, the others put seeds together"""
+    """csv has a line per seed and attack; the other formats average over seeds"""
     indices: bool = False
-    """add the field's composite indices: RR, AE, CREI; IOR where `random` was run (docs/robustness.md)"""
+    """add the composite indices RR, AE, CREI, and IOR if there is a run of `random` (docs/robustness.md)"""
 
 
 def run_table(flags: list[str]) -> int:

@@ -1,11 +1,11 @@
-"""Data sets: each module that exports `load(root) -> (train, test)` and FACTS is one, by its own name.
+"""Data sets: each module that exports `load(root) -> (train, test)` and FACTS is a data set with the module's name.
 
-The folder is the registry. FACTS (`distill.data.facts`) is all that is known of a set; a set of the user's own images
+The folder is the registry. FACTS (`distill.data.facts`) has the metadata of a set; `folder`, for the user's images,
 exports `facts(root, image_size)` instead. A set of image files of any size exports `load(root, image_size, damaged)`,
-which decodes them at that size, and `listings(root, damaged)`; all others are resized here. To keep `import
-distill.data` quick, what is heavy (torchvision, scikit-learn) is imported inside functions.
+which decodes the files at that size, and `listings(root, damaged)`; other sets are resized here. To keep `import
+distill.data` quick, slow imports (torchvision, scikit-learn) are inside functions.
 
-A data set of another package is a `DataSet` record, named `package.module:name`.
+A data set of another package is a `DataSet` record with the name `package.module:name`.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 DAMAGED = ("refuse", "skip")
-"""what can be done with damaged files"""
+"""how damaged image files can be handled"""
 
 _MODULES = {module.name: import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)}
 
@@ -49,12 +49,12 @@ DATASETS: tuple[str, ...] = tuple(sorted(name for name, module in _MODULES.items
 """names of the data sets"""
 
 FACTS: dict[str, Facts] = {name: _MODULES[name].FACTS for name in DATASETS if hasattr(_MODULES[name], "FACTS")}
-"""what is known of each data set that is not the user's own images"""
+"""facts of each data set except `folder`"""
 
 FILES: dict[str, int | None] = {
     name: FACTS[name].size if name in FACTS else None for name in DATASETS if FACTS.get(name, folder.TYPICAL).files
 }
-"""data sets of image files -> side in pixels at which each is decoded by default; None: that of the files"""
+"""data set of image files -> side in pixels at which images are decoded by default; None: the size of the files"""
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,27 @@ class DataSet:
     """A data set of another package."""
 
     facts: Facts
-    """what is known of it"""
+    """metadata of the data set"""
     load: Callable[[Path], tuple[ImageSet, ImageSet]]
-    """data folder -> training and test set, on the CPU; InputError where the data are missing"""
+    """data folder -> training and test set, on the CPU; raises InputError if the data are missing"""
 
 
 def check_dataset(name: str) -> None:
-    """Refuse a name that is neither one of DATASETS nor a `DataSet` of another package, `package.module:name`.
+    """Refuse a name that is neither in DATASETS nor names a `DataSet` of another package, `package.module:name`.
 
     Raises:
-        InputError: with the names that there are.
+        InputError: the name is unknown; the message lists the known names.
     """
     if name not in DATASETS and _elsewhere(name) is None:
         raise unknown("data set", name, (*DATASETS, "package.module:name"))
 
 
 _IMPORTED: dict[str, DataSet] = {}
-"""data sets of other packages that a caller named: a name that stands in a file alone imports nothing"""
+"""data sets of other packages that a caller named; a name that occurs only in a file imports nothing"""
 
 
 def _elsewhere(name: str) -> DataSet | None:
-    """Import a data set of another package; None for a name of another form."""
+    """Import a data set of another package; return None if the name has another form."""
     try:
         found = object_named(name, "data set")
     except ValueError as error:
@@ -95,15 +95,15 @@ def _elsewhere(name: str) -> DataSet | None:
 
 
 def facts_of(name: str, root: Path, image_size: int | None = None) -> Facts:
-    """Return what is known of a data set, at the size in pixels at which it will be seen.
+    """Return the facts of a data set at an image size.
 
     Args:
         name: one of DATASETS, or `package.module:name`.
-        root: as in `load`; looked at for the user's own images alone.
-        image_size: height and width in pixels; None keeps the set's own.
+        root: as in `load`; read only for `folder`.
+        image_size: height and width in pixels; None keeps the size of the set.
 
     Raises:
-        InputError: the name is unknown, or the folder of the user's own images is missing, or has no images.
+        InputError: the name is unknown, or the folder of the user's images is missing or has no images.
     """
     check_dataset(name)
     if name not in DATASETS or name in FACTS:
@@ -112,9 +112,9 @@ def facts_of(name: str, root: Path, image_size: int | None = None) -> Facts:
 
 
 def facts_named(name: str) -> Facts:
-    """Return what is known of a data set by its name alone; of the user's own images, that no code or paper has them.
+    """Return the facts of a data set from the name alone; for `folder` and unknown names these are typical facts.
 
-    A data set of another package is known once `check_dataset`, `facts_of` or `load` imported it.
+    A data set of another package is known after `check_dataset`, `facts_of` or `load` has imported it.
 
     >>> facts_named("mnist").flips, facts_named("folder").flips, facts_named("folder").constants
     (False, True, {})
@@ -123,8 +123,7 @@ def facts_named(name: str) -> Facts:
 
 
 def label(name: str, root: Path) -> str:
-    """Return how folders and tables name a data set; of own images the name of their folder is in it, so that two sets
-    live side by side.
+    """Return the name of a data set in folders and tables; for `folder` it includes the name of the data folder.
 
     Args:
         name: one of DATASETS, or `package.module:name`.
@@ -135,13 +134,13 @@ def label(name: str, root: Path) -> str:
     """
     if name != "folder":
         return name.replace(":", ".")
-    place = os.path.realpath(root.expanduser())
-    word = re.sub(r"[^A-Za-z0-9_.]+", "_", os.path.basename(place))[:40]
-    return f"{name}-{word}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:6]}"
+    path = os.path.realpath(root.expanduser())
+    word = re.sub(r"[^A-Za-z0-9_.]+", "_", os.path.basename(path))[:40]
+    return f"{name}-{word}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:6]}"
 
 
 def fingerprint(name: str, root: Path) -> str:
-    """Return a hash of the training data as it lies there, 64 hex digits; image files are not decoded.
+    """Return a hash of the stored training data, 64 hex digits; image files are not decoded.
 
     Args:
         name: one of DATASETS, or `package.module:name`.
@@ -155,34 +154,35 @@ def fingerprint(name: str, root: Path) -> str:
 
 
 def load(name: str, root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
-    """Load a data set, downloading it first where it is missing and its authors allow that.
+    """Load a data set; a missing set is first downloaded if its authors allow that.
 
     Args:
         name: one of DATASETS, or `package.module:name`.
-        root: folder of the data, as torchvision lays it out; for `folder` the one that holds train/.
-        image_size: height and width in pixels to resize to (by the mean over areas; ImageNet and its subsets as its
-            evaluation has it), 4 to 1024; None keeps the set's own.
-        damaged: what to do with image files that cannot be read. "refuse": raise, naming them. "skip": try each file
-            once while loading, leave those out, and say so on standard error. Sets that are no image files have none.
+        root: folder of the data, in torchvision's layout; for `folder` the folder that contains train/.
+        image_size: new height and width in pixels, 4 to 1024 (by the mean over areas; for ImageNet and its subsets by
+            the transform of ImageNet's evaluation); None keeps the size of the set.
+        damaged: handling of unreadable image files. "refuse": raise an error that names them. "skip": try each file
+            once while loading, omit unreadable files and report them on standard error. Sets without image files
+            ignore this argument.
 
     Returns:
         the training and the test set, on the CPU.
 
     Raises:
-        InputError: the name is unknown, the size out of range, `damaged` none of these, or the data missing or
-            damaged.
+        InputError: the name is unknown, the size is out of range, `damaged` has another value, or the data are missing
+            or damaged.
     """
     check_dataset(name)
     if image_size is not None and not 4 <= image_size <= 1024:
         raise InputError(f"image size is {image_size}; it must be from 4 to 1024 pixels")
     if damaged not in DAMAGED:
-        raise unknown("way with damaged files", damaged, DAMAGED)
+        raise unknown("value of damaged", damaged, DAMAGED)
     root = root.expanduser().absolute()
     if name in FILES:
         return _MODULES[name].load(root, image_size, damaged)
     elsewhere = None if name in DATASETS else _elsewhere(name)
     if elsewhere is None:
         train, test = _MODULES[name].load(root)
-    else:  # a set is known by the name that was written, so that its facts are found
+    else:  # the set is renamed to `package.module:name`, under which its facts are found
         train, test = (replace(part, name=name) for part in elsewhere.load(root))
     return (train, test) if image_size is None else (train.resized(image_size), test.resized(image_size))

@@ -1,4 +1,4 @@
-"""Image sets in folders, one folder a class: found, listed without a stat of any file, and made into ImageSets."""
+"""Image sets with a folder for each class: find them, list them without a stat of any file, and make ImageSets."""
 
 import os
 import sys
@@ -29,40 +29,40 @@ __all__ = [
 ]
 
 _LIMIT = LIMIT
-"""of both parts together"""
+"""largest size in bytes of training and test images together in memory"""
 
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of a part of a data set, class by class, each class by name."""
+    """The image files of a training or test set, sorted by class and then by name."""
 
     folder: Path
-    """what was listed"""
+    """the folder that contains the class folders"""
     paths: np.ndarray
-    """(N,) bytes"""
+    """(N,) bytes, paths of the files"""
     labels: Tensor
-    """(N,) int64"""
+    """(N,) int64, classes of the files"""
     classes: tuple[str, ...]
-    """names of the folders, sorted"""
+    """names of the class folders, sorted"""
 
 
 def find(name: str, root: Path, below: Sequence[str], bring: str) -> Path:
-    """Return the folder that holds train/ and val/ of a data set: one of the set's own names in `root`, or `root`.
+    """Return the folder that contains train/ and val/ of a data set: a known subfolder of `root`, or `root`.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         root: the data folder; absolute.
-        below: names of the set's folder, the preferred first.
-        bring: what the user can do where there is none.
+        below: known names of the subfolder, in order of preference.
+        bring: advice for the user if the folder is missing.
 
     Raises:
-        InputError: there is none.
+        InputError: the folder is missing.
     """
-    found = [place for place in (*(root / each for each in below), root) if (place / "train").is_dir()]
+    found = [folder for folder in (*(root / each for each in below), root) if (folder / "train").is_dir()]
     if not found:
         raise InputError(
-            f"{name} is not in {root}: neither it nor a folder {', '.join(below)} in it holds train/CLASS/*.JPEG and "
-            f"val/CLASS/*.JPEG; {bring}, and point --data-dir or DATA_DIR to it"
+            f"{name} is not in {root}: neither this folder nor {', '.join(below)} below it has train/CLASS/*.JPEG and "
+            f"val/CLASS/*.JPEG; {bring}, and set --data-dir or DATA_DIR"
         )
     if len(found) > 1 and is_main_process():
         others = ", ".join(map(str, found[1:]))
@@ -71,16 +71,16 @@ def find(name: str, root: Path, below: Sequence[str], bring: str) -> Path:
 
 
 def listing(folder: Path) -> Listing:
-    """List the images of a folder that holds a folder for each class; subfolders count, hidden names do not.
+    """List the images of a folder with a subfolder for each class, recursively; hidden names are ignored.
 
     Args:
-        folder: absolute.
+        folder: the folder; absolute.
 
     Returns:
-        the files, told by the endings of their names: nothing is opened.
+        the files whose names have the suffix of an image; no file is opened.
 
     Raises:
-        InputError: the folder is missing or cannot be read, has no class folders, or one of them has no images.
+        InputError: the folder is missing or cannot be read, has no class folders, or a class folder has no images.
     """
     try:
         with os.scandir(folder) as entries:
@@ -88,30 +88,29 @@ def listing(folder: Path) -> Listing:
         files = [_files_in(folder / name) for name in classes]
         flat = [] if classes else _files_in(folder)
     except OSError as error:
-        raise InputError(f"{folder} must hold a folder of images for each class ({error.strerror})") from None
+        raise InputError(f"{folder} must contain a folder of images for each class ({error.strerror})") from None
     if flat:
         raise InputError(
-            f"{folder} holds {len(flat):,} images but no class folders: sort them into {folder}/CLASS/, as train/ has "
-            "them"
+            f"{folder} contains {len(flat):,} images but no class folders: sort them into {folder}/CLASS/, as in train/"
         )
     if not classes:
-        raise InputError(f"{folder} must hold a folder of images for each class (it is empty)")
+        raise InputError(f"{folder} must contain a folder of images for each class (it is empty)")
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty:
         endings = ", ".join(ENDINGS)
         raise InputError(
             f"{folder / empty[0]} has no images ({endings}){f', nor have {len(empty) - 1} others' if empty[1:] else ''}"
-            ": put some there, or remove the class from both parts"
+            ": add images, or remove the class from the training and the test set"
         )
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
     return Listing(folder, np.array([path for found in files for path in found]), labels, tuple(classes))
 
 
 def _files_in(folder: Path | bytes) -> list[bytes]:
-    """Return the paths of the image files in a folder, by name, then those of its subfolders.
+    """Return the paths of the image files in a folder, sorted by name, followed by those of the subfolders.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     images, folders = [], []
     with os.scandir(os.fsencode(folder)) as entries:
@@ -129,15 +128,18 @@ def _files_in(folder: Path | bytes) -> list[bytes]:
 
 
 def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listing]:
-    """Return both parts, which must have the same classes, without their damaged files where these are to be skipped.
+    """Check that training and test set have the same classes, and return them, without damaged files for "skip".
 
     Args:
-        train: training part.
-        test: test part.
-        damaged: "refuse" looks into no file; "skip" decodes each of them once and says what it leaves out.
+        train: listing of the training set.
+        test: listing of the test set.
+        damaged: "refuse" opens no file; "skip" decodes each file once and reports the omitted files.
+
+    Returns:
+        the listings of the training and the test set.
 
     Raises:
-        InputError: the classes differ, there is one alone, or all files of a class are damaged.
+        InputError: the classes differ, there is only one class, or all files of a class are damaged.
     """
     odd = sorted(set(train.classes) ^ set(test.classes))
     if odd:
@@ -146,8 +148,8 @@ def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listin
         )
     if len(train.classes) < 2:
         raise InputError(
-            f"{train.folder} has one class, {', '.join(train.classes)}, and a network tells at least two apart: give "
-            "each class a folder of its own"
+            f"{train.folder} has one class, {', '.join(train.classes)}, but at least two are needed: make a folder for "
+            "each class"
         )
     if damaged == "refuse":
         return train, test
@@ -158,35 +160,35 @@ def paired(train: Listing, test: Listing, damaged: str) -> tuple[Listing, Listin
     names = ", ".join(f"{os.fsdecode(paths[index])} ({why})" for index, why in found[:3])
     if is_main_process():
         more = ", ..." if len(found) > 3 else ""
-        print(f"damaged and left out: {len(found):,} of {len(paths):,} files: {names}{more}", file=sys.stderr)
+        print(f"damaged and omitted: {len(found):,} of {len(paths):,} files: {names}{more}", file=sys.stderr)
     sound = torch.ones(len(paths), dtype=torch.bool)
     sound[[index for index, _ in found]] = False
-    return _kept(train, sound[: len(train.paths)]), _kept(test, sound[len(train.paths) :])
+    return _selected(train, sound[: len(train.paths)]), _selected(test, sound[len(train.paths) :])
 
 
-def _kept(part: Listing, sound: Tensor) -> Listing:
-    labels = part.labels[sound]
-    counts = labels.bincount(minlength=len(part.classes))
+def _selected(files: Listing, mask: Tensor) -> Listing:
+    labels = files.labels[mask]
+    counts = labels.bincount(minlength=len(files.classes))
     if not counts.all():
-        name = part.classes[int(counts.argmin())]
-        raise InputError(f"all files of class {name} in {part.folder} are damaged: mend them or remove the class")
-    return replace(part, paths=part.paths[sound.numpy()], labels=labels)
+        name = files.classes[int(counts.argmin())]
+        raise InputError(f"all files of class {name} in {files.folder} are damaged: repair them or remove the class")
+    return replace(files, paths=files.paths[mask.numpy()], labels=labels)
 
 
 def held(
     name: str, parts: Sequence[Listing], size: int, view: View, channels: int = 3
 ) -> list[Tensor] | list[ImageFiles]:
-    """Return the images of both parts in memory, or as files where they would take more than 8 GiB.
+    """Return the training and test images as tensors, or as files if they would take more than 8 GiB of memory.
 
     Args:
-        name: of the data set.
-        parts: their files.
+        name: name of the data set.
+        parts: the listings of the training and the test set.
         size: height and width in pixels.
-        view: what is seen of an image.
-        channels: 3 for RGB; 1 where all files are grey.
+        view: how an image is cropped and resized.
+        channels: 3 for RGB; 1 if all files are grey.
 
     Raises:
-        InputError: files that are read are damaged.
+        InputError: a decoded file is damaged.
     """
     files = [ImageFiles(part.paths, size, view, channels=channels) for part in parts]
     total = sum(map(len, files))
@@ -195,7 +197,7 @@ def held(
     if is_main_process():
         print(
             f"{name}: {total:,} images of {size}x{size} pixels take more than {_LIMIT / 2**30:g} GiB of memory: "
-            "they are decoded whenever they are used",
+            "they are decoded at each use",
             file=sys.stderr,
         )
     return files
@@ -208,12 +210,12 @@ def image_sets(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set.
+    """Return the training and the test set.
 
     Args:
-        name: of the data set.
-        parts: what was listed of each.
-        images: of each part.
+        name: name of the data set.
+        parts: the listings of the training and the test set.
+        images: the images of the training and the test set.
         mean: per channel, of pixels in [0, 1].
         std: per channel, as `mean`.
     """
@@ -225,33 +227,33 @@ def image_sets(
 
 
 def fingerprint(part: Listing) -> str:
-    """Return a hash of a part's files: see `ImageFiles.fingerprint`."""
+    """Return a hash of the files of a listing: see `ImageFiles.fingerprint`."""
     return ImageFiles(part.paths, 1, "square").fingerprint(os.fsencode(part.folder))
 
 
 def imagenet_listings(name: str, root: Path, below: Sequence[str], bring: str, damaged: str) -> tuple[Listing, Listing]:
-    """Return the files of ImageNet or a part of it: train/ and val/ with a folder a class.
+    """Return the files of ImageNet or a subset: train/ and val/ with a folder for each class.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         root: the data folder; absolute.
-        below: names of the set's folder, the preferred first.
-        bring: what the user can do where there is none.
-        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+        below: known names of the subfolder, in order of preference.
+        bring: advice for the user if the folder is missing.
+        damaged: handling of unreadable files: "refuse" (error at the first use) or "skip" (checks all files first).
 
     Raises:
         InputError: as `find`, `listing` and `paired`.
     """
-    place = find(name, root, below, bring)
-    return paired(listing(place / "train"), listing(place / "val"), damaged)
+    folder = find(name, root, below, bring)
+    return paired(listing(folder / "train"), listing(folder / "val"), damaged)
 
 
 def sets_in_files(facts: Facts, parts: Sequence[Listing]) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, whose images stay in their files.
+    """Return the training and the test set, whose images stay in their files.
 
     Args:
-        facts: of the data set: name, size, view, mean and std.
-        parts: its files.
+        facts: facts of the data set; used are name, size, view, mean and std.
+        parts: the listings of the training and the test set.
     """
     files = [ImageFiles(part.paths, facts.size, facts.view) for part in parts]
     return image_sets(facts.name, parts, files, facts.mean, facts.std)

@@ -1,4 +1,4 @@
-"""The sets that torchvision knows by name: found where it lays them out, else downloaded, whole or not at all."""
+"""The data sets of torchvision: read from torchvision's layout, or downloaded, either completely or not at all."""
 
 import os
 import shutil
@@ -21,15 +21,15 @@ from distill.errors import InputError
 __all__ = ["find_or_download"]
 
 _SILENCE = 15.0
-"""seconds without an answer after which a download has failed; torchvision itself would wait for ever"""
+"""seconds without an answer after which a download fails; torchvision has no limit"""
 
 
 def find_or_download(facts: Facts, root: Path) -> tuple[ImageSet, ImageSet]:
-    """Load a set, fetching it first where files are missing.
+    """Load a data set; download it first if files are missing.
 
     Args:
-        facts: of the data set; its official name is torchvision's class, a CIFAR or an MNIST.
-        root: folder that has, or gets, the set's own folder; absolute.
+        facts: facts of the data set; `official` names a class of torchvision, a CIFAR or an MNIST.
+        root: data folder, in which the set has a subfolder; absolute.
 
     Returns:
         training and test set, images (N, C, H, W).
@@ -41,28 +41,28 @@ def find_or_download(facts: Facts, root: Path) -> tuple[ImageSet, ImageSet]:
 
     kind, name = getattr(torchvision.datasets, facts.official), facts.name
     files, archives = _layout(kind)
-    place = (root / files[0]).parent
+    folder = (root / files[0]).parent
     if not all((root / file).is_file() for file in files):
         try:
             _download(kind, root, files, archives)
         except (OSError, RuntimeError, HTTPException) as error:
             raise InputError(
-                f"{name} is not in {root} and the download failed ({_line(error)}); put {place.relative_to(root)}/ "
-                "there, or point --data-dir or DATA_DIR to where it is; the data set digits needs no files"
+                f"{name} is not in {root} and the download failed ({_line(error)}); put {folder.relative_to(root)}/ "
+                "there, or set --data-dir or DATA_DIR; the data set digits needs no files"
             ) from None
     try:
         train, test = (_image_set(kind(root, train=train), facts) for train in (True, False))
-    except Exception as error:  # what a parser says of damaged bytes is anything from EOFError to AssertionError
+    except Exception as error:  # on damaged bytes, parsers raise anything from EOFError to AssertionError
         raise InputError(
-            f"{place} cannot be read as {name} ({_line(error)}): delete that folder and run again"
+            f"{folder} cannot be read as {name} ({_line(error)}): delete that folder and run again"
         ) from None
     return train, test
 
 
 def _layout(kind: type) -> tuple[list[str], list[str]]:
-    """Return the files that the class reads and the archives it makes them from, relative to its root.
+    """Return the files that the class reads and the archives that contain these files, relative to the data folder.
 
-    CIFAR's files are pickles; torchvision compares the MD5 of every one with the official one before it unpickles any.
+    CIFAR's files are pickles; torchvision compares the MD5 of every file with the official MD5 before unpickling.
     """
     if hasattr(kind, "base_folder"):
         names = [name for name, _ in [*kind.train_list, *kind.test_list]] + [kind.meta["filename"]]
@@ -72,10 +72,10 @@ def _layout(kind: type) -> tuple[list[str], list[str]]:
 
 
 def _download(kind: type, root: Path, files: list[str], archives: list[str]) -> None:
-    """Fetch a set into a folder of its own and move the files into place when all are there and verified.
+    """Download a set into a temporary folder and move the files when all are complete and verified.
 
-    So what is interrupted leaves nothing behind, and two processes may do it at once. Archives that lie in `root`
-    already are used (torchvision checks their MD5), so that a machine without network can be served by hand.
+    An interrupted download leaves no files behind, and two processes can download at the same time. Archives in `root`
+    are used (torchvision checks their MD5), so that a machine without network needs only copies of these archives.
     """
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix=f".{kind.__name__}-download-") as temporary:
@@ -84,7 +84,7 @@ def _download(kind: type, root: Path, files: list[str], archives: list[str]) -> 
                 copy = Path(temporary, archive)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / archive, copy)
-        with _impatient(), redirect_stdout(None):  # older versions print every step; the bar goes to stderr
+        with _time_limit(), redirect_stdout(None):  # older versions print each step; the progress bar is on stderr
             kind(temporary, download=True)
         for file in files:
             (root / file).parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _download(kind: type, root: Path, files: list[str], archives: list[str]) -> 
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE)
     try:

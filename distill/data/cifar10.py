@@ -8,8 +8,8 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["FACTS", "load"]
 
-# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset. By the field's tradition this std
-# is smaller than that of the pixels, which is (0.2470, 0.2435, 0.2616); learning rates and h count in these units.
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset. This customary std is smaller
+# than the std of the pixels, (0.2470, 0.2435, 0.2616); learning rates and h are in these units.
 _MEAN = (0.4914, 0.4822, 0.4465)
 _STD = (0.2023, 0.1994, 0.2010)
 FACTS = Facts(
@@ -32,5 +32,5 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
+    """Return training and test set, images (N, 3, 32, 32); errors as in `find_or_download`."""
     return find_or_download(FACTS, root)

@@ -8,8 +8,8 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["FACTS", "load"]
 
-# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's has the same, and MTT's
-# those of CIFAR-10.
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's code has the same;
+# MTT's code has those of CIFAR-10.
 _OFFICIAL = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 FACTS = Facts(
     name="cifar100",
@@ -30,5 +30,5 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, images (N, 3, 32, 32); see `find_or_download` for what it raises."""
+    """Return training and test set, images (N, 3, 32, 32); errors as in `find_or_download`."""
     return find_or_download(FACTS, root)

@@ -1,21 +1,22 @@
-"""The decoder of image files: every reader of pictures takes its pixels, and what a header says, from here.
+"""The decoder of image files: all other modules get pixels and header data from this module.
 
-Any format of FORMATS is decoded, whatever the name of the file, as RGB:
+All formats of FORMATS are decoded to RGB, whatever the name of the file:
 
-* 8 bits a channel or fewer: grey, colour, palette, YCbCr and CMYK as Pillow's `convert("RGB")` has them.
-* 16 bits a channel: grey and colour in PNG, TIFF and PNM, all bits of which count. Pillow reads only one byte of two
-  of a colour; the second byte is read with the opposite order of bytes. Other images of more than 8 bits are refused.
-* Transparency is dropped: the colours below it are visible, as in torchvision's `ImageFolder`.
+* At most 8 bits per channel: grey, colour, palette, YCbCr and CMYK are converted as by Pillow's `convert("RGB")`.
+* 16 bits per channel: grey and colour in PNG, TIFF and PNM, with all bits. Pillow reads only one of the two bytes of a
+  colour; the second byte is read with the opposite byte order. Other images of more than 8 bits are refused.
+* Transparency is dropped: the colours below it become visible, as in torchvision's `ImageFolder`.
 * EXIF orientation is applied, as in a viewer.
-* Of several frames (GIF, APNG, WebP, TIFF, MPO) the first one is decoded.
+* Of several frames (GIF, APNG, WebP, TIFF, MPO) only the first is decoded.
 
-JPEG is decoded by torchvision (libjpeg-turbo, 1.5 times as fast as Pillow), all others and what torchvision refuses by
-Pillow; both give the same bytes, CMYK and grey included. PNG is left to Pillow on purpose: Pillow is as fast there, and
-torchvision 0.29 ends the whole process with a segmentation fault on many damaged PNG files. The operator below
-torchvision.io is called, since torchvision.io warns since 0.29 that it will go; without the operator Pillow does all.
+JPEG is decoded by torchvision (libjpeg-turbo, 1.5 times as fast as Pillow); all other formats, and JPEG files that
+torchvision refuses, by Pillow. Both give the same bytes, also for CMYK and grey. PNG is decoded by Pillow because
+torchvision is not faster, and because torchvision 0.29 ends the whole process with a segmentation fault on many damaged
+PNG files. The operator below torchvision.io is called directly, because torchvision.io warns since 0.29 that it will be
+removed; without the operator, Pillow decodes all files.
 
-A file cut short is refused by both; JPEG data damaged inside the file makes libjpeg warn on standard error, and neither
-decoder refuses it.
+Both decoders refuse a truncated file. For JPEG data damaged inside the file, libjpeg warns on standard error and
+neither decoder refuses the file.
 """
 
 import io
@@ -32,16 +33,16 @@ from distill.runs.foreign import brief, open_regular
 __all__ = ["FORMATS", "Header", "Paths", "all_grey", "as_bytes", "decode", "decode_file", "header", "reason", "scaled"]
 
 Paths = Sequence[bytes | str] | np.ndarray
-"""paths of files, as bytes or text; an array of them takes a tenth of the memory"""
+"""paths of files, as bytes or text; an array of paths takes a tenth of the memory of a list"""
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
-"""Pillow's names of the formats that are decoded; others run programs on the file (EPS) or are no photographs"""
+"""Pillow's names of the decoded formats; other formats run programs on the file (EPS) or are not photographs"""
 
 _JPEG = b"\xff\xd8\xff"
 _RGB = 3
 """torchvision.io.ImageReadMode.RGB"""
 _DEEP = ("PNG", "TIFF", "PPM")
-"""formats of which images of 16 bits a channel are read"""
+"""formats of which images with 16 bits per channel are read"""
 _SECOND_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}" for mode in ("RGB", "RGBA", "RGBX") for order, other in ("BL", "LB")
 }
@@ -56,18 +57,18 @@ _TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 """EXIF orientation -> (H, W, 3) as stored -> upright"""
 _TIFF_PHOTOMETRIC, _TIFF_PLANES = 262, 284
-"""numbers of TIFF's tags"""
+"""numbers of TIFF tags"""
 
 
 class Header(NamedTuple):
-    """What an image file says before its pixels are decoded."""
+    """Data of an image file that are known before the pixels are decoded."""
 
     width: int
     """in pixels, before the EXIF orientation is applied"""
     height: int
     """in pixels, before the EXIF orientation is applied"""
     grey: bool
-    """whether the image has one channel, transparency aside; a palette counts as colour"""
+    """whether the image has one channel besides transparency; a palette counts as colour"""
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -88,7 +89,7 @@ def decode(data: bytes) -> np.ndarray:
         try:
             pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
         except RuntimeError:
-            pass  # Pillow decides whether it is an image
+            pass  # Pillow decides whether the file is an image
         else:
             upright = pixels.permute(1, 2, 0).numpy()
             if b"Exif\0\0" in data or b"tiff:Orientation" in data:
@@ -112,7 +113,7 @@ def decode_file(path: bytes | str) -> np.ndarray:
         (H, W, 3) uint8 or uint16, as of `decode`.
 
     Raises:
-        Exception: of any kind, as of `decode`; OSError where the file cannot be read or is no regular file.
+        Exception: of any class, as in `decode`; OSError if the file cannot be read or is not a regular file.
     """
     with open_regular(path) as file:
         data = file.read()
@@ -129,7 +130,7 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Return decoded pixels, uint8 or uint16 of any shape, as uint8: 16 bits are rounded to the nearest of 256 levels.
+    """Return decoded pixels, uint8 or uint16 of any shape, as uint8; 16 bits are rounded to the nearest 8-bit level.
 
     >>> as_bytes(np.array([0, 128, 129, 65535], np.uint16)).tolist()
     [0, 0, 1, 255]
@@ -138,32 +139,32 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def header(file: BinaryIO) -> Header:
-    """Read what an image says of itself, without decoding it.
+    """Read the header of an image, without decoding the pixels.
 
     Args:
-        file: at its beginning.
+        file: an open file, at the first byte.
 
     Returns:
         size and colours.
 
     Raises:
-        Exception: of any kind, where it is no image.
+        Exception: of any class, if the file is not an image.
     """
     with _opened(file) as image:
         return Header(*image.size, _is_grey(image))
 
 
 def all_grey(paths: Paths) -> bool:
-    """Return whether all images are grey by their headers; the first with colours ends the search.
+    """Return whether all images are grey according to their headers; the first image with colours ends the search.
 
-    Files without a readable header do not count: whoever decodes them names them.
+    Files without a readable header are ignored here; decoding them raises an error with their names.
     """
     known = False
     for path in paths:
         try:
             with open_regular(path) as file:
                 grey = header(file).grey
-        except Exception:  # as of `header`
+        except Exception:  # as in `header`
             continue
         if not grey:
             return False
@@ -174,7 +175,7 @@ def all_grey(paths: Paths) -> bool:
 def reason(error: Exception) -> str:
     """Return why a file could not be decoded, in a few words on one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image"
+        return "it is not an image"
     return brief(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
@@ -184,21 +185,21 @@ def _opened(file: BinaryIO) -> ImageFile.ImageFile:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Return those of FORMATS that this Pillow was built with."""
+    """Return the FORMATS with which this Pillow was built."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @cache
 def _fast_decoder() -> Callable | None:
-    """Return torchvision's operator (bytes, mode, turn by EXIF) -> (3, H, W), or None where there is none."""
-    import torchvision  # noqa: F401  (it registers the operator)
+    """Return torchvision's operator (bytes, mode, apply EXIF orientation) -> (3, H, W), or None if it is missing."""
+    import torchvision  # noqa: F401  (the import registers the operator)
 
     return getattr(torch.ops.image, "decode_jpeg", None)
 
 
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return pixels as stored (H, W, 3) upright, by the EXIF orientation of the open image; damaged EXIF turns none."""
+    """Apply the EXIF orientation of the open image to stored pixels (H, W, 3); damaged EXIF data are ignored."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow's reader of EXIF raises anything from SyntaxError to struct.error
@@ -207,15 +208,15 @@ def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def _raw_modes(image: ImageFile.ImageFile) -> list[str]:
-    """Return how the stored pixels are laid out, in Pillow's words; known only before they are loaded."""
+    """Return Pillow's names of the layouts of the stored pixels; known only before the pixels are loaded."""
     layouts = (tile[3] for tile in image.tile)
     return [layout if isinstance(layout, str) else str(layout[0]) for layout in layouts if layout]
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Return whether an open image has more than eight bits a channel, which Pillow cuts or clips without a word.
+    """Return whether an open image has more than 8 bits per channel, which Pillow truncates or clips silently.
 
-    Known only before its pixels are loaded. BGR;16 is 16 bits a pixel.
+    Known only before the pixels are loaded. BGR;16 has 16 bits per pixel.
     """
     if image.mode.startswith(("I", "F")) or any(";16" in mode and mode != "BGR;16" for mode in _raw_modes(image)):
         return True
@@ -223,22 +224,22 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _is_grey(image: ImageFile.ImageFile) -> bool:
-    """Return whether an open image has one channel, transparency aside; a palette has colours."""
+    """Return whether an open image has one channel besides transparency; a palette counts as colour."""
     grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
     return grey or any(mode.startswith("LA;16") for mode in _raw_modes(image))
 
 
 def _pnm_white(image: ImageFile.ImageFile) -> int:
-    """Return the largest value of a PNM file's header; 255 where Pillow needs none."""
+    """Return the largest pixel value from a PNM file's header; 255 if Pillow stores none."""
     args = image.tile[0][3]
     return args[1] if isinstance(args, tuple) and len(args) == 2 else 255
 
 
 def _deep(data: bytes, image: ImageFile.ImageFile) -> np.ndarray:
-    """Return the pixels of an open image of 16 bits a channel, (H, W, 3) uint16.
+    """Return the pixels of an open image with 16 bits per channel, (H, W, 3) uint16.
 
     Raises:
-        ValueError: its bits are not laid out in a way that is read.
+        ValueError: the layout of the bits is not supported.
     """
     modes = set(_raw_modes(image))
     mode = modes.pop() if len(modes) == 1 else ""
@@ -254,18 +255,18 @@ def _deep(data: bytes, image: ImageFile.ImageFile) -> np.ndarray:
             stored = np.frombuffer(data, ">u2", 3 * width * height, image.tile[0][2]).reshape(height, width, 3)
             return np.rint(np.minimum(stored / white, 1) * 65535).astype(np.uint16)
         if mode == "LA;16B":
-            grey_and_alpha = _bytes_of(data, "RGBA").astype(np.uint16)  # two bytes each, the higher one first
+            grey_and_alpha = _bytes_of(data, "RGBA").astype(np.uint16)  # two bytes per value, the higher byte first
             return _grey_to_rgb(grey_and_alpha[..., 0] * 256 + grey_and_alpha[..., 1])
-        if mode.endswith(";16N"):  # libtiff: in the machine's order
+        if mode.endswith(";16N"):  # libtiff: in the machine's byte order
             mode = mode[:-1] + ("L" if np.little_endian else "B")
         if mode in _SECOND_BYTE:
             first, second = (_bytes_of(data, each).astype(np.uint16) for each in (mode, _SECOND_BYTE[mode]))
             return (first * 256 + second)[..., :3]
-    raise ValueError(f"more than 8 bits a channel are not read of {image.format} images of this kind: convert it")
+    raise ValueError(f"more than 8 bits per channel are not read in {image.format} images of this kind: convert it")
 
 
 def _bytes_of(data: bytes, raw_mode: str) -> np.ndarray:
-    """Decode an image file as if its pixels were laid out in another way: (H, W, bands) uint8."""
+    """Decode an image file as if its pixels had another layout: (H, W, bands) uint8."""
     with _opened(io.BytesIO(data)) as image:
         image.tile = [
             tile._replace(args=raw_mode if isinstance(tile.args, str) else (raw_mode, *(tile.args or ())[1:]))

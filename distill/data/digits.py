@@ -1,4 +1,4 @@
-"""Optical recognition of handwritten digits (UCI, 1998), as scikit-learn brings it: 8 x 8 grey, no download."""
+"""Optical recognition of handwritten digits (UCI, 1998), included in scikit-learn: 8 x 8 grey, no download."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from distill.data.imageset import ImageSet
 __all__ = ["FACTS", "load"]
 
 _SPLIT_SEED = 0
-"""part of the data set: another seed would make another one"""
+"""belongs to the definition of the data set: another seed would give another split"""
 FACTS = Facts(
     name="digits",
     classes=10,
@@ -24,10 +24,10 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return the 1,797 digits, a fifth of each class as the test set, always the same.
+    """Return the 1,797 digits; the test set is a fixed fifth of each class.
 
     Args:
-        root: not looked at; every data set has it.
+        root: ignored; the argument is common to all data sets.
 
     Returns:
         training and test set, images (N, 1, 8, 8).

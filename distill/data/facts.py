@@ -1,4 +1,4 @@
-"""What is known of a data set before any of its images is read: one record, of which recipes are functions."""
+"""Facts of a data set that are known before any image is read: a record, from which recipes are computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,53 +9,53 @@ from robust.threat import family_of
 __all__ = ["CODES", "Constants", "Facts", "depth_at"]
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
-"""mean and std, a number a channel, of pixels in [0, 1]"""
+"""mean and std per channel, of pixels in [0, 1]"""
 CODES = ("dc", "dd", "mtt", "frepo")
-"""code bases that publish sets and normalise with constants of their own (`Facts.constants`): VICO-UoE/
+"""code bases that publish sets and define normalisation constants (`Facts.constants`): VICO-UoE/
 DatasetCondensation (utils.py; CAFE and DCC have the same), SsnL/dataset-distillation (datasets/__init__.py),
 GeorgeCazenavette/mtt-distillation (utils.py) and yongchaoz/FRePo (lib/dataset/dataloader.py)"""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A data set, as recipes, readers of published sets and the evaluation know it.
+    """The metadata of a data set for recipes, for readers of published sets and for the evaluation.
 
     Raises:
-        ValueError: numbers that no data set has, or constants of another number of channels.
+        ValueError: a number is impossible, or constants have another number of channels.
     """
 
     name: str
-    """on the command line: the name of the set's file in distill/data"""
+    """name on the command line, which is the name of the set's module in distill/data"""
     classes: int
     """number of classes, >= 2"""
     channels: int
     """1 for grey images, 3 for RGB"""
     size: int
-    """height and width in pixels at which recipes see the images, >= 1"""
+    """height and width in pixels of the images in recipes, >= 1"""
     examples: int
-    """training images, >= 1"""
+    """number of training images, >= 1"""
     mean: tuple[float, ...] = ()
-    """per channel, of pixels in [0, 1]; what models normalise with. Empty where the training images decide"""
+    """mean per channel, of pixels in [0, 1], with which models normalise; empty: measured on the training images"""
     std: tuple[float, ...] = ()
-    """per channel, as `mean`; > 0"""
+    """std per channel, as `mean`; > 0"""
     constants: Mapping[str, Constants] = field(default_factory=dict, hash=False)
-    """one of CODES -> mean and std that its sets are normalised with; a code that lacks the data set is absent"""
+    """key of CODES -> mean and std with which that code normalises; a code without this data set has no entry"""
     official: str = ""
-    """name of the data set in torchvision and in the file names of official codes; empty where both have `name`"""
+    """name of the data set in torchvision and in the file names of official codes; empty if equal to `name`"""
     flips: bool = True
-    """whether a mirrored image has the same class; a mirrored digit is another sign"""
+    """whether a mirrored image has the same class; false for digits"""
     whitened: tuple[str, ...] = ()
-    """methods whose papers distil this set whitened (ZCA): kip, frepo. MTT's table says it of each row"""
+    """methods whose papers distil this set whitened (ZCA): kip, frepo. In MTT this differs by row of its table"""
     dc_students: str = ""
-    """augmentation with which DC's code trains students on a set of DC; "" for none"""
+    """augmentation with which DC's code trains students on DC's distilled sets; "" for none"""
     files: bool = False
-    """whether the set is image files of any size, which are decoded at `size`"""
+    """whether the set consists of image files of any size, which are decoded at `size`"""
     view: View = "square"
-    """what is seen of an image file that is not a square of `size`"""
+    """how an image file that is not a square of `size` is cropped and resized"""
     parts: bool = False
-    """whether users bring any number of the classes: `classes` and `examples` are then those of the whole set"""
+    """whether users may have only some of the classes; `classes` and `examples` are the numbers of the whole set"""
     derived: bool = False
-    """whether no paper has this set: the user's own images, or a data set of another package"""
+    """whether no paper uses this set: the user's images, or a data set of another package"""
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.channels not in (1, 3) or self.size < 1 or self.examples < 1:
@@ -74,7 +74,7 @@ class Facts:
 
     @property
     def depth(self) -> int:
-        """Depth of the field's ConvNet for these images."""
+        """Depth of the standard ConvNet for these images."""
         return depth_at(self.size)
 
     @property
@@ -83,14 +83,14 @@ class Facts:
         return family_of(self.channels, self.size)
 
     def resized(self, size: int | None) -> "Facts":
-        """Return the facts of the same set at another size in pixels; None keeps the set's own."""
+        """Return the facts of the same set at another size in pixels; None keeps the size."""
         return self if size is None else replace(self, size=size)
 
 
 def depth_at(size: int) -> int:
-    """Return the depth that the field's codes give the ConvNet: three at 28 and 32 px, one more a doubling.
+    """Return the depth of the ConvNet in published codes: 3 at 28 and 32 px, one more for each doubling of the size.
 
-    The last map is then about 4 x 4. Of 8 pixels a third pooling would leave one, with which DC ends at chance.
+    The last feature map is then about 4 x 4. At 8 px a third pooling would leave one pixel, and DC stays at chance.
 
     >>> [depth_at(size) for size in (8, 16, 28, 32, 64, 128, 224)]
     [2, 3, 3, 3, 4, 5, 5]

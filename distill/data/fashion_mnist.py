@@ -8,7 +8,7 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["FACTS", "load"]
 
-# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's has the same.
+# Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's code has the same.
 _OFFICIAL = ((0.2861,), (0.3530,))
 FACTS = Facts(
     name="fashion_mnist",
@@ -24,5 +24,5 @@ FACTS = Facts(
 
 
 def load(root: Path) -> tuple[ImageSet, ImageSet]:
-    """Return training and test set, images (N, 1, 28, 28); see `find_or_download` for what it raises."""
+    """Return training and test set, images (N, 1, 28, 28); errors as in `find_or_download`."""
     return find_or_download(FACTS, root)

@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are used: what an ImageSet holds where memory is too small."""
+"""Images that stay in their files until they are used, for sets that are too large for memory."""
 
 import hashlib
 import os
@@ -31,36 +31,37 @@ __all__ = [
 ]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
-"""of names of image files, in lower case"""
+"""suffixes of image files, in lower case"""
 View = Literal["crop", "square"]
-"""what is seen of an image: ImageNet's evaluation, or the central square by the mean over areas (Pillow's BOX)"""
+"""how an image is cropped and resized: crop as in ImageNet's evaluation; square is the central square, resized by the
+mean over areas (Pillow's BOX)"""
 
 LIMIT = 8 * 2**30
-"""bytes that images may take in memory"""
+"""largest size in bytes of images in memory"""
 _CPU = torch.device("cpu")
 _MOST_THREADS = 16
-"""beyond it they wait for each other's Python"""
+"""more threads would wait for Python's global lock"""
 _CHUNK = 256
-"""blocks of files handed to the threads at a time, so that a list of millions costs no memory"""
+"""blocks of files submitted to the threads at a time, so that a list of millions of files takes no extra memory"""
 _MANY = 2000
-"""files that are worth a progress bar"""
+"""more files than this show a progress bar"""
 _ALL = 20_000
-"""files, at most, that are read whole to tell a set from others"""
+"""largest number of files of which all contents are hashed"""
 _SAMPLE = 2000
-"""files that are read of a larger set: all of ImageNet would take as long as an epoch"""
+"""number of files whose contents are hashed in a larger set: all of ImageNet would take as long as an epoch"""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files as one array (N, channels, size, size) of float32 pixels in [0, 1], where a tensor may stand.
+    """Image files used like a tensor (N, channels, size, size) of float32 pixels in [0, 1].
 
-    Only the paths are in memory: one flat array, which forked workers share and spawned ones receive in one piece.
-    Indexing decodes, in a few threads (in a worker of a DataLoader, in that one). A file that is a square of `size`
-    already is not touched by any view; elsewhere "crop" is torchvision's Resize(round(size / 0.875)), bilinear with
+    Only the paths are in memory, in a flat array, which forked workers share and spawned workers receive in one piece.
+    Indexing decodes in several threads (in a DataLoader worker, in its single thread). A file that is already a square
+    of `size` is not changed by any view; otherwise "crop" is torchvision's Resize(round(size / 0.875)), bilinear with
     antialias on bytes, and CenterCrop(size).
 
     Raises:
-        ValueError: paths, size, view or channels are not as said.
+        ValueError: paths, size, view or channels are invalid.
     """
 
     paths: np.ndarray
@@ -68,11 +69,11 @@ class ImageFiles:
     size: int
     """height and width in pixels, >= 1"""
     view: View
-    """what is seen of an image"""
+    """how an image is cropped and resized"""
     device: torch.device = _CPU
-    """of what is decoded"""
+    """device of the decoded tensors"""
     channels: int = 3
-    """3 for RGB; 1 where all files are grey (`all_grey`)"""
+    """3 for RGB; 1 if all files are grey (`all_grey`)"""
 
     dtype = torch.float32
     ndim = 4
@@ -96,17 +97,17 @@ class ImageFiles:
         return torch.Size([len(self), self.channels, self.size, self.size])
 
     def numel(self) -> int:
-        """Return how many numbers there are."""
+        """Return N * channels * size * size."""
         return self.shape.numel()
 
     def __getitem__(self, which: int | slice | Tensor) -> Tensor:
-        chosen = self.paths[which.cpu().numpy() if isinstance(which, Tensor) else which]
-        if isinstance(chosen, (bytes, str)):
-            return self._pixels([chosen])[0]
-        return self._pixels(chosen)
+        paths = self.paths[which.cpu().numpy() if isinstance(which, Tensor) else which]
+        if isinstance(paths, (bytes, str)):
+            return self._pixels([paths])[0]
+        return self._pixels(paths)
 
     def _pixels(self, paths: Paths) -> Tensor:
-        as_floats = self.device.type == "cpu"  # bytes are a quarter to copy to a device
+        as_floats = self.device.type == "cpu"  # for other devices bytes are copied, a quarter of the size
         out, deep = np.empty((len(paths), *self.shape[1:]), np.float32 if as_floats else np.uint8), {}
         for path, why in zip(paths, self._read(paths, out, deep), strict=True):
             if why:
@@ -115,40 +116,40 @@ class ImageFiles:
         if as_floats:
             return images
         images = images.float().div_(255)
-        for place, pixels in deep.items():
-            images[place] = torch.from_numpy(pixels).to(self.device)
+        for index, pixels in deep.items():
+            images[index] = torch.from_numpy(pixels).to(self.device)
         return images
 
     def _read(self, paths: Paths, out: np.ndarray, deep: dict[int, np.ndarray]) -> Iterator[str]:
-        """Decode into an array and return of each image why it cannot be decoded, "" where it can.
+        """Decode files into an array; yield for each file why it cannot be decoded, or "".
 
         Args:
-            paths: n of them.
-            out: (n, channels, size, size), filled: float32 with pixels in [0, 1], uint8 with 0 to 255.
-            deep: gets the images of 16 bits that `out` of uint8 cannot hold: index -> float32 in [0, 1].
+            paths: the n files.
+            out: (n, channels, size, size), filled here: float32 with pixels in [0, 1], uint8 with 0 to 255.
+            deep: filled here with 16-bit images if `out` is uint8: index -> float32 in [0, 1].
 
         Returns:
-            n reasons, in order, each after its image was decoded.
+            n reasons, in order; each follows after the file was decoded.
         """
 
-        def read(place: int) -> str:
+        def read(index: int) -> str:
             try:
-                image = decode_file(paths[place])
-            except Exception as error:  # as of `decode_file`
+                image = decode_file(paths[index])
+            except Exception as error:  # as in `decode_file`
                 return reason(error)
-            seen = self._through_view(image)[: self.channels]
+            pixels = self._through_view(image)[: self.channels]
             if out.dtype == np.float32:
-                out[place] = scaled(seen) if seen.dtype == np.uint8 else seen
-            elif seen.dtype == np.uint8:
-                out[place] = seen
+                out[index] = scaled(pixels) if pixels.dtype == np.uint8 else pixels
+            elif pixels.dtype == np.uint8:
+                out[index] = pixels
             else:
-                deep[place] = seen
+                deep[index] = pixels
             return ""
 
         return _in_threads(read, range(len(paths)))
 
     def _through_view(self, image: np.ndarray) -> np.ndarray:
-        """Return the view of decoded pixels (H, W, 3): (3, size, size), uint8 of uint8, float32 in [0, 1] of uint16."""
+        """Crop and resize pixels (H, W, 3) to (3, size, size): uint8 stays uint8, uint16 becomes float32 in [0, 1]."""
         size, (height, width, _) = self.size, image.shape
         image = image if image.dtype == np.uint8 else scaled(image)
         if (height, width) == (size, size):
@@ -168,16 +169,16 @@ class ImageFiles:
         return TF.center_crop(pixels, [size]).numpy()
 
     def decode(self, index: int) -> Tensor:
-        """Decode one image as it is in its file, for random crops.
+        """Decode one image at the size of its file, for random crops.
 
         Args:
-            index: of the image.
+            index: index of the image.
 
         Returns:
-            (channels, H, W) uint8, on the CPU; 16 bits a channel are rounded to 8.
+            (channels, H, W) uint8, on the CPU; 16 bits per channel are rounded to 8.
 
         Raises:
-            InputError: the file is damaged, or an image that is not read.
+            InputError: the file is damaged, or its format is not supported.
         """
         try:
             return torch.from_numpy(as_bytes(decode_file(self.paths[index]))).permute(2, 0, 1)[: self.channels]
@@ -189,48 +190,50 @@ class ImageFiles:
         return replace(self, paths=self.paths[indices.cpu().numpy()])
 
     def fingerprint(self, folder: bytes | str = "") -> str:
-        """Return a hash of the files, 64 hex digits: of all their names and, up to 20,000 files, of all their bytes; of
-        more files, of the bytes of 2,000, evenly spread.
+        """Return a hash of the files, 64 hex digits.
+
+        It covers all names and, for up to 20,000 files, all contents; for more files, the contents of 2,000 evenly
+        spaced files.
 
         Args:
-            folder: above them, which is no part of their names: a set that was moved is the same set.
+            folder: a folder above all files; names are relative to it, so that a moved set has the same hash.
         """
         found = hashlib.sha256()
         names = [os.path.relpath(path, folder or None) if folder else path for path in self.paths.tolist()]
         found.update(b"\0".join(os.fsencode(name) for name in names))
-        few = self.paths if len(self) <= _ALL else self.paths[np.arange(_SAMPLE) * len(self) // _SAMPLE]
-        for content in _in_threads(_hash_of, few):
+        sample = self.paths if len(self) <= _ALL else self.paths[np.arange(_SAMPLE) * len(self) // _SAMPLE]
+        for content in _in_threads(_hash_of, sample):
             found.update(content)
         return found.hexdigest()
 
     def to(self, device: torch.device | str) -> "ImageFiles":
-        """Return the same files, decoded to a device."""
+        """Return the same files, with decoded tensors on another device."""
         return replace(self, device=torch.device(device))
 
     def resized(self, size: int) -> "ImageFiles":
-        """Return the same files, seen at another size."""
+        """Return the same files, decoded at another size."""
         return replace(self, size=size)
 
     def split(self, n: int) -> Iterator[Tensor]:
-        """Yield the images in parts of n."""
+        """Yield the images in chunks of n."""
         for begin in range(0, len(self), n):
             yield self[begin : begin + n]
 
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Tensor:
-        """Refuse what takes the whole as a tensor.
+        """Refuse torch functions, which need all images as a tensor.
 
         Raises:
             InputError: always.
         """
         raise InputError(
-            "this needs all images in memory at once, but they are so large that they stay in their files: "
-            "give a smaller --image-size, or take another method"
+            "this step needs all images in memory, but they are so large that they stay in their files: "
+            "give a smaller --image-size, or use another method"
         )
 
 
 def _hash_of(path: bytes | str) -> bytes:
-    """Return the sha256 of a file's bytes; nothing for an unreadable file, which is named when it is decoded."""
+    """Return the sha256 of a file; b"" for an unreadable file, for which decoding raises the error."""
     try:
         return bytes.fromhex(hash_of(path))
     except OSError:
@@ -238,16 +241,16 @@ def _hash_of(path: bytes | str) -> bytes:
 
 
 def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
-    """Decode everything into memory, each part straight into the tensor it becomes.
+    """Decode all images of several sets into memory, directly into the returned tensors.
 
     Args:
-        parts: the files.
+        parts: the files of each set.
 
     Returns:
-        for each part (N, channels, size, size) float32, pixels in [0, 1], on the CPU.
+        for each set (N, channels, size, size) float32, pixels in [0, 1], on the CPU.
 
     Raises:
-        InputError: files are damaged; all are tried, the first are named.
+        InputError: files are damaged; all files are tried, and the message names the first three.
     """
     damaged, total, tensors = [], sum(map(len, parts)), []
     with _bar("reading images", total) as bar:
@@ -264,7 +267,7 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
 
 
 def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
-    """Decode every file and return those that cannot be: (index, reason)."""
+    """Decode every file and return (index, reason) of each damaged file."""
 
     def why(path: bytes | str) -> str:
         try:
@@ -283,28 +286,28 @@ def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
 
 
 def refusal(damaged: Sequence[tuple[bytes | str, str]], total: int = 0) -> InputError:
-    """Make the error for damaged files.
+    """Return the error for damaged files.
 
     Args:
         damaged: paths and reasons, at least one.
-        total: files that were tried.
+        total: number of files that were tried.
 
     Returns:
-        the error, to be raised; it names the first three.
+        the error, to be raised; the message names the first three files.
 
     >>> print(refusal([(b"a.jpg", "it is empty")]))
-    a.jpg cannot be read as an image (it is empty): mend or remove it, or give --damaged skip
+    a.jpg cannot be read as an image (it is empty): repair or remove it, or give --damaged skip
     """
     named = [f"{os.fsdecode(path)} ({why})" for path, why in damaged[:3]]
     if len(damaged) == 1:
         path, why = damaged[0]
         return InputError(
-            f"{os.fsdecode(path)} cannot be read as an image ({why}): mend or remove it, or give --damaged skip"
+            f"{os.fsdecode(path)} cannot be read as an image ({why}): repair or remove it, or give --damaged skip"
         )
     more = ", ..." if len(damaged) > 3 else ""
     return InputError(
         f"{len(damaged):,} of {total:,} files cannot be read as images: {', '.join(named)}{more}: "
-        "mend or remove them, or give --damaged skip"
+        "repair or remove them, or give --damaged skip"
     )
 
 
@@ -313,12 +316,12 @@ def _bar(description: str, total: int) -> tqdm:
 
 
 def _in_threads(function: Callable, items: Sequence[Any] | np.ndarray) -> Iterator:
-    """Yield a function of each item, in order, computed in threads where there are several cores to use."""
+    """Yield a function of each item, in order, computed in several threads if several cores are available."""
     count = min(_threads(), len(items))
     if count <= 1:
         yield from map(function, items)
         return
-    block = max(1, min(16, len(items) // (4 * count)))  # handing over small images one by one costs more than decoding
+    block = max(1, min(16, len(items) // (4 * count)))  # submitting small images singly costs more than decoding
 
     def of_block(begin: int) -> list:
         return [function(item) for item in items[begin : begin + block]]
@@ -331,11 +334,11 @@ def _in_threads(function: Callable, items: Sequence[Any] | np.ndarray) -> Iterat
 
 
 def _threads() -> int:
-    """Return how many threads may decode."""
+    """Return the number of threads for decoding."""
     return 1 if get_worker_info() is not None else min(_MOST_THREADS, cores())
 
 
 def cores() -> int:
-    """Return how many cores are this process's share, at least 1: those that it may use, among torchrun's processes."""
+    """Return the number of cores for this process, at least 1: usable cores divided by torchrun's local processes."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

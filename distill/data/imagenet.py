@@ -1,8 +1,8 @@
 """ImageNet (ILSVRC 2012; Russakovsky et al. 2015): 1.28 million photographs of 1,000 classes, decoded when used.
 
-Brought by the user, since its terms forbid to hand it on: train/WNID/* and val/WNID/* in the data folder, or in
-imagenet/, ILSVRC2012/ or imagenet-1k/ in it (these come first). Any number of classes will do; they are numbered in
-the order of their folders' names, as torchvision's weights expect. The validation part is the test set.
+The user provides the files, because the terms of ImageNet forbid redistribution: train/WNID/* and val/WNID/* in the
+data folder or, preferably, in a subfolder imagenet/, ILSVRC2012/ or imagenet-1k/. Any number of classes is accepted;
+they are numbered in the order of the folder names, as torchvision's weights expect. The validation set is the test set.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["FACTS", "listings", "load"]
 
-# Mean and std: what torchvision's weights expect; the codes of DC and MTT have them too.
+# Mean and std: expected by torchvision's weights; the codes of DC and MTT have the same.
 _OFFICIAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FACTS = Facts(
     name="imagenet",
@@ -32,24 +32,25 @@ _BELOW = ("imagenet", "ILSVRC2012", "imagenet-1k")
 
 
 def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
-    """List the files; nothing is decoded before it is used.
+    """List the files; images are decoded when used.
 
     Args:
         root: the data folder.
-        image_size: height and width in pixels, of torchvision's evaluation: the shorter side to size / 0.875, then the
-            central square; files that are squares of that size already stay as they are. None is 224.
-        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+        image_size: height and width in pixels after torchvision's evaluation transform: the shorter side is resized to
+            size / 0.875, then the central square is cropped. Squares of this size are not changed. None is 224.
+        damaged: handling of unreadable files: "refuse" (error at the first use) or "skip" (checks all files first).
 
     Returns:
         training and test set, images (N, 3, H, H).
 
     Raises:
-        InputError: the folders are missing, have no class folders or not the same, or one without images.
+        InputError: folders are missing, class folders are missing, differ between training and test set, or have no
+            images.
     """
     return sets_in_files(FACTS.resized(image_size), listings(root, damaged))
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
-    """Return the files of both parts: arguments and errors as of `load`."""
-    bring = "it cannot be downloaded here: get it from image-net.org, whose terms apply"
+    """Return the files of the training and the test set; arguments and errors are those of `load`."""
+    bring = "this program cannot download it: get it from image-net.org, whose terms apply"
     return imagenet_listings(FACTS.name, root, _BELOW, bring, damaged)

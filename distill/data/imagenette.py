@@ -1,8 +1,8 @@
 """ImageNette (Howard 2019): 13,394 photographs of 10 easy classes of ImageNet, decoded when used.
 
-Brought by the user: train/WNID/* and val/WNID/* in the data folder, or in imagenette2/, imagenette2-320/,
-imagenette2-160/, imagenette-224/ or imagenette/ in it (these come first, in this order). The validation part is the
-test set.
+The user provides the files: train/WNID/* and val/WNID/* in the data folder or, preferably, in a subfolder
+imagenette2/, imagenette2-320/, imagenette2-160/, imagenette-224/ or imagenette/ (in this order). The validation set is
+the test set.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from distill.data.imageset import ImageSet
 
 __all__ = ["FACTS", "listings", "load"]
 
-# Mean and std: what torchvision's weights expect; the codes of DC and MTT have them too.
+# Mean and std: expected by torchvision's weights; the codes of DC and MTT have the same.
 _OFFICIAL = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FACTS = Facts(
     name="imagenette",
@@ -36,23 +36,24 @@ _BELOW = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224",
 
 
 def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
-    """List the files; nothing is decoded before it is used.
+    """List the files; images are decoded when used.
 
     Args:
         root: the data folder.
-        image_size: height and width in pixels, as of `imagenet`; None is 224.
-        damaged: what to do with files that cannot be read: "refuse" (when one is met) or "skip" (checks all of them).
+        image_size: height and width in pixels, as in `imagenet`; None is 224.
+        damaged: handling of unreadable files: "refuse" (error at the first use) or "skip" (checks all files first).
 
     Returns:
         training and test set, images (N, 3, H, H).
 
     Raises:
-        InputError: the folders are missing, have no class folders or not the same, or one without images.
+        InputError: folders are missing, class folders are missing, differ between training and test set, or have no
+            images.
     """
     return sets_in_files(FACTS.resized(image_size), listings(root, damaged))
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
-    """Return the files of both parts: arguments and errors as of `load`."""
-    bring = "get imagenette2.tgz as github.com/fastai/imagenette says"
+    """Return the files of the training and the test set; arguments and errors are those of `load`."""
+    bring = "get imagenette2.tgz from github.com/fastai/imagenette"
     return imagenet_listings(FACTS.name, root, _BELOW, bring, damaged)

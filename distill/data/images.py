@@ -1,4 +1,4 @@
-"""What a tensor of images and images that stay in files have in common."""
+"""The common interface of a tensor of images and of images that stay in files."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -27,12 +27,12 @@ class Images(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the values that indexing gives."""
+        """Type of the tensors that indexing returns."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device of the tensors that indexing gives."""
+        """Device of the tensors that indexing returns."""
         ...
 
     def __len__(self) -> int: ...
@@ -42,13 +42,13 @@ class Images(Protocol):
         ...
 
     def split(self, size: int, /) -> Iterable[Tensor]:
-        """Return the images in parts of `size`, the last with what is left."""
+        """Return the images in chunks of `size`; the last chunk may be smaller."""
         ...
 
     def to(self, device: torch.device | str, /) -> "Images":
-        """Return the same images, read to a device."""
+        """Return the same images on a device."""
         ...
 
     def numel(self) -> int:
-        """Return N C H W."""
+        """Return N * C * H * W."""
         ...

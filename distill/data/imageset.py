@@ -1,4 +1,4 @@
-"""A labelled set of images: tensors, which no loader beats for small ones, or files that are decoded when used."""
+"""A labelled set of images: tensors, the fastest form for small images, or files that are decoded when used."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ __all__ = ["ImageSet"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images, their labels, and what is known of them.
+    """Images with labels, class names and normalisation constants.
 
     Raises:
-        ValueError: shapes, types, lengths or labels do not fit together.
+        ValueError: shapes, types, lengths or labels are inconsistent.
     """
 
     name: str
@@ -32,11 +32,11 @@ class ImageSet:
     classes: tuple[str, ...]
     """name of each class"""
     mean: tuple[float, ...]
-    """per channel, of pixels in [0, 1]; what models normalise with"""
+    """mean per channel, of pixels in [0, 1], with which models normalise"""
     std: tuple[float, ...]
-    """per channel, as `mean`; > 0"""
+    """std per channel, as `mean`; > 0"""
     source: str = ""
-    """hash of what the images were made from, such as the bytes of their files; empty where that is the pixels"""
+    """hash of the source of the images, such as the bytes of their files; empty if the pixels are the source"""
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -68,7 +68,7 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the data, 64 hex digits: of the labels with `source`, else with the pixels (a second for 1.7 GB).
+        """Hash of the data, 64 hex digits: of the labels and `source`, or the pixels if empty (1.7 GB take a second).
 
         Decoded or resized pixels are not hashed, because decoders and rounding differ between machines.
         """
@@ -76,10 +76,10 @@ class ImageSet:
         return _hash(source, self.labels)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this set from others: the folders of runs and of their shared stages depend on it."""
+        """Return the identity of this set, on which the folders of runs and of their shared stages depend."""
         counts = self.labels.bincount(minlength=self.num_classes).tolist()
         sizes = {"name": self.name, "shape": list(self.image_shape), "counts": counts, "classes": list(self.classes)}
-        # Six digits: the last ones of a mean over all pixels depend on the number of threads.
+        # Six digits: the last digits of a mean over all pixels depend on the number of threads.
         numbers = {"mean": [round(value, 6) for value in self.mean], "std": [round(value, 6) for value in self.std]}
         return sizes | numbers | {"digest": self.digest}
 
@@ -91,7 +91,7 @@ class ImageSet:
 
     @cached_property
     def _of_class(self) -> tuple[Tensor, ...]:
-        """For each class the indices of its examples, ascending, on the CPU."""
+        """For each class the indices of the examples, ascending, on the CPU."""
         labels = self.labels.cpu()
         counts = torch.bincount(labels, minlength=self.num_classes)
         return labels.argsort(stable=True).split(counts.tolist())
@@ -110,26 +110,26 @@ class ImageSet:
         return moved
 
     def ordered_as(self, classes: tuple[str, ...]) -> "ImageSet":
-        """Return the same images with the classes in another order, and the labels with them.
+        """Return the same images with the classes in another order, and with labels for that order.
 
         Args:
-            classes: the same names.
+            classes: the same names in the new order.
         """
-        place = torch.tensor([classes.index(name) for name in self.classes], device=self.labels.device)
-        return replace(self, labels=place[self.labels], classes=classes)
+        new_label = torch.tensor([classes.index(name) for name in self.classes], device=self.labels.device)
+        return replace(self, labels=new_label[self.labels], classes=classes)
 
     def in_memory(self) -> "ImageSet":
-        """Return the set with its images in memory, for what needs all of them at once.
+        """Return the set with all images in memory.
 
         Raises:
-            InputError: they would take more than 8 GiB, or a file is damaged.
+            InputError: the images would take more than 8 GiB, or a file is damaged.
         """
         size = 4 * self.images.numel()
         if isinstance(self.images, Tensor):
             return self
         if size > LIMIT:
             raise InputError(
-                f"this needs all images of {self.name} in memory, where at {self.image_shape[1]} px they take "
+                f"this step needs all images of {self.name} in memory, where at {self.image_shape[1]} px they take "
                 f"{size / 2**30:.0f} GiB, more than {LIMIT / 2**30:g}: give a smaller --image-size, or another method"
             )
         return replace(self, images=self.images[:])
@@ -139,8 +139,8 @@ class ImageSet:
 
         Args:
             class_: the class, in [0, num_classes).
-            n: images to draw; where the class has fewer, all of them come, shuffled (as in the official code of DC).
-            generator: on the CPU, wherever the images are.
+            n: images to draw; if the class has fewer, all are returned, shuffled (as in the official code of DC).
+            generator: on the CPU, for images on any device.
 
         Returns:
             (at most n, C, H, W), pixels in [0, 1], on the device of the images.
@@ -153,15 +153,15 @@ class ImageSet:
         """Hold out a random part of every class.
 
         Args:
-            fraction: of each class to hold out, in (0, 1): round(fraction * count) examples, but at least 1.
+            fraction: share of each class to hold out, in (0, 1): round(fraction * count) examples, at least 1.
             generator: on the CPU.
 
         Returns:
-            the rest and the held-out part, both in the original order.
+            the remaining and the held-out examples, both in the original order.
 
         Raises:
             ValueError: the fraction is out of its range.
-            InputError: nothing would be left of a class.
+            InputError: no example would remain in a class.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction is {fraction}; it must be in (0, 1)")
@@ -174,13 +174,13 @@ class ImageSet:
         return self._take((~held_out).nonzero()[:, 0]), self._take(held_out.nonzero()[:, 0])
 
     def subset(self, n: int | None) -> "ImageSet":
-        """Return a fixed random subset in which classes are as even as they can be.
+        """Return a fixed random subset with classes as balanced as possible.
 
-        Random, because the order of a set can say something of its images: of MNIST's test set each class's first 200
-        are harder than the rest. The subset of a smaller n is in that of a larger one.
+        The subset is random because the order of a set can depend on the images: in MNIST's test set the first 200
+        images of each class are harder than the rest. The subset for a larger n contains the subset for a smaller n.
 
         Args:
-            n: number of examples, >= 1; the whole set where it has no more, or for None.
+            n: number of examples, >= 1; the whole set if it has no more examples, or for None.
 
         Returns:
             the subset, in the original order.
@@ -200,9 +200,9 @@ class ImageSet:
         return self._take(in_turns[:n].sort().values)
 
     def resized(self, size: int) -> "ImageSet":
-        """Return the images at another size; `mean` and `std` stay.
+        """Return the images at another size, with the same `mean` and `std`.
 
-        Tensors are resized, each new pixel the mean of the area it covers; files are the same, decoded at that size.
+        In tensors, each new pixel is the mean over the area that it covers; files are decoded at the new size.
 
         Args:
             size: the new height and width in pixels.

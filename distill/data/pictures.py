@@ -1,7 +1,7 @@
-"""Distilled images as folders of pictures: ours written for people and other code, published ones read.
+"""Distilled images as folders of pictures: write them for viewing and for other code, and read published ones.
 
-Written are pictures/CLASS/NNNN.png, rounded to bytes; the exact floats stay in the set's own file. Read are such
-folders, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC_idIII.jpg, CCC the number of the class.
+The files CLASS/NNNN.png are written, rounded to bytes; the exact floats are in the set's safetensors file. Such folders
+can be read, and those of the official code of SRe2L, CDA and GUARD: newCCC/classCCC_idIII.jpg, with class number CCC.
 """
 
 import hashlib
@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 LARGEST = 1024
-"""side in pixels"""
+"""largest side of an image in pixels"""
 LONGEST = 200
-"""bytes of a folder's name; file systems take 255"""
+"""largest size in bytes of a folder's name; file systems allow 255"""
 NUMBERED = re.compile(r"new(\d{3,})")
 """a class's folder in the official code of SRe2L"""
 
@@ -51,8 +51,8 @@ def write_pictures(images: Images, labels: Tensor, classes: tuple[str, ...], fol
     Args:
         images: (N, C, H, W) pixels.
         labels: (N,) classes.
-        classes: their names, each another one; `folder_of` makes folders of them.
-        folder: made if needed.
+        classes: distinct names of the classes; `folder_of` converts them to names of folders.
+        folder: output folder; created if needed.
     """
     from torchvision.transforms.v2.functional import to_pil_image  # slow to import, and only needed here
 
@@ -69,34 +69,36 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
     """Read the images of a folder of pictures.
 
     Args:
-        folder: with a folder of pictures for each class, named as the class, or newCCC with its number.
+        folder: folder with a subfolder of pictures for each class, with the name of the class or newCCC (its number).
         classes: names of the classes.
-        ipc: images of each class to take, in the order of their names.
+        ipc: images to take from each class, sorted by file name.
         shape: (C, H, W) that the images must have.
 
     Returns:
         (classes * ipc, C, H, W) pixels, sorted by class.
 
     Raises:
-        InputError: a class, or an image of one, is missing, a file is no image, or has another size.
+        InputError: a class or an image is missing, a file is not an image, or an image has another size.
     """
     if not folder.is_dir():
         raise InputError(f"recover.images is {folder}: no such folder")
-    places: dict[int | None, Path] = {}
-    for place in sorted(each for each in folder.iterdir() if each.is_dir()):
-        number = class_of(place.name, classes)
-        if number is not None and number in places:
-            raise InputError(f"{places[number]} and {place} are both for class {classes[number]}: keep one of them")
-        places[number] = place
+    subfolders: dict[int | None, Path] = {}
+    for subfolder in sorted(each for each in folder.iterdir() if each.is_dir()):
+        number = class_of(subfolder.name, classes)
+        if number is not None and number in subfolders:
+            raise InputError(
+                f"{subfolders[number]} and {subfolder} are both for class {classes[number]}: keep one of them"
+            )
+        subfolders[number] = subfolder
     found: list[Tensor] = []
     for number, name in enumerate(classes):
-        place = places.get(number)
-        if place is None:
+        subfolder = subfolders.get(number)
+        if subfolder is None:
             names = dict.fromkeys((name, folder_of(name), f"new{number:03d}"))
             raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(names)})")
-        files = _files_in(place)
+        files = _files_in(subfolder)
         if len(files) < ipc:
-            raise InputError(f"{place} has {len(files)} images, fewer than ipc {ipc}")
+            raise InputError(f"{subfolder} has {len(files)} images, fewer than ipc {ipc}")
         for path in files[:ipc]:
             found.append(_read(path, shape[0]))
             if tuple(found[-1].shape) != shape:
@@ -106,13 +108,13 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
 
 
 def picture_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return the image files of each folder in a folder, by name; folders without any are left out."""
-    places = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-    return {place.name: files for place in places if (files := _files_in(place))}
+    """Return name -> image files for each subfolder that has image files."""
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name: files for path in subfolders if (files := _files_in(path))}
 
 
 def class_of(name: str, classes: Sequence[str]) -> int | None:
-    """Return the class that a folder's name means: the class's own, or its number as in new003; None for no class.
+    """Return the class of a folder, whose name is that of the class or contains its number as in new003; else None.
 
     >>> [class_of(name, ("cat", "a/dog")) for name in ("cat", "a%2Fdog", "a_dog", "new001", "new002", "dog")]
     [0, 1, 1, 1, None, None]
@@ -128,16 +130,16 @@ def class_of(name: str, classes: Sequence[str]) -> int | None:
 
 
 def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
-    """Read images that are squares of one size, as one channel where all are grey.
+    """Read images that are squares of one size, as one channel if all are grey.
 
     Args:
-        paths: of at least one file.
+        paths: at least one file.
 
     Returns:
-        (N, 1 or 3, H, H) pixels; where they take more than 8 GiB they stay in their files.
+        (N, 1 or 3, H, H) pixels; images that take more than 8 GiB stay in their files.
 
     Raises:
-        InputError: a file is no image, or sizes differ or are no squares.
+        InputError: a file is not an image, images are not squares, or sizes differ.
     """
     heads = [_header(path) for path in paths]
     channels, size = _common([str(path) for path in paths], heads)
@@ -147,21 +149,22 @@ def read_all_pictures(paths: Sequence[Path]) -> Tensor | ImageFiles:
 
 
 def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
-    """Return images that are squares of one size from the bytes of their files, as one channel where all are grey.
+    """Decode images that are squares of one size from the bytes of their files, as one channel if all are grey.
 
     Args:
-        contents: at least one; None where a file is named elsewhere, which is not opened.
-        what: they are, for the error.
+        contents: the bytes of at least one file; None for a reference to a file or address, which is not opened.
+        what: name of the source, for errors.
 
     Returns:
         (N, 1 or 3, H, H) pixels.
 
     Raises:
-        InputError: bytes are missing or no image, sizes differ or are no squares, or all take more than 8 GiB.
+        InputError: bytes are missing or not an image, images are not squares, sizes differ, or the images take more
+            than 8 GiB.
     """
     for number, content in enumerate(contents):
         if not content:
-            raise InputError(f"{what} has no bytes in row {number}; files and addresses elsewhere are not opened")
+            raise InputError(f"{what} has no bytes in row {number}; referenced files and addresses are not opened")
     files = {f"{what}, row {number}": content for number, content in enumerate(contents) if content}
     channels, size = _common(list(files), [_header(io.BytesIO(each), name) for name, each in files.items()])
     if 4 * len(files) * channels * size**2 > LIMIT:
@@ -175,54 +178,54 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _common(names: list[str], heads: list[Header]) -> tuple[int, int]:
-    """Return the channels and the side of images that are squares of one size: 1 channel where all are grey.
+    """Return the channels (1 if all images are grey) and the side of images that must be squares of one size.
 
     Raises:
-        InputError: they are not.
+        InputError: an image is not a square, is too large, or sizes differ.
     """
     size = heads[0].width
     if heads[0].height != size or size > LARGEST:
         line = f"{names[0]} has {size}x{heads[0].height} pixels"
-        raise InputError(f"{line}; a set has squares of one size, of at most {LARGEST}")
+        raise InputError(f"{line}; images must be squares of one size, at most {LARGEST}")
     for name, head in zip(names, heads, strict=True):
         if (head.width, head.height) != (size, size):
             line = f"{name} has {head.width}x{head.height} pixels, the first one {size}x{size}"
-            raise InputError(f"{line}; a set has squares of one size")
+            raise InputError(f"{line}; images must be squares of one size")
     return 1 if all(head.grey for head in heads) else 3, size
 
 
 def _header(file: Path | io.BytesIO, name: str = "") -> Header:
-    """Return what an image says of itself, without decoding it.
+    """Return the header of an image, without decoding the pixels.
 
     Raises:
-        InputError: it is no image, or has more pixels than Pillow takes for harmless.
+        InputError: the file is not an image, or exceeds Pillow's limit for decompression bombs.
     """
     try:
         with _opened(file) as data, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return header(data)
-    except Exception as error:  # as of `header`
+    except Exception as error:  # as in `header`
         raise _refusal(name or file, error) from None
 
 
 def _read(file: Path | io.BytesIO, channels: int, name: str = "") -> Tensor:
-    """Return the pixels of an image, (channels, H, W) float32 in [0, 1]; 16 bits of a channel are kept.
+    """Return the pixels of an image, (channels, H, W) float32 in [0, 1], with all of 16 bits per channel.
 
     Raises:
-        InputError: as of `_header`, or the image is damaged, or has colours where the data set has one channel.
+        InputError: as in `_header`; or the image is damaged, or has colours although the data set is grey.
     """
     if channels == 1 and not _header(file, name).grey:
         raise _refusal(name or file, ValueError("it has colours, and the images of the data set are grey"))
     try:
         with _opened(file) as data:
             pixels = scaled(decode(data.read()))
-    except Exception as error:  # as of `decode`
+    except Exception as error:  # as in `decode`
         raise _refusal(name or file, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)[:channels].contiguous()
 
 
 def _opened(file: Path | io.BytesIO) -> AbstractContextManager[BinaryIO]:
-    """Open a file at its beginning."""
+    """Open a file at the first byte."""
     if isinstance(file, io.BytesIO):
         file.seek(0)
         return nullcontext(file)
@@ -234,9 +237,9 @@ def _refusal(name: Path | str | io.BytesIO, error: Exception) -> InputError:
 
 
 def folder_of(name: str) -> str:
-    """Return the folder of a class: its name, with signs that a file system or a shell may not take as %XX.
+    """Return the folder name of a class: the class name, with characters unsafe in files or shells written as %XX.
 
-    No two names have one folder. A name of more than 200 bytes is cut and ends with a hash.
+    Different names have different folders. A name of more than 200 bytes is truncated and ends with a hash.
 
     >>> [folder_of(name) for name in ("a dog", "a_dog", "+", "../x", "..", ".", "", "50%")]
     ['a dog', 'a_dog', '+', '%2E.%2Fx', '%2E%2E', '%2E', '%', '50%25']
@@ -253,6 +256,6 @@ def _escaped(sign: str) -> str:
 
 
 def _earlier_folder_of(name: str) -> str:
-    """Return the folder that earlier versions gave a class; several classes could have one."""
+    """Return the folder name of a class in earlier versions, in which several classes could share a folder."""
     folder = re.sub(r"[^\w.-]+", "_", name)
     return folder.replace(".", "_") or "_" if folder in ("", ".", "..") else folder

@@ -1,4 +1,4 @@
-"""Images of a set that is larger than memory: rows of safetensors files, read when they are asked for."""
+"""Images of a set that is larger than memory: rows of safetensors files, read on demand."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ __all__ = ["Shards"]
 
 
 class Shards:
-    """The tensors `images` (n, C, H, W) of several files as one (N, C, H, W), where a tensor may stand.
+    """The tensors `images` (n, C, H, W) of several files, used like one tensor (N, C, H, W).
 
     Args:
-        paths: of the files, whose rows follow one another.
-        rows: (N,) which of all rows are meant, in order; None for all.
-        device: of what is read.
+        paths: the files, whose rows are concatenated.
+        rows: (N,) indices of the selected rows, in order; None for all rows.
+        device: device of the tensors that are read.
 
     Raises:
         InputError: a file is missing or damaged, or shapes differ.
@@ -40,7 +40,7 @@ class Shards:
             self._begins.append(self._begins[-1] + count)
         if len(shapes) != 1:
             found = " and ".join(f"{file.name} {shape}" for shape, file in shapes.items()) or "no file"
-            raise InputError(f"the images of a set are of one shape; {found[:200]}")
+            raise InputError(f"the images of a set must be of one shape; {found[:200]}")
         self.rows = torch.arange(self._begins[-1]) if rows is None else rows.cpu()
         self.shape = torch.Size([len(self.rows), *shape])
 
@@ -50,7 +50,7 @@ class Shards:
         try:
             with safe_open(path, "pt") as file:
                 shape = file.get_slice("images").get_shape()
-        except Exception as error:  # safetensors has one exception for all it refuses, and it is not public
+        except Exception as error:  # safetensors has one exception class for all errors, which is not public
             raise InputError(f"{path} is not a whole file of images ({brief(error)})") from None
         if len(shape) != 4:
             raise InputError(f"{path} is not a whole file of images (they are {tuple(shape)}, not (N, C, H, W))")
@@ -67,25 +67,25 @@ class Shards:
     def _read(self, rows: Tensor) -> Tensor:
         out = torch.empty(len(rows), *self.shape[1:])
         by_file: dict[int, list[int]] = {}
-        for place, row in enumerate(rows.tolist()):
-            by_file.setdefault(bisect_right(self._begins, row) - 1, []).append(place)
-        for number, places in by_file.items():
+        for index, row in enumerate(rows.tolist()):
+            by_file.setdefault(bisect_right(self._begins, row) - 1, []).append(index)
+        for number, indices in by_file.items():
             with safe_open(self.paths[number], "pt") as file:
                 images = file.get_slice("images")
-                for place in places:
-                    at = int(rows[place]) - self._begins[number]
-                    out[place] = images[at : at + 1][0]
+                for index in indices:
+                    at = int(rows[index]) - self._begins[number]
+                    out[index] = images[at : at + 1][0]
         return out.to(self.device)
 
     def split(self, n: int) -> Iterator[Tensor]:
-        """Yield the images in parts of n."""
+        """Yield the images in chunks of n."""
         for begin in range(0, len(self), n):
             yield self[begin : begin + n]
 
     def to(self, device: torch.device | str) -> "Shards":
-        """Return the same images, read to a device."""
+        """Return the same images, with tensors read to another device."""
         return Shards(self.paths, self.rows, device)
 
     def numel(self) -> int:
-        """Return how many numbers there are."""
+        """Return N * C * H * W."""
         return self.shape.numel()

@@ -1,9 +1,9 @@
 """Tiny ImageNet (Stanford CS231n, 2015): 110,000 photographs of 200 classes, 64 x 64 RGB.
 
-Brought by the user, in the data folder or in tiny-imagenet-200/, tiny-imagenet/ or tiny-imagenet-10/ in it (these come
-first), as it is in its archive (train/WNID/images/*, val/images/* and val/val_annotations.txt) or re-sorted
-(train/WNID/*, val/WNID/* or val/WNID/images/*). Any number of classes will do. The validation part is the test set:
-labels of the official one were never published.
+The user provides the files, in the data folder or, preferably, in a subfolder tiny-imagenet-200/, tiny-imagenet/ or
+tiny-imagenet-10/. The layout is that of the archive (train/WNID/images/*, val/images/* and val/val_annotations.txt) or
+re-sorted (train/WNID/*, val/WNID/* or val/WNID/images/*). Any number of classes is accepted. The validation set is the
+test set: labels of the official test set were never published.
 """
 
 import os
@@ -43,19 +43,19 @@ FACTS = Facts(
 
 
 def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> tuple[ImageSet, ImageSet]:
-    """Read the images into memory (5 GB), or leave them in their files where they would take more than 8 GiB.
+    """Read the images into memory (5 GB), or leave them in their files if they would take more than 8 GiB.
 
     Args:
         root: the data folder.
-        image_size: height and width in pixels. None is 64; below, each pixel is the mean over an area; above, images
-            are seen as in `imagenet` (GUARD has its Tiny ImageNet at 224 pixels so).
-        damaged: what to do with files that cannot be read: "refuse" or "skip".
+        image_size: height and width in pixels. None is 64; below 64, each pixel is the mean over an area; above 64,
+            images are transformed as in `imagenet` (as GUARD does for Tiny ImageNet at 224 pixels).
+        damaged: handling of unreadable files: "refuse" or "skip".
 
     Returns:
         training and test set, images (N, 3, H, H).
 
     Raises:
-        InputError: the folders are missing, the classes of the parts differ, or a file is damaged.
+        InputError: folders are missing, training and test set have different classes, or a file is damaged.
     """
     parts = listings(root, damaged)
     size = image_size or FACTS.size
@@ -64,33 +64,33 @@ def load(root: Path, image_size: int | None = None, damaged: str = "refuse") -> 
 
 
 def listings(root: Path, damaged: str = "refuse") -> tuple[Listing, Listing]:
-    """Return the files of both parts: arguments and errors as of `load`."""
-    place = find(FACTS.name, root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
-    train = listing(place / "train")
-    official = (place / "val" / "val_annotations.txt").is_file() and (place / "val" / "images").is_dir()
-    test = _annotated(place / "val", train.classes) if official else listing(place / "val")
+    """Return the files of the training and the test set; arguments and errors are those of `load`."""
+    folder = find(FACTS.name, root, _BELOW, "get tiny-imagenet-200.zip from cs231n.stanford.edu")
+    train = listing(folder / "train")
+    official = (folder / "val" / "val_annotations.txt").is_file() and (folder / "val" / "images").is_dir()
+    test = _annotated(folder / "val", train.classes) if official else listing(folder / "val")
     return paired(train, test, damaged)
 
 
 def _annotated(folder: Path, classes: tuple[str, ...]) -> Listing:
-    """List the validation part as it is in the archive: the files of `classes`, class by class, each by name.
+    """List the validation set in the layout of the archive: the files of `classes`, sorted by class and then by name.
 
     Args:
         folder: val/.
-        classes: those of the training part.
+        classes: the classes of the training set.
 
     Returns:
-        the files, in the order that the re-sorted layout gives them.
+        the files, in the same order as in the re-sorted layout.
 
     Raises:
-        InputError: the list of labels is no such list, or a class has no images.
+        InputError: the file of labels is malformed, or a class has no images.
     """
     path = folder / "val_annotations.txt"
     number = {name: label for label, name in enumerate(classes)}
     try:
         pairs = [line.split("\t")[:2] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         found = sorted((number[wnid], name) for name, wnid in pairs if wnid in number)
-    except ValueError:  # of unpacking, or of what is no text
+    except ValueError:  # from unpacking, or because the file is not text
         raise InputError(f"{path} must have a file's name, a tab and its class on each line") from None
     missing = set(number.values()) - {label for label, _ in found}
     if missing:

@@ -1,4 +1,4 @@
-"""Losses: frozen dataclasses called as `loss(model, inputs, targets) -> scalar`, and the functions behind them."""
+"""Losses: frozen dataclasses called as `loss(model, inputs, targets) -> scalar`, and the underlying functions."""
 
 from robust.losses.adversarial import AdversarialTraining
 from robust.losses.cross_entropy import CrossEntropy, cross_entropy, smoothed

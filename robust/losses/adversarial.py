@@ -1,10 +1,11 @@
 """Adversarial training (Madry et al. 2018, arXiv 1706.06083), and its fast form (Wong et al. 2020, arXiv 2001.03994).
 
-The inner attack differs from `robust.pgd`: all examples take all steps and the last point counts, as training wants it;
-and inputs may leave [0, 1], as distilled images do: no pixel is moved further out than it is.
+The inner attack differs from `robust.pgd` in two ways. All examples take all steps, and the last point is used, as
+usual in training. Inputs may be outside [0, 1], as distilled images are; the attack never pushes a pixel further
+outside [0, 1].
 
-Deviation: the attack is on the model in evaluation mode, so that each example's is its own and BatchNorm sees the batch
-once, in the training pass. Wong et al.'s code attacks in training mode.
+Deviation: the model is attacked in evaluation mode, so that the attack on one example does not depend on the others and
+BatchNorm sees the batch once, in the training pass. Wong et al.'s code attacks in training mode.
 """
 
 from collections.abc import Callable
@@ -36,20 +37,20 @@ def ascend(
     steps: int,
     step_size: float | None = None,
 ) -> Tensor:
-    """Return points of higher objective in each input's ball, with the model in evaluation mode, its buffers untouched.
+    """Maximise an objective in the ball around each input; the model is in evaluation mode and its buffers are kept.
 
     Args:
         model: maps pixels (N, ...) to logits (N, K), normalisation inside.
-        inputs: (N, ...) pixels, the centres; they may leave [0, 1].
-        start: (N, ...) where the ascent begins; steps, not the start, are projected.
-        objective: logits -> (N,), each example's.
+        inputs: (N, ...) pixels, the centres; they may be outside [0, 1].
+        start: (N, ...) first points; they are not projected, unlike the points after each step.
+        objective: logits -> (N,), a value for each example.
         threat: the ball.
-        steps: >= 1.
+        steps: number of steps, >= 1.
         step_size: length of a step in the norm of the threat; None is 2.5 eps / steps (Madry et al.).
 
     Returns:
-        (N, ...), the last points; in `value` that of the inputs plus a constant, so that a gradient with respect to
-        inputs that ask for it is the one at the points. A pixel stays in [0, 1], or between [0, 1] and where it is.
+        (N, ...), the last points, computed as the inputs plus a constant: the gradient of a loss with respect to the
+        inputs is then its gradient at these points. A pixel stays in [0, 1], or between [0, 1] and its input value.
 
     >>> total = lambda x: x.sum(1, keepdim=True)
     >>> x = torch.tensor([[0.5, 0.95, 1.2]])
@@ -68,7 +69,7 @@ def ascend(
 
 
 def random_start(inputs: Tensor, threat: Threat, generator: torch.Generator | None = None) -> Tensor:
-    """Return a uniform point of each input's ball, (N, ...), cut as in `ascend`; None is torch's default generator."""
+    """Return uniform points in the inputs' balls, (N, ...), clipped as in `ascend`; None: torch's default generator."""
     centre = inputs.detach()
     seeds = torch.randint(2**62, (len(inputs),), generator=generator).tolist()
     shift = threat.random_shift(centre, [torch.Generator().manual_seed(seed) for seed in seeds])
@@ -81,11 +82,11 @@ def _cut(points: Tensor, centre: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AdversarialTraining(Loss):
-    """Mean cross-entropy at the worst point that PGD finds; the training pass is in the model's own mode.
+    """Mean cross-entropy at the worst point that PGD finds; the training pass does not change the model's mode.
 
-    The gradient is that of the training pass; the attack is a constant. Nothing of the model is changed but what that
-    one pass changes. Works under autocast, `torch.no_grad()` (value only) and DistributedDataParallel, not inside
-    `torch.func` transforms. The mode can be looked after in a module only: a plain function is called as it is.
+    The gradient is that of the training pass; the perturbation is a constant. The model changes only as in one plain
+    training pass. Works under autocast, `torch.no_grad()` (value only) and DistributedDataParallel, not inside
+    `torch.func` transforms. The mode can be set only for a module: a plain function is called unchanged.
 
     Raises:
         ValueError: a field is out of its range.
@@ -103,18 +104,18 @@ class AdversarialTraining(Loss):
     threat: Threat
     """the ball, pixels in [0, 1]"""
     steps: Count = 10
-    """of the inner PGD"""
+    """steps of the inner PGD"""
     step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 eps / steps (Madry et al.)"""
     random_start: bool = True
-    """begin at a uniform point of the ball, else at the input"""
+    """start at a uniform point of the ball, otherwise at the input"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     @property
     def passes(self) -> float:
-        """One training pass, and the attack, whose gradients are of inputs alone."""
+        """One training pass, and the attack, which computes gradients only with respect to inputs."""
         return 1 + 2 / 3 * self.steps if self.threat.eps else 1.0
 
     @takes_network
@@ -125,7 +126,7 @@ class AdversarialTraining(Loss):
 
         Args:
             model: maps pixels to logits (N, K), normalisation inside.
-            inputs: (N, ...) pixels; they may leave [0, 1].
+            inputs: (N, ...) pixels; they may be outside [0, 1].
             targets: (N,) class indices or (N, K) probabilities.
             generator: CPU generator of the random start; None is torch's default.
         """

@@ -1,4 +1,4 @@
-"""How a loss is called: with the network, since it calls it at other points than the images."""
+"""Check how a loss is called: it takes the network, which it evaluates at further points beside the images."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -16,36 +16,37 @@ NAMES = ("model", "inputs", "targets")
 
 
 def takes_network(call: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Return a loss's `__call__` that says how it is meant where it is called as a criterion, `loss(net(x), y)`.
+    """Return a loss's `__call__` with a check of arguments, whose error explains the call as `loss(net(x), y)`.
 
-    Caches of the network are kept (`keeping_caches`), and inference mode is left (`outside_inference`).
+    Caches of the network are preserved (`keeping_caches`), and inference mode is disabled (`outside_inference`).
 
     Raises:
-        TypeError: when called with other things than a network, inputs and targets, in this order.
+        TypeError: the arguments are not a network, inputs and targets, in this order.
     """
     within = outside_inference(call)
 
     @wraps(call)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        loss, *given = args
-        named = dict(zip(NAMES, given, strict=False)) | {name: kwargs[name] for name in NAMES if name in kwargs}
-        _check(type(loss).__name__, [named[name] for name in NAMES if name in named], own="criterion" in kwargs)
+        loss, *positional = args
+        named = dict(zip(NAMES, positional, strict=False)) | {name: kwargs[name] for name in NAMES if name in kwargs}
+        _check(type(loss).__name__, [named[name] for name in NAMES if name in named], any_targets="criterion" in kwargs)
         with keeping_caches(named["model"]):  # pyright: ignore[reportArgumentType]
             return within(*args, **kwargs)
 
     return checked
 
 
-def _check(loss: str, given: list[Any], own: bool) -> None:
-    """Refuse what cannot be meant; `own`: a criterion of the caller's, which takes targets of any kind."""
-    right = len(given) == 3 and callable(given[0]) and not isinstance(given[0], Tensor) and isinstance(given[1], Tensor)
-    if right and not own:
-        right = isinstance(given[2], Tensor) and given[2].is_floating_point() <= given[1].is_floating_point()
-    if not right:
-        said = ", ".join(map(_word, given))
+def _check(loss: str, values: list[Any], any_targets: bool) -> None:
+    """Refuse arguments of wrong types; `any_targets`: the caller has a criterion, which may take any targets."""
+    valid = len(values) == 3 and callable(values[0])
+    valid = valid and not isinstance(values[0], Tensor) and isinstance(values[1], Tensor)
+    if valid and not any_targets:
+        valid = isinstance(values[2], Tensor) and values[2].is_floating_point() <= values[1].is_floating_point()
+    if not valid:
+        words = ", ".join(map(_word, values))
         raise TypeError(
-            f"{loss} is called as loss(network, images, labels), not loss({said}): it calls the network itself, at "
-            "other points than the images; give it the network, not what the network returned"
+            f"{loss} is called as loss(network, images, labels), not loss({words}): it calls the network itself, at "
+            "other points than the images; pass the network, not the output of the network"
         )
 
 

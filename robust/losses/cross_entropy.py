@@ -32,7 +32,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tensor:
-    """Return class probabilities of which a share is spread evenly over all classes: label smoothing for any loss here.
+    """Return smoothed labels: class probabilities of which a share is spread evenly over all classes.
 
     MixUp and CutMix are lam * smoothed(a, K, s) + (1 - lam) * smoothed(b, K, s), for the classes a and b of a pair.
 
@@ -45,7 +45,7 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
         (N, K), in torch's default dtype.
 
     Raises:
-        ValueError: a share outside [0, 1].
+        ValueError: the share is outside [0, 1].
 
     >>> import torch
     >>> smoothed(torch.tensor([1]), 2, smoothing=0.5)

@@ -6,11 +6,11 @@ arXiv 2403.10045). For an example x with label y, and l its cross-entropy under 
     l_R(x) = l(x) + weight * || grad l(x + h z) - grad l(x) ||^2,     z = grad l(x) / || grad l(x) ||
 
 All gradients are with respect to x. To first order the difference is h H z with H the Hessian of l in x: the penalty
-flattens the loss in the direction in which an attacker walks. z is a constant; both gradients are differentiated.
+flattens the loss in the direction of an attack. z is a constant; both gradients are differentiated.
 
-Where the paper and the released code are silent or disagree:
-  - Per example: gradients of the *sum* of the losses, then a mean. Gradients of the mean loss, as in the released code,
-    make the weight depend on the batch size (100 at batch 128 acts as 0.8).
+Choices where the paper and the released code are silent or disagree:
+  - Gradients are computed per example (of the *sum* of the losses), and the penalties are averaged. Gradients of the
+    mean loss, as in the released code, make the weight depend on the batch size (100 at batch 128 acts as 0.8).
   - h and weight are in the units of `inputs`. GUARD's h = 3 is an L2 length in normalised space: 2.8/255 a pixel (rms)
     on 3x32x32 CIFAR-10 images, 0.45/255 on 3x224x224 ones.
   - The 1/h^2 of the finite difference is inside the weight, as in the paper.
@@ -44,7 +44,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 HALF = torch.float16
 LIFT = 256.0
-"""by which the inner gradient is scaled while it runs in float16, whose smallest normal number is 6e-5"""
+"""factor that scales the inner gradient in float16, whose smallest normal number is 6e-5"""
 
 
 @outside_inference
@@ -60,8 +60,8 @@ def curvature_penalty(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and the curvature penalty of each example, from two forward passes.
 
-    Loss and penalty share the graph at `inputs`. The model is called as it is: give it in evaluation mode where one
-    example must not depend on the others. Where gradients are off, the numbers alone are returned.
+    Loss and penalty share the graph at `inputs`. The model's mode is not changed: use evaluation mode if an example
+    must not depend on the others. If gradients are disabled, the results have no graph.
 
     Args:
         model: maps (N, ...) to outputs that `criterion` takes, logits (N, K) by default.
@@ -71,14 +71,14 @@ def curvature_penalty(
         direction: "grad" for z = grad / ||grad||, "sign" for z = sign(grad) / ||sign(grad)|| (CURE, Moosavi-Dezfooli
             et al. 2019), or z itself, shaped as `inputs`.
         penalty: "squared" for the squared norm of the gradient difference (eq. 8), "norm" for the norm (CURE's code),
-            "loss_difference" for l(x + h z) - l(x): no second derivative (GUARD's rebuttal; signed, per example).
+            "loss_difference" for l(x + h z) - l(x) without a second derivative (GUARD's rebuttal; signed, per example).
         criterion: (outputs, targets) -> loss of each example (N,).
 
     Returns:
         losses (N,) and penalties (N,), both differentiable with respect to the parameters of the model.
 
     Raises:
-        ValueError: h is not a finite number > 0, an unknown name, or a criterion that takes a mean.
+        ValueError: h is not a finite number > 0, a name is unknown, or the criterion returns a mean.
 
     For a quadratic loss x'Ax/2 the squared penalty is h^2 ||A z||^2, at every x and h:
 
@@ -150,7 +150,7 @@ def _losses_and_gradients(
     losses_at: Callable[[Tensor], Tensor], inputs: Tensor, create_graph: bool
 ) -> tuple[Tensor, Tensor]:
     """Return each example's loss (N,) and its gradient with respect to `inputs` (N, ...)."""
-    # torch.compile traces torch.func, and differentiates it twice; inside torch.func only torch.func works
+    # torch.compile can trace torch.func and differentiate it twice; inside torch.func only torch.func works
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,14 +160,14 @@ def _losses_and_gradients(
         with nullcontext() if torch.compiler.is_compiling() else SecondOrder():
             gradients, (_, losses) = grad_and_value(total, has_aux=True)(inputs)
         return losses, gradients
-    ours = not inputs.requires_grad
-    if ours:
+    is_constant = not inputs.requires_grad
+    if is_constant:
         inputs = inputs.detach().requires_grad_()
     if not create_graph:
         losses = losses_at(inputs)
         (gradients,) = torch.autograd.grad(losses.sum(), inputs, retain_graph=True)
         return losses, gradients
-    with SecondOrder(inputs if ours else None) as layers:
+    with SecondOrder(inputs if is_constant else None) as layers:
         losses = losses_at(inputs)
     half = torch.is_autocast_enabled(inputs.device.type) and torch.get_autocast_dtype(inputs.device.type) == HALF
     if not half:
@@ -190,11 +190,11 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 class CurvatureRegularizedLoss(Loss):
     """GUARD's loss, eq. 8: cross-entropy plus `weight` times the squared change of the input gradient over a step h z.
 
-    A drop-in for any code that can call `loss(model, inputs, targets)`; it changes no `.grad`, no mode, and buffers
-    only as one plain forward pass does. Works under autocast, `torch.no_grad()` and `torch.inference_mode()` (value
-    only), DistributedDataParallel and `torch.compile` (compile the whole step, gradient included, with `torch.func`).
-    Modes and buffers can be looked after in a module only: a plain function around a network in training mode is called
-    as it is.
+    A drop-in for any code that can call `loss(model, inputs, targets)`. It changes no `.grad` and no mode; buffers
+    change only as in one plain forward pass. Works under autocast, `torch.no_grad()` and `torch.inference_mode()`
+    (value only), DistributedDataParallel and `torch.compile` (compile the whole step, gradient included, with
+    `torch.func`). Modes and buffers can be controlled only in a module: a plain function around a network in training
+    mode is called unchanged.
 
     Raises:
         ValueError: a field is out of its range.
@@ -209,7 +209,7 @@ class CurvatureRegularizedLoss(Loss):
     traits: ClassVar[Traits] = Traits(strength="weight")
 
     weight: NonNegative = 1.0
-    """lambda of the paper, >= 0; for "squared" in loss / (gradient norm)^2 of `inputs`."""
+    """lambda of the paper, >= 0; unit for "squared": loss / (gradient norm)^2."""
     h: Positive = 3.0
     """L2 length of the step, > 0, in the units of `inputs` (normalised images in every recipe)."""
     direction: Direction = "grad"
@@ -217,13 +217,13 @@ class CurvatureRegularizedLoss(Loss):
     penalty: Penalty = "squared"
     """"squared" (eq. 8), "norm" (code of CURE and GUARD), "loss_difference" (rebuttal of GUARD, no second order)."""
     batchnorm: BatchNorm = "eval"
-    """Mode of the penalty's passes for a model in training: "eval" runs them with running statistics and without
-    dropout, so that examples stay independent (CURE's code); "train" leaves the model's mode (CURE's later fix)."""
+    """Mode of the penalty's passes for a model in training mode. "eval": running statistics and no dropout, so that
+    examples stay independent (CURE's code); "train": the model's mode is not changed (CURE's later fix)."""
     fraction: Annotated[float, Range(above=0, most=1)] = 1.0
-    """share of a batch whose penalty is computed, in (0, 1]: its first examples, so that of a shuffled batch the value
-    is right on average; a training step takes about 1 + 4 fraction times a plain one's time"""
+    """share of a batch, in (0, 1], whose penalty is computed. The first examples are used, which for a shuffled batch
+    is unbiased; a training step takes about 1 + 4 fraction times the time of a plain step"""
     h_warmup: tuple[Positive, ...] = ()
-    """h of the first epochs, for a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
+    """h in the first epochs of a teacher's training: see `at`. CURE: linspace(0.1, 3, 5)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -235,7 +235,7 @@ class CurvatureRegularizedLoss(Loss):
     def passes(self) -> float:
         """Measured on a CPU with a ConvNet and a narrow ResNet-18 in training mode; docs/sre2l.md has larger networks.
 
-        With `batchnorm` "eval", or a part of the batch, the penalty has passes of its own beside the training pass.
+        With `batchnorm` "eval", or `fraction` < 1, the penalty needs separate passes beside the training pass.
         """
         shared = self.batchnorm == "train" and self.fraction == 1
         first_order, second_order = (1.4, 4.7) if shared else (2.4, 6.0)
@@ -249,12 +249,12 @@ class CurvatureRegularizedLoss(Loss):
 
     @property
     def only_in_training(self) -> str:
-        """`h_warmup` and `batchnorm` "train", where they are set."""
+        """Names of `h_warmup` and `batchnorm=train`, if set."""
         fields = {"h_warmup": self.scheduled, "batchnorm=train": self.batchnorm != "eval"}
         return " and ".join(name for name, is_set in fields.items() if is_set)
 
     def at(self, epoch: int) -> "CurvatureRegularizedLoss":
-        """Return the loss of a training epoch, 0 for the first: h from `h_warmup` while it lasts.
+        """Return the loss of a training epoch, 0 for the first: h is from `h_warmup` in the first epochs.
 
         >>> [CurvatureRegularizedLoss(h=3.0, h_warmup=(0.1, 1.0)).at(epoch).h for epoch in range(3)]
         [0.1, 1.0, 3.0]
@@ -274,14 +274,14 @@ class CurvatureRegularizedLoss(Loss):
         """Return the mean regularised loss, a scalar.
 
         Args:
-            model: maps inputs to logits (N, K), or to what `criterion` takes.
+            model: maps inputs to logits (N, K), or to outputs that `criterion` takes.
             inputs: (N, ...), as the model takes them; they need not require a gradient.
             targets: (N,) class indices or (N, K) class probabilities (of MixUp, of CutMix, of a teacher, smoothed).
             weights: (N,), by which each example's loss and penalty are multiplied before the mean over N; None for 1.
             criterion: (outputs, targets) -> loss of each example (N,).
 
         Raises:
-            ValueError: a criterion that takes a mean.
+            ValueError: the criterion returns a mean.
         """
         recording = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -294,16 +294,16 @@ class CurvatureRegularizedLoss(Loss):
         if self.weight == 0:
             return _mean(_of_each(criterion(model(inputs), targets)), weights)
         options = {"h": self.h, "direction": self.direction, "penalty": self.penalty, "criterion": criterion}
-        part = max(1, round(self.fraction * len(inputs)))
-        apart = is_training(model) and self.batchnorm == "eval"
-        if apart or part < len(inputs):
-            with keeping_buffers(model), evaluating(model) if apart else nullcontext():
-                _, penalties = curvature_penalty(network_inside(model), inputs[:part], targets[:part], **options)
-            # behind, so that the penalty sees no statistics of this batch
+        count = max(1, round(self.fraction * len(inputs)))
+        separate = is_training(model) and self.batchnorm == "eval"
+        if separate or count < len(inputs):
+            with keeping_buffers(model), evaluating(model) if separate else nullcontext():
+                _, penalties = curvature_penalty(network_inside(model), inputs[:count], targets[:count], **options)
+            # after the penalty, so that the penalty does not see the statistics of this batch
             losses = _of_each(criterion(model(inputs), targets))
         else:
             losses, penalties = curvature_penalty(model, inputs, targets, **options)
-        return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:part])
+        return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:count])
 
 
 NAMED_ON_INPUTS: Named = {
@@ -311,13 +311,13 @@ NAMED_ON_INPUTS: Named = {
     "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=3.0),
     "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=3.0, penalty="loss_difference"),
 }
-"""The papers' h on normalised images. `guard_released` is what GUARD's code does at ImageNet scale: the loss's own
-difference, its weight 1e-4 whatever its --lamda says."""
+"""The papers' h, for normalised images. `guard_released` is the loss of GUARD's code at ImageNet scale: the difference
+of the losses with weight 1e-4, whatever the code's flag --lamda is."""
 
 NAMED: Named = {
     "cure": lambda threat: CurvatureRegularizedLoss(weight=4.0, h=0.75, direction="sign", penalty="norm"),
     "guard": lambda threat: CurvatureRegularizedLoss(weight=1.0, h=0.75),
     "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=0.75, penalty="loss_difference"),
 }
-"""The same on pixels in [0, 1]: the papers' 3 in normalised units, at a standard deviation of pixels of a quarter
-(CIFAR-10's)."""
+"""The same losses for pixels in [0, 1]: h = 0.75 is the papers' 3 in normalised units if the standard deviation of
+pixels is 0.25 (CIFAR-10)."""

@@ -1,7 +1,8 @@
 """Input-gradient regularisation (Ross & Doshi-Velez 2018, arXiv 1711.09404): Drucker & LeCun's double backpropagation.
 
-Deviation: gradients are each example's own and the penalty is their mean. The authors' code takes half the squared norm
-of the gradient of the batch's *mean* loss, so that its weight on a batch of N is 2 N times the one here.
+Deviation: gradients are computed per example, and the penalty is averaged over examples. The authors' code takes half
+the squared norm of the gradient of the batch's *mean* loss: on a batch of N, their weight must be 2 N times ours for an
+equal effect.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ __all__ = ["GradientNorm"]
 class GradientNorm(Loss):
     """Mean of l(x) + weight x ||grad l(x)||^2, l the cross-entropy, in the units of `inputs`.
 
-    One pass in the model's own mode: BatchNorm in training couples the examples, and a gradient then holds what an
-    input does to the others' losses. Works under autocast, `torch.no_grad()` (value only), DistributedDataParallel and
-    `torch.func`.
+    One pass without changing the model's mode. In training mode BatchNorm couples the examples, so that a gradient
+    includes the effect of an input on the losses of other examples. Works under autocast, `torch.no_grad()` (value
+    only), DistributedDataParallel and `torch.func`.
 
     Raises:
         ValueError: weight is not a finite number >= 0.
@@ -41,16 +42,16 @@ class GradientNorm(Loss):
     traits: ClassVar[Traits] = Traits(strength="weight")
 
     weight: NonNegative = 1.0
-    """>= 0; for the squared norm in (units of inputs)^2 / loss"""
+    """>= 0; unit for the squared norm: (units of inputs)^2 / loss"""
     squared: bool = True
-    """penalise the squared norm, else the norm"""
+    """penalise the squared norm, otherwise the norm"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     @property
     def passes(self) -> float:
-        """Measured as that of `CurvatureRegularizedLoss`: one forward pass, and the gradient of a gradient."""
+        """Measured as for `CurvatureRegularizedLoss`: one forward pass, and the gradient of a gradient."""
         return 2.5 if self.weight else 1.0
 
     @takes_network

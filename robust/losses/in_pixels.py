@@ -1,4 +1,7 @@
-"""Where a loss that is stated in pixels meets a network that takes normalised or whitened images: the only place."""
+"""Apply a loss whose numbers are in pixels to a network that takes normalised or whitened images.
+
+No other module does this conversion.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,22 +17,22 @@ __all__ = ["InPixels", "Preprocessing", "on_inputs"]
 
 
 class Preprocessing(Protocol):
-    """The first layer of a model of pixels, with the way back: `robust.Normalize`, or any other invertible one."""
+    """An invertible layer from pixels to the inputs of a network, such as `robust.Normalize`."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Return what the network takes, of pixels (N, C, H, W)."""
+        """Return the network's inputs for pixels (N, C, H, W)."""
         ...
 
     def inverse(self, images: Tensor, /) -> Tensor:
-        """Return the pixels of what the network takes, not clamped."""
+        """Return the pixels for the network's inputs, not clamped."""
         ...
 
 
 @dataclass(frozen=True)
 class InPixels(Loss):
-    """A loss of pixels for a network of preprocessed images: its numbers stay in pixels of [0, 1].
+    """A loss in pixels for a network that takes preprocessed images: eps, sigma and h stay in pixels of [0, 1].
 
-    The inputs are turned back into pixels, and the network gets the preprocessing as its first layer.
+    The inputs are converted back to pixels, and the preprocessing becomes the first layer of the network.
 
     >>> from robust import AdversarialTraining, Normalize, Threat
     >>> normalize = Normalize([0.5], [0.25])
@@ -44,26 +47,26 @@ class InPixels(Loss):
     loss: Loss
     """the loss, called with pixels and a model of pixels"""
     preprocess: Preprocessing
-    """from pixels to what the network takes"""
+    """from pixels to the inputs of the network"""
 
     @property
-    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]  # those of an object here
-        """Those of the loss, whose inputs are now what the network takes."""
+    def traits(self) -> Traits:  # pyright: ignore[reportIncompatibleVariableOverride]  # here of an object, not of a class
+        """The traits of the loss, with units "inputs"."""
         return replace(self.loss.traits, units="inputs")
 
     @property
     def passes(self) -> float:
-        """Those of the loss."""
+        """The passes of the loss."""
         return self.loss.passes
 
     @property
     def scheduled(self) -> bool:
-        """Whether the loss is."""
+        """Whether the loss is scheduled."""
         return self.loss.scheduled
 
     @property
     def only_in_training(self) -> str:
-        """Those of the loss."""
+        """The fields of the loss that have an effect only in training."""
         return self.loss.only_in_training
 
     def at(self, epoch: int) -> "InPixels":
@@ -79,28 +82,28 @@ class InPixels(Loss):
             model: maps preprocessed images to logits (N, K).
             inputs: (N, C, H, W), preprocessed.
             targets: (N,) class indices or (N, K) probabilities.
-            generator: CPU generator of the draws of the loss, if it has any; None is torch's default.
+            generator: CPU generator of a random loss; None is torch's default.
         """
         return self.of_pixels(model, self.preprocess.inverse(inputs), targets, generator=generator)
 
     def of_pixels(
         self, model: Model, pixels: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return the mean loss of images that are pixels already, (N, C, H, W); the rest as in a call."""
+        """Return the mean loss of pixels (N, C, H, W); the other arguments are those of `__call__`."""
         loss = self.loss if generator is None else drawing_from(self.loss, generator)
         return loss(_behind(self.preprocess, model), pixels, targets)
 
 
 def on_inputs(loss: Loss, preprocess: Preprocessing) -> Loss:
-    """Return a loss for a network that takes preprocessed images: adapted if it is stated in pixels, else as it is."""
+    """Return a loss for a network that takes preprocessed images: adapted if the loss is in pixels, else unchanged."""
     return InPixels(loss, preprocess) if loss.traits.units == "pixels" else loss
 
 
 def _behind(preprocess: Preprocessing, model: Model) -> Callable[[Tensor], Tensor]:
-    """Return the model with the preprocessing before it; a module stays a module, so that a loss sees its modes."""
+    """Return the model after the preprocessing; a module stays a module, so that a loss can set the modes."""
     layers: list[Any] = [preprocess, model]
     if isinstance(model, nn.Module) and isinstance(preprocess, nn.Module):
         whole = nn.Sequential(*layers)
-        whole.training = is_training(model)  # of the container alone: a new one is in training mode
+        whole.training = is_training(model)  # only of the container: a new container is in training mode
         return whole
     return lambda pixels: model(preprocess(pixels))

@@ -1,4 +1,4 @@
-"""Objectives of attacks that do not saturate as cross-entropy does: the margin, and that over the logits' scale."""
+"""Attack objectives that do not saturate as cross-entropy does: the margin, and the margin over the logits' scale."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ __all__ = ["difference_of_logits_ratio", "margin"]
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the largest other logit minus the target's: above zero where the example is misclassified.
+    """Return the largest other logit minus the target's logit: above zero if the example is misclassified.
 
     Args:
         logits: (N, K), K >= 2.
@@ -19,16 +19,16 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
     >>> margin(torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 0.0]]), torch.tensor([0, 0])).tolist()
     [-1.0, 5.0]
     """
-    own = logits.gather(1, targets[:, None])
+    target_logits = logits.gather(1, targets[:, None])
     others = logits.scatter(1, targets[:, None], -torch.inf)
-    return others.amax(1) - own[:, 0]
+    return others.amax(1) - target_logits[:, 0]
 
 
 def difference_of_logits_ratio(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the margin over the difference of the first and the third logit: DLR, which no rescaling changes.
+    """Return the DLR, the margin over the difference of the first and the third largest logit: invariant to scaling.
 
-    Equation 6 of Croce & Hein 2020 (arXiv 2003.01690). It wants three logits, and their targeted form four; below four
-    classes this is the margin.
+    Equation 6 of Croce & Hein 2020 (arXiv 2003.01690). DLR needs three logits, and its targeted form four; below four
+    classes the margin is returned.
 
     Args:
         logits: (N, K), K >= 2.

@@ -1,7 +1,7 @@
-"""Losses by name: `NAME[:field=value,...][@THREAT]`, the fields being those of the loss's dataclass.
+"""Losses by name: `NAME[:field=value,...][@THREAT]`, with the fields of the loss's dataclass.
 
-The folder is the registry: a file of `robust/losses` exports NAMED, from names to losses at a threat. A loss in
-somebody's own package is named `package.module:name`.
+The folder is the registry: a file of `robust/losses` exports NAMED, from names to losses at a threat. The name of a
+loss of another package is `package.module:name`.
 
 >>> loss_named("trades:beta=3@2/255").beta
 3.0
@@ -23,39 +23,39 @@ from robust.threat import Threat, threat_named
 __all__ = ["LOSSES", "METAVAR", "drawing_from", "loss_named", "written"]
 
 METAVAR = "NAME:field=value@THREAT"
-"""how a loss is named, as help texts show it"""
+"""form of a loss's text in help texts"""
 
 LOSSES: dict[str, Callable[[Threat], Any]] = joined("robust.losses", "NAMED")
 """name -> loss at a threat, for a model of pixels"""
 
 _ON_INPUTS: Mapping[str, Callable[[Threat], Any]] = LOSSES | joined("robust.losses", "NAMED_ON_INPUTS")
-"""the same for a network of normalised images: h of `cure` and `guard` is then the papers' 3"""
+"""the same for a network that takes normalised images: h of `cure` and `guard` is then the papers' 3"""
 
 
 def loss_named(spec: str, family: str = "cifar10", units: Units = "pixels") -> Any:
     """Return the loss of a text.
 
     Args:
-        spec: "NAME", "NAME:field=value,...", with "@THREAT" behind it for another ball than `linf_star`; NAME is a key
+        spec: "NAME" or "NAME:field=value,...", followed by "@THREAT" for another ball than `linf_star`; NAME is a key
             of LOSSES, or `package.module:name`.
-        family: whose threats the names mean (see `threat_named`).
-        units: of what the model takes, which decides the defaults of a loss in "inputs": h of `cure` and `guard` is
-            0.75 for pixels, and 3 for normalised images.
+        family: family of the threat presets (see `threat_named`).
+        units: units of the model's inputs, on which defaults depend: h of `cure` and `guard` is 0.75 for pixels, and 3
+            for normalised images ("inputs").
 
     Raises:
-        ValueError: an unknown name, field or threat, or a value out of range.
+        ValueError: a name, field or threat is unknown, or a value is out of range.
     """
-    text, at, place = spec.partition("@")
+    text, at, threat_text = spec.partition("@")
     name, options = split_spec(text)
-    threat = threat_named(place if at else "linf_star", family)
+    threat = threat_named(threat_text if at else "linf_star", family)
     return configured(_maker(name, units)(threat), options, f"loss {name}", fixed=("threat",))
 
 
 def written(loss: Loss, units: Units = "pixels") -> str:
-    """Return the text of a loss, the shortest from which `loss_named` with the same units makes an equal one.
+    """Return the shortest text from which `loss_named` with the same units makes an equal loss.
 
     Raises:
-        ValueError: no text makes such a loss.
+        ValueError: there is no such text.
 
     >>> from robust import CurvatureRegularizedLoss
     >>> loss = CurvatureRegularizedLoss(weight=10.0)
@@ -63,23 +63,23 @@ def written(loss: Loss, units: Units = "pixels") -> str:
     ('guard:weight=10,h=3', 'guard:weight=10')
     """
     threat = _threat_of(loss)
-    behind = "" if threat is None else f"@{threat.written}"
+    suffix = "" if threat is None else f"@{threat.written}"
     for names in (list(LOSSES), [f"{type(loss).__module__}:{type(loss).__qualname__}"]):
         texts = [text for name in names if (text := _options(loss, name, threat or _ANY, units)) is not None]
         if texts:
-            return min(texts, key=lambda text: text.count("=")) + behind
+            return min(texts, key=lambda text: text.count("=")) + suffix
     raise ValueError(f"{shown(loss)} cannot be written as NAME:field=value")
 
 
 _ANY = Threat("linf", 8 / 255)
-"""a ball for a loss whose class or defaults are looked at"""
+"""arbitrary ball for a loss of which only the class or the defaults are needed"""
 
 
 def _maker(name: str, units: Units) -> Callable[[Threat], Any]:
     """Return threat -> loss for a name.
 
     Raises:
-        ValueError: an unknown name, or an object that is no loss.
+        ValueError: the name is unknown, or the object is not a loss.
     """
     registry = _ON_INPUTS if units == "inputs" else LOSSES
     if name in registry:
@@ -89,7 +89,7 @@ def _maker(name: str, units: Units) -> Callable[[Threat], Any]:
         raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}, or write package.module:name")
     if not (inspect.isclass(kind) and is_dataclass(kind) and _declares_traits(kind)):
         line = "it must be a frozen dataclass that subclasses robust.Loss and declares its traits"
-        raise ValueError(f"loss {shown(name)} is no loss: {line}")
+        raise ValueError(f"loss {shown(name)} is not a loss: {line}")
     made: Any = kind
     return lambda threat: made(threat=threat) if made.traits.threat else made()
 
@@ -99,10 +99,10 @@ def _declares_traits(kind: type) -> bool:
 
 
 def _options(loss: Loss, name: str, threat: Threat, units: Units) -> str | None:
-    """Return the text of a loss that starts with a name, without a threat; None where the name makes no such loss."""
+    """Return the text of a loss, without threat, that starts with a name; None if the name means another class."""
     try:
         default = _maker(name, units)(threat)
-    except ValueError:  # no name of a package, or a threat that the loss of this name does not take
+    except ValueError:  # an unknown name, or a threat that the loss of this name does not accept
         return None
     options = differences(loss, default, fixed=("threat",)) if type(default) is type(loss) else None
     return None if options is None else f"{name}{options and ':'}{options}"

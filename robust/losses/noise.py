@@ -1,4 +1,4 @@
-"""Training on Gaussian noise, as randomised smoothing (Cohen et al. 2019, arXiv 1902.02918) wants its networks."""
+"""Training with Gaussian noise, as in randomised smoothing (Cohen et al. 2019, arXiv 1902.02918)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,7 @@
-"""TRADES (Zhang et al. 2019, arXiv 1901.08573): cross-entropy, plus how far an attack moves the predictions.
+"""TRADES (Zhang et al. 2019, arXiv 1901.08573): cross-entropy, plus the largest change of the predictions in a ball.
 
-The multi-class form with the choices of the authors' code: the divergence is KL(clean || attacked), its maximisation
-starts beside the input. Deviations: the attack is on the model in evaluation mode, and inputs may leave [0, 1] (see
+The multi-class form, as in the authors' code: the divergence is KL(clean || attacked), and its maximisation starts
+near the input. Deviations: the model is attacked in evaluation mode, and inputs may be outside [0, 1] (see
 `robust.losses.adversarial`).
 """
 
@@ -23,15 +23,15 @@ from robust.threat import Threat
 __all__ = ["TRADES"]
 
 NEAR = 0.001
-"""standard deviation of the noise at which the ascent begins: at the input itself the divergence has no slope"""
+"""standard deviation of the noise on the starting point: at the input itself the gradient of the divergence is zero"""
 
 
 @dataclass(frozen=True)
 class TRADES(Loss):
     """Mean cross-entropy + beta x KL(predictions || predictions at the point of largest KL in the ball).
 
-    Both training passes are in the model's own mode: BatchNorm sees the clean batch, then the attacked one (with beta
-    or eps 0 the clean one only). Elsewhere as `AdversarialTraining`.
+    Neither training pass changes the model's mode: BatchNorm sees the clean batch, then the attacked batch (with beta
+    or eps 0 only the clean batch). Otherwise as `AdversarialTraining`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -44,7 +44,7 @@ class TRADES(Loss):
     beta: NonNegative = 6.0
     """weight of the divergence, >= 0; 1 / lambda of the paper"""
     steps: Count = 10
-    """of the inner PGD"""
+    """steps of the inner PGD"""
     step_size: StepSize = None
     """length of a step in the threat's norm; None is 2.5 eps / steps"""
 
@@ -53,7 +53,7 @@ class TRADES(Loss):
 
     @property
     def passes(self) -> float:
-        """Two training passes, a forward pass, and the attack, whose gradients are of inputs alone."""
+        """Two training passes, a forward pass, and the attack, which computes gradients only with respect to inputs."""
         return 2 + (1 + 2 * self.steps) / 3 if self.beta and self.threat.eps else 1.0
 
     @takes_network
@@ -64,25 +64,25 @@ class TRADES(Loss):
 
         Args:
             model: maps pixels to logits (N, K), normalisation inside.
-            inputs: (N, ...) pixels; they may leave [0, 1].
+            inputs: (N, ...) pixels; they may be outside [0, 1].
             targets: (N,) class indices or (N, K) probabilities.
-            generator: CPU generator of the start's noise; None is torch's default.
+            generator: CPU generator of the noise on the starting point; None is torch's default.
         """
         if self.beta == 0 or self.threat.eps == 0:
             return cross_entropy(model(inputs), targets).mean()
-        # not under no_grad: autocast of older torch would keep weights without a graph, also for the passes below
+        # not under no_grad: autocast of older torch would cache weights without a graph, also for the passes below
         with torch.enable_grad(), evaluating(model), keeping_buffers(model):
-            believed = _log_probabilities(network_inside(model)(inputs.detach())).detach()
+            clean = _log_probabilities(network_inside(model)(inputs.detach())).detach()
         start = inputs.detach() + NEAR * torch.randn(inputs.shape, generator=generator).to(inputs)
         options = {"threat": self.threat, "steps": self.steps, "step_size": self.step_size}
-        points = ascend(model, inputs, start, lambda logits: _divergence(believed, logits), **options)
+        points = ascend(model, inputs, start, lambda logits: _divergence(clean, logits), **options)
         logits = model(inputs)
         divergence = _divergence(_log_probabilities(logits), model(points))
         return (cross_entropy(logits, targets) + self.beta * divergence).mean()
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
-    """Return log-softmax in float32 at least: the divergence is a difference of such numbers."""
+    """Return log-softmax in at least float32, because the divergence is a difference of log-probabilities."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
 

@@ -42,7 +42,7 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert run(*words, "--ipc", "1") == 0
     again, err = capsys.readouterr()
     assert again == out
-    assert "2 of 2 cells are there already" in err
+    assert "2 of 2 cells are already done" in err
 
     place = tmp_path / "dm" / name / "ipc1" / "seed0"
     for content in ("x", ""):  # damaged results are made anew, from the students that are there
@@ -84,7 +84,7 @@ def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
 
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert "1 of 2 cells are there already" in second.stderr
+    assert "1 of 2 cells are already done" in second.stderr
     assert [line.split(" | ")[0].strip("| ") for line in second.stdout.splitlines()[4:6]] == ["random", "dm"]
     log = (tmp_path / "benchmark" / "logs" / f"dm-{label('folder', data)}-ipc1-seed0.log").read_text()
     assert "interrupted; the same command continues" in log or sys.platform != "linux"
@@ -120,7 +120,10 @@ def test_all_methods_have_students_of_one_network(
 
     (random / "distilled.safetensors").unlink()
     assert run(*words, "--backbone", "convnet:width=8", *flags) == 1  # it was finished once, and is not begun for ever
-    assert f"failed: random-{label('folder', data)}-ipc1-seed0: it ended well, but its set" in capsys.readouterr().err
+    assert (
+        f"failed: random-{label('folder', data)}-ipc1-seed0: the cell ended without error, but its set"
+        in capsys.readouterr().err
+    )
 
     assert run(*words, *flags, "--dry-run") == 0  # by default they are those of the whole set
     assert "--backbone convnet:width=32 --recipe quick" in capsys.readouterr().out
@@ -197,8 +200,8 @@ def test_another_config_is_no_lost_table(data: Path, tmp_path: Path, capsys: pyt
         (["--flags", "dd2: --iterations 3"], "unknown method 'dd2'"),
         (["--flags", "dc: --iterations 3", "dc: --lr-img 1"], "--flags names dc twice; give all its flags in one text"),
         (["--flags", "dc: --ipc 5"], "--flags has --ipc for dc; give it to the benchmark itself"),
-        (["--methods", "dm", "--flags", "dc: --iterations 3"], "--flags is of dc, which is not among the methods: dm"),
-        (["--datasets", ","], "--datasets is ','; it names at least one of"),
+        (["--methods", "dm", "--flags", "dc: --iterations 3"], "--flags is for dc, which is not among the methods: dm"),
+        (["--datasets", ","], "--datasets is ','; it must name at least one of"),
         (["--methods", "dc", "--flags", "dc: --iterations 0"], "iterations is 0; it must be >= 1"),
         (["--methods", "dc", "--flags", "dc: --iteratons 3"], "--iteratons"),
         (["--students", "0"], "--students is 0; it must be in [1, 10000], or None"),

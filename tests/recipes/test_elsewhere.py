@@ -133,7 +133,10 @@ def test_a_loss_and_an_attack_of_another_package_make_a_run(
         (["random", "their_package.parts:nothing"], "data set 'their_package.parts:nothing' cannot be imported"),
         (["random", "digits", "--backbone", "their_package.parts:number"], "backbone their_package.parts:number is a"),
         (["random", "digits", "--backbone", "their_package.parts:linear:depth=1"], "depth"),
-        (["dc", "digits", "--real-loss", "their_package.parts:number"], "loss 'their_package.parts:number' is no loss"),
+        (
+            ["dc", "digits", "--real-loss", "their_package.parts:number"],
+            "loss 'their_package.parts:number' is not a loss",
+        ),
         (["dc", "digits", "--real-loss", "no_package.parts:L"], "--real-loss: loss 'no_package.parts:L' cannot be"),
         (
             ["dc", "digits", "--attacks", "their_package.parts:Scaled"],

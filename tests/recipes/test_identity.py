@@ -68,7 +68,7 @@ def test_two_own_data_sets_live_side_by_side(tmp_path: Path, capsys: pytest.Capt
     options = ["--images", "4", "--students", "1", "--data-dir"]
     codes = [run("curvature", places[0], *options, data) for data in (first, second)]
     assert sorted(codes) == [0, 2]
-    assert "was run on other data" in capsys.readouterr().err
+    assert "used other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["a picture", "a class's name", "one picture more"])
@@ -176,7 +176,10 @@ def test_other_attacks_are_added_to_the_students_that_exist(
     capsys.readouterr()
     words[words.index("--attacks") + 1] = "pgd,noise@0.3,worst"
     assert run(*words) == 0
-    assert "has its students: they are evaluated under pgd@8/255, noise@0.3, worst@8/255 too" in capsys.readouterr().err
+    assert (
+        "has trained students: they are evaluated under pgd@8/255, noise@0.3, worst@8/255 too"
+        in capsys.readouterr().err
+    )
     columns = list(dict.fromkeys(row["attack"] for row in results(place)))
     assert columns == ["clean", "linf", "pgd@8/255", "noise@0.3", "worst@8/255"]
     assert accuracies(place, "linf") == before

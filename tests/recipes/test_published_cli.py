@@ -183,7 +183,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("evaluate SET", "does not say of which data set it is: give --dataset, one of cifar10"),
+        ("evaluate SET", "does not name its data set: give --dataset, one of cifar10"),
         ("evaluate SET --dataset cifar", "unknown data set 'cifar'; did you mean 'cifar10'?"),
         ("evaluate SET --dataset folder --source dd", "no results.pth of DD's code"),
         ("evaluate SET --dataset folder --source DC", "invalid choice"),

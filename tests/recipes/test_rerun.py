@@ -79,7 +79,7 @@ def test_a_set_that_was_moved_is_named(here: Path, capsys: pytest.CaptureFixture
     record = json.loads(judged.read_text())
     judged.write_text(json.dumps(record | {"set": "nowhere"}))
     assert run(f"rerun {judged.parent}") == 2
-    assert "nowhere is not there, the set that" in capsys.readouterr().err
+    assert "nowhere is missing, the set that" in capsys.readouterr().err
     moved = Path("moved.safetensors")
     (RUN / "distilled.safetensors").rename(moved)
     assert run(f"rerun {judged.parent} --distilled {moved}") == 0
@@ -167,7 +167,7 @@ def test_other_data_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) 
     changed({"data.train": "1438 images of 1x8x8, 0000000000000000"})
     assert run(f"rerun {RUN}") == 2
     said = capsys.readouterr().err
-    assert "the data here are not those of the recorded run: train is 1438 images of 1x8x8, 0000000000000000" in said
+    assert "the data here differ from those of the recorded run: train is 1438 images of 1x8x8, 000000000000000" in said
     assert not Path("reruns").exists()
 
 
@@ -175,7 +175,7 @@ def test_nothing_is_written_over_the_run_itself(here: Path, capsys: pytest.Captu
     (judged,) = Path("runs", "evaluate").rglob("experiment.json")
     for folder in (RUN, judged.parent):
         assert run(f"rerun {folder} --runs runs") == 2
-        assert f"the repetition would be {folder} itself" in capsys.readouterr().err
+        assert f"the new run would overwrite {folder}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_nothing_is_written_over_the_run_itself(here: Path, capsys: pytest.Captu
         ("rerun nowhere", "nowhere has no experiment.json"),
         ("rerun --seed 3", "rerun takes the folder of a run first"),
         (f"rerun {RUN} --seed -1", "--seed is -1"),
-        ("rerun stage", "holds the stage squeeze, a part of other runs"),
-        ("rerun empty", "holds no run"),
+        ("rerun stage", "contains the stage squeeze, shared by runs"),
+        ("rerun empty", "contains no run"),
     ],
 )
 def test_bad_input_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], words: str, line: str) -> None:

@@ -239,7 +239,7 @@ def test_sets_in_files_from_end_to_end_without_their_damaged_files(
     assert f"{damaged} cannot be read as an image (" in said
     assert "Traceback" not in said
     assert run(*words, "--damaged", "skip") == 0
-    assert f"damaged and left out: 1 of 80 files: {damaged}" in capsys.readouterr().err
+    assert f"damaged and omitted: 1 of 80 files: {damaged}" in capsys.readouterr().err
     folder = place(tmp_path)
     assert run("evaluate", folder, *options, "--students", "1", "--attacks", "pgd@2/255", "--damaged", "skip") == 0
     assert "pgd" in capsys.readouterr().out
@@ -256,7 +256,7 @@ def test_workers_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("count", "words", "line"),
     [
-        ("2", ["dc"], "dc runs in one process; NPROC and torchrun are for methods of sre2l"),
+        ("2", ["dc"], "dc runs in one process; NPROC and torchrun work only for sre2l methods"),
         ("many", ["sre2l"], "NPROC is many; it takes a whole number of processes >= 1"),
         ("0", ["sre2l"], "NPROC is 0"),
         ("1000000", ["sre2l"], "NPROC is 1000000; this machine has place for at most"),

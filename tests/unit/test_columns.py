@@ -180,7 +180,7 @@ def test_families() -> None:
         ("pgdd", "unknown attack 'pgdd'; did you mean 'pgd'?"),
         ("pgd:steps=0", "steps is 0"),
         ("pgd:threat=1", "attack pgd has no field 'threat'"),
-        ("pgd:steps", "'steps' is no field=value"),
+        ("pgd:steps", "'steps' is not field=value"),
         ("pgd:steps=1,steps=2", "'steps' is given twice"),
         ("pgd@-1/255", "threat is '-1/255'"),
         ("pgd@l3:1", "threat is 'l3:1'"),

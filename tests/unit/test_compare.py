@@ -1,4 +1,4 @@
-"""Two sides of finished runs: what is one set, what is refused, and what the result holds for."""
+"""Two sides of finished runs: what is one set, what is refused, and to what the result generalises."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_students_of_one_set_each(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]
     assert lines[2] == f"A: dc, ipc 1, mlp, 1 set, 3 students: {first}"
     assert lines[3] == f"B: guard_dc, ipc 1, mlp, 1 set, 4 students: {second}"
-    assert "unit: students; the result holds for other students of these two distilled sets, not" in lines[5]
+    assert "unit: students; the result generalises to other students of these two distilled sets, not" in lines[5]
     assert "--against" in lines[6]
     assert len(lines[0]) < 60  # no paths in the header
 
@@ -78,14 +78,14 @@ def test_a_folder_of_seeds_is_several_sets(tmp_path: Path, capsys: pytest.Captur
     folders = run(capsys, tmp_path / "dc", tmp_path / "guard_dc")
     assert f"{expected.low:+.1f} to {expected.high:+.1f}" in folders[1]
     assert "A: dc, ipc 1, mlp, 3 sets, 6 students" in folders[2]
-    assert folders[5] == "unit: distilled sets (3 and 3); the result holds for other seeds of both"
+    assert folders[5] == "unit: distilled sets (3 and 3); the result generalises to other seeds of both"
     seeds = [tmp_path / "dc" / f"seed{seed}" for seed in range(3)]
     named = run(capsys, *seeds, "--against", tmp_path / "guard_dc")
     assert named[:2] == folders[:2]
     twice = run(capsys, *seeds, seeds[0], "--against", tmp_path / "guard_dc")
     assert twice[1] == named[1]  # a run that is given twice counts once
     single = run(capsys, tmp_path / "dc", "--against", tmp_path / "guard_dc" / "seed1")
-    assert single[6] == "B has a single set: its variance is taken to be that between the sets of A"
+    assert single[6] == "B has a single set: its variance is assumed equal to the variance between the sets of A"
 
 
 def test_sides_of_the_same_sets_are_compared_set_by_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +98,7 @@ def test_sides_of_the_same_sets_are_compared_set_by_set(tmp_path: Path, capsys: 
     lines = run(capsys, tmp_path / "plain", tmp_path / "robust")
     matched = difference(*([tables[side, name] for name in names] for side in ("robust", "plain")), matched=True)
     assert f"{matched.low:+.1f} to {matched.high:+.1f}" in lines[1]
-    assert lines[5].startswith("unit: distilled sets (3, the same on both sides, compared set by set); the result")
+    assert lines[5].startswith("unit: distilled sets (3, equal in A and B, compared in pairs); the result")
 
 
 def test_one_network_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,9 @@ def test_runs_of_one_set_are_one_set(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2 sets, 6 students" in run(capsys, tmp_path / "runs", other)[2]
     same = write(tmp_path / "same", {"clean": bools(2, 0.5, 8)}, set="cc", loss="trades")
     lines = run(capsys, other, same)
-    assert lines[5].startswith("unit: students; the result holds for other students of this distilled set, trained in")
+    assert lines[5].startswith(
+        "unit: students; the result generalises to other students of this distilled set, trained"
+    )
     assert not any("--against" in line for line in lines)
 
 
@@ -138,7 +140,7 @@ def test_another_attack_of_one_name_is_not_compared(
     lines = run(capsys, first, second)
     assert [cells(text)[0] for text in lines[1:2]] == ["clean"]
     assert lines[2].startswith("A: ")
-    assert lines[-1] == f"pgd is not compared, because it is another attack: {line}"
+    assert lines[-1] == f"pgd is not compared, because A and B have different attacks: {line}"
     assert run(capsys, first, first)[2].startswith("pgd 2/255")
 
 
@@ -172,7 +174,7 @@ def test_sides_without_a_column_in_common_are_refused(tmp_path: Path, capsys: py
     out, err = capsys.readouterr()
     assert not out
     assert err == (
-        "run.sh: A and B have no column in common: pgd is not compared, because it is another attack: "
+        "run.sh: A and B have no column in common: pgd is not compared, because A and B have different attacks: "
         "threat linf:2/255 of A, linf:8/255 of B\n"
     )
 
@@ -202,7 +204,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     for name, change, words in (
         ("n", {"images": 70}, "A 60 of toy; B 70 of toy"),
         ("s", {"dataset": "digits"}, "A 60 of toy; B 60 of digits"),
-        ("d", {"test": "bbbb"}, "evaluated on other images"),
+        ("d", {"test": "bbbb"}, "evaluated on different images"),
     ):
         images = {"images": 60} | change
         other = write(tmp_path / name, {"clean": bools(2, 0.5, 0, images["images"])}, **({"test": "aaaa"} | change))
@@ -216,9 +218,9 @@ def test_doubts_are_named_and_corruptions_left_out(tmp_path: Path, capsys: pytes
     first = write(tmp_path / "a", tables, pgd={"verdict": "suspicious: masked"})
     lines = run(capsys, first, write(tmp_path / "b", tables))
     assert lines[2].split()[:3] == ["pgd", f"{100 * tables['pgd'].double().mean():.1f}", "?"]
-    assert "corruptions is not compared: each image counts many times in it" in lines
+    assert "corruptions is not compared: it counts each image many times" in lines
     assert "? A, pgd: suspicious: masked (2 of 2 students)" in lines
-    assert any(line.startswith("rank by pgd_ce_margin") for line in lines)
+    assert any(line.startswith("rank methods by pgd_ce_margin") for line in lines)
 
 
 @pytest.mark.parametrize("words", [["A"], [], ["A", "B", "C"], ["A", "B", "--against"], ["--against", "B"]])
@@ -232,7 +234,7 @@ def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     run_folder = write(tmp_path / "a", {"clean": bools(1, 0.5, 0)})
     (tmp_path / "empty").mkdir()
     for place in ("empty", "nowhere"):
-        with pytest.raises(InputError, match=f"{place} is no folder of a finished run"):
+        with pytest.raises(InputError, match=f"{place} is not the folder of a finished run"):
             run_compare([str(run_folder), str(tmp_path / place)])
     other = write(tmp_path / "b", {"clean": bools(1, 0.5, 1)})
     (run_folder / "experiment.json").write_text("[")

@@ -363,7 +363,7 @@ def test_image_size_out_of_range(image_size: int, tmp_path: Path) -> None:
 
 def test_unknown_way_with_damaged_files(tmp_path: Path) -> None:
     text = message("digits", tmp_path, damaged="skp")
-    assert text == "unknown way with damaged files 'skp'; did you mean 'skip'? Known: refuse, skip"
+    assert text == "unknown value of damaged 'skp'; did you mean 'skip'? Known: refuse, skip"
 
 
 def test_sets_that_are_no_image_files_have_no_damaged_ones(tmp_path: Path) -> None:
@@ -572,7 +572,7 @@ def test_files_are_brought_into_memory_where_they_fit(tmp_path: Path, monkeypatc
     assert torch.equal(there.in_memory().images, here.images)
     assert here.in_memory() is here
     monkeypatch.setattr(imageset, "LIMIT", 4 * here.images.numel() - 1)
-    with pytest.raises(InputError, match="this needs all images of folder in memory"):
+    with pytest.raises(InputError, match="this step needs all images of folder in memory"):
         there.in_memory()
 
 
@@ -581,7 +581,7 @@ def test_folder_without_a_part(missing: str, tmp_path: Path, monkeypatch: pytest
     fake_folder(tmp_path, monkeypatch)
     (tmp_path / missing).rename(tmp_path / "elsewhere")
     text = message("folder", tmp_path)
-    assert text.startswith(f"{tmp_path / missing} must hold a folder of images for each class (")
+    assert text.startswith(f"{tmp_path / missing} must contain a folder of images for each class (")
     assert "--data-dir" in text
 
 
@@ -590,9 +590,9 @@ def test_folder_with_an_empty_class(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "val/bee/1.png").rename(tmp_path / "val/bee/1.txt")
     text = message("folder", tmp_path)
     assert text.startswith(f"{tmp_path / 'val/bee'} has no images (.jpg, .jpeg, .png, ")
-    assert text.endswith("put some there, or remove the class from both parts")
+    assert text.endswith("add images, or remove the class from the training and the test set")
     (tmp_path / "val/ant/1.png").unlink()
-    assert "), nor have 1 others: put" in message("folder", tmp_path)
+    assert "), nor have 1 others: add" in message("folder", tmp_path)
 
 
 def test_folder_whose_parts_differ_in_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -620,7 +620,9 @@ def test_folder_with_many_damaged_images(tmp_path: Path, monkeypatch: pytest.Mon
     for image_size in (None, 8):
         text = message("folder", tmp_path, image_size)
         assert text.startswith("2 of 5 files cannot be read as images: ")
-        assert f"{tmp_path / 'train/ant/1.png'} (it is empty), {tmp_path / 'val/ant/1.png'} (it is empty): mend" in text
+        assert (
+            f"{tmp_path / 'train/ant/1.png'} (it is empty), {tmp_path / 'val/ant/1.png'} (it is empty): repair" in text
+        )
         assert text.endswith("--damaged skip")
     for name in ("train/ant/2.png", "train/bee/1.png", "val/bee/1.png"):
         (tmp_path / name).write_bytes(b"no image")
@@ -642,7 +644,7 @@ def test_damaged_images_are_left_out_when_asked(
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-80])
     train, test = load("folder", tmp_path, damaged="skip")
     first = capsys.readouterr().err.splitlines()[0]
-    assert first.startswith(f"damaged and left out: 2 of 6 files: {tmp_path / 'train/ant/1.png'} (")
+    assert first.startswith(f"damaged and omitted: 2 of 6 files: {tmp_path / 'train/ant/1.png'} (")
     assert f"{tmp_path / 'val/bee/1.png'} (" in first
     assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [0, 1])
     assert torch.equal(train.images[:], whole[1:])
@@ -701,7 +703,7 @@ def test_one_class_is_refused_before_anything_is_read(name: str, tmp_path: Path)
     for part in ("train", "val"):
         write_image(tmp_path / part / "only" / "1.png")
         (tmp_path / part / "only" / "1.png").write_bytes(b"no image")
-    assert "has one class, only, and a network tells at least two apart" in message(name, tmp_path)
+    assert "has one class, only, but at least two are needed" in message(name, tmp_path)
     with pytest.raises(InputError, match="has one class"):
         fingerprint(name, tmp_path)
 
@@ -753,7 +755,7 @@ def test_the_first_of_several_places_is_taken_aloud(tmp_path: Path, capsys: pyte
 def test_what_is_brought_by_the_user_and_missing(name: str, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     text = message(name, tmp_path)
-    assert text.startswith(f"{name} is not in {tmp_path}: neither it nor a folder {', '.join(PLACES[name])} in it ")
+    assert text.startswith(f"{name} is not in {tmp_path}: neither this folder nor {', '.join(PLACES[name])} below it ")
     for part in ("train/CLASS/*.JPEG and val/CLASS/*.JPEG", "get ", "--data-dir or DATA_DIR"):
         assert part in text
     assert ("image-net.org, whose terms apply" in text) == (name == "imagenet")
@@ -766,10 +768,10 @@ def test_parts_that_do_not_belong_together(name: str, tmp_path: Path) -> None:
     assert message(name, tmp_path).endswith("must have the same classes; only one has n02, n03")
     (tmp_path / "val").rename(tmp_path / "away")
     assert message(name, tmp_path).startswith(
-        f"{tmp_path / 'val'} must hold a folder of images for each class (No such"
+        f"{tmp_path / 'val'} must contain a folder of images for each class (No such"
     )
     (tmp_path / "val").mkdir()
-    assert message(name, tmp_path).endswith("must hold a folder of images for each class (it is empty)")
+    assert message(name, tmp_path).endswith("must contain a folder of images for each class (it is empty)")
 
 
 def test_imagenet_s_validation_part_as_in_its_archive(tmp_path: Path) -> None:
@@ -779,7 +781,7 @@ def test_imagenet_s_validation_part_as_in_its_archive(tmp_path: Path) -> None:
         write_image(tmp_path / f"val/ILSVRC2012_val_{number:08d}.JPEG")
     text = message("imagenet", tmp_path)
     assert text.startswith(
-        f"{tmp_path / 'val'} holds 3 images but no class folders: sort them into {tmp_path}/val/CLASS/"
+        f"{tmp_path / 'val'} contains 3 images but no class folders: sort them into {tmp_path}/val/CLASS/"
     )
 
 
@@ -792,7 +794,7 @@ def test_imagenet_is_decoded_when_used_and_cropped(tmp_path: Path, monkeypatch: 
     file = tmp_path / "train/n01/1.JPEG"
     with pytest.raises(InputError) as raised:
         train.sample(0, 3, generator())
-    assert str(raised.value).startswith(f"{file} cannot be read as an image (it is no image)")
+    assert str(raised.value).startswith(f"{file} cannot be read as an image (it is not an image)")
     assert load("imagenet", tmp_path, damaged="skip")[0].labels.tolist() == [0, 0, 1, 1]
     assert load("imagenet", tmp_path, 96)[0].image_shape == (3, 96, 96)
 

@@ -229,10 +229,13 @@ REFUSED = {
     "planes apart": (lambda: deep_tiff(DEEP_COLOUR, planes=2, compressed=True), "."),
     "whole numbers of 32 bits": (
         lambda: encoded(Image.fromarray(DEEP_GREY.astype("i4")), "TIFF"),
-        "more than 8 bits a channel are not read of TIFF images of this kind",
+        "more than 8 bits per channel are not read in TIFF images of this kind",
     ),
-    "floats": (lambda: encoded(Image.fromarray(DEEP_GREY.astype("f4")), "TIFF"), "more than 8 bits a channel"),
-    "plain text of deep colours": (lambda: b"P3 1 1 1023\n1 2 3\n", "more than 8 bits a channel are not read of PPM"),
+    "floats": (lambda: encoded(Image.fromarray(DEEP_GREY.astype("f4")), "TIFF"), "more than 8 bits per channel"),
+    "plain text of deep colours": (
+        lambda: b"P3 1 1 1023\n1 2 3\n",
+        "more than 8 bits per channel are not read in PPM",
+    ),
     "deep ppm cut short": (lambda: b"P6 8 8 65535\n" + bytes(300), "buffer is smaller"),
     "programs": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "cannot identify"),
     "nothing": (lambda: b"", "it is empty"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.mtt.recipes import METHODS
-from distill.app.export import AS_MTT, EXPORTS, export, run_export
+from distill.app.export import export, run_export
 from distill.data import FACTS, ImageSet
 from distill.data.facts import Constants
 from distill.distilled import DistilledSet
@@ -21,6 +21,7 @@ from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.read import read
 from distill.published.reading import Reading
+from distill.published.writers import AS_MTT, EXPORTS
 from distill.training.whiten import Whiten
 from robust import Normalize
 from tests.toy import toy
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_back(form: str, soft: bool, tmp_path: Path) -> 
     if form == "mtt":
         ours = replace(ours, method="guard_mtt", training=MethodTraining(lr=0.02, epochs=30))
     if form == "dc" and soft:
-        with pytest.raises(InputError, match="soft labels, and dc holds classes; take --to mtt, npz or hf"):
+        with pytest.raises(InputError, match="soft labels, but dc stores classes; use --to mtt, npz or hf"):
             export(ours, tmp_path, form, tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
         return
@@ -128,7 +129,7 @@ def test_pictures_are_equal_but_for_rounding_and_say_so(tmp_path: Path) -> None:
     share = ((ours.images < 0) | (ours.images > 1)).float().mean().item()
     assert share > 0.05
     assert "lossy: PNG has 8 bits" in lines[0]
-    assert f"({share:.1%} of them)" in lines[0]
+    assert f"({share:.1%} are outside)" in lines[0]
     found = back(tmp_path / "out")
     assert (found.images - ours.images.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-6
     assert torch.equal(found.labels, ours.labels)
@@ -231,11 +232,11 @@ def test_nothing_else_is_overwritten_unasked(form: str, tmp_path: Path) -> None:
     export(made(), tmp_path, form, out)  # the same again
     assert contents() == before
     other = replace(made(), images=made().images.flip(0))
-    with pytest.raises(InputError, match=r"holds something else .*give another --out, or --overwrite"):
+    with pytest.raises(InputError, match=r"has other content .*give another --out, or --overwrite"):
         export(other, tmp_path, form, out)
     assert contents() == before
     lines = export(other, tmp_path, form, out, overwrite=True)
-    assert "instead of others" in lines[-1]
+    assert "of an earlier export replaced" in lines[-1]
     assert contents() != before
     (out / "notes.txt").write_text("mine")
     export(other, tmp_path, form, out)
@@ -246,7 +247,7 @@ def test_pictures_of_another_set_are_not_mixed_with(tmp_path: Path) -> None:
     export(made(), tmp_path, "imagefolder", tmp_path / "out")
     fewer: Tensor = made().images[[0, 2]]
     smaller = replace(made(), images=fewer, labels=torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="is of another set, and would be read with this one"):
+    with pytest.raises(InputError, match="belongs to another set, and would be read with this set"):
         export(smaller, tmp_path, "imagefolder", tmp_path / "out")
     export(smaller, tmp_path, "imagefolder", tmp_path / "out", overwrite=True)
     assert len(back(tmp_path / "out").images) == 2
@@ -266,7 +267,7 @@ def test_pictures_of_others_are_never_deleted_nor_replaced(name: str, tmp_path: 
     export(made(), tmp_path, "imagefolder", out)
     (out / "below" / "0001.png").write_bytes(b"mine now")  # ours, and then changed by its user
     fewer = replace(made(), images=made().images[[0, 2]], labels=torch.tensor([0, 1]))
-    with pytest.raises(InputError, match="is not of this set, but would be read with it, and no export wrote it"):
+    with pytest.raises(InputError, match="is not part of this set, but would be read with it, and no export wrote it"):
         export(fewer, tmp_path, "imagefolder", out, overwrite=True)
     assert (out / "below" / "0001.png").read_bytes() == b"mine now"
 
@@ -358,7 +359,7 @@ def test_hf_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="needs the package datasets: pip install datasets; or take --to npz"):
+    with pytest.raises(InputError, match="needs the package datasets: pip install datasets; or use --to npz"):
         export(made(), tmp_path, "hf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

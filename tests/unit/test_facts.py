@@ -155,13 +155,13 @@ def test_facts_of_a_folder_with_damaged_files(tmp_path: Path) -> None:
     assert facts_of("folder", root).size == 12
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="must hold two classes or more, of image files that can be read"):
+    with pytest.raises(InputError, match="must contain at least two classes of readable image files"):
         facts_of("folder", root)
 
 
 @pytest.mark.parametrize("classes", [{}, {"one": 1}])
 def test_facts_of_no_such_folder(classes: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="train must hold"):
+    with pytest.raises(InputError, match="train must contain"):
         facts_of("folder", folder_of(tmp_path, classes) if classes else tmp_path / "none")
 
 

@@ -177,12 +177,12 @@ def test_a_jpeg_cut_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
 
 DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "it is empty"),
-    "text": (lambda: b"not an image at all", "it is no image"),
+    "text": (lambda: b"not an image at all", "it is not an image"),
     "cut": (lambda: KINDS["jpeg"]()[:-100], "truncated"),
     "cut png": (lambda: KINDS["png"]()[:-100], "truncated"),
     "floats": (
         lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
-        "more than 8 bits a channel are not",
+        "more than 8 bits per channel are not",
     ),
 }
 
@@ -196,7 +196,7 @@ def test_damaged_files_are_named(kind: str, tmp_path: Path) -> None:
             attempt()
         text = str(raised.value)
         assert text.startswith(f"{tmp_path / '001.JPEG'} cannot be read as an image (")
-        assert text.endswith("mend or remove it, or give --damaged skip")
+        assert text.endswith("repair or remove it, or give --damaged skip")
         assert why in text
         assert "\n" not in text
     assert [index for index, _ in find_damaged(files.paths)] == [1]
@@ -223,7 +223,7 @@ def test_all_damaged_files_are_counted_and_three_named(tmp_path: Path) -> None:
         read_all(parts)
     text = str(raised.value)
     assert text.startswith(f"4 of 8 files cannot be read as images: {tmp_path}/a/001.JPEG (it is empty), ")
-    assert f"{tmp_path}/a/002.JPEG (it is no image), {tmp_path}/b/000.JPEG (it is empty), ...: mend or " in text
+    assert f"{tmp_path}/a/002.JPEG (it is not an image), {tmp_path}/b/000.JPEG (it is empty), ...: repair or " in text
     assert text.endswith("--damaged skip")
     assert "..." not in str(refusal([(b"a", "x"), (b"b", "x"), ("c", "x")], 9))
 
@@ -380,7 +380,7 @@ def test_text_paths_will_do(several: ImageFiles) -> None:
 
 def test_what_needs_the_whole_is_told_so(several: ImageFiles) -> None:
     for attempt in (Normalize([0.5] * 3, [0.5] * 3), torch.mean, torch.nn.functional.relu):
-        with pytest.raises(InputError, match="give a smaller --image-size, or take another method"):
+        with pytest.raises(InputError, match="give a smaller --image-size, or use another method"):
             attempt(several)
 
 

@@ -484,7 +484,7 @@ def test_a_matching_that_diverges_is_told(tmp_path: Path) -> None:
 def test_images_that_are_too_large_for_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ImageFiles(np.array(["none.png"] * 40), 8, "square")
     monkeypatch.setattr(imageset, "LIMIT", 40 * 3 * 8 * 8 * 4 - 1)
-    with pytest.raises(InputError, match="this needs all images of toy in memory, where at 8 px they take"):
+    with pytest.raises(InputError, match="this step needs all images of toy in memory, where at 8 px they take"):
         distill(replace(toy(), images=files), 1, SMALL, run_in(tmp_path))
 
 

@@ -74,7 +74,7 @@ def test_only_a_dot_before_the_colon_makes_a_package() -> None:
     assert split_spec("outside.found:Scaled") == ("outside.found:Scaled", {})
     assert split_spec("outside.found:Scaled:weight=3,draws=2")[1] == {"weight": "3", "draws": "2"}
     assert split_spec("resnet18.a1_in1k:norm=batch") == ("resnet18.a1_in1k", {"norm": "batch"})
-    with pytest.raises(ValueError, match="is no field=value"):
+    with pytest.raises(ValueError, match="is not field=value"):
         split_spec("found:Scaled")
 
 
@@ -105,9 +105,9 @@ def test_an_attack_of_a_package_is_an_attack() -> None:
         ("outside.absent:Scaled", "cannot be imported: ModuleNotFoundError: No module named 'outside.absent'"),
         ("outside.broken:Scaled", "cannot be imported: .*no_such_name"),
         ("outside.stops:Scaled", "cannot be imported: RuntimeError: no licence$"),
-        ("outside.found:Brighter", "is no loss: it must be a frozen dataclass that subclasses robust.Loss"),
-        ("outside.found:Undeclared", "is no loss: .* declares its traits"),
-        ("outside.found:NUMBER", "is no loss"),
+        ("outside.found:Brighter", "is not a loss: it must be a frozen dataclass that subclasses robust.Loss"),
+        ("outside.found:Undeclared", "is not a loss: .* declares its traits"),
+        ("outside.found:NUMBER", "is not a loss"),
     ],
 )
 def test_what_is_no_loss_is_one_line(spec: str, line: str) -> None:

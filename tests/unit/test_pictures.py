@@ -40,7 +40,7 @@ def test_grey_pictures_of_16_bits_keep_them(ending: str, tmp_path: Path) -> None
 def test_pictures_whose_bits_would_be_lost_are_refused(kind: str, tmp_path: Path) -> None:
     plain = saved(tmp_path / "a" / "0.png", Image.new("L", (8, 8)))
     path = saved(tmp_path / "b" / "0.tif", Image.fromarray(DEEP.astype(kind) * 99))
-    line = r"0\.tif cannot be read as an image \(more than 8 bits a channel are not read of TIFF images of this kind"
+    line = r"0\.tif cannot be read as an image \(more than 8 bits per channel are not read in TIFF images of this kind"
     for read in (
         lambda: read_all_pictures([plain, path]),
         lambda: read_pictures(tmp_path, ("a", "b"), 1, (1, 8, 8)),

@@ -387,7 +387,9 @@ def test_pictures_are_matched_by_the_names_of_classes(tmp_path: Path) -> None:
         taken(tmp_path / "b")
     write_pictures(tmp_path / "c", ["above"])
     write_pictures(tmp_path / "c", ["below"], size=16)
-    with pytest.raises(InputError, match=r"0\.png has 16x16 pixels, the first one 8x8; a set has squares of one size"):
+    with pytest.raises(
+        InputError, match=r"0\.png has 16x16 pixels, the first one 8x8; images must be squares of one size"
+    ):
         taken(tmp_path / "c")
     (tmp_path / "a" / "above" / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"0\.png cannot be read as an image"):
@@ -436,7 +438,7 @@ def test_hugging_face_opens_nothing_but_its_own_bytes(tmp_path: Path, monkeypatc
         patch.setattr(datasets.Image, "embed_storage", lambda self, storage, **_: storage)
         folder = saved("b", [whole, elsewhere])
     (tmp_path / "theirs" / "a" / "0.png").unlink()  # whoever opens it fails otherwise
-    with pytest.raises(InputError, match="column image has no bytes in row 1; files and addresses elsewhere are not"):
+    with pytest.raises(InputError, match="column image has no bytes in row 1; referenced files and addresses are not"):
         taken(folder)
     with pytest.raises(InputError, match="row 1 cannot be read as an image"):
         taken(saved("c", [whole, {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n", "path": None}]))
@@ -445,7 +447,7 @@ def test_hugging_face_opens_nothing_but_its_own_bytes(tmp_path: Path, monkeypatc
         taken(saved("d", [[whole]], lists))
     small = io.BytesIO()
     Image.new("RGB", (4, 4)).save(small, "PNG")
-    with pytest.raises(InputError, match="row 1 has 4x4 pixels, the first one 8x8; a set has squares of one size"):
+    with pytest.raises(InputError, match="row 1 has 4x4 pixels, the first one 8x8; images must be squares of one size"):
         taken(saved("e", [whole, {"bytes": small.getvalue(), "path": None}]))
     monkeypatch.setattr(pictures, "LIMIT", 100)
     with pytest.raises(InputError, match="2 images, which take more than"):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.app.export import EXPORTS, export
+from distill.app.export import export
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.published.writers import EXPORTS
 from tests.unit.test_published import CLASSES, REAL, smooth, taken
 
 FILES = {
