@@ -69,7 +69,8 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, RunOptions())
     program = f"bash run.sh {method.name} {dataset}"
-    command = parse(MethodCommand, default, flags, program, rules_of_losses(facts.threats))
+    description = f"{method.name}: {method.summary} ({method.paper}; docs/methods/{method.page}.md)"
+    command = parse(MethodCommand, default, flags, program, rules_of_losses(facts.threats), description)
     return command.experiment, command.place
 
 

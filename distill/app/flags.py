@@ -80,7 +80,14 @@ def flags_of(settings: Any, prefix: str = "--") -> list[str]:
     return words
 
 
-def parse(kind: type[T], default: T, flags: list[str], program: str, rules: ConstructorRegistry | None = None) -> T:
+def parse(
+    kind: type[T],
+    default: T,
+    flags: list[str],
+    program: str,
+    rules: ConstructorRegistry | None = None,
+    description: str | None = None,
+) -> T:
     """Return a default command with the flags applied.
 
     Args:
@@ -89,6 +96,7 @@ def parse(kind: type[T], default: T, flags: list[str], program: str, rules: Cons
         flags: the command-line words.
         program: name of the program in messages, "bash run.sh NAME".
         rules: how tyro reads fields of types that it does not know.
+        description: first lines of --help; None for the docstring of `kind`.
 
     Raises:
         InputError: a flag is wrong; the message of tyro, as one line.
@@ -98,7 +106,8 @@ def parse(kind: type[T], default: T, flags: list[str], program: str, rules: Cons
     message, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
     try:
         with redirect_stderr(message):
-            return tyro.cli(kind, default=default, args=flags, prog=program, config=config, registry=rules)
+            names = {"prog": program, "description": description}
+            return tyro.cli(kind, default=default, args=flags, config=config, registry=rules, **names)
     except ValueError as error:  # a field refuses its value
         raise InputError(_shortened(str(error))) from None
     except OverflowError:

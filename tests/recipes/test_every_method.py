@@ -51,12 +51,15 @@ def images(runs: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_says_what_it_is(name: str) -> None:
+def test_a_method_says_what_it_is(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     method = METHODS[name]
     assert method.name == name
     assert 10 <= len(method.summary) <= 100
     assert method.paper
     assert (ROOT / "docs/methods" / f"{method.page}.md").is_file()
+    with pytest.raises(SystemExit):
+        main([name, "digits", "--help"])
+    assert f"{name}: {method.summary[:30]}" in capsys.readouterr().out
 
 
 def test_a_run_ends_with_a_set_and_a_table(finished: Path) -> None:
