@@ -96,7 +96,7 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
         if subfolder is None:
             names = dict.fromkeys((name, folder_of(name), f"new{number:03d}"))
             raise InputError(f"{folder} has no folder for class {name} (looked for {', '.join(names)})")
-        files = _files_in(subfolder)
+        files = _pictures_in(subfolder)
         if len(files) < ipc:
             raise InputError(f"{subfolder} has {len(files)} images, fewer than ipc {ipc}")
         for path in files[:ipc]:
@@ -110,7 +110,7 @@ def read_pictures(folder: Path, classes: tuple[str, ...], ipc: int, shape: tuple
 def picture_folders(folder: Path) -> dict[str, list[Path]]:
     """Return name -> image files for each subfolder that has image files."""
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {path.name: files for path in subfolders if (files := _files_in(path))}
+    return {path.name: files for path in subfolders if (files := _pictures_in(path))}
 
 
 def class_of(name: str, classes: Sequence[str]) -> int | None:
@@ -172,7 +172,7 @@ def decode_pictures(contents: Sequence[bytes | None], what: str) -> Tensor:
     return torch.stack([_read(io.BytesIO(each), channels, name) for name, each in files.items()])
 
 
-def _files_in(folder: Path) -> list[Path]:
+def _pictures_in(folder: Path) -> list[Path]:
     visible = (path for path in folder.iterdir() if not path.name.startswith("."))  # macOS leaves ._0.png beside 0.png
     return sorted(path for path in visible if path.suffix.lower() in ENDINGS)
 
