@@ -203,7 +203,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
         ("export NOWHERE --to dc", "there is no file NOWHERE"),
         ("export NOWHERE --to csv", "invalid choice"),
         ("export NOWHERE", "--to"),
-        ("export SET --to npz", "is not a whole safetensors file"),
+        ("export SET --to npz", "its name is that of a published set"),
     ],
 )
 def test_bad_input_is_one_line(
