@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from distill.data import ImageSet, load
-from distill.data.image_files import cores
+from distill.data.threads import cores
 from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.damaged import find_damaged
 from distill.data.facts import Facts
-from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, find_damaged, read_all
+from distill.data.image_files import ENDINGS, LIMIT, ImageFiles, View, read_all
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 from distill.runs.ranks import is_main_process

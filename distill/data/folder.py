@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from distill.data._folders import Listing, held, image_sets, listing, paired
+from distill.data.damaged import find_damaged, refusal
 from distill.data.decode import Header, all_grey, header
 from distill.data.facts import Facts
-from distill.data.image_files import ImageFiles, find_damaged, refusal
+from distill.data.image_files import ImageFiles
 from distill.data.imageset import ImageSet
 from distill.errors import InputError
 from distill.runs.foreign import open_regular

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,23 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
-from tqdm import tqdm
 
+from distill.data.damaged import refusal
 from distill.data.decode import Paths, as_bytes, decode_file, reason, scaled
+from distill.data.threads import file_bar, in_threads
 from distill.errors import InputError
 from distill.runs.files import hash_of
-from distill.runs.progress import progress
 
 __all__ = [
     "ENDINGS",
     "LIMIT",
     "ImageFiles",
     "View",
-    "cores",
-    "find_damaged",
     "read_all",
-    "refusal",
 ]
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -39,12 +34,6 @@ mean over areas (Pillow's BOX)"""
 LIMIT = 8 * 2**30
 """largest size in bytes of images in memory"""
 _CPU = torch.device("cpu")
-_MOST_THREADS = 16
-"""more threads would wait for Python's global lock"""
-_CHUNK = 256
-"""blocks of files submitted to the threads at a time, so that a list of millions of files takes no extra memory"""
-_MANY = 2000
-"""more files than this show a progress bar"""
 _ALL = 20_000
 """largest number of files of which all contents are hashed"""
 _SAMPLE = 2000
@@ -146,7 +135,7 @@ class ImageFiles:
                 deep[index] = pixels
             return ""
 
-        return _in_threads(read, range(len(paths)))
+        return in_threads(read, range(len(paths)))
 
     def _through_view(self, image: np.ndarray) -> np.ndarray:
         """Crop and resize pixels (H, W, 3) to (3, size, size): uint8 stays uint8, uint16 becomes float32 in [0, 1]."""
@@ -202,7 +191,7 @@ class ImageFiles:
         names = [os.path.relpath(path, folder or None) if folder else path for path in self.paths.tolist()]
         found.update(b"\0".join(os.fsencode(name) for name in names))
         sample = self.paths if len(self) <= _ALL else self.paths[np.arange(_SAMPLE) * len(self) // _SAMPLE]
-        for content in _in_threads(_hash_of, sample):
+        for content in in_threads(_hash_of, sample):
             found.update(content)
         return found.hexdigest()
 
@@ -253,7 +242,7 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
         InputError: files are damaged; all files are tried, and the message names the first three.
     """
     damaged, total, tensors = [], sum(map(len, parts)), []
-    with _bar("reading images", total) as bar:
+    with file_bar("reading images", total) as bar:
         for part in parts:
             images = torch.empty(part.shape)
             for path, why in zip(part.paths, part._read(part.paths, images.numpy(), {}), strict=True):
@@ -264,81 +253,3 @@ def read_all(parts: Sequence[ImageFiles]) -> list[Tensor]:
     if damaged:
         raise refusal(damaged, total)
     return tensors
-
-
-def find_damaged(paths: np.ndarray) -> list[tuple[int, str]]:
-    """Decode every file and return (index, reason) of each damaged file."""
-
-    def why(path: bytes | str) -> str:
-        try:
-            decode_file(path)
-        except Exception as error:  # as of `decode_file`
-            return reason(error)
-        return ""
-
-    with _bar("checking images", len(paths)) as bar:
-        found = []
-        for index, fault in enumerate(_in_threads(why, paths)):
-            if fault:
-                found.append((index, fault))
-            bar.update()
-    return found
-
-
-def refusal(damaged: Sequence[tuple[bytes | str, str]], total: int = 0) -> InputError:
-    """Return the error for damaged files.
-
-    Args:
-        damaged: paths and reasons, at least one.
-        total: number of files that were tried.
-
-    Returns:
-        the error, to be raised; the message names the first three files.
-
-    >>> print(refusal([(b"a.jpg", "it is empty")]))
-    a.jpg cannot be read as an image (it is empty): repair or remove it, or give --damaged skip
-    """
-    named = [f"{os.fsdecode(path)} ({why})" for path, why in damaged[:3]]
-    if len(damaged) == 1:
-        path, why = damaged[0]
-        return InputError(
-            f"{os.fsdecode(path)} cannot be read as an image ({why}): repair or remove it, or give --damaged skip"
-        )
-    more = ", ..." if len(damaged) > 3 else ""
-    return InputError(
-        f"{len(damaged):,} of {total:,} files cannot be read as images: {', '.join(named)}{more}: "
-        "repair or remove them, or give --damaged skip"
-    )
-
-
-def _bar(description: str, total: int) -> tqdm:
-    return progress(description, total, unit="file") if total > _MANY else tqdm(disable=True)
-
-
-def _in_threads(function: Callable, items: Sequence[Any] | np.ndarray) -> Iterator:
-    """Yield a function of each item, in order, computed in several threads if several cores are available."""
-    count = min(_threads(), len(items))
-    if count <= 1:
-        yield from map(function, items)
-        return
-    block = max(1, min(16, len(items) // (4 * count)))  # submitting small images singly costs more than decoding
-
-    def of_block(begin: int) -> list:
-        return [function(item) for item in items[begin : begin + block]]
-
-    begins = range(0, len(items), block)
-    with ThreadPoolExecutor(count) as pool:
-        for at in range(0, len(begins), _CHUNK):
-            for done in pool.map(of_block, begins[at : at + _CHUNK]):
-                yield from done
-
-
-def _threads() -> int:
-    """Return the number of threads for decoding."""
-    return 1 if get_worker_info() is not None else min(_MOST_THREADS, cores())
-
-
-def cores() -> int:
-    """Return the number of cores for this process, at least 1: usable cores divided by torchrun's local processes."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

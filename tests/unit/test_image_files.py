@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from distill.data import ImageSet, decode, image_files
-from distill.data.image_files import ImageFiles, find_damaged, read_all, refusal
+from distill.data import ImageSet, decode, image_files, threads
+from distill.data.damaged import find_damaged, refusal
+from distill.data.image_files import ImageFiles, read_all
 from distill.errors import InputError
 from robust.preprocess import Normalize
 
@@ -335,22 +336,22 @@ def test_take_and_split(several: ImageFiles) -> None:
 
 @pytest.mark.parametrize("chunk", [2, 256])
 def test_threads_change_nothing(chunk: int, several: ImageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "_CHUNK", chunk)
+    monkeypatch.setattr(threads, "_CHUNK", chunk)
     results = []
     for count in (1, 4):
-        monkeypatch.setattr(image_files, "_threads", lambda count=count: count)
+        monkeypatch.setattr(threads, "_threads", lambda count=count: count)
         results.append(several.take(torch.arange(35) % 7)[:])
-        assert list(image_files._in_threads(str, range(35))) == [str(number) for number in range(35)]
+        assert list(threads.in_threads(str, range(35))) == [str(number) for number in range(35)]
     assert torch.equal(*results)
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
-    assert image_files._threads() == 16
+    assert threads._threads() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert image_files._threads() == 8
+    assert threads._threads() == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert image_files._threads() == 1
+    assert threads._threads() == 1
 
 
 class Single(Dataset):
@@ -358,7 +359,7 @@ class Single(Dataset):
         self.files = files
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.files[torch.tensor([index])][0], image_files._threads()
+        return self.files[torch.tensor([index])][0], threads._threads()
 
 
 def test_workers_are_handed_paths_alone(several: ImageFiles) -> None:
