@@ -22,6 +22,8 @@ pixels, and the official MNIST code tests in other units than it trains in); net
 epoch has exactly ipc images per class, even if they do not fill a batch; ResNets have PyTorch's initial weights, and
 the CIFAR variants are used for all data; and the deviations of `baselines.dim.gan`, whose generator makes images of 8
 to 64 px: ImageNet's 224 px are rejected.
+
+This file is above 300 lines: the settings, the generator's training and the matching are read together.
 """
 
 import time

@@ -18,6 +18,8 @@ Deviations from the official codes: the result is the last set, not the best of 
 with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 is normalised with CIFAR-100's constants; DSA
 warps as in DSA's code (MTT aligns corners); TESLA's code omits the factor 2 in the gradient by images, so its --lr_img
 1000 is 500 here; each random draw has a separate seed (`Run.generator`), and all runs share the experts of one seed.
+
+This file is above 300 lines: the settings, the loop and the authors' protocol are read together.
 """
 
 import os

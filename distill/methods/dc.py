@@ -19,6 +19,8 @@ Deviations from GUARD's paper: the paper uses "He initialization" (section 7.1) 
 images (section 4, figure 1). The recipes use PyTorch's initialisation and start from noise, like DC's official code, on
 which the paper builds. `--backbone convnet:init=he` and `--init real` select the paper's settings; docs/methods/dc.md
 shows their effect.
+
+This file is above 300 lines: the settings, the loop and the matching step are read together.
 """
 
 import time

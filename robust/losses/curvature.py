@@ -14,6 +14,8 @@ Choices where the paper and the released code are silent or disagree:
   - h and weight are in the units of `inputs`. GUARD's h = 3 is an L2 length in normalised space: 2.8/255 a pixel (rms)
     on 3x32x32 CIFAR-10 images, 0.45/255 on 3x224x224 ones.
   - The 1/h^2 of the finite difference is inside the weight, as in the paper.
+
+This file is above 300 lines: the loss is one equation, and its variants share every line of it.
 """
 
 from collections.abc import Callable
