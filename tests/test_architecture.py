@@ -63,7 +63,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess", "robust.registry"}
 """files of robust that belong to no room"""
-CORE_NAMES = ("errors", "runs", "models", "data", "method_training", "distilled", "training", "experiment")
+CORE_NAMES = ("errors", "outside", "runs", "models", "data", "method_training", "distilled", "training", "experiment")
 CORE = {f"distill.{name}" for name in CORE_NAMES}
 METHODS = {"distill.methods", "baselines", "sre2l"}
 ARROWS: dict[str, set[str]] = {
@@ -83,9 +83,10 @@ ARROWS: dict[str, set[str]] = {
     "robust.teacher": FLOOR | {"robust.network", "robust.second_order", "robust.losses"},
     # the core of distill
     "distill.errors": set(),
+    "distill.outside": {"distill.errors"},
     "distill.runs": {"distill.errors"},
-    "distill.models": {"distill.errors"},
-    "distill.data": {"distill.errors", "distill.runs"},
+    "distill.models": {"distill.errors", "distill.outside"},
+    "distill.data": {"distill.errors", "distill.outside", "distill.runs"},
     "distill.method_training": set(),
     "distill.distilled": {"distill.errors", "distill.runs", "distill.data", "distill.method_training"},
     "distill.training": CORE - {"distill.training", "distill.experiment"},

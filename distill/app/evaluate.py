@@ -137,8 +137,8 @@ def run_judgements(
     authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
     (train, test), data = _real_data(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
-    check_data(recorded, identity_of(train, test))
     identity, shape = identity_of(train, test), test.image_shape[:2]
+    check_data(recorded, identity)
     runs: list[Run] = []
     for each in judgements:
         other = "" if each.backbone == distilled.backbone else each.backbone

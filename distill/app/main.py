@@ -18,7 +18,7 @@ from distill.app.evaluate import run_evaluate
 from distill.app.export import run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
-from distill.app.registry import find_methods, method_named
+from distill.app.registry import find_methods, method_named, protocols_of
 from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
@@ -145,9 +145,8 @@ def command(arguments: list[str]) -> int:
         print(f"{NAME} {project_version()}, torch {torch.__version__}, commit {commit() or 'unknown'}")
         return 0
     word, rest = arguments[0], arguments[1:]
-    protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
     others = {
-        "evaluate": partial(run_evaluate, protocols=protocols, read=read_published),
+        "evaluate": partial(run_evaluate, protocols=protocols_of(methods), read=read_published),
         "export": run_export,
         "benchmark": partial(run_benchmark, methods=methods),
         "compare": run_compare,

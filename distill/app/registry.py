@@ -15,9 +15,10 @@ import distill.methods
 import sre2l
 from distill.errors import InputError
 from distill.methods.method import Method
-from robust.spec import object_named
+from distill.outside import object_of_package
+from distill.training.protocol import ProtocolOf
 
-__all__ = ["check_packages", "find_methods", "method_named"]
+__all__ = ["check_packages", "find_methods", "method_named", "protocols_of"]
 
 PACKAGES = (distill.methods, sre2l, baselines)
 """packages whose modules (at any depth) export METHODS, in the order of `list`"""
@@ -39,6 +40,11 @@ def find_methods() -> dict[str, Method]:
     return found
 
 
+def protocols_of(methods: Mapping[str, Method]) -> dict[str, ProtocolOf]:
+    """Return the authors' protocol of each method that has one, by the method's name."""
+    return {name: method.protocol for name, method in methods.items() if method.protocol}
+
+
 def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """Return a method by name, None for an unknown name.
 
@@ -52,12 +58,8 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
-    try:
-        found = object_named(name, "method")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if found is not None and not isinstance(found, Method):
-        raise InputError(f"method {name} is a {type(found).__name__}; it must be a distill.methods.method.Method")
+    expected = "a distill.methods.method.Method"
+    found = object_of_package(name, "method", lambda it: isinstance(it, Method), expected)
     return found and replace(found, name=name)
 
 

@@ -11,7 +11,7 @@ import tyro
 from distill.app.distil import run_experiment
 from distill.app.evaluate import Judgement, digest_of, folder_of, run_judgements
 from distill.app.flags import parse
-from distill.app.registry import check_packages, method_named
+from distill.app.registry import check_packages, method_named, protocols_of
 from distill.app.start import RunOptions
 from distill.data import check_dataset, facts_named, label
 from distill.distilled import DistilledSet
@@ -137,8 +137,7 @@ def _rerun_evaluate(
     other = "" if judgement.backbone == distilled.backbone else judgement.backbone
     names = (distilled.method or path.stem, judgement.distilled, label(judgement.dataset, request.place.data_dir))
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
-    protocols = {name: method.protocol for name, method in methods.items() if method.protocol}
-    return run_judgements(path, [judgement], request.place, protocols, record["data"])
+    return run_judgements(path, [judgement], request.place, protocols_of(methods), record["data"])
 
 
 def _check_dataset(name: str) -> None:

@@ -22,7 +22,7 @@ from distill.data._folders import fingerprint as files_hash
 from distill.data.facts import Facts
 from distill.data.imageset import ImageSet
 from distill.errors import InputError, unknown
-from robust.spec import object_named
+from distill.outside import object_of_package
 
 __all__ = [
     "DAMAGED",
@@ -83,12 +83,7 @@ _IMPORTED: dict[str, DataSet] = {}
 
 def _elsewhere(name: str) -> DataSet | None:
     """Import a data set of another package; return None if the name has another form."""
-    try:
-        found = object_named(name, "data set")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if found is not None and not isinstance(found, DataSet):
-        raise InputError(f"data set {name} is a {type(found).__name__}; it must be a distill.data.DataSet")
+    found = object_of_package(name, "data set", lambda it: isinstance(it, DataSet), "a distill.data.DataSet")
     if found is not None:
         _IMPORTED[name] = found
     return found

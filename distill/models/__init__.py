@@ -14,13 +14,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
 from pkgutil import iter_modules
-from typing import Any, Literal, Protocol, cast, get_args, get_type_hints, overload
+from typing import Any, Literal, Protocol, get_args, get_type_hints, overload
 
 import torch
 from torch import nn
 
 from distill.errors import InputError, unknown
-from robust.spec import object_named
+from distill.outside import object_of_package
 
 __all__ = ["BACKBONES", "Sized", "build"]
 
@@ -128,13 +128,7 @@ def _options(name: str, builder: Callable[..., nn.Module], text: str) -> dict[st
 
 def _from_package(name: str) -> Callable[..., nn.Module]:
     """Return the builder `package.module:name`."""
-    try:
-        found = object_named(name, "backbone")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if not callable(found):
-        raise InputError(f"backbone {name} is a {type(found).__name__}; it must be a function that returns a network")
-    return cast(Callable[..., nn.Module], found)
+    return object_of_package(name, "backbone", callable, "a function that returns a network")
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
