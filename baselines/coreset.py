@@ -191,7 +191,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work)
+_method = partial(Method, distill=distill, work=work, why_one="selecting images takes seconds")
 
 METHODS = (
     _method(

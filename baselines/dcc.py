@@ -18,7 +18,7 @@ passes, the second for one group of classes at a time (by the chain rule through
 group.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -32,10 +32,13 @@ from distill.experiment import Evaluation, Recipe
 from distill.methods import dc, dc_recipes
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
+from distill.runs.divided import block, blocks, gathered
+from distill.runs.ranks import world_size
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, dsa_strategy
 from distill.training.matching import DISTANCES, gradients_by_class
-from distill.training.students import TOGETHER, overhead_bound
+from distill.training.real_side import of_all, real_gradients, siamese_view
+from distill.training.students import overhead_bound
 from distill.training.work import Work
 from robust import CompiledGradients, CrossEntropy, CurvatureRegularizedLoss, cross_entropy
 from robust.ranges import Whole, check_ranges
@@ -126,36 +129,42 @@ def match(
     """
     teacher, count = dc.teacher_of(network, config, images.device, compiled), len(images)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    total, target = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    leaf, views, losses = images.detach().requires_grad_(), [], images.new_zeros(2)
-    for class_, synthetic in enumerate(leaf):
-        synthetic, real_loss, gradients = dc.real_side(
-            class_, synthetic, teacher, real_batch, siamese, generator, draws
-        )
+    targets_of = partial(real_gradients, teacher, real_batch, siamese, generator, draws)
+    if world_size() > 1:
+        targets_of = of_all(targets_of, network, count)
+    target, losses = [torch.zeros_like(p) for p in parameters], images.new_zeros(2)
+    for class_ in range(count):
+        real_loss, gradients = targets_of(class_)
         losses[1] += real_loss
         target = [t + g / count for t, g in zip(target, gradients, strict=True)]
-        views.append(synthetic)
-    augmented = torch.stack(views)
-    groups = torch.arange(count, device=images.device).split(TOGETHER if overhead_bound(images[0]) else 1)
+    leaf = images.detach().requires_grad_()
+    augmented = torch.stack([siamese_view(c, synthetic, siamese, generator) for c, synthetic in enumerate(leaf)])
+    groups = torch.arange(count, device=images.device).split(dc.GROUP if overhead_bound(images[0]) else 1)
 
     def labels(classes: Tensor) -> Tensor:
         return classes.repeat_interleave(images.shape[1])
 
-    for classes in groups:
+    def of_group(number: int) -> tuple[Tensor, Sequence[Tensor]]:
+        classes = groups[number]
         loss = cross_entropy(network(augmented[classes].detach().flatten(0, 1)), labels(classes)).mean()
-        gradients = torch.autograd.grad(loss * (len(classes) / count), parameters)
-        total = [(t + g).detach().requires_grad_() for t, g in zip(total, gradients, strict=True)]
+        return loss, torch.autograd.grad(loss * (len(classes) / count), parameters)
+
+    each = of_group if world_size() == 1 else of_all(of_group, network, len(groups))
+    total = [torch.zeros_like(p) for p in parameters]
+    for number in range(len(groups)):
+        total = [(t + g).detach().requires_grad_() for t, g in zip(total, each(number)[1], strict=True)]
     distance = DISTANCES[config.distance](total, target)
     outer = torch.autograd.grad(distance, total, allow_unused=True, materialize_grads=True)
 
-    inner = []
-    for classes in groups:
+    inner = [images[:0]]
+    for classes in block(groups):
         group = augmented[classes].detach().requires_grad_()
         gradients = gradients_by_class(network, group.flatten(0, 1)[None], labels(classes)[None])
         value = torch.stack([(o * g[0]).sum() for o, g in zip(outer, gradients, strict=True)]).sum()
         inner += torch.autograd.grad(value * (len(classes) / count), group)
+    through = gathered(torch.cat(inner), [sum(map(len, each)) for each in blocks(groups)])
     losses[0] += distance.detach() * count
-    return torch.autograd.grad(augmented, leaf, torch.cat(inner))[0], losses
+    return torch.autograd.grad(augmented, leaf, through)[0], losses
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
@@ -196,7 +205,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work)
+_method = partial(Method, distill=distill, work=work, processes="divided")
 
 METHODS = (
     _method(

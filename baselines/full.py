@@ -88,6 +88,7 @@ METHODS = (
         "coresets",
         presets(_recipe, smoke=_smoke),
         distill=distill,
+        why_one="there is nothing to distil",
         work=work,
         more_than_class=True,
         whole_class=True,

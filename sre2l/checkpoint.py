@@ -20,11 +20,11 @@ class OwnedCheckpoint(Checkpoint):
         path: of the file.
         owner: name of the work that it belongs to, unique among all checkpoints.
         seconds: age from which a new checkpoint is due.
-        writes: whether this process writes it.
+        main_only: whether only the main process writes it; else each process that has one.
     """
 
-    def __init__(self, path: Path, owner: str, seconds: float, *, writes: bool = True):
-        super().__init__(path, seconds, writes=writes)
+    def __init__(self, path: Path, owner: str, seconds: float, *, main_only: bool = False):
+        super().__init__(path, seconds, main_only=main_only)
         self.owner = owner
 
     def restore(self) -> dict | None:

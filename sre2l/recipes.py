@@ -151,7 +151,7 @@ _method = partial(
     student_work=student_work,
     check=check,
     incomplete=is_incomplete,
-    parallel=True,
+    processes="averaged",
     more_than_class=True,
     in_benchmark=False,
 )

@@ -34,8 +34,9 @@ from distill.data import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.runs.description import describe
+from distill.runs.divided import every_nth
 from distill.runs.files import read_tensors, write_tensors
-from distill.runs.ranks import barrier, units_of_this_process
+from distill.runs.ranks import barrier
 from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_ranges
@@ -144,7 +145,7 @@ def recover(
     stage = run.stage("recover", settings)
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
-    assigned = units_of_this_process(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
+    assigned = every_nth(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
     todo = [(n, members) for n, members in assigned if not _file(stage, n).exists()]
     with stage.progress("recover", len(assigned) * config.iterations, unit="step") as bar:
         bar.update((len(assigned) - len(todo)) * config.iterations)

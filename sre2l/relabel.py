@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from distill.data.images import Images
 from distill.errors import InputError
 from distill.runs.description import describe
+from distill.runs.divided import every_nth
 from distill.runs.foreign import read_json
-from distill.runs.ranks import barrier, is_main_process, units_of_this_process
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.training.crop_labels import Batch, batches, digest, epoch_file, facts_in, write_epoch, write_facts
 from robust import Normalize, RobustTeacher
@@ -124,7 +125,7 @@ def _label(
 ) -> None:
     """Label all epochs of a stage whose files are missing."""
     network = compute.faster(compute.place(network, stage.device).eval())
-    epochs = units_of_this_process(list(range(config.epochs)))
+    epochs = every_nth(list(range(config.epochs)))
     barrier()  # so that all processes find the same files
     todo = [epoch for epoch in epochs if not epoch_file(stage.folder, epoch).exists()]
     with stage.progress("relabel", len(epochs), len(epochs) - len(todo), unit="epoch") as bar:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.data.images import Images
-from distill.runs.ranks import barrier, is_main_process, rank, world_size
+from distill.runs.ranks import barrier, rank, world_size
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels
 from robust import Normalize
@@ -111,7 +111,7 @@ def train(
     model = data_parallel(compute.faster(network), run.device)
     optimizer, scale = _optimizer(network, config), compute.scaler(run.device)
     path, owner = run.folder / "students" / f"{name}-training.pt", f"{run.config_hash()}/{run.seed}/{name}"
-    checkpoint = OwnedCheckpoint(path, f"{owner}/{labels.images}", run.checkpoint_seconds, writes=is_main_process())
+    checkpoint = OwnedCheckpoint(path, f"{owner}/{labels.images}", run.checkpoint_seconds, main_only=True)
     monitor = DivergenceMonitor(f"student {name}", f"--validate.lr than {config.lr:g}", run.device)
     done = 0
     if (state := checkpoint.restore()) is not None:

@@ -13,8 +13,9 @@ import tyro
 from torch import Tensor, nn
 
 from distill.app.flags import find_device, parse
+from distill.app.processes import one_thread
 from distill.app.registry import check_packages
-from distill.app.start import RunOptions, identity_of, real_data, spare_threads
+from distill.app.start import RunOptions, identity_of, real_data
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.evaluation.row_files import find_rows
@@ -134,7 +135,7 @@ class _Run:
             )
         test = test.subset(command.images).to(device)
         self.images, self.labels = test.images[:], test.labels  # a small subset, read into memory
-        spare_threads(test, device)
+        one_thread(device)
         row = rows[0]
         self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
         count = min(command.students, 1 + max(each.student or 0 for each in rows))

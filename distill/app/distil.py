@@ -2,7 +2,7 @@
 
 import re
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,8 @@ from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
-from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data, spare_threads
+from distill.app.processes import by_itself, number_of_processes, one_thread, work_together
+from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
 from distill.errors import InputError, unknown
@@ -25,17 +26,7 @@ from distill.methods.method import Method
 from distill.reports.grid import save_grid
 from distill.reports.outcome import finish, missing_columns, show
 from distill.runs.locks import locked
-from distill.runs.ranks import (
-    barrier,
-    become_launcher,
-    check_processes,
-    is_main_process,
-    launched,
-    process_group,
-    reports_to_user,
-    requested_processes,
-    world_size,
-)
+from distill.runs.ranks import barrier, is_main_process, reports_to_user, shows_progress
 from distill.runs.run import Run
 from distill.runs.version import project_version
 from distill.training.protocol import selected_protocol
@@ -121,56 +112,54 @@ def run_experiment(
     """
     device, dataset = find_device(options.device), experiment.dataset
     authors_protocol = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
-    processes = world_size() if launched() else requested_processes()
-    if (processes > 1 or launched()) and not method.parallel:
-        raise InputError(f"{method.name} runs in one process; NPROC and torchrun work only for sre2l methods")
-    if not launched():
-        check_processes(processes, device)
-    with process_group(device):
-        where = (dataset, options.data_dir, experiment.image_size, experiment.split, options.damaged)
-        train, test = real_data(*where)
-        data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
-        check_data(recorded, identity)
-        run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}
-        run_settings |= {"stages": options.runs / "stages", "data": identity}
-        run = Run(options.runs / experiment.folder(options.data_dir), experiment, seed=experiment.seed, **run_settings)
-        channels, size, _ = test.image_shape
-        description = RunDescription(
-            method=method.name,
-            dataset=data,
-            ipc=experiment.ipc,
-            seed=experiment.seed,
-            backbone=experiment.config.backbone,
-            loss=experiment.evaluation.how,
-            recipe=experiment.recipe,
-            config=run.config_hash(),
-        )
-        absent = missing_columns(run.folder, experiment.evaluation, channels, size, description)
-        if absent == []:
+    processes, requested = number_of_processes(options, device)
+    one_thread(device)
+    where = (dataset, options.data_dir, experiment.image_size, experiment.split, options.damaged)
+    train, test = real_data(*where)
+    data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
+    check_data(recorded, identity)
+    run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}
+    run_settings |= {"stages": options.runs / "stages", "data": identity}
+    run = Run(options.runs / experiment.folder(options.data_dir), experiment, seed=experiment.seed, **run_settings)
+    channels, size, _ = test.image_shape
+    description = RunDescription(
+        method=method.name,
+        dataset=data,
+        ipc=experiment.ipc,
+        seed=experiment.seed,
+        backbone=experiment.config.backbone,
+        loss=experiment.evaluation.how,
+        recipe=experiment.recipe,
+        config=run.config_hash(),
+    )
+    absent = missing_columns(run.folder, experiment.evaluation, channels, size, description)
+    if absent == []:
+        if shows_progress():
             print(f"finished already in {run.folder}", file=sys.stderr)
-            return show(run.folder)
-        train, test = train.to(device), test.to(device)
-        spare_threads(train, device)
-        smallest = int(train.labels.bincount(minlength=train.num_classes).min())
-        if experiment.ipc > smallest and not method.more_than_class:
-            raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
-        backbone = experiment.config.backbone
-        check_before_running(backbone, experiment.evaluation, train)
-        path = run.folder / "distilled.safetensors"
-        distils = not path.exists() or (method.incomplete is not None and method.incomplete(path))
-        if distils and method.check is not None:
-            method.check(train, experiment.ipc, experiment.config, processes)
-        if absent:
-            run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(absent)} too")
-        else:
-            facts = facts_of(dataset, options.data_dir, experiment.image_size)
-            announce(default_recipe, experiment, data, method, facts, train, len(test), device)
-        if processes > 1 and not launched():  # all checks have passed
-            become_launcher(processes, words)
+            show(run.folder)
+        return 0
+    train, test = train.to(device), test.to(device)
+    smallest = int(train.labels.bincount(minlength=train.num_classes).min())
+    if experiment.ipc > smallest and not method.more_than_class:
+        raise InputError(f"ipc is {experiment.ipc}; the smallest class of {train.name} has {smallest} images")
+    backbone = experiment.config.backbone
+    check_before_running(backbone, experiment.evaluation, train)
+    path = run.folder / "distilled.safetensors"
+    distils = not path.exists() or (method.incomplete is not None and method.incomplete(path))
+    divided = method.processes == "divided" or (method.processes == "averaged" and requested and processes > 1)
+    if distils and method.check is not None:
+        method.check(train, experiment.ipc, experiment.config, processes if divided else 1)
+    if absent:
+        run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(absent)} too")
+    else:
+        facts = facts_of(dataset, options.data_dir, experiment.image_size)
+        announce(default_recipe, experiment, data, method, facts, train, len(test), device, processes, distils)
 
+    def work() -> int:
         with locked(run.begin(**experiment.evaluation.columns).folder):
-            if distils:
-                distilled = method.distill(train, experiment.ipc, experiment.config, run)
+            if distils and (divided or is_main_process()):
+                with nullcontext() if divided else by_itself(train, device):
+                    distilled = method.distill(train, experiment.ipc, experiment.config, run)
                 if is_main_process():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
                     replace(distilled, method=method.name, version=project_version(), **made).save(path)
@@ -181,10 +170,12 @@ def run_experiment(
             run.finish()
             if is_main_process():
                 save_grid(distilled, run.folder / "grid.png")
-            description = replace(description, set=digest_of(path)[:16])
+            described = replace(description, set=digest_of(path)[:16])
             protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
-            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, description, protocol)
+            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, protocol)
             return finish(rows, run.folder) if is_main_process() else 0
+
+    return work_together(processes, device, words, work)
 
 
 def announce(
@@ -196,6 +187,8 @@ def announce(
     train: ImageSet,
     tests: int,
     device: torch.device,
+    processes: int,
+    distils: bool,
 ) -> None:
     """Print the recipe and, on a CPU, the estimated time of this recipe and of the paper's.
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill.app.flags import find_device, parse, peek
+from distill.app.processes import one_thread
 from distill.app.registry import check_packages
-from distill.app.start import RunOptions, check_before_running, check_data, identity_of, spare_threads
+from distill.app.start import RunOptions, check_before_running, check_data, identity_of
 from distill.data import DATASETS, FILES, ImageSet, check_dataset, fingerprint, label, load
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
@@ -165,7 +166,7 @@ def run_judgements(
     for each in judgements:
         check_before_running(each.backbone, each.evaluation, test)
     if any(each != [] for each in absent):
-        spare_threads(test, device)
+        one_thread(device)
         distilled, train, test = distilled.to(device), train.to(device), test.to(device)
     for each, run, description, columns in zip(judgements, runs, descriptions, absent, strict=True):
         if columns == []:

@@ -1,7 +1,6 @@
 """The command line: finds and runs the command; reports an error as one line and an exit code."""
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from distill.app.compare import run_compare
 from distill.app.curvature import run_curvature
 from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
+from distill.app.exit_codes import exit_code_of
 from distill.app.export import run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
@@ -22,15 +22,9 @@ from distill.app.registry import find_methods, method_named, protocols_of
 from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
-from distill.errors import InputError, one_line, unknown
+from distill.errors import InputError, unknown
 from distill.published.writers import EXPORTS
 from distill.reports.tables import FORMATS
-from distill.runs.launch import INTERRUPTED
-from distill.runs.ranks import (
-    claim_error_report,
-    failed_elsewhere,
-    reports_to_user,
-)
 from distill.runs.version import NAME, commit, project_version
 
 USAGE = """\
@@ -65,39 +59,13 @@ or to print the table of a finished run. Exit codes: 0 done, 1 internal error, 2
 def main(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _silent_threads():
-        return _main(arguments)
 
-
-def _main(arguments: list[str]) -> int:
-    try:
+    def work() -> int:
         _refuse_unreadable(arguments)
         return command(arguments)
-    except InputError as error:
-        if claim_error_report():
-            print(one_line(f"run.sh: {error}"), file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the program that reads our output has ended
-        sys.stdout = None
-        return 0
-    except OSError as error:  # usually of a file or a folder
-        prefix = f"cannot use {error.filename}: " if error.filename else ""
-        print(one_line(f"run.sh: {prefix}{error.strerror or error}"), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if failed_elsewhere():
-            return 2
-        if reports_to_user():
-            print(INTERRUPTED, file=sys.stderr)
-        return 130
-    except Exception as error:
-        if failed_elsewhere():  # another process of this run failed during a shared step
-            return 2
-        if not _is_out_of_memory(error):
-            raise
-        advice = "use a smaller batch, network or image size"
-        print(one_line(f"run.sh: out of memory ({one_line(error, 120)}); {advice}"), file=sys.stderr)
-        return 2
+
+    with _silent_threads():
+        return exit_code_of(work)
 
 
 @contextmanager
@@ -109,11 +77,6 @@ def _silent_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: torch raises a separate class of error only on GPUs."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _refuse_unreadable(arguments: list[str]) -> None:

@@ -16,10 +16,10 @@ from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.run import difference
 from robust import loss_named
-from robust.ranges import NonNegative, Range, check_ranges
+from robust.ranges import Count, NonNegative, Range, check_ranges
 from robust.threat import family_of
 
-__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "spare_threads"]
+__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data"]
 
 MOST_WORKERS = 8
 """default limit of worker processes: more rarely speed up a GPU, and each takes memory"""
@@ -47,6 +47,9 @@ class RunOptions:
     """unreadable image files: refuse ends with an error at the first; skip checks all files first and omits these"""
     workers: Annotated[int, Range(least=0, most=1024)] = min(MOST_WORKERS, cores())
     """processes that decode image files in advance if a set is too large for memory; 0 decodes on demand"""
+
+    processes: Count | None = None
+    """processes on this machine; None: the environment variable NPROC, else one for each core, or for each GPU"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -117,9 +120,3 @@ def check_before_running(backbone: str, evaluation: Evaluation, images: ImageSet
         loss_named(evaluation.student.loss, family_of(channels, size))
     except ValueError as error:
         raise InputError(f"--student.loss: {error}") from None
-
-
-def spare_threads(images: ImageSet, device: torch.device) -> None:
-    """On a CPU, use one thread for small images: splitting such small layers over threads costs more than it saves."""
-    if device.type == "cpu" and images.image_shape[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)

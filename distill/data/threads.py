@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from distill.runs.progress import progress
+from distill.runs.ranks import world_size
 
 __all__ = ["cores", "file_bar", "in_threads"]
 
@@ -50,6 +51,6 @@ def _threads() -> int:
 
 
 def cores() -> int:
-    """Return the number of cores for this process, at least 1: usable cores divided by torchrun's local processes."""
+    """Return the number of cores for this process, at least 1: usable cores divided by this machine's processes."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1))

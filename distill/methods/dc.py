@@ -12,8 +12,9 @@ theta_t is a network after t rounds of training on S; each iteration initialises
 
 Deviations from the official code: K iterations, not K + 1; the gradients of classes (or groups of classes) are computed
 one after another and summed, which needs the memory of one group and gives the same sum (S_c enters no other class's
-term); the whole network is in evaluation mode during matching, where the official code only freezes BatchNorm (equal
-for networks without dropout); each random draw has a separate seed (`Run.generator`).
+term; several processes divide the classes); the whole network is in evaluation mode during matching, where the official
+code only freezes BatchNorm (equal for networks without dropout); each random draw has a separate seed
+(`Run.generator`).
 
 Deviations from GUARD's paper: the paper uses "He initialization" (section 7.1) and its analysis starts DC from real
 images (section 4, figure 1). The recipes use PyTorch's initialisation and start from noise, like DC's official code, on
@@ -39,18 +40,20 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
+from distill.runs.divided import block, blocks, gathered, network_from_main
+from distill.runs.ranks import is_main_process, world_size
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
-from distill.training.real_side import real_side, share_moved
-from distill.training.students import TOGETHER, overhead_bound, train_epochs
+from distill.training.real_side import of_all, real_gradients, share_moved, siamese_view
+from distill.training.students import overhead_bound, train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import CompiledGradients, CrossEntropy, Loss, Normalize, RobustTeacher
 from robust.losses import on_inputs, written
 from robust.ranges import Count, Positive, check_ranges
 
-__all__ = ["Config", "distill", "loops", "match", "real_side", "teacher_of", "work"]
+__all__ = ["Config", "distill", "loops", "match", "teacher_of", "work"]
 
 Matching = Callable[..., tuple[Tensor, Tensor]]
 """a function with the signature of `match`"""
@@ -59,6 +62,8 @@ LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: 
 """ipc -> (matching steps per iteration, epochs on S between two matching steps): the official table."""
 
 CHUNK_ON_CPU = 64
+GROUP = 5
+"""most classes whose synthetic gradients are computed in one pass: no faster with more, and processes divide groups"""
 
 REMEDY = ("--lr-img", "--lr-net")
 """flags to reduce when matching diverges, besides the strength of the loss"""
@@ -190,13 +195,14 @@ def distill(
             for step in range(outer_loop):
                 here = (iteration, step)
                 freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
+                network_from_main(network)  # which alone has trained it
                 sides: dict[str, Any] = {
                     "real_batch": lambda c, here=here: sample(c, config.batch_real, "real", *here),
                     "siamese": siamese,
                     "generator": lambda c, here=here: run.generator("augment", *here, c),
                     "draws": lambda c, here=here: run.generator("real_loss", *here, c),
                 }
-                if here == (0, outer_loop - 1) and requested.traits.strength:
+                if here == (0, outer_loop - 1) and requested.traits.strength and is_main_process():
                     plain = replace(config, real_loss=CrossEntropy())
                     robust, usual = (teacher_of(network, each, images.device, None) for each in (config, plain))
                     share = share_moved(images[0], robust, usual, DISTANCES[config.distance], **sides)
@@ -206,7 +212,7 @@ def distill(
                 velocity = 0.5 * velocity + gradient
                 images = images - config.lr_img * velocity
                 losses += loss
-                if step < outer_loop - 1:
+                if step < outer_loop - 1 and is_main_process():
                     train_epochs(
                         network,
                         images.flatten(0, 1),
@@ -260,21 +266,24 @@ def match(
         the gradient, shaped like `images`, and a tensor (2,): distance and real loss, each summed over classes.
     """
     teacher, distance = teacher_of(network, config, images.device, compiled), DISTANCES[config.distance]
-    gradients, losses = [], images.new_zeros(2)
-    for classes in torch.arange(len(images)).split(TOGETHER if overhead_bound(images[0]) else 1):
+    groups = torch.arange(len(images)).split(GROUP if overhead_bound(images[0]) else 1)
+    targets_of = partial(real_gradients, teacher, real_batch, siamese, generator, draws)
+    if len(groups) < world_size():  # so that every process has real batches
+        targets_of = of_all(targets_of, network, len(images))
+    gradients, values = [images[:0]], [images.new_zeros(0, 2)]
+    for group in block(groups):
+        classes = group.tolist()
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
-        augmented, targets = [], []
-        for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
-            synthetic, real_loss, target = real_side(class_, synthetic, teacher, real_batch, siamese, generator, draws)
-            losses[1] += real_loss
-            targets.append(target)
-            augmented.append(synthetic)
-        labels = classes.to(images.device)[:, None].expand(-1, images.shape[1])
-        synthetic_gradients = gradients_by_class(network, torch.stack(augmented), labels)
-        value = vmap(distance)(synthetic_gradients, [torch.stack(same) for same in zip(*targets, strict=True)]).sum()
-        gradients += torch.autograd.grad(value, leaf)
-        losses[0] += value.detach()
-    return torch.cat(gradients), losses
+        real_losses, targets = zip(*map(targets_of, classes), strict=True)
+        pairs = zip(classes, leaf, strict=True)
+        augmented = torch.stack([siamese_view(c, synthetic, siamese, generator) for c, synthetic in pairs])
+        labels = group.to(images.device)[:, None].expand(-1, images.shape[1])
+        synthetic_gradients = gradients_by_class(network, augmented, labels)
+        distances = vmap(distance)(synthetic_gradients, [torch.stack(same) for same in zip(*targets, strict=True)])
+        gradients += torch.autograd.grad(distances.sum(), leaf)
+        values.append(torch.stack([distances.detach(), torch.stack(real_losses)], 1))
+    sizes = [sum(map(len, each)) for each in blocks(groups)]
+    return gathered(torch.cat(gradients), sizes), gathered(torch.cat(values), sizes).sum(0)
 
 
 def teacher_of(
@@ -307,7 +316,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     outer, inner = loops(config, ipc)
     matchings = config.iterations * outer * num_classes
     real, small = min(config.batch_real, PROBE), min(config.batch_train, ipc * num_classes, PROBE)
-    group = min(TOGETHER, num_classes)
+    group = min(GROUP, num_classes)
     alone = replace(config, real_loss=CrossEntropy(), augment="")
 
     def gradient_of_real(network: nn.Module, shape: tuple[int, ...]) -> None:

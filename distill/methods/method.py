@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
@@ -68,8 +68,13 @@ class Method:
     """rejects unusable settings before any work; None: the ranges of the config suffice"""
     incomplete: Callable[[Path], bool] | None = None
     """whether files beside a finished set are missing, so that `distill` must create them again"""
-    parallel: bool = False
-    """whether `distill` splits its work among several processes"""
+    processes: Literal["one", "divided", "averaged"] = "one"
+    """what several processes do in `distill`. divided: each has units of the work, such as classes, and the set is the
+    same to the bit for any number (`distill.runs.divided`, `distill.runs.tasks`); averaged: each has a part of a batch,
+    so that the set depends on their number in its last bits, and only processes that the user requests take part; one:
+    the main process distils with all cores, and the others only train and attack students"""
+    why_one: str = ""
+    """why processes do not divide the work of `distill`: a clause for a message"""
     more_than_class: bool = False
     """whether a set may have more images per class than the smallest class has real images"""
     whole_class: bool = False

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill.errors import InputError
 from distill.runs.foreign import brief, open_regular, parse_json, refuse_irregular
+from distill.runs.ranks import is_main_process
 from distill.runs.version import check_key
 
 __all__ = [
@@ -230,11 +231,11 @@ class Checkpoint:
     Args:
         path: of the file.
         seconds: age of the last checkpoint at which the next is due.
-        writes: whether this process is the one that writes it.
+        main_only: whether only the main process writes it; else each process that has one.
     """
 
-    def __init__(self, path: Path, seconds: float, *, writes: bool = True):
-        self.path, self.seconds, self.writes = path, seconds, writes
+    def __init__(self, path: Path, seconds: float, *, main_only: bool = False):
+        self.path, self.seconds, self.main_only = path, seconds, main_only
         self._saved_at = time.perf_counter()
 
     def restore(self) -> dict | None:
@@ -251,11 +252,11 @@ class Checkpoint:
 
     def save(self, state: dict) -> None:
         """Write a state atomically."""
-        if self.writes:
+        if not self.main_only or is_main_process():
             write_atomic(self.path, lambda temporary: torch.save(state, temporary))
         self._saved_at = time.perf_counter()
 
     def remove(self) -> None:
         """Remove the file, once the work is done."""
-        if self.writes:
+        if not self.main_only or is_main_process():
             self.path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from distill.runs.ranks import is_main_process
+from distill.runs.ranks import shows_progress
 
 __all__ = ["progress"]
 
@@ -30,5 +30,5 @@ def progress(description: str, total: int, done: int = 0, unit: str = "it") -> t
         smoothing=0.1,
         bar_format=None if terminal else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
         leave=not terminal,
-        disable=not is_main_process(),
+        disable=not shows_progress(),
     )

@@ -26,7 +26,7 @@ from distill.runs.locks import LOCK, locked
 from distill.runs.own_files import json_hash, read_record, read_run_file
 from distill.runs.progress import progress
 from distill.runs.provenance import provenance
-from distill.runs.ranks import is_main_process
+from distill.runs.ranks import is_main_process, shows_progress
 from distill.runs.scalars import EVENTS, METRICS, Scalars
 from distill.runs.version import RECORD_FORMAT
 
@@ -67,8 +67,8 @@ class Run:
         self.stages = stages or folder / "stages"
         self.experiment, self.data = describe(experiment), data
         self.checkpoint_seconds, self.workers = checkpoint_seconds, workers
-        self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, writes=is_main_process())
-        self._scalars = Scalars(folder, writes=is_main_process())
+        self._checkpoint = Checkpoint(folder / "state.pt", checkpoint_seconds, main_only=True)
+        self._scalars = Scalars(folder)
         self._check()
 
     def begin(self, **beside: Any) -> "Run":
@@ -237,7 +237,7 @@ class Run:
 
     def notify(self, line: str) -> None:
         """Print a message that is no error, on standard error, once for all processes."""
-        if is_main_process():
+        if shows_progress():
             tqdm.write(one_line(line), file=sys.stderr)
 
     def progress(self, description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.errors import InputError
 from distill.runs.files import write_error, write_text
 from distill.runs.foreign import read_text
+from distill.runs.ranks import shows_progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,15 +23,14 @@ EVENTS = "tensorboard"
 
 
 class Scalars:
-    """Writes the scalars of a run into its folder.
+    """Writes the scalars of a run into its folder; of several processes the main process does.
 
     Args:
         folder: of the run.
-        writes: whether this process writes them.
     """
 
-    def __init__(self, folder: Path, *, writes: bool):
-        self.folder, self.writes = folder, writes
+    def __init__(self, folder: Path):
+        self.folder = folder
         self._events: SummaryWriter | None = None
 
     def log(self, step: int, **scalars: float | Tensor) -> None:
@@ -39,7 +39,7 @@ class Scalars:
         Raises:
             InputError: they cannot be written.
         """
-        if not self.writes:
+        if not shows_progress():
             return
         numbers = {name: float(value) for name, value in scalars.items()}
         with self._writing(METRICS), open(self.folder / METRICS, "a", encoding="utf-8") as file:
@@ -59,7 +59,7 @@ class Scalars:
             InputError: the file cannot be read or written.
         """
         path = self.folder / METRICS
-        if not self.writes or not path.exists():
+        if not shows_progress() or not path.exists():
             return
         try:
             lines = read_text(path).splitlines(keepends=True)

@@ -106,7 +106,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_ours_is_the_textbook(
     method: str, backbone: str, together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.methods.dc.TOGETHER", together)
+    monkeypatch.setattr("distill.methods.dc.GROUP", together)
     curvature = CurvatureRegularizedLoss(weight=2.0, h=1.0)
     config = Config(
         curvature if method.startswith("guard") else CrossEntropy(),

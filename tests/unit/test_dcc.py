@@ -85,7 +85,7 @@ def textbook(network, images, batches, distance, drawn) -> tuple[torch.Tensor, t
 def test_the_gradient_is_the_textbook_s(
     augment: str, distance: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dcc, "TOGETHER", together)
+    monkeypatch.setattr(dc, "GROUP", together)
     network, images, batches = case(classes=3, ipc=2)
     policy = augmentation(augment)
     drawn = policy and [policy.sample(None, (3, 8, 8), seeded(c)) for c in range(3)]
