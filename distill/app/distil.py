@@ -172,7 +172,8 @@ def run_experiment(
                 save_grid(distilled, run.folder / "grid.png")
             described = replace(description, set=digest_of(path)[:16])
             protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
-            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, protocol)
+            how = {"own": protocol, "averaged": method.processes == "averaged" and divided and protocol is not None}
+            rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, **how)
             return finish(rows, run.folder) if is_main_process() else 0
 
     return work_together(processes, device, words, work)

@@ -7,6 +7,8 @@
     CorruptionsColumn   fifteen kinds of damage
     WorstColumn         the images right under every attack within a threat: it follows from the other columns
 
+All but the last are evaluated part by part of the test images.
+
 An image that is fooled within a ball is fooled within every larger ball of that norm. So only images that are right
 so far are attacked, and `enforce_nesting` carries failures over to larger balls that were evaluated before.
 """
@@ -20,9 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.data import ImageSet
 from distill.evaluation.rows import RowThreat, ShareOfValues
-from distill.evaluation.student_results import StudentResults
+from distill.evaluation.student_results import PartResults, StudentResults
 from distill.runs.run import Run
 from robust import JSMA, Threat, Transfer, certified, certify, correct, least_distances, withstands
 from robust.evaluation.accuracy import radius
@@ -37,8 +38,10 @@ __all__ = [
     "CertifiedColumn",
     "Column",
     "CorruptionsColumn",
+    "MeasuredColumn",
     "MinimumNormColumn",
     "Student",
+    "Surrogate",
     "TransferColumn",
     "WorstColumn",
     "contains",
@@ -51,6 +54,8 @@ Attack = Callable[..., Tensor]
 """a dataclass of `robust.attacks`: (model, images, targets, *, generator) -> images"""
 AttackKind = Literal["white", "single_step", "black", "noise", "ensemble"]
 """what an attack can show, for `robust.evaluation.checks`"""
+Surrogate = Literal["transfer", "transfer_student"]
+"""networks that transfer attacks are made on: see `distill.evaluation.trained`"""
 Kind = AttackKind | Literal["corruptions", "certified"]
 """what a column can show"""
 
@@ -79,14 +84,16 @@ class Certification:
 
 @dataclass(frozen=True)
 class Student:
-    """One trained network, and what its columns are evaluated with."""
+    """One trained network, a part of the test images, and what its columns are evaluated with."""
 
     model: nn.Module
     """pixels in [0, 1] to logits"""
-    test: ImageSet
-    """the test images, on the device to work on"""
-    results: StudentResults
-    """of this network, with `clean` evaluated"""
+    images: Tensor
+    """the test images of the part (N, C, H, W), on the device to work on"""
+    labels: Tensor
+    """their classes (N,)"""
+    results: PartResults
+    """of this network on these images"""
     run: Run
     """its random generators"""
     columns: "Sequence[Column]" = ()
@@ -96,7 +103,7 @@ class Student:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column(ABC):
+class Column:
     """One column beside `clean`."""
 
     name: str
@@ -115,25 +122,31 @@ class Column(ABC):
         """What the attack may change, as rows have it; JSMA's is a share of the values."""
         return self.threat
 
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredColumn(Column, ABC):
+    """A column for which each part of the test images is given to the student."""
+
     @abstractmethod
     def evaluate(self, student: Student) -> Tensor:
-        """Return which images are classified right in spite of the attack or damage; results are saved.
+        """Return which images of a part are classified right in spite of the attack or damage; results are saved.
 
         Args:
-            student: the network; its results so far are used and added to.
+            student: the network and the images; its results so far are used and added to.
 
         Returns:
-            bools (images,), for corruptions (kinds x severities, images).
+            bools (N,), for corruptions (kinds x severities, N).
         """
 
-    def generator(self, student: Student, part: int) -> torch.Generator:
+    def generator(self, student: Student) -> torch.Generator:
         """Return the generator of a part of the test images; its address has no text that a user writes."""
         attack = split_spec(self.base)[0]  # its fields draw nothing: pgd and pgd:steps=10 are one attack
-        return student.run.generator("attack", student.results.student, attack, *([part] if part else []))
+        results = student.results
+        return student.run.generator("attack", results.whole.student, attack, *filter(None, [results.number]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackColumn(Column):
+class AttackColumn(MeasuredColumn):
     """An attack on the student itself. Only images that are right in all smaller balls of the attack are attacked."""
 
     kind: AttackKind
@@ -151,26 +164,24 @@ class AttackColumn(Column):
         return self.attack
 
     def evaluate(self, student: Student) -> Tensor:
-        """Return which images withstand the attack, bools (images,)."""
-        x, y, model = student.test.images, student.test.labels, student.model
+        """Return which images withstand the attack, bools (N,)."""
         known = student.results.bools
         smaller = [c for c in student.columns if c.name in known and c is not self and contains(self.threat, c.threat)]
         before = [known["clean"], *(known[c.name] for c in smaller if c.base == self.base)]
-        standing = torch.stack(before).all(0).to(x.device)
-        attack = self.attack_on(student)
 
-        def evaluate_part(which: slice, part: int) -> Tensor:
-            options = {"standing": standing[which], "generator": self.generator(student, part)}
-            return withstands(model, x[which], y[which], attack, **options)
+        def attacked() -> Tensor:
+            standing, generator = torch.stack(before).all(0).to(student.images.device), self.generator(student)
+            x, y, attack = student.images, student.labels, self.attack_on(student)
+            return withstands(student.model, x, y, attack, standing=standing, generator=generator)
 
-        return student.results.fill(self.name, len(student.test), evaluate_part)
+        return student.results.fill(self.name, attacked)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferColumn(AttackColumn):
     """An attack made on another network; `attack` is the attack on that network."""
 
-    surrogate: Literal["transfer", "transfer_student"]
+    surrogate: Surrogate
     """which network: see `distill.evaluation.trained`"""
 
     def attack_on(self, student: Student) -> Attack:
@@ -183,20 +194,19 @@ class MinimumNormColumn(AttackColumn):
     """An attack that looks for the nearest adversarial image. Distances are measured once for all threats."""
 
     def evaluate(self, student: Student) -> Tensor:
-        """Return which images have no adversarial image within the threat, bools (images,)."""
-        x, y, model, images = student.test.images, student.test.labels, student.model, len(student.test)
-        right = student.results.bools["clean"]
+        """Return which images have no adversarial image within the threat, bools (N,)."""
 
-        def measure_part(which: slice, part: int) -> Tensor:
-            options = {"standing": right[which].to(x.device), "generator": self.generator(student, part)}
-            return least_distances(model, x[which], y[which], self.attack, **options)
+        def measured() -> Tensor:
+            right, generator = student.results.bools["clean"].to(student.images.device), self.generator(student)
+            x, y = student.images, student.labels
+            return least_distances(student.model, x, y, self.attack, standing=right, generator=generator)
 
-        distances = student.results.fill(self.base, images, measure_part, "distances")
-        return student.results.fill(self.name, images, lambda which, _: distances[which] > radius(self.attack))
+        distances = student.results.fill(self.base, measured, "distances")
+        return student.results.fill(self.name, lambda: distances > radius(self.attack))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertifiedColumn(Column):
+class CertifiedColumn(MeasuredColumn):
     """Certified accuracy of the smoothed student (Cohen et al. 2019), which may exceed the student's own accuracy."""
 
     kind: Kind = "certified"
@@ -204,34 +214,32 @@ class CertifiedColumn(Column):
     """how the student is smoothed"""
 
     def evaluate(self, student: Student) -> Tensor:
-        """Return which images are certified right within the threat, bools (images,)."""
-        x, y, how = student.test.images, student.test.labels, self.certification
-        eps = self.threat.eps if self.threat else 0.0
+        """Return which images are certified right within the threat, bools (N,)."""
+        how, eps = self.certification, self.threat.eps if self.threat else 0.0
 
-        def evaluate_part(which: slice, part: int) -> Tensor:
+        def smoothed() -> Tensor:
             options = {"sigma": how.sigma, "n0": how.n0, "n": how.n, "alpha": how.alpha}
-            found = certify(student.model, x[which], **options, generator=self.generator(student, part))
-            return certified(found, y[which], eps)  # of the smoothed model: the student itself may be wrong there
+            found = certify(student.model, student.images, **options, generator=self.generator(student))
+            return certified(found, student.labels, eps)  # the student itself may be wrong there
 
-        return student.results.fill(self.name, len(student.test), evaluate_part)
+        return student.results.fill(self.name, smoothed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptionsColumn(Column):
+class CorruptionsColumn(MeasuredColumn):
     """Fifteen kinds of damage at five severities each."""
 
     kind: Kind = "corruptions"
 
     def evaluate(self, student: Student) -> Tensor:
-        """Return which damaged images are classified right, bools (kinds x severities, images)."""
-        x, y = student.test.images, student.test.labels
+        """Return which damaged images are classified right, bools (kinds x severities, N)."""
 
-        def evaluate_part(which: slice, part: int) -> Tensor:
-            generator = self.generator(student, part)
-            damaged = (corrupt(x[which], kind, severity, generator) for kind in COMMON for severity in SEVERITIES)
-            return torch.stack([correct(student.model, images, y[which]) for images in damaged])
+        def of_damaged() -> Tensor:
+            x, generator = student.images, self.generator(student)
+            damaged = (corrupt(x, kind, severity, generator) for kind in COMMON for severity in SEVERITIES)
+            return torch.stack([correct(student.model, images, student.labels) for images in damaged])
 
-        return student.results.fill(self.name, len(student.test), evaluate_part)
+        return student.results.fill(self.name, of_damaged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,17 +255,21 @@ class WorstColumn(Column):
         """
         return [c for c in columns if isinstance(c, AttackColumn) and contains(self.threat, c.threat)]
 
-    def evaluate(self, student: Student) -> Tensor:
-        """Return which images withstand all members, bools (images,)."""
-        found = student.results.bools
-        withstanding = torch.stack([found["clean"], *(found[c.name] for c in self.members(student.columns))]).all(0)
-        student.results.put(self.name, withstanding)
-        return withstanding
+    def put(self, results: StudentResults, columns: Sequence[Column]) -> None:
+        """Set the column of a student: which images withstand all members, bools (images,).
+
+        Args:
+            results: of the student, with all other columns.
+            columns: of the table.
+        """
+        found = results.bools
+        members = [found[column.name] for column in self.members(columns)]
+        results.put(self.name, torch.stack([found["clean"], *members]).all(0))
 
 
-def evaluate_clean(results: StudentResults, model: nn.Module, test: ImageSet) -> Tensor:
-    """Return which images are classified right without an attack, bools (images,); the results are saved."""
-    return results.fill("clean", len(test), lambda which, _: correct(model, test.images[which], test.labels[which]))
+def evaluate_clean(student: Student) -> Tensor:
+    """Return which images of a part are classified right without an attack, bools (N,); the results are saved."""
+    return student.results.fill("clean", lambda: correct(student.model, student.images, student.labels))
 
 
 def enforce_nesting(results: StudentResults, columns: Sequence[Column]) -> None:

@@ -4,11 +4,11 @@ Each is trained once and saved in the run's folder as students/NAME.safetensors;
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.evaluation.column_kinds import Surrogate
 from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.files import read_tensors
@@ -67,34 +68,40 @@ class Trained:
         """The distilled images, normalised, (N, C, H, W)."""
         return self.normalize(self.distilled.images[:])
 
-    def students(self) -> Iterator[tuple[int, nn.Module, float]]:
-        """Yield (number, student, seconds that an epoch of its training took).
+    def groups(self) -> list[range]:
+        """Return the numbers of the students that are trained in one pass: groups on a GPU, each alone on a CPU.
 
-        Students that fit together are trained in fixed groups, so that no student depends on which others were saved
-        before.
+        The groups do not depend on which students were saved before.
         """
-        training = self.evaluation.student
+        training, count = self.evaluation.student, self.evaluation.students
         pattern = self._untrained(self.backbone, "student", 0)
-        alone = self.own is not None or training.loss != "cross_entropy"
-        alone = alone or not fits_together(pattern, self.images, training.batch_size)
-        group = 1 if alone else TOGETHER
-        for begin in range(0, self.evaluation.students, group):
-            numbers = range(begin, min(begin + group, self.evaluation.students))
+        together = self.own is None and training.loss == "cross_entropy"
+        together = together and fits_together(pattern, self.images, training.batch_size)
+        size = TOGETHER if together else 1
+        return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
-            def train(networks: list[nn.Module], numbers: range = numbers) -> None:
-                generators = [self.run.generator("student", number, "training") for number in numbers]
-                if len(networks) == 1:
-                    self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0])
-                else:
-                    arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
-                    train_together(networks, *arguments)
+    def train(self, numbers: range) -> None:
+        """Train the students of a group, unless they are saved."""
+        generators = [self.run.generator("student", number, "training") for number in numbers]
 
-            networks = [self._untrained(self.backbone, "student", number) for number in numbers]
-            trained = self._trained_once([str(number) for number in numbers], networks, train)
-            for number, (model, seconds) in zip(numbers, trained, strict=True):
-                yield number, model, seconds / self.epochs
+        def train(networks: list[nn.Module]) -> None:
+            training = self.evaluation.student
+            if len(networks) == 1:
+                self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0])
+            else:
+                arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
+                train_together(networks, *arguments)
 
-    def surrogate(self, name: Literal["transfer", "transfer_student"]) -> nn.Module:
+        networks = [self._untrained(self.backbone, "student", number) for number in numbers]
+        self._trained_once([str(number) for number in numbers], networks, train)
+
+    def student(self, number: int) -> tuple[nn.Module, float]:
+        """Return a student that is saved, and the seconds that an epoch of its training took."""
+        network, file = self._untrained(self.backbone, "student", number), f"students/{number}.safetensors"
+        model, seconds = self._filled(network, file)
+        return model, seconds / self.epochs
+
+    def surrogate(self, name: Surrogate) -> nn.Module:
         """Return the network that `transfer` or `transfer_student` attacks are made on."""
         if name == "transfer":
             network = self._untrained(self.backbone, "surrogate", name)
@@ -120,7 +127,7 @@ class Trained:
             train: trains all of them in place.
         """
         files = [f"students/{name}.safetensors" for name in names]
-        barrier()  # all processes find the same files
+        barrier()  # processes that train a student together find the same files
         if not all(self.run.has_tensors(file) for file in files):
             start = time.perf_counter()
             train(networks)
@@ -129,12 +136,13 @@ class Trained:
                 if is_main_process() and not self.run.has_tensors(file):
                     self.run.write_tensors(file, network.state_dict(), {"seconds": seconds})
             barrier()
-        trained = []
-        for network, file in zip(networks, files, strict=True):
-            state, facts = self.run.read_tensors(file) or ({}, {})
-            fill(network, state, self.run.folder / file)
-            trained.append((nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))))
-        return trained
+        return [self._filled(network, file) for network, file in zip(networks, files, strict=True)]
+
+    def _filled(self, network: nn.Module, file: str) -> tuple[nn.Module, float]:
+        """Return a network with the weights of its file, behind the normalisation, and the seconds of its training."""
+        state, facts = self.run.read_tensors(file) or ({}, {})
+        fill(network, state, self.run.folder / file)
+        return nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))
 
     def _train_on_distilled(
         self, network: nn.Module, name: str, training: Training, generator: torch.Generator

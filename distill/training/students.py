@@ -200,10 +200,11 @@ def train_together(
 def fits_together(network: nn.Module, images: Tensor, batch_size: int) -> bool:
     """Return whether `train_together` can train such networks, and faster than one after another.
 
-    The networks must have no buffers (BatchNorm) and no dropout, and a step must be limited by its overhead.
+    The networks must have no buffers (BatchNorm) and no dropout, and a step must be limited by its overhead. On a CPU
+    networks are trained one by one: together they gain a tenth at most, and processes train several at a time.
     """
     alone = any(True for _ in network.buffers()) or "Drop" in repr(network)
-    return not alone and overhead_bound(images[:batch_size])
+    return not alone and images.device.type != "cpu" and overhead_bound(images[:batch_size])
 
 
 def overhead_bound(images: Tensor) -> bool:
