@@ -1,11 +1,13 @@
 """Small tensors are faster on one thread, and two workers share two cores; a test draws the same numbers every time."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("NPROC", "1")  # the tests themselves are spread over the cores
 
 LONG = {"recipes", "faults", "fuzz", "twin"}
 """folders whose tests are whole runs, all of them long: `bash run.sh test --fast` leaves them out"""

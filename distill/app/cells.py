@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.threads import cores
+from distill.runs.threads import cores
 
 __all__ = ["SET", "Cell", "run_cells"]
 

@@ -13,7 +13,6 @@ import tyro
 from torch import Tensor, nn
 
 from distill.app.flags import find_device, parse
-from distill.app.processes import one_thread
 from distill.app.registry import check_packages
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.distilled import DistilledSet
@@ -26,6 +25,7 @@ from distill.runs.description import difference
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
+from distill.runs.threads import one_thread
 from distill.training.features import embedding
 from robust import PGD, Threat, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges

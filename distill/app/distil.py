@@ -14,7 +14,7 @@ from distill.app.estimate import estimate, human
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
-from distill.app.processes import by_itself, number_of_processes, one_thread, work_together
+from distill.app.processes import number_of_processes, work_together
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
@@ -28,6 +28,7 @@ from distill.reports.outcome import finish, missing_columns, show
 from distill.runs.locks import locked
 from distill.runs.ranks import barrier, is_main_process, reports_to_user, shows_progress
 from distill.runs.run import Run
+from distill.runs.threads import by_itself, one_thread
 from distill.runs.version import project_version
 from distill.training.protocol import selected_protocol
 
@@ -158,7 +159,7 @@ def run_experiment(
     def work() -> int:
         with locked(run.begin(**experiment.evaluation.columns).folder):
             if distils and (divided or is_main_process()):
-                with nullcontext() if divided else by_itself(train, device):
+                with nullcontext() if divided else by_itself(size, device):
                     distilled = method.distill(train, experiment.ipc, experiment.config, run)
                 if is_main_process():
                     made = {"config": run.config_hash(evaluation=None), "run": run.fingerprint(evaluation=None)}
@@ -172,7 +173,8 @@ def run_experiment(
                 save_grid(distilled, run.folder / "grid.png")
             described = replace(description, set=digest_of(path)[:16])
             protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
-            how = {"own": protocol, "averaged": method.processes == "averaged" and divided and protocol is not None}
+            averaged = protocol is not None and protocol.averages and requested and processes > 1
+            how = {"own": protocol, "averaged": averaged}
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, **how)
             return finish(rows, run.folder) if is_main_process() else 0
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill.app.flags import find_device, parse, peek
-from distill.app.processes import one_thread
+from distill.app.processes import number_of_processes, work_together
 from distill.app.registry import check_packages
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of
 from distill.data import DATASETS, FILES, ImageSet, check_dataset, fingerprint, label, load
@@ -29,7 +29,9 @@ from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
 from distill.runs.locks import locked
+from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
+from distill.runs.threads import one_thread
 from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
 
@@ -107,7 +109,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     check_packages(path, [judgement.dataset, judgement.backbone], flags)
     check_dataset(judgement.dataset)
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
-    return run_judgements(path, judgements, command.place, protocols)
+    return run_judgements(path, judgements, command.place, protocols, ["evaluate", *flags])
 
 
 def run_judgements(
@@ -115,6 +117,7 @@ def run_judgements(
     judgements: Sequence[Judgement],
     options: RunOptions,
     protocols: Mapping[str, ProtocolOf],
+    words: list[str],
     recorded: dict[str, Any] | None = None,
 ) -> int:
     """Evaluate a distilled set of this program; all settings are complete.
@@ -124,6 +127,7 @@ def run_judgements(
         judgements: settings of the evaluations, which differ only in the students' network.
         options: folders of data and runs, and how data are read.
         protocols: method -> the authors' protocol for training students.
+        words: the command line, with which further processes of the same run are started.
         recorded: required identity of the data (`identity_of`); None for any data.
 
     Returns:
@@ -135,6 +139,8 @@ def run_judgements(
     file = path / "distilled.safetensors" if path.is_dir() else path
     distilled, device, digest = DistilledSet.load(file), find_device(options.device), judgements[0].distilled
     name = distilled.method or path.stem
+    processes, requested = number_of_processes(options, device)
+    one_thread(device)
     authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
     (train, test), data = _real_data(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
@@ -165,23 +171,30 @@ def run_judgements(
     ]
     for each in judgements:
         check_before_running(each.backbone, each.evaluation, test)
-    if any(each != [] for each in absent):
-        one_thread(device)
-        distilled, train, test = distilled.to(device), train.to(device), test.to(device)
-    for each, run, description, columns in zip(judgements, runs, descriptions, absent, strict=True):
-        if columns == []:
-            print(f"finished already in {run.folder}", file=sys.stderr)
-            show(run.folder)
-            continue
-        if columns:
-            run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(columns)} too")
-        protocol = authors_protocol and authors_protocol(distilled, file.parent, run)
-        with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
-            rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, protocol)
-            finish(rows, run.folder)
-    if len(runs) > 1:
-        print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
-    return 0
+    distilled, train, test = distilled.to(device), train.to(device), test.to(device)
+
+    def work() -> int:
+        for each, run, description, columns in zip(judgements, runs, descriptions, absent, strict=True):
+            if columns == []:
+                if is_main_process():
+                    print(f"finished already in {run.folder}", file=sys.stderr)
+                    show(run.folder)
+                continue
+            if columns:
+                run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(columns)} too")
+            protocol = authors_protocol and authors_protocol(distilled, file.parent, run)
+            averaged = protocol is not None and protocol.averages and requested and processes > 1
+            with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
+                how = {"own": protocol, "averaged": averaged}
+                rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, **how)
+                if is_main_process():
+                    finish(rows, run.folder)
+        if len(runs) > 1 and is_main_process():
+            print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
+        return 0
+
+    missing = any(columns != [] for columns in absent)
+    return work_together(processes if missing else 1, device, words, work)
 
 
 def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judgement:

@@ -83,7 +83,7 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
         description |= {"evaluation": _with_columns(description.get("evaluation"), record)}
         if kind == "Experiment":
             return _rerun_method(request, folder, description, record["data"], ["rerun", *flags], methods)
-        return _rerun_evaluate(request, folder, description, record, methods)
+        return _rerun_evaluate(request, folder, description, record, ["rerun", *flags], methods)
     except MismatchError as error:
         raise InputError(
             f"{folder} was made by {_version_of(record)} and cannot be repeated by version {project_version()}: {error}"
@@ -119,6 +119,7 @@ def _rerun_evaluate(
     folder: Path,
     description: dict[str, Any],
     record: dict[str, Any],
+    words: list[str],
     methods: Mapping[str, Method],
 ) -> int:
     """Repeat a run of `evaluate` on the same distilled set."""
@@ -137,7 +138,7 @@ def _rerun_evaluate(
     other = "" if judgement.backbone == distilled.backbone else judgement.backbone
     names = (distilled.method or path.stem, judgement.distilled, label(judgement.dataset, request.place.data_dir))
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
-    return run_judgements(path, [judgement], request.place, protocols_of(methods), record["data"])
+    return run_judgements(path, [judgement], request.place, protocols_of(methods), words, record["data"])
 
 
 def _check_dataset(name: str) -> None:

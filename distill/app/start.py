@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 
 from distill.data import ImageSet, load
-from distill.data.threads import cores
 from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
 from distill.models import build
 from distill.runs.run import difference
+from distill.runs.threads import cores
 from robust import loss_named
 from robust.ranges import Count, NonNegative, Range, check_ranges
 from robust.threat import family_of

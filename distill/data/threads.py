@@ -1,6 +1,5 @@
-"""Work on many files in threads, with progress; how many cores there are."""
+"""Work on many files in threads, with progress."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,9 +9,9 @@ from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from distill.runs.progress import progress
-from distill.runs.ranks import world_size
+from distill.runs.threads import cores
 
-__all__ = ["cores", "file_bar", "in_threads"]
+__all__ = ["file_bar", "in_threads"]
 
 _CHUNK = 256
 """blocks of files submitted to the threads at a time, so that a list of millions of files takes no extra memory"""
@@ -48,9 +47,3 @@ def in_threads(function: Callable, items: Sequence[Any] | np.ndarray) -> Iterato
 def _threads() -> int:
     """Return the number of threads for decoding."""
     return 1 if get_worker_info() is not None else min(_MOST_THREADS, cores())
-
-
-def cores() -> int:
-    """Return the number of cores for this process, at least 1: usable cores divided by this machine's processes."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1))

@@ -12,6 +12,7 @@ a part of the test images; the verdicts on a student; the attacks that these adv
 the number of processes.
 """
 
+from contextlib import nullcontext
 from dataclasses import fields
 
 from distill.data import ImageSet
@@ -23,9 +24,10 @@ from distill.evaluation.rows import Row, RunDescription, StudentDescription
 from distill.evaluation.student_tasks import StudentTasks
 from distill.evaluation.trained import Trained
 from distill.experiment import Evaluation
-from distill.runs.ranks import is_main_process
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.runs.tasks import do_all
+from distill.runs.threads import by_itself
 from distill.runs.version import project_version
 from distill.training.protocol import Protocol
 from distill.training.students import Training
@@ -56,7 +58,8 @@ def evaluate(
         run: folder, generators, progress.
         description: what all rows of the run share.
         own: the method's own way of training students; None for the standard one.
-        averaged: whether all processes train one student together by `own`, each with a part of each batch.
+        averaged: whether all processes train one student together by `own`, each with a part of each batch; else the
+            main process trains such students, with all cores.
 
     Columns that the run has from an earlier evaluation stay beside the new ones.
 
@@ -74,9 +77,11 @@ def evaluate(
         run.notify(f"--protocol own trains students as the method's authors do: {', '.join(unused)} has no effect")
     trained = Trained(distilled, real, evaluation, backbone, run, own)
     columns = all_columns(run.folder, evaluation, *test.image_shape[:2])
-    if averaged:
-        for group in trained.groups():
-            trained.train(group)
+    if own is not None and own.averages and (averaged or is_main_process()):
+        with nullcontext() if averaged else by_itself(test.image_shape[1], test.images.device):
+            for group in trained.groups():
+                trained.train(group)
+    barrier()
     students = StudentTasks(trained, test, columns, None if own is None else own.teacher)
     tasks = students.tasks()
     with run.progress("students and attacks", sum(task.units for task in tasks), unit="task") as bar:

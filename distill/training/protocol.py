@@ -34,6 +34,8 @@ class Protocol:
     """passes over the images, to report the seconds per epoch"""
     teacher: nn.Module | None = None
     """a network trained on the real data, pixels in [0, 1] to logits, which is evaluated beside the students"""
+    averages: bool = False
+    """whether all processes of a run can train one student together, each with a part of each batch"""
     preprocess: nn.Module | None = None
     """first layer of a student, from pixels in [0, 1] to the input of its network; None for the set's normalisation"""
 

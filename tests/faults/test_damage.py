@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill.app.main import main
-from distill.evaluation import evaluate
+from distill.evaluation import student_tasks
 from distill.runs.run import Run
 from tests.faults.outcomes import outcome
 
@@ -65,7 +65,7 @@ CHOSEN = set(random.Random(0).sample(PAIRS, IN_CI))
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of runs of seed 0: finished, stopped while it distils, and without its second student; and of seed 1."""
     found, patch = {}, pytest.MonkeyPatch()
-    patch.setattr(evaluate, "run_advised_attacks", lambda *_: {})
+    patch.setattr(student_tasks, "advised_columns", lambda *_: {})
     for name, seed in (("finished", 0), ("other", 1)):
         found[name] = tmp_path_factory.mktemp(name)
         assert main(_words(data, found[name], seed)) == 0

@@ -41,10 +41,10 @@ def table(runs: Path) -> str:
 def expected(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The tables of runs that always had space."""
     from distill.app.main import main
-    from distill.evaluation import evaluate
+    from distill.evaluation import student_tasks
 
     found, patch = {}, pytest.MonkeyPatch()
-    patch.setattr(evaluate, "run_advised_attacks", lambda *_: {})
+    patch.setattr(student_tasks, "advised_columns", lambda *_: {})
     for words in (RUN, MTT):
         place = tmp_path_factory.mktemp(words[0])
         assert main([*words, "--data-dir", str(data), "--runs", str(place)]) == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.evaluation import evaluate
+from distill.evaluation import student_tasks
 from tests.toy import write_toy
 
 
@@ -14,7 +14,7 @@ def no_advised_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Students of twenty epochs are in doubt as a rule, and Square's queries for each would take minutes of the suite.
     """
-    monkeypatch.setattr(evaluate, "run_advised_attacks", lambda *_: {})
+    monkeypatch.setattr(student_tasks, "advised_columns", lambda *_: {})
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from distill.errors import InputError
-from distill.evaluation.column_kinds import Certification, Student, evaluate_clean
+from distill.evaluation.column_kinds import Certification
 from distill.evaluation.columns import columns
 from distill.evaluation.rows import threat_text
-from distill.evaluation.student_results import StudentResults
 from distill.experiment import Evaluation
 from distill.runs.run import Run
 from robust import ATTACKS, PGD, Threat, correct
 from robust.threat import family_of
+from tests.attacked import attacked
 from tests.toy import toy
 
 
@@ -135,10 +135,9 @@ def test_an_attack_of_another_package_is_a_column(tmp_path: Path, monkeypatch: p
     assert [c.how for c in found] == ["Brighten(share=0.5)", "Brighten()"]
     test, run = toy(), Run(tmp_path / "run", None)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    results = StudentResults(run, 0, {}, len(test))
-    evaluate_clean(results, model, test)
-    bools = found[0].evaluate(Student(model, test, results, run, found))
-    expected = correct(model, (test.images + 0.05).clamp(0, 1), test.labels) & results.bools["clean"]
+    found_bools = attacked(model, test, run, found[:1], model).bools
+    bools = found_bools[found[0].name]
+    expected = correct(model, (test.images + 0.05).clamp(0, 1), test.labels) & found_bools["clean"]
     assert torch.equal(bools, expected)
     with pytest.raises(InputError, match="somebody"):
         columns(Evaluation(attacks="somebody.bright:Darken@0.1"), 3, 8)

@@ -11,7 +11,6 @@ from torch import nn
 
 from distill.data.image_files import ImageFiles
 from distill.evaluation import column_kinds, student_results
-from distill.evaluation.column_kinds import Student, WorstColumn, enforce_nesting, evaluate_clean, size_of_ball
 from distill.evaluation.columns import columns
 from distill.evaluation.student_results import StudentResults
 from distill.evaluation.verdicts import verdicts
@@ -19,6 +18,7 @@ from distill.experiment import Evaluation
 from distill.runs.run import Run
 from robust import PGD, withstands
 from robust.evaluation.checks import ImpossibleResult
+from tests.attacked import attacked
 from tests.toy import toy, write_toy
 
 
@@ -36,16 +36,7 @@ def evaluated(
     """Return the results of a student, evaluated as a run does, and the columns."""
     test, run, model = toy(), Run(tmp_path, None), model or Bright()
     requested = columns(Evaluation(attacks=attacks, **options), 3, 8)
-    results = StudentResults(run, 0, {column.name: column.how for column in requested}, len(test))
-    evaluate_clean(results, model, test)
-    student = Student(model, test, results, run, requested, {"transfer": model, "transfer_student": model})
-    for column in sorted(requested, key=size_of_ball):
-        if not isinstance(column, WorstColumn):
-            column.evaluate(student)
-    enforce_nesting(results, requested)
-    for column in requested:
-        if isinstance(column, WorstColumn):
-            column.evaluate(student)
+    results = attacked(model, test, run, requested, model)
     return results, requested
 
 
@@ -172,9 +163,7 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
     test = toy()
     requested = columns(Evaluation(attacks="pgd@0.1"), 3, 8)
     run = Run(tmp_path, None)
-    results = StudentResults(run, 0, {column.name: column.how for column in requested}, len(test))
-    evaluate_clean(results, Rounded(), test)
-    requested[0].evaluate(Student(Rounded(), test, results, run, requested))
+    results = attacked(Rounded(), test, run, requested, Rounded())
     found = verdicts(results.bools, requested, Rounded(), test, torch.Generator().manual_seed(0))
     assert found["pgd@0.1"].startswith("suspicious: input gradient is zero")
     assert requested[0].attack == PGD(requested[0].threat)
@@ -197,10 +186,7 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
         found = []
         for name, test in (("files", files), ("memory", memory)):
             run = Run(tmp_path / name / type(model).__name__, None)
-            results = StudentResults(run, 0, {}, len(test))
-            evaluate_clean(results, model, test)
-            for column in requested:
-                column.evaluate(Student(model, test, results, run, requested))
+            results = attacked(model, test, run, requested, model)
             found.append(verdicts(results.bools, requested, model, test, torch.Generator().manual_seed(0)))
         assert found[0] == found[1]
     assert found[0]["pgd@0.1"].startswith("suspicious")
@@ -227,8 +213,5 @@ def test_the_fields_of_an_attack_seed_nothing(tmp_path: Path) -> None:
             return generator(*address)
 
     requested = columns(Evaluation(attacks=f"{attacks},linf,jsma:gamma=0.2"), 3, 8)
-    results = StudentResults(Run(tmp_path / "other", None), 0, {}, len(test))
-    evaluate_clean(results, model, test)
-    for column in requested:
-        column.evaluate(Student(model, test, results, Noting(tmp_path, None), requested))
+    attacked(model, test, Noting(tmp_path / "other", None), requested, model)
     assert set(drawn) == {"pgd", "noise", "pgd, the paper's", "jsma"}

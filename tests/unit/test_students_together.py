@@ -41,11 +41,10 @@ def test_together_is_singly(n: int, soft: bool, policy: str) -> None:
         assert torch.equal(a.get_state(), b.get_state())
 
 
-def test_what_fits_together() -> None:
-    (network,), images = students(1), torch.zeros(10, 3, 8, 8)
-    assert fits_together(network, images, 256)
-    assert not fits_together(network, torch.zeros(200, 3, 8, 8), 256)
-    assert fits_together(network, torch.zeros(200, 3, 8, 8), 10)
+@pytest.mark.parametrize(("device", "fits"), [("meta", True), ("cpu", False)])  # meta stands for a GPU
+def test_what_fits_together(device: str, fits: bool) -> None:
+    (network,), images = students(1), torch.zeros(10, 3, 8, 8, device=device)
+    assert fits_together(network, images, 256) == fits
     assert not fits_together(students(1, "convnet:width=4,depth=2,norm=batch")[0], images, 256)
     dropping = torch.nn.Sequential(copy.deepcopy(network), torch.nn.Dropout(0.5))
     assert not fits_together(dropping, images, 256)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
-from distill.evaluation.advised import run_advised_attacks
-from distill.evaluation.column_kinds import Student, WorstColumn, enforce_nesting, evaluate_clean, size_of_ball
+from distill.evaluation.advised import advised_columns
+from distill.evaluation.column_kinds import Column
 from distill.evaluation.columns import columns
 from distill.evaluation.results import row_of
 from distill.evaluation.rows import StudentDescription
@@ -33,6 +33,7 @@ from robust import (
     withstands,
 )
 from robust.evaluation.advice import advised
+from tests.attacked import attacked
 from tests.toy import toy
 
 BOX = Threat("linf", 0.1)
@@ -59,27 +60,18 @@ def coarse(x):
     return (x * 32).round() / 32
 
 
-def evaluated(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> Student:
-    """Return a student, evaluated as a run does."""
-    test, run = test or toy(), Run(folder, None)
+def evaluated(
+    folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None
+) -> tuple[StudentResults, list[Column]]:
+    """Return the results of a student, evaluated as a run does, and the columns."""
     requested = columns(Evaluation(attacks=attacks), 3, 8)
-    results = StudentResults(run, 0, {column.name: column.how for column in requested}, len(test))
-    evaluate_clean(results, model, test)
-    student = Student(model, test, results, run, requested, {"transfer": Bright(), "transfer_student": Bright()})
-    for column in sorted(requested, key=size_of_ball):
-        if not isinstance(column, WorstColumn):
-            column.evaluate(student)
-    enforce_nesting(results, requested)
-    for column in requested:
-        if isinstance(column, WorstColumn):
-            column.evaluate(student)
-    return student
+    return attacked(model, test or toy(), Run(folder, None), requested, Bright()), requested
 
 
 def verdicts_on(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> dict[str, str]:
     """Return the verdicts on a student."""
-    student = evaluated(folder, model, attacks, test)
-    return verdicts(student.results.bools, student.columns, model, student.test, rng())
+    results, requested = evaluated(folder, model, attacks, test)
+    return verdicts(results.bools, requested, model, test or toy(), rng())
 
 
 def test_an_ordinary_student_is_ok(tmp_path: Path) -> None:
@@ -221,11 +213,13 @@ def test_the_advised_attack_is_run_and_its_figure_stands_beside_the_one_in_doubt
     """Pixels in five steps hide the gradient: PGD breaks nothing, Square does, and the table shows both figures."""
     attacks = "pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4"
     model = Bright(coarse)
-    student = evaluated(tmp_path, model, attacks)
-    results, requested = student.results, student.columns
-    found = verdicts(results.bools, requested, model, student.test, rng())
+    results, requested = evaluated(tmp_path, model, attacks)
+    found = verdicts(results.bools, requested, model, toy(), rng())
     assert found["pgd@0.4"] != "ok"
-    advised_attacks = run_advised_attacks(found, Evaluation(attacks=attacks), student)
+    others = advised_columns(found, requested, Evaluation(attacks=attacks), 3, 8)
+    results = attacked(model, toy(), results.run, [*requested, others["pgd@0.4"]], Bright())
+    bools = results.bools
+    advised_attacks = {name: (c.name, bools[name] & bools[c.name]) for name, c in others.items()}
     name, standing = advised_attacks["pgd@0.4"]
     assert name == "square:queries=500@0.4"
     assert torch.equal(standing, results.bools["pgd@0.4"] & results.bools[name])
