@@ -17,12 +17,14 @@ import torch
 from distill.app.benchmark_cells import BenchmarkCommand, part_of, planned_cells
 from distill.app.cells import Cell, run_cells
 from distill.app.flags import find_device, parse
+from distill.app.processes import MEMORY, free_memory
 from distill.errors import InputError
 from distill.evaluation.row_files import find_rows
 from distill.methods.method import Method
 from distill.reports.comparison import LAYOUTS
 from distill.runs.files import write_text
 from distill.runs.progress import progress
+from distill.runs.threads import cores
 
 __all__ = ["run_benchmark"]
 
@@ -55,11 +57,13 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     finished = len(mine) - len(todo) - len(failed)
     if finished:
         print(f"{finished} of {len(mine)} cells are already done", file=sys.stderr)
+    devices = _devices(command)
+    jobs = command.jobs or _most_jobs(devices, len(todo))
+    if todo and jobs > 1 and command.jobs is None:
+        print(f"{jobs} cells at a time share {_shared(devices)} (--jobs)", file=sys.stderr)
     with (
         progress("benchmark", len(mine), finished + len(failed), unit="cell") as bar,
-        contextlib.closing(
-            run_cells(todo, folder / "logs", command.jobs, _devices(command), bar.set_postfix_str)
-        ) as ended,
+        contextlib.closing(run_cells(todo, folder / "logs", jobs, devices, bar.set_postfix_str)) as ended,
     ):
         for cell, trouble in ended:
             if trouble:
@@ -94,6 +98,22 @@ def _devices(command: BenchmarkCommand) -> list[str]:
     if command.device == "auto" and device.type == "cuda":
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(device)]
+
+
+def _most_jobs(devices: list[str], cells: int) -> int:
+    """Return how many cells run at the same time by default.
+
+    Args:
+        devices: of the cells.
+        cells: that are to be run.
+    """
+    places = min(cores(), max(1, free_memory() // MEMORY)) if devices == ["cpu"] else len(devices)
+    return max(1, min(places, cells))
+
+
+def _shared(devices: list[str]) -> str:
+    """Return what the cells share, for a message."""
+    return f"{cores()} cores and {free_memory() / 2**30:.0f} GiB of free memory" if devices == ["cpu"] else "the GPUs"
 
 
 def _write(cells: list[Cell], folder: Path) -> tuple[str, dict[Cell, str]]:

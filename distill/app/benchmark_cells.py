@@ -65,8 +65,9 @@ class BenchmarkCommand:
     """side in pixels; None: the size of the data set"""
     flags: tuple[str, ...] = ()
     """further flags of a method: --flags "dc: --iterations 500" "guard_dc: --real-loss guard:weight=3\""""
-    jobs: Annotated[int, Range(least=1, most=1024)] = 1
-    """cells run at the same time; several GPUs are used in turn"""
+    jobs: Annotated[int, Range(least=1, most=1024)] | None = None
+    """cells run at the same time, which share the cores; several GPUs are used in turn. None: one for each GPU, or on a
+    CPU one for each core, as far as the free memory goes"""
     cell: str = ""
     """I/N, from 1/N to N/N: run only every N-th cell, for array jobs of a cluster; --dry-run counts the cells"""
     dry_run: bool = False
@@ -102,7 +103,7 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
         raise InputError(f"--datasets is {command.datasets!r}; it must name at least one of {', '.join(DATASETS)}")
     if unused := [method for method in extra if method not in selected]:
         raise InputError(f"--flags is for {unused[0]}, which is not among the methods: {', '.join(selected)}")
-    for flag, value in (("--seeds", command.seeds), ("--jobs", command.jobs)):
+    for flag, value in (("--seeds", command.seeds), ("--jobs", command.jobs or 1)):
         if value < 1:
             raise InputError(f"{flag} is {value}; it must be >= 1")
     if command.attacks is not None:

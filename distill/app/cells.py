@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from distill.runs.threads import cores
@@ -68,28 +69,34 @@ def run_cells(
 ) -> Generator[tuple[Cell, str], None, None]:
     """Run cells, `jobs` at a time, and yield each finished cell with an error message, "" on success.
 
-    When this generator ends, also by an error, all running cells stop at a checkpoint.
+    On a CPU under Linux each cell has cores of its own, and as many processes: all cores are shared by the cells that
+    run. When this generator ends, also by an error, all running cells stop at a checkpoint.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
+    environment.pop("NPROC", None)  # of all cells together
     queue, running = list(missing), {}
-    slots = list(range(jobs))
+    slots, free = list(range(jobs)), _own_cores(devices)
+    if jobs > 1 and not free:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     try:
         while queue or running:
             while queue and slots:
+                share = max(1, len(free) // min(len(slots), len(queue)))
+                own, free = free[:share], free[share:]
                 cell, slot = queue.pop(0), slots.pop(0)
                 words = cell.next
                 program = [sys.executable, "-m", "distill", *words, "--device", devices[slot % len(devices)]]
                 with open(logs / f"{cell.name}.log", "ab") as log:
                     options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment}
-                    running[subprocess.Popen(program, preexec_fn=_end_with_parent, **options)] = cell, slot, words
+                    process = subprocess.Popen(program, preexec_fn=partial(_prepare, own), **options)
+                    running[process] = cell, slot, words, own
                 say(", ".join(cell.name for cell, *_ in running.values()))
             ended = [process for process in running if process.poll() is not None]
             for process in ended:
-                cell, slot, words = running.pop(process)
+                cell, slot, words, own = running.pop(process)
                 slots.append(slot)
+                free += own
                 trouble = _trouble(process.returncode, logs / f"{cell.name}.log")
                 if not trouble and not cell.done:
                     if cell.next != words:  # the run is finished; the second evaluation of its set comes next
@@ -108,8 +115,16 @@ def run_cells(
             process.kill()
 
 
-def _end_with_parent() -> None:
-    """On Linux, let the kernel stop this process when its parent ends."""
+def _own_cores(devices: list[str]) -> list[int]:
+    """Return the numbers of the cores that cells on a CPU divide; none where a process cannot be bound to cores."""
+    bound = hasattr(os, "sched_getaffinity") and set(devices) == {"cpu"}
+    return sorted(os.sched_getaffinity(0)) if bound else []
+
+
+def _prepare(own: list[int]) -> None:
+    """Bind a new process to its cores, and on Linux let the kernel stop it when its parent ends."""
+    if own:
+        os.sched_setaffinity(0, own)
     if sys.platform == "linux":
         set_death_signal = 1
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)

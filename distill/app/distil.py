@@ -4,10 +4,10 @@ import re
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from distill.app.estimate import estimate, human
@@ -153,8 +153,8 @@ def run_experiment(
     if absent:
         run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(absent)} too")
     else:
-        facts = facts_of(dataset, options.data_dir, experiment.image_size)
-        announce(default_recipe, experiment, data, method, facts, train, len(test), device, processes, distils)
+        how = {"divided": divided, "default_recipe": default_recipe}
+        announce(method, experiment, options, train, len(test), processes, **how)
 
     def work() -> int:
         with locked(run.begin(**experiment.evaluation.columns).folder):
@@ -182,28 +182,32 @@ def run_experiment(
 
 
 def announce(
-    default_recipe: bool,
-    experiment: Experiment,
-    data: str,
     method: Method,
-    facts: Facts,
+    experiment: Experiment,
+    options: RunOptions,
     train: ImageSet,
     tests: int,
-    device: torch.device,
     processes: int,
-    distils: bool,
+    *,
+    divided: bool,
+    default_recipe: bool,
 ) -> None:
     """Print the recipe and, on a CPU, the estimated time of this recipe and of the paper's.
 
-    For a data set that no paper has, also print the facts from which the recipe is derived.
+    For a data set that no paper has, also print the facts from which the recipe is derived; for a method that distils
+    in one process of several, also print why.
     """
     if not reports_to_user():
         return
-    text = f"{experiment.method} on {data}, ipc {experiment.ipc}, recipe {experiment.recipe}"
+    device, facts = find_device(options.device), facts_of(experiment.dataset, options.data_dir, experiment.image_size)
+    text = f"{experiment.method} on {experiment.data_name(options.data_dir)}, ipc {experiment.ipc}, recipe "
+    text += experiment.recipe + (f", {processes} processes" if processes > 1 else "")
     note = ""
     if facts.derived:
         numbers = f"{facts.classes} classes, {facts.channels}x{facts.size}x{facts.size}, {facts.examples:,} images"
         note = f"\nThe recipe is derived from the data ({numbers}): no paper has this data set"
+    if processes > 1 and method.why_one:
+        note += f"\n{method.name} distils in one process ({method.why_one}); all processes train and attack students"
     if device.type != "cpu":
         print(f"{text}, on {device}{note}", file=sys.stderr)
         return
@@ -211,7 +215,10 @@ def announce(
     def hours(recipe: Recipe) -> str:
         sizes = (train.image_shape, train.num_classes, len(train), tests)
         ipc = round(len(train) / train.num_classes) if method.whole_class else experiment.ipc
-        return human(estimate(recipe, method.work, ipc, *sizes, method.student_work))
+        distils = min(processes, train.num_classes) if divided else 1
+        how = nullcontext if divided else partial(by_itself, train.image_shape[1], device)
+        own = {"student_work": method.student_work, "distils": distils, "evaluates": processes, "by_itself": how}
+        return human(estimate(recipe, method.work, ipc, *sizes, **own))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if default_recipe:

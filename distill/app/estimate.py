@@ -7,6 +7,8 @@ that number, time grows with the number of images). Checked against whole runs i
 """
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -48,6 +50,10 @@ def estimate(
     examples: int,
     tests: int,
     student_work: StudentWorkOf | None = None,
+    *,
+    distils: int = 1,
+    evaluates: int = 1,
+    by_itself: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> float:
     """Return the seconds a recipe takes on the CPU.
 
@@ -61,6 +67,9 @@ def estimate(
         tests: size of the test set.
         student_work: (config, ipc, num_classes) -> (count, step) pairs for training one student with the authors'
             protocol; None if the cost is about that of the standard protocol.
+        distils: number of processes that divide the distillation.
+        evaluates: number of processes that train and attack students.
+        by_itself: gives a distillation that one process does its threads, in a block.
     """
     channels, size, _ = shape
 
@@ -82,11 +91,13 @@ def estimate(
     if evaluation.protocol == "own" and student_work is not None:
         per_student = student_work(recipe.config, ipc, num_classes)
         training = [(evaluation.students * count, step) for count, step in per_student]
-    items = [
-        *work(recipe.config, ipc, num_classes, examples),
-        *training,
-        (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step),
-    ]
+    with by_itself():
+        of_distilling = sum(
+            count * _seconds(step, network, shape)
+            for count, step in work(recipe.config, ipc, num_classes, examples)
+            if count
+        )
+    items = [*training, (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step)]
     surrogates = {column.base.partition(":")[0] for column in requested}
     if "transfer" in surrogates:
         epoch = partial(training_steps, images=PROBE)
@@ -95,7 +106,7 @@ def estimate(
     if "transfer_student" in surrogates:
         count = epochs * ipc * num_classes / batch / STEPS
         seconds += count * _seconds(partial(training_steps, images=batch), built(evaluation.transfer_backbone), shape)
-    return seconds
+    return of_distilling / distils + seconds / evaluates
 
 
 def _gradients(column: Column) -> int:

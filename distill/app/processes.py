@@ -18,7 +18,7 @@ from distill.runs.ranks import (
 )
 from distill.runs.threads import cores, requested_threads
 
-__all__ = ["number_of_processes", "work_together"]
+__all__ = ["MEMORY", "free_memory", "number_of_processes", "work_together"]
 
 MEMORY = 2**30
 """bytes that a process takes at most, beside the data, which all processes share (`bash run.sh bench memory`)"""
