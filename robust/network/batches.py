@@ -1,4 +1,4 @@
-"""How many images one pass takes: as many as fit in about a gigabyte, by the memory that a network needs for one image.
+"""How many images one pass takes: as many as fit in the allowed memory, by what a network needs for one image.
 
 The memory that autograd saves in the forward pass of one image is measured once for each network and shape of images;
 the same amount again is added for gradients and work space. The number depends only on the network and the images, not
@@ -21,7 +21,7 @@ __all__ = ["MOST", "images_at_once", "saved_bytes"]
 
 MOST = 500
 """images of a pass, at most, also for a small network"""
-ALLOWED = 2**30
+ALLOWED = 2**27
 """bytes of a pass on a CPU"""
 ALLOWED_ON_A_DEVICE = 2**32
 """bytes of a pass on a GPU"""
