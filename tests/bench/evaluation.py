@@ -37,7 +37,9 @@ def bench() -> list[Row]:
     rows: list[Row] = []
     for processes, times in seconds.items():
         ratio = min(seconds[1]) / min(times)
-        rows.append({"title": "five students", "way": f"{processes} processes", "seconds": min(times), "speedup": ratio})
+        rows.append(
+            {"title": "five students", "way": f"{processes} processes", "seconds": min(times), "speedup": ratio}
+        )
         print(f"  {processes} processes{'':32s}{min(times):10.2f} s {ratio:8.2f} times as fast", flush=True)
     same = all(table == tables[0] for table in tables)
     print(f"  the same table each time: {'yes' if same else 'NO'}")
