@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
 from distill.data import ImageSet, facts_named
@@ -304,6 +303,8 @@ def _negligible_loss(share: float, loss: Loss) -> str:
 
 def _compiler(device: torch.device) -> CompiledGradients:
     if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
         try:
             get_cpp_compiler()
         except Exception as error:  # torch's exception class for this is private
