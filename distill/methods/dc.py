@@ -46,6 +46,7 @@ from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.training.real_side import of_all, real_gradients, share_moved, siamese_view
+from distill.training.sgd import SGD
 from distill.training.students import overhead_bound, train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import CompiledGradients, CrossEntropy, Loss, Normalize, RobustTeacher
@@ -216,7 +217,7 @@ def distill(
                         network,
                         images.flatten(0, 1),
                         labels,
-                        torch.optim.SGD(network.parameters(), lr=config.lr_net),
+                        SGD(network.parameters(), config.lr_net),
                         epochs=inner_loop,
                         batch_size=config.batch_train,
                         generator=run.generator("train", *here),

@@ -103,12 +103,15 @@ def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
             DistilledSet.load(tmp_path / name)
 
 
-@pytest.mark.parametrize(("shape", "labels"), [
-    ((6, 3, 4, 4), [0, 0, 1, 1, 2, 2]),
-    ((6, 1, 28, 28), [0, 1, 1, 1, 2, 2]),
-    ((24, 1, 8, 8), [0] * 12 + [1] * 12),
-    ((3, 3, 80, 80), [2, 0, 2]),
-])
+@pytest.mark.parametrize(
+    ("shape", "labels"),
+    [
+        ((6, 3, 4, 4), [0, 0, 1, 1, 2, 2]),
+        ((6, 1, 28, 28), [0, 1, 1, 1, 2, 2]),
+        ((24, 1, 8, 8), [0] * 12 + [1] * 12),
+        ((3, 3, 80, 80), [2, 0, 2]),
+    ],
+)
 def test_the_grid_has_the_bytes_of_torchvision(shape: tuple[int, ...], labels: list[int], tmp_path: Path) -> None:
     channels = shape[1]
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
