@@ -60,3 +60,17 @@ def test_a_job(tmp_path: Path) -> None:
     """TensorBoard writes the events, and is imported with the first; nothing else is needed for digits."""
     command = ["guard_dc", "digits", "--recipe", "smoke", "--device", "cpu"]
     assert loaded(RUN.format(commands=[command]), tmp_path) == {"tensorboard"}
+
+
+def test_garbage_is_not_looked_for_among_imported_objects(tmp_path: Path) -> None:
+    script = """
+import gc, runpy, sys
+sys.argv[1:] = ["list"]
+try:
+    runpy.run_module("distill", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert gc.isenabled()
+assert gc.get_freeze_count() > 100_000
+"""
+    assert loaded(script, tmp_path) == set()
