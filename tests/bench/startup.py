@@ -19,7 +19,7 @@ def bench() -> list[Row]:
     with tempfile.TemporaryDirectory() as runs:
 
         def job() -> None:
-            flags = ("--recipe", "smoke", "--seed", str(next(seeds)), "--runs", runs)
+            flags = ("--recipe", "smoke", "--processes", "1", "--seed", str(next(seeds)), "--runs", runs)
             python("-m", "distill", "guard_dc", "digits", *flags)
 
         return compare(

@@ -58,7 +58,7 @@ def test_imports(module: str, tmp_path: Path) -> None:
 
 def test_a_job(tmp_path: Path) -> None:
     """TensorBoard writes the events, and is imported with the first; nothing else is needed for digits."""
-    command = ["guard_dc", "digits", "--recipe", "smoke", "--device", "cpu"]
+    command = ["guard_dc", "digits", "--recipe", "smoke", "--device", "cpu", "--processes", "1"]
     assert loaded(RUN.format(commands=[command]), tmp_path) == {"tensorboard"}
 
 
