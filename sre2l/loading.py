@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as TF
 
 from distill.data import ImageSet
 from distill.data.image_files import ImageFiles
@@ -80,7 +79,9 @@ class _Crops(Dataset):
     """Crops of image files, (3, size, size) uint8, indexed by (index of the image, seed of the crop)."""
 
     def __init__(self, files: ImageFiles, augment: Augment, flip: bool):
-        self.files, self.flip = files, flip
+        from torchvision.transforms.v2.functional import resized_crop  # slow to import: once, before workers fork
+
+        self.files, self.flip, self.resized_crop = files, flip, resized_crop
         self.augment: Augment = augment
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor | InputError:
@@ -94,7 +95,7 @@ class _Crops(Dataset):
         height, width = image.shape[1:]
         boxes, flips = draw_crops(self.augment, self.flip, 1, height, width, LEAST, generator)
         top, left, crop_height, crop_width = boxes[0].tolist()
-        image = TF.resized_crop(image, top, left, crop_height, crop_width, [size, size], antialias=True)
+        image = self.resized_crop(image, top, left, crop_height, crop_width, [size, size], antialias=True)
         return image.flip(2) if flips[0] else image
 
 

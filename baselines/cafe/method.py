@@ -47,6 +47,7 @@ from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
+from distill.training.sgd import SGD
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Loss, Normalize
@@ -261,7 +262,7 @@ def _train_until_accuracy_changes(
     Returns:
         the number of epochs.
     """
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net)
+    optimizer = SGD(network.parameters(), config.lr_net)
     options = {"epochs": 1, "batch_size": config.batch_train, "augmentation": augment}
     accuracies: deque[float] = deque(maxlen=config.window)
     for epoch in range(config.max_epochs):

@@ -30,6 +30,7 @@ from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.locks import locked
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
+from distill.training.sgd import SGD
 from distill.training.students import train_epochs
 from robust import Loss
 from robust.losses import drawing_from, on_inputs
@@ -181,7 +182,7 @@ def _epoch(
         network,
         images,
         labels,
-        torch.optim.SGD(network.parameters(), lr=expert.lr),
+        SGD(network.parameters(), expert.lr),
         epochs=1,
         batch_size=expert.batch_size,
         generator=stage.generator("training", number, epoch),

@@ -129,10 +129,10 @@ def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
 
 
 def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Return the median time of five steps, or of as many as fit in half a second, after one warm-up step.
+    """Return the median time of five steps, or of as many as fit in a fifth of a second, after one warm-up step.
 
-    A first step of at least one second is returned directly: the warm-up is then negligible, and the user need not
-    wait.
+    A first step of at least three seconds is returned directly: the warm-up, in which torch may import packages for a
+    second, is then small, and the user need not wait.
     """
 
     def timed() -> float:
@@ -140,10 +140,10 @@ def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> flo
         step(network, shape)
         return time.perf_counter() - start
 
-    if (first := timed()) >= 1:
+    if (first := timed()) >= 3:
         return first
     times: list[float] = []
-    while len(times) < 5 and sum(times) < 0.5:
+    while len(times) < 5 and sum(times) < 0.2:
         times.append(timed())
     return sorted(times)[len(times) // 2]
 

@@ -3,7 +3,7 @@
 The folder is the registry. FACTS (`distill.data.facts`) has the metadata of a set; `folder`, for the user's images,
 exports `facts(root, image_size)` instead. A set of image files of any size exports `load(root, image_size, damaged)`,
 which decodes the files at that size, and `listings(root, damaged)`; other sets are resized here. To keep `import
-distill.data` quick, slow imports (torchvision, scikit-learn) are inside functions.
+distill.data` quick, slow imports (torchvision) are inside functions.
 
 A data set of another package is a `DataSet` record with the name `package.module:name`.
 """

@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.func import vmap
 
 from distill.data import ImageSet, facts_named
@@ -47,6 +46,7 @@ from distill.training.augment import Augmentation, augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import DISTANCES, freeze_batchnorm, gradients_by_class
 from distill.training.real_side import of_all, real_gradients, share_moved, siamese_view
+from distill.training.sgd import SGD
 from distill.training.students import overhead_bound, train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import CompiledGradients, CrossEntropy, Loss, Normalize, RobustTeacher
@@ -217,7 +217,7 @@ def distill(
                         network,
                         images.flatten(0, 1),
                         labels,
-                        torch.optim.SGD(network.parameters(), lr=config.lr_net),
+                        SGD(network.parameters(), config.lr_net),
                         epochs=inner_loop,
                         batch_size=config.batch_train,
                         generator=run.generator("train", *here),
@@ -304,6 +304,8 @@ def _negligible_loss(share: float, loss: Loss) -> str:
 
 def _compiler(device: torch.device) -> CompiledGradients:
     if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
         try:
             get_cpp_compiler()
         except Exception as error:  # torch's exception class for this is private

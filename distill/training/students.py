@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from distill.training.augment import Augmentation
+from distill.training.sgd import SGD
 from robust import loss_named
 from robust.losses.named import METAVAR
 from robust.ranges import Count, NonNegative, Positive, UpToOne, check_ranges, shown
@@ -75,7 +76,7 @@ def train_epochs(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | SGD,
     *,
     epochs: int,
     batch_size: int,
@@ -100,7 +101,7 @@ def train_epochs(
     network.train()
     for _ in range(epochs):
         for x, y in _epoch(images, labels, batch_size, generator, augmentation):
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss(network, x, y).backward()
             optimizer.step()
 
@@ -137,9 +138,7 @@ def train_student(
 ) -> None:
     """Train a student in place by the standard protocol; arguments as in `train_epochs`."""
     for lr, epochs in _phases(training):
-        optimizer = torch.optim.SGD(
-            network.parameters(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay
-        )
+        optimizer = SGD(network.parameters(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay)
         train_epochs(
             network,
             images,
@@ -181,14 +180,12 @@ def train_together(
 
     losses = vmap(loss)
     for lr, epochs in _phases(training):
-        optimizer = torch.optim.SGD(
-            stacked.values(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay
-        )
+        optimizer = SGD(stacked.values(), lr=lr, momentum=training.momentum, weight_decay=training.weight_decay)
         for _ in range(epochs):
             each = [_epoch(images, labels, training.batch_size, generator, augmentation) for generator in generators]
             for batches in zip(*each, strict=True):
                 x, y = (torch.stack(part) for part in zip(*batches, strict=True))
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 losses(stacked, x, y).sum().backward()
                 optimizer.step()
     with torch.no_grad():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from distill.training.sgd import SGD
 from distill.training.students import Training, train_epochs, train_together
 
 __all__ = ["PROBE", "STEPS", "Step", "Work", "training_steps"]
@@ -40,5 +41,5 @@ def training_steps(
         generators = [torch.Generator() for _ in range(networks)]
         train_together([network] * networks, x, y, Training(STEPS - 1), generators)  # E means E + 1
         return
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
+    optimizer = SGD(network.parameters(), lr)
     train_epochs(network, x, y, optimizer, epochs=STEPS, batch_size=images, generator=torch.Generator())

@@ -19,13 +19,20 @@ __all__ = ["Row", "compare", "environment", "peak_megabytes", "save"]
 Row = dict[str, Any]
 
 
-def compare(title: str, ways: Mapping[str, Callable[[], object]], *, repeats: int = 5) -> list[Row]:
+def compare(
+    title: str,
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
     """Time every way, print a line each, and return the rows.
 
     Args:
         title: what is done, with its sizes.
         ways: name -> what to time; the first is the reference of the ratios.
         repeats: timed rounds.
+        clock: in seconds.
 
     Returns:
         a row a way: title, way, seconds (median), ratio to the first way (below 1 is faster), repeats.
@@ -33,12 +40,12 @@ def compare(title: str, ways: Mapping[str, Callable[[], object]], *, repeats: in
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(repeats + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(medians.values()))
     print(f"\n{title}")

@@ -1,28 +1,43 @@
-"""How long a newcomer waits: `list`, and what `import robust` adds to `import torch`."""
+"""CPU seconds until a newcomer sees something: commands that only print and a whole tiny job, beside `import torch`."""
 
-import statistics
+import resource
 import subprocess
 import sys
+import tempfile
+from itertools import count
 
 from tests.bench.side_by_side import Row, compare
 
-IMPORT = "import time, torch; t = time.perf_counter(); import robust; print(time.perf_counter() - t)"
-
 
 def bench() -> list[Row]:
-    """Return the times."""
+    """Return the CPU seconds."""
+    seeds = count()
 
-    def python(*arguments: str) -> str:
-        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
+    def python(*words: str) -> None:
+        subprocess.run([sys.executable, *words], capture_output=True, check=True)
 
-    rows = compare(
-        "start-up of a process",
-        {
-            "import torch": lambda: python("-c", "import torch"),
-            "import torch, robust": lambda: python("-c", "import torch, robust"),
-            "python -m distill list": lambda: python("-m", "distill", "list"),
-        },
-    )
-    added = statistics.median(float(python("-c", IMPORT)) for _ in range(5))
-    print(f"  import robust after torch: {added:.3f} s")
-    return [*rows, {"title": "start-up of a process", "way": "import robust after torch", "seconds": added}]
+    with tempfile.TemporaryDirectory() as runs:
+
+        def job() -> None:
+            flags = ("--recipe", "smoke", "--processes", "1", "--seed", str(next(seeds)), "--runs", runs)
+            python("-m", "distill", "guard_dc", "digits", *flags)
+
+        return compare(
+            "start-up of a process, CPU seconds",
+            {
+                "import torch": lambda: python("-c", "import torch"),
+                "import robust": lambda: python("-c", "import robust"),
+                "guard_dc digits --recipe smoke, whole": job,
+                "list": lambda: python("-m", "distill", "list"),
+                "--help": lambda: python("-m", "distill", "--help"),
+                "table": lambda: python("-m", "distill", "table", runs),
+            },
+            repeats=2,
+            clock=_cpu_of_children,
+        )
+
+
+def _cpu_of_children() -> float:
+    """Return the CPU seconds, of user and system, of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

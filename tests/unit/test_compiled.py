@@ -114,7 +114,7 @@ def test_without_a_compiler_there_is_one_line(tmp_path: Path, monkeypatch: pytes
     def missing() -> str:
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(dc, "get_cpp_compiler", missing)
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
     config = dc.Config(LOSSES[0], backbone="convnet:width=4", iterations=1, compile=True)
     with pytest.raises(dc.InputError, match="--compile needs a C"):
         dc.distill(toy(), 1, config, Run(tmp_path, None).begin())

@@ -383,6 +383,14 @@ def test_digits_are_always_the_same(tmp_path: Path) -> None:
     assert test.images.double().sum().item() * 16 == 111222
 
 
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    expected, found = load_digits(), torch.cat([part.images for part in load("digits", tmp_path)])
+    ours, theirs = (np.asarray(x, np.uint8).reshape(-1, 64) for x in (found * 16, expected.data))
+    assert sorted(map(bytes, ours)) == sorted(map(bytes, theirs))
+
+
 def test_digits_constants_are_those_of_the_training_part(tmp_path: Path) -> None:
     train, _ = load("digits", tmp_path)
     pixels = train.images.double()

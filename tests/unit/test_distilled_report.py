@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torchvision.utils import save_image
 
 from distill.distilled import FORMAT, DistilledSet
 from distill.errors import InputError
@@ -100,6 +101,31 @@ def test_a_file_of_wrong_content_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=words):
             DistilledSet.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"),
+    [
+        ((6, 3, 4, 4), [0, 0, 1, 1, 2, 2]),
+        ((6, 1, 28, 28), [0, 1, 1, 1, 2, 2]),
+        ((24, 1, 8, 8), [0] * 12 + [1] * 12),
+        ((3, 3, 80, 80), [2, 0, 2]),
+    ],
+)
+def test_the_grid_has_the_bytes_of_torchvision(shape: tuple[int, ...], labels: list[int], tmp_path: Path) -> None:
+    channels = shape[1]
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    one = (0.5,) * channels
+    part = replace(SET, images=images, labels=torch.tensor(labels), mean=one, std=one)
+    save_grid(part, tmp_path / "grid.png")
+    rows = [images[part.labels == c] for c in part.labels.unique()]
+    across = max(map(len, rows))
+    scale = max(1, (64 if across <= 10 else 32) // shape[-1])
+    white = torch.ones(across, *shape[1:])
+    full = torch.cat([torch.cat([row, white])[:across] for row in rows]).clamp(0, 1)
+    large = full.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    save_image(large, tmp_path / "torchvision.png", nrow=across)
+    assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "torchvision.png").read_bytes()
 
 
 def test_the_grid_has_a_row_a_class(tmp_path: Path) -> None:

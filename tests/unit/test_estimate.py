@@ -1,10 +1,12 @@
 """The estimate counts what a run does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from distill.app.estimate import STEPS, estimate
+from distill.app.estimate import STEPS, _seconds, estimate
 from distill.experiment import Evaluation, Recipe
 from distill.methods import dc
 from distill.runs.run import Run
@@ -57,3 +59,13 @@ def test_the_steps_run(ipc: int) -> None:
     for count, step in dc.work(config, ipc, 10, 100):
         step(network, (3, 8, 8))
         assert count >= 0
+
+
+def test_an_import_in_the_first_step_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lasting = [0.0], iter([1.5])
+
+    def step(network: nn.Module, shape: tuple[int, int, int]) -> None:
+        clock[0] += next(lasting, 0.01)
+
+    monkeypatch.setattr("distill.app.estimate.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert _seconds(step, nn.Identity(), (1, 8, 8)) == pytest.approx(0.01)
