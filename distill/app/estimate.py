@@ -7,7 +7,7 @@ that number, time grows with the number of images). Checked against whole runs i
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -21,8 +21,7 @@ from distill.evaluation.columns import columns
 from distill.experiment import Recipe
 from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
-from distill.training.students import TOGETHER, fits_together
-from distill.training.work import PROBE, STEPS, Step, training_steps
+from distill.training.work import PROBE, STEPS, Step, Work, training_steps
 from robust import loss_named
 from robust.spec import split_spec
 
@@ -83,30 +82,28 @@ def estimate(
     batch = min(evaluation.student.batch_size, ipc * num_classes, PROBE)
     requested = columns(evaluation, channels, size)
     epochs, attacks = evaluation.student.epochs + 1, sum(map(_gradients, requested))
-    at_once = evaluation.student.loss == "cross_entropy" and fits_together(network, torch.empty(batch, *shape), batch)
-    together = min(evaluation.students, TOGETHER) if at_once else 1
-    train = partial(training_steps, images=batch, networks=together)
+    train = partial(training_steps, images=batch)
     students_steps = evaluation.students * epochs * ipc * num_classes / batch
-    training = [(students_steps * loss_named(evaluation.student.loss).passes / STEPS / together, train)]
+    training = [(students_steps * loss_named(evaluation.student.loss).passes / STEPS, train)]
     if evaluation.protocol == "own" and student_work is not None:
         per_student = student_work(recipe.config, ipc, num_classes)
         training = [(evaluation.students * count, step) for count, step in per_student]
+
+    def total(items: Sequence[Work], network: nn.Module = network) -> float:
+        return sum(count * _seconds(step, network, shape) for count, step in items if count)
+
     with by_itself():
-        of_distilling = sum(
-            count * _seconds(step, network, shape)
-            for count, step in work(recipe.config, ipc, num_classes, examples)
-            if count
-        )
-    items = [*training, (evaluation.students * tests * attacks * STANDING / PROBE, _attack_step)]
+        of_distilling = total(work(recipe.config, ipc, num_classes, examples))
+    of_training = total(training) / min(evaluates, evaluation.students)
+    of_attacks = total([(evaluation.students * tests * attacks * STANDING / PROBE, _attack_step)]) / evaluates
     surrogates = {column.base.partition(":")[0] for column in requested}
     if "transfer" in surrogates:
-        epoch = partial(training_steps, images=PROBE)
-        items.append((evaluation.surrogate_epochs * examples / PROBE / STEPS, epoch))
-    seconds = sum(count * _seconds(step, network, shape) for count, step in items if count)
+        epochs_on_real = evaluation.surrogate_epochs * examples / PROBE / STEPS
+        of_training += total([(epochs_on_real, partial(training_steps, images=PROBE))])
     if "transfer_student" in surrogates:
         count = epochs * ipc * num_classes / batch / STEPS
-        seconds += count * _seconds(partial(training_steps, images=batch), built(evaluation.transfer_backbone), shape)
-    return of_distilling / distils + seconds / evaluates
+        of_training += total([(count, partial(training_steps, images=batch))], built(evaluation.transfer_backbone))
+    return of_distilling / distils + of_training + of_attacks
 
 
 def _gradients(column: Column) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.training.sgd import SGD
-from distill.training.students import Training, train_epochs, train_together
+from distill.training.students import train_epochs
 
 __all__ = ["PROBE", "STEPS", "Step", "Work", "training_steps"]
 
@@ -24,22 +24,15 @@ Work = tuple[float, Step]
 """how often a step is taken, and the step"""
 
 
-def training_steps(
-    network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01, networks: int = 1
-) -> None:
-    """Train a network, or several like it together, for STEPS steps.
+def training_steps(network: nn.Module, shape: tuple[int, int, int], *, images: int, lr: float = 0.01) -> None:
+    """Train a network for STEPS steps.
 
     Args:
         network: untrained or not; its weights change.
         shape: (C, H, W) of the random images.
         images: images of a step.
         lr: learning rate of SGD.
-        networks: copies that are trained at once.
     """
     x, y = torch.randn(images, *shape), torch.zeros(images, dtype=torch.long)
-    if networks > 1:
-        generators = [torch.Generator() for _ in range(networks)]
-        train_together([network] * networks, x, y, Training(STEPS - 1), generators)  # E means E + 1
-        return
     optimizer = SGD(network.parameters(), lr)
     train_epochs(network, x, y, optimizer, epochs=STEPS, batch_size=images, generator=torch.Generator())

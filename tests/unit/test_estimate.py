@@ -21,10 +21,13 @@ def test_seconds_are_counts_times_seconds(monkeypatch: pytest.MonkeyPatch) -> No
     config = dc.Config(CrossEntropy(), backbone="convnet:width=4")
     evaluation = Evaluation(3, test_images=320, attacks="linf,l2", student=Training(epochs=10))
     total = estimate(Recipe(config, evaluation), lambda *_: [(7.0, None)], 1, (3, 8, 8), 10, 5000, 1000)
-    training = 11 * 10 / 10 / STEPS  # the three students together
+    training = 3 * 11 * 10 / 10 / STEPS
     attacking = 3 * 320 * 11 * 2 * 0.6 / 32
     assert total == pytest.approx(2.0 * (7 + training + attacking))
-    assert len(seen) == 3
+    how = {"distils": 2, "evaluates": 4}
+    total = estimate(Recipe(config, evaluation), lambda *_: [(7.0, None)], 1, (3, 8, 8), 10, 5000, 1000, **how)
+    assert total == pytest.approx(2.0 * (7 / 2 + training / 3 + attacking / 4))
+    assert len(seen) == 2 * 3
 
 
 def test_dc_counts_its_steps(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
