@@ -14,6 +14,7 @@ from distill.runs.ranks import (
     launched,
     process_group,
     requested_processes,
+    started_by_user,
     world_size,
 )
 from distill.runs.threads import cores, requested_threads
@@ -36,9 +37,9 @@ def number_of_processes(options: RunOptions, device: torch.device) -> tuple[int,
     Raises:
         InputError: the machine has no place for so many.
     """
-    if launched():
-        return world_size(), True
     requested = options.processes or requested_processes()
+    if launched():
+        return world_size(), started_by_user() or requested is not None
     if requested is not None:
         check_processes(requested, device)
         return requested, True

@@ -35,6 +35,7 @@ __all__ = [
     "reports_to_user",
     "requested_processes",
     "shows_progress",
+    "started_by_user",
     "store",
     "world_size",
 ]
@@ -49,6 +50,11 @@ _alone = False
 def launched() -> bool:
     """Return whether this process is one of several, with its number in the environment."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def started_by_user() -> bool:
+    """Return whether the processes were started by the user, with torchrun, and not by `distill.runs.launch`."""
+    return launched() and STORE not in os.environ
 
 
 def rank() -> int:
