@@ -1,4 +1,4 @@
-"""How many processes a command uses: all cores or all GPUs, as far as memory goes, or the number that the user gives."""
+"""How many processes a command uses: all cores or all GPUs, as far as memory goes, or the number that is given."""
 
 import sys
 
@@ -49,7 +49,7 @@ def test_a_flag_comes_before_the_environment(machine: pytest.MonkeyPatch) -> Non
     machine.setenv("NPROC", "2")
     assert number_of_processes(RunOptions(), CPU) == (2, True)
     assert number_of_processes(RunOptions(processes=4), CPU) == (4, True)
-    with pytest.raises(InputError, match="5 processes .*; this machine has place for at most 3 GPUs"):
+    with pytest.raises(InputError, match=r"5 processes .*; this machine has place for at most 3 GPUs"):
         number_of_processes(RunOptions(processes=5), GPU)
 
 
