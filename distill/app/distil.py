@@ -26,7 +26,7 @@ from distill.methods.method import Method
 from distill.reports.grid import save_grid
 from distill.reports.outcome import finish, missing_columns, show
 from distill.runs.locks import locked
-from distill.runs.ranks import barrier, is_main_process, reports_to_user, shows_progress
+from distill.runs.ranks import alone, barrier, is_main_process, reports_to_user, shows_progress
 from distill.runs.run import Run
 from distill.runs.threads import by_itself, one_thread
 from distill.runs.version import project_version
@@ -218,7 +218,8 @@ def announce(
         distils = min(processes, train.num_classes) if divided else 1
         how = nullcontext if divided else partial(by_itself, train.image_shape[1], device)
         own = {"student_work": method.student_work, "distils": distils, "evaluates": processes, "by_itself": how}
-        return human(estimate(recipe, method.work, ipc, *sizes, **own))
+        with alone():  # under torchrun only this process estimates
+            return human(estimate(recipe, method.work, ipc, *sizes, **own))
 
     this = hours(Recipe(experiment.config, experiment.evaluation))
     if default_recipe:
