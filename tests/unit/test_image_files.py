@@ -17,6 +17,7 @@ from distill.data import ImageSet, decode, image_files, threads
 from distill.data.damaged import find_damaged, refusal
 from distill.data.image_files import ImageFiles, read_all
 from distill.errors import InputError
+from distill.runs.ranks import alone
 from robust.preprocess import Normalize
 
 
@@ -348,8 +349,12 @@ def test_threads_change_nothing(chunk: int, several: ImageFiles, monkeypatch: py
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     assert threads._threads() == 16
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "16")  # on two machines
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert threads._threads() == 8
+    with alone():
+        assert threads._threads() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
     assert threads._threads() == 1
 
