@@ -6,6 +6,11 @@
 f_l are the `taps` of a network; f_L is the last tap. S enters the second term only through the centres c. The gradient
 with respect to c is computed first, over real images in chunks, and then propagated to S by groups of classes. No graph
 holds more than one chunk or one group.
+
+Several processes divide the classes, real and synthetic. The classes meet in the centres and in the gradient by the
+centres, a sum over real classes: one sum for each of at most SUMS blocks of classes is gathered. With D features, K
+classes and V values in the taps of an image, a step gathers 4 K (D + V + D min(K, SUMS)) bytes, and four bytes for each
+value of the synthetic images.
 """
 
 from collections.abc import Callable
@@ -14,9 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from distill.runs.divided import block, blocks, gathered
 from distill.training.augment import Augmentation
 from distill.training.features import embedding, taps
-from distill.training.students import TOGETHER, overhead_bound
+from distill.training.real_side import siamese_view
+from distill.training.students import overhead_bound
 from robust import Loss
 from robust.losses.traits import Called, drawing_from
 
@@ -24,6 +31,10 @@ __all__ = ["Weights", "align"]
 
 CHUNK = 64
 """real images whose graph is in memory at once"""
+GROUP = 5
+"""most classes whose synthetic images go through the network in one pass; processes divide groups"""
+SUMS = 64
+"""most blocks of real classes; the gradients by the centres are summed within a block, which bounds the memory"""
 
 
 @dataclass(frozen=True)
@@ -73,36 +84,48 @@ def align(
     Raises:
         InputError: the network has no activation layers, or no features before a linear classifier.
     """
-    count, shape = len(images), tuple(images.shape[2:])
-    parameters = [None if siamese is None else siamese.sample(None, shape, generator(c)) for c in range(count)]
+    units = blocks(range(len(images)), min(len(images), SUMS))  # of real classes
+    of_units, of_classes = [len(each) for each in blocks(units)], [sum(map(len, each)) for each in blocks(units)]
+    groups = torch.arange(len(images)).split(GROUP if overhead_bound(images[0]) else 1)
 
-    def augmented(class_: int, batch: Tensor) -> Tensor:
-        return batch if siamese is None else siamese.apply(batch, parameters[class_])
+    def view(class_: int, batch: Tensor) -> Tensor:
+        return siamese_view(class_, batch, siamese, generator)
+
+    def of_all(rows: list[Tensor], counts: list[int], *shape: int) -> Tensor:
+        return gathered(torch.stack(rows) if rows else images.new_zeros(0, *shape), counts)
 
     with torch.no_grad():
-        centres = torch.stack([embedding(network, augmented(c, x)).mean(0) for c, x in enumerate(images)])
-    real_means, terms, by_centres = [], images.new_zeros(2), torch.zeros_like(centres)
-    for class_ in range(count):
-        batch = augmented(class_, real_batch(class_))
-        real_means.append(_means(network, batch))
-        value, gradient = _centre_loss(
-            network, batch, class_, centres, loss if draws is None else drawing_from(loss, draws(class_)), weights.inner
-        )
-        terms[1] += value
-        by_centres += gradient
+        sizes = [layer.numel() for layer in taps(network, images[0, :1])]
+        own = [embedding(network, view(c, images[c])).mean(0) for unit in block(units) for c in unit]
+    centres = of_all(own, of_classes, sizes[-1])
+    means, values, by_centres = [], [], []
+    for unit in block(units):
+        value, gradient = images.new_zeros(()), torch.zeros_like(centres)
+        for class_ in unit:
+            batch = view(class_, real_batch(class_))
+            means.append(torch.cat([mean.flatten() for mean in _means(network, batch)]))
+            of_class = loss if draws is None else drawing_from(loss, draws(class_))
+            terms = _centre_loss(network, batch, class_, centres, of_class, weights.inner)
+            value, gradient = value + terms[0], gradient + terms[1]
+        values.append(value)
+        by_centres.append(gradient)
+    targets = of_all(means, of_classes, sum(sizes))
+    discrimination = sum(of_all(values, of_units), images.new_zeros(()))
+    by_centres = sum(of_all(by_centres, of_units, *centres.shape), torch.zeros_like(centres))
 
-    gradients = []
-    for classes in torch.arange(count).split(TOGETHER if overhead_bound(images[0]) else 1):
-        group = slice(int(classes[0]), int(classes[-1]) + 1)
-        leaf = images[group].detach().requires_grad_()
-        synthetic = torch.cat([augmented(c, x) for c, x in zip(classes.tolist(), leaf, strict=True)])
-        means = [layer.unflatten(0, leaf.shape[:2]).mean(1) for layer in taps(network, synthetic)]
-        targets = [torch.stack(same) for same in zip(*real_means[group], strict=True)]
-        weighted = zip(weights.of(len(means)), means, targets, strict=True)
+    gradients, alignments = [images[:0]], []
+    for group in block(groups):
+        numbers = group.tolist()
+        leaf = images[numbers[0] : numbers[-1] + 1].detach().requires_grad_()
+        synthetic = torch.cat([view(c, x) for c, x in zip(numbers, leaf, strict=True)])
+        layers = [layer.unflatten(0, leaf.shape[:2]).mean(1).flatten(1) for layer in taps(network, synthetic)]
+        weighted = zip(weights.of(len(layers)), layers, targets[numbers].split(sizes, 1), strict=True)
         alignment = torch.stack([w * (mean - target).square().sum() for w, mean, target in weighted]).sum()
-        gradients += torch.autograd.grad(alignment + (by_centres[group] * means[-1]).sum(), leaf)
-        terms[0] += alignment.detach()
-    return torch.cat(gradients), terms
+        gradients += torch.autograd.grad(alignment + (by_centres[numbers] * layers[-1]).sum(), leaf)
+        alignments.append(alignment.detach())
+    alignment = sum(of_all(alignments, [len(each) for each in blocks(groups)]), images.new_zeros(()))
+    gradient = gathered(torch.cat(gradients), [sum(map(len, each)) for each in blocks(groups)])
+    return gradient, torch.stack([alignment, discrimination])
 
 
 @torch.no_grad()

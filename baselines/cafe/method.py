@@ -26,6 +26,10 @@ the last pooling and its flattened form are one term with twice the weight); net
 BatchNorm as in DC (the official code uses the statistics of each batch); K iterations, not K + 1; the learning rate
 falls at the same fractions of any K; classes go through the network one after another (the sums are the same);
 CE(net(T)) is omitted; each random draw has a separate seed (`Run.generator`).
+
+Several processes divide the classes in each step of the images (`baselines.cafe.alignment`) and in each accuracy
+(`baselines.cafe.watched`). The main process trains the network on S, and hands it out after each epoch: four bytes for
+each weight.
 """
 
 import time
@@ -39,16 +43,16 @@ import torch
 from torch import Tensor, nn
 
 from baselines.cafe.alignment import Weights, align
+from baselines.cafe.watched import accuracy_of, span, train_until_accuracy_changes
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
+from distill.runs.divided import network_from_main
 from distill.runs.run import Run
-from distill.training.augment import Augmentation, augmentation
+from distill.training.augment import augmentation
 from distill.training.augment_dc import augmentation_of_students
 from distill.training.matching import freeze_batchnorm
-from distill.training.sgd import SGD
-from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Loss, Normalize
 from robust.losses import on_inputs
@@ -145,8 +149,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         return normalize(real.sample(class_, n, run.generator(*address, class_)))
 
     def accuracy(network: nn.Module, *address: str | int) -> float:
-        batches = (sample(c, config.batch_watch, "watch", *address) for c in range(real.num_classes))
-        return _accuracy(network.eval(), batches)
+        return accuracy_of(network.eval(), lambda c: sample(c, config.batch_watch, "watch", *address), real.num_classes)
 
     state = run.restore() or {"iteration": 0, **_initial(real, ipc, config, run, sample)}
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
@@ -161,6 +164,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             while True:
                 here = (iteration, steps)
                 freeze_batchnorm(network, [partial(sample, c, 16, "batchnorm", *here) for c in range(len(images))])
+                network_from_main(network)
                 gradient, loss = align(
                     network,
                     images,
@@ -176,14 +180,18 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 losses, steps = losses + loss, steps + 1
                 accuracies.append(accuracy(network, *here))
                 if steps == config.max_steps or (
-                    len(accuracies) == config.window and _span(accuracies) < config.lambda_1
+                    len(accuracies) == config.window and span(accuracies) < config.lambda_1
                 ):
                     break
-                epochs += _train_until_accuracy_changes(
+                epochs += train_until_accuracy_changes(
                     network,
                     images.flatten(0, 1),
                     labels,
-                    config,
+                    lr=config.lr_net,
+                    batch_size=config.batch_train,
+                    most=config.max_epochs,
+                    window=config.window,
+                    change=config.lambda_2,
                     generator=lambda epoch, here=here: run.generator("train", *here, epoch),
                     accuracy=lambda epoch, here=here, network=network: accuracy(network, *here, epoch),
                     augment=siamese,
@@ -222,55 +230,6 @@ def _initial(real: ImageSet, ipc: int, config: Config, run: Run, sample: Callabl
     else:
         images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
     return {"images": images, "velocity": torch.zeros_like(images)}
-
-
-# --- the network -------------------------------------------------------------------------------------------------
-
-
-def _span(values: deque[float]) -> float:
-    return max(values) - min(values)
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, batches: Any) -> float:
-    """Return the accuracy of the network, averaged over classes; `batches` has one batch of images per class."""
-    rates = [(network(batch).argmax(1) == class_).float().mean() for class_, batch in enumerate(batches)]
-    return torch.stack(rates).mean().item()
-
-
-def _train_until_accuracy_changes(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    config: Config,
-    *,
-    generator: Callable[[int], torch.Generator],
-    accuracy: Callable[[int], float],
-    augment: Augmentation | None,
-) -> int:
-    """Train a network on S, epoch by epoch, until its accuracies span more than lambda_2.
-
-    Args:
-        network: is trained in place.
-        images: (N, C, H, W), normalised.
-        labels: (N,).
-        config: only lr_net, batch_train, window, lambda_2 and max_epochs are used.
-        generator: epoch -> random generator of the epoch.
-        accuracy: epoch -> accuracy on real images after the epoch.
-        augment: augmentation of the images, or None.
-
-    Returns:
-        the number of epochs.
-    """
-    optimizer = SGD(network.parameters(), config.lr_net)
-    options = {"epochs": 1, "batch_size": config.batch_train, "augmentation": augment}
-    accuracies: deque[float] = deque(maxlen=config.window)
-    for epoch in range(config.max_epochs):
-        train_epochs(network, images, labels, optimizer, generator=generator(epoch), **options)
-        accuracies.append(accuracy(epoch))
-        if len(accuracies) == config.window and _span(accuracies) > config.lambda_2:
-            return epoch + 1
-    return config.max_epochs
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:

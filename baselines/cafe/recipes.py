@@ -48,7 +48,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work)
+_method = partial(Method, distill=distill, work=work, processes="divided")
 
 METHODS = (
     _method(

@@ -16,10 +16,15 @@ set robust. We could not read its text and chose these settings: one extractor p
 Deviations from the official code of DM: K iterations, not K + 1; the network is in evaluation mode except BatchNorm,
 which uses, as in the official code, the statistics of the batches of all classes in one pass (a trained extractor uses
 its running statistics); each random draw has a separate seed (`Run.generator`).
+
+Several processes divide the classes. Each step gathers the gradient of the images: four bytes for each of their
+numbers, and with fewer groups of classes than processes four more for each number of the K mean features. With
+BatchNorm in untrained networks one process has all classes, and the others wait. All processes train the extractor
+(`baselines.dm.extractor`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,20 +32,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from baselines.dm.extractor import steps_of, train_extractor
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.models import build
-from distill.runs.divergence import check_finite, remedy_of
+from distill.runs.divergence import check_finite
+from distill.runs.divided import block, blocks, gathered
+from distill.runs.ranks import world_size
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.features import embedding
-from distill.training.students import TOGETHER, overhead_bound
+from distill.training.real_side import siamese_view
+from distill.training.students import overhead_bound
 from distill.training.work import PROBE, Work
 from robust import Loss, Normalize
-from robust.losses import drawing_from, on_inputs
 from robust.ranges import Count, Positive, Whole, check_ranges
 
 __all__ = ["Config", "distill", "match", "work"]
+
+GROUP = 5
+"""most classes whose synthetic images go through the network in one pass; processes divide groups"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     state = run.restore() or {"iteration": 0}
     extractor = None
     if config.extractor_epochs:
-        extractor = _train(untrained("extractor"), real, normalize, siamese, config, run, state)
+        options = {"loss": config.real_loss, "epochs": config.extractor_epochs, "batch_size": config.batch_train}
+        network = untrained("extractor")
+        extractor = train_extractor(network, real, normalize, siamese, run, state, lr=config.lr_net, **options)
     if "images" not in state:
         if config.init == "real":
             images = torch.stack([sample(c, ipc, "initial") for c in range(real.num_classes)])
@@ -117,7 +130,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         state |= {"images": images, "velocity": torch.zeros_like(images)}
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
 
-    before = _steps(config, real)
+    before = steps_of(config.extractor_epochs, config.batch_train, real)
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
@@ -156,45 +169,48 @@ def match(
     """Return the squared distance of mean features, summed over classes, and its gradient by the synthetic images.
 
     Args:
-        network: with frozen parameters; classes go through the network in groups, or all at once if BatchNorm is in
-            training mode.
+        network: with frozen parameters; classes go through the network in groups, which the processes divide, or all
+            at once if BatchNorm is in training mode.
         images: (K, ipc, C, H, W), normalised.
         real_batch: class -> real images of the class (N, C, H, W), normalised.
         siamese: augmentation of both batches of a class, or None.
         generator: class -> generator for the parameters of the augmentation.
 
     Returns:
-        the gradient, shaped like `images`, and the distance (a scalar).
+        the gradient, shaped like `images`, and the distance (a scalar), the same in every process.
 
     Raises:
         InputError: the network has no features before a linear classifier.
     """
     at_once = any(isinstance(module, _BatchNorm) and module.training for module in network.modules())
-    group = len(images) if at_once else TOGETHER if overhead_bound(images[0]) else 1
-    gradients, distance = [], images.new_zeros(())
-    for classes in torch.arange(len(images)).split(group):
+    groups = torch.arange(len(images)).split(len(images) if at_once else GROUP if overhead_bound(images[0]) else 1)
+
+    def means(classes: Sequence[int], batch: Callable[[int], Tensor]) -> Tensor:
+        """Return the mean features of each class, (classes, D), computed in one forward pass."""
+        batches = [siamese_view(c, batch(c), siamese, generator) for c in classes]
+        features = embedding(network, torch.cat(batches)).split([len(each) for each in batches])
+        return torch.stack([each.mean(0) for each in features])
+
+    @torch.no_grad()
+    def targets(classes: Sequence[int]) -> Tensor:
+        return torch.cat([means(each, real_batch) for each in ([classes] if at_once else [[c] for c in classes])])
+
+    targets_of = targets
+    if len(groups) < world_size() and not at_once:  # so that every process has real batches
+        units = range(len(images))
+        mine = targets(block(units)) if block(units) else embedding(network, images[0, :1])[:0].detach()
+        everything = gathered(mine, [len(each) for each in blocks(units)])
+        targets_of = everything.__getitem__
+    gradients, distances = [images[:0]], [images.new_zeros(0)]
+    for group in block(groups):
+        classes = group.tolist()
         leaf = images[classes[0] : classes[-1] + 1].detach().requires_grad_()
-        real_batches, synthetic_batches = [], []
-        for class_, synthetic in zip(classes.tolist(), leaf, strict=True):
-            batch = real_batch(class_)
-            if siamese is not None:
-                parameters = siamese.sample(None, tuple(synthetic.shape[1:]), generator(class_))
-                batch, synthetic = siamese.apply(batch, parameters), siamese.apply(synthetic, parameters)
-            real_batches.append(batch)
-            synthetic_batches.append(synthetic)
-        with torch.no_grad():
-            groups = [real_batches] if at_once else [[batch] for batch in real_batches]
-            target = torch.cat([_means(network, batches) for batches in groups])
-        value = (_means(network, synthetic_batches) - target).square().sum()
+        synthetic = dict(zip(classes, leaf, strict=True))
+        value = (means(classes, synthetic.__getitem__) - targets_of(classes)).square().sum()
         gradients += torch.autograd.grad(value, leaf)
-        distance += value.detach()
-    return torch.cat(gradients), distance
-
-
-def _means(network: nn.Module, batches: list[Tensor]) -> Tensor:
-    """Return the mean features of each batch, (K, D), computed in one forward pass."""
-    features = embedding(network, torch.cat(batches)).split([len(batch) for batch in batches])
-    return torch.stack([each.mean(0) for each in features])
+        distances.append(value.detach().view(1))
+    distance = sum(gathered(torch.cat(distances), [len(each) for each in blocks(groups)]), images.new_zeros(()))
+    return gathered(torch.cat(gradients), [sum(map(len, each)) for each in blocks(groups)]), distance
 
 
 def _frozen_random(network: nn.Module) -> nn.Module:
@@ -211,7 +227,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
     `examples` is the number of real images; the extractor of guard_dm sees each image once per epoch.
     """
-    real, group = min(config.batch_real, PROBE), min(TOGETHER, num_classes)
+    real, group = min(config.batch_real, PROBE), min(GROUP, num_classes)
     training = min(config.batch_train, PROBE)
 
     @torch.no_grad()
@@ -236,59 +252,3 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
         (config.iterations * num_classes / group, gradient_of_images),
         (config.extractor_epochs * examples / training, extractor_step),
     ]
-
-
-# --- the extractor of guard_dm
-
-
-def _steps(config: Config, real: ImageSet) -> int:
-    """Return the number of training steps of the extractor."""
-    return config.extractor_epochs * -(-len(real) // config.batch_train)
-
-
-def _train(
-    network: nn.Module,
-    real: ImageSet,
-    normalize: Normalize,
-    augment: Augmentation | None,
-    config: Config,
-    run: Run,
-    state: dict,
-) -> nn.Module:
-    """Train the extractor on the real data, resuming from `state` and updating `state`; return the frozen extractor."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr_net, momentum=0.9, weight_decay=5e-4)
-    done, total = state.get("trained", 0), _steps(config, real)
-    remedy = remedy_of(("--lr-net",), "--real-loss", config.real_loss)
-    if done:
-        network.load_state_dict(state["network"])
-        if done < total:
-            optimizer.load_state_dict(state["optimizer"])
-    network.train()
-    batches: tuple[Tensor, ...] = ()
-    loss = on_inputs(config.real_loss, normalize)
-    with run.progress("extractor", total, done) as bar:
-        for step in range(done, total):
-            start = time.perf_counter()
-            epoch, batch = divmod(step, total // config.extractor_epochs)
-            if batch == 0 or step == done:
-                order = torch.randperm(len(real), generator=run.generator("extractor order", epoch))
-                batches = order.to(real.labels.device).split(config.batch_train)
-                loss = on_inputs(config.real_loss.at(epoch), normalize)
-            x, y = normalize(real.images[batches[batch]]), real.labels[batches[batch]]
-            if augment is not None:
-                drawn = augment.sample(len(x), tuple(x.shape[1:]), run.generator("extractor augment", step))
-                x = augment.apply(x, drawn)
-            optimizer.zero_grad(set_to_none=True)
-            value = drawing_from(loss, run.generator("real_loss", step))(network, x, y)
-            value.backward()
-            check_finite("the extractor", step, {"loss": value}, remedy, "step")
-            optimizer.step()
-            bar.set_postfix(loss=f"{value.item():.4g}", refresh=False)
-            bar.update()
-            run.log(step, extractor_loss=value.item(), seconds=time.perf_counter() - start)
-            if run.due() or step == total - 1:
-                state |= {"trained": step + 1, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                if step == total - 1:
-                    del state["optimizer"]
-                run.save(step + 1, state, remedy)
-    return network.eval().requires_grad_(False)

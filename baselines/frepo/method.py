@@ -20,6 +20,10 @@ Deviations from the official code: the result is the last set, not the best on t
 batch from all images, not from a moving buffer; images of 128 px and more are not whitened (the official code whitens
 blocks); CIFAR-10 has DC's standard deviations (official: .247 .243 .262); see also `distill.models.frepo_convnet`; each
 random draw has a separate seed (`Run.generator`).
+
+Several processes divide the images whose features are computed (`baselines.frepo.features`). Each solves the
+regression, and goes on with the main process's images and labels. The main process trains the pool, and hands out the
+network that a step draws: four bytes for each weight. Each process holds the preprocessed data set.
 """
 
 import math
@@ -42,6 +46,8 @@ from distill.distilled import DistilledSet
 from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.divergence import check_finite, diverged
+from distill.runs.divided import from_main, network_from_main
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.training.features import embedding
 from distill.training.ridge import centred, probabilities
@@ -109,6 +115,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             number = int(torch.randint(len(pool), (), generator=run.generator("pool", iteration)))
             indices = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
             indices = indices.to(device)
+            network_from_main(pool[number].network)  # which alone trains it
             x = space(real.images[indices]) if preprocessed is None else preprocessed[indices]
             try:
                 targets = centred(real.labels[indices], count).to(labels)
@@ -123,11 +130,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 leaf.grad = gradient
             optimizer.param_groups[0]["lr"] = _rate(iteration, config)
             optimizer.step()
+            for leaf in learned:
+                from_main(leaf.detach())
 
-            if pool[number].age > config.max_online_updates:
-                pool[number] = _online(real, config, run, number, iteration + 1)
-            else:
-                _update(pool[number], images.detach(), labels.detach(), run.generator("online", iteration))
+            if is_main_process():
+                if pool[number].age > config.max_online_updates:
+                    pool[number] = _online(real, config, run, number, iteration + 1)
+                else:
+                    _update(pool[number], images.detach(), labels.detach(), run.generator("online", iteration))
             bar.set_postfix(loss=f"{value:.4g}", refresh=False)
             bar.update()
             scalars = {"loss": value, "label_loss": label_loss.detach(), "accuracy": 100 * accuracy}
@@ -205,8 +215,9 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
     if not config.zca:
         return normalize, None
     path = run.stage("whitening-normalised", real.identity(), seed=0).folder / "whitening.safetensors"
-    if not path.exists():
+    if is_main_process() and not path.exists():
         Whiten.fit_normalised(real.images, normalize).save(path)
+    barrier()
     return Whiten.load(path).to(real.images.device), path
 
 

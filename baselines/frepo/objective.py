@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.frepo.config import Config
+from baselines.frepo.features import features_of
 from baselines.frepo.students import squared
-from distill.training.features import embedding
 from distill.training.ridge import regressed
 
 __all__ = ["margin", "objective"]
@@ -33,10 +33,10 @@ def objective(
     """
     network.eval()
     with torch.no_grad():
-        real_features = embedding(network, x)
+        real_features = features_of(network, x)
     if config.use_flip:
         images, labels = torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
-    features = embedding(network, images)
+    features = features_of(network, images)
     predicted = regressed(features @ features.T, real_features @ features.T, labels, config.ridge)
     with torch.no_grad():
         accuracy = (predicted.argmax(1) == y.argmax(1)).float().mean()

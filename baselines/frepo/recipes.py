@@ -58,5 +58,6 @@ METHODS = (
         work=work,
         protocol=protocol,
         student_work=student_work,
+        processes="divided",
     ),
 )

@@ -20,18 +20,17 @@ symmetric choice, 0, which is correct for the kernel of a point with itself, whe
 """
 
 from collections.abc import Callable
-from math import isqrt, pi
+from math import pi
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from distill.errors import InputError
 
-__all__ = ["Kernel", "convnet", "fully_connected", "pair_bytes", "relu", "tiled"]
+__all__ = ["Kernel", "convnet", "fully_connected", "pair_bytes", "relu"]
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(A, C, H, W), (B, C, H, W) -> (A, B)"""
@@ -228,29 +227,3 @@ def pair_bytes(size: int, depth: int, dtype: torch.dtype) -> int:
     """Return the approximate memory, in bytes, of the gradient of the ConvNet's kernel for one pair of images."""
     span = min(2 * _radius(depth, 0) + 1, 2 * size - 1)
     return TENSORS_PER_PAIR * span**2 * size**2 * dtype.itemsize
-
-
-# --- many images -------------------------------------------------------------------------------------------------
-
-
-def tiled(kernel: Kernel, x: Tensor, y: Tensor, chunk: int) -> Tensor:
-    """Return the kernel, computed for at most `chunk` pairs at a time; the backward pass recomputes each tile.
-
-    Args:
-        kernel: the kernel of two batches.
-        x: (A, C, H, W).
-        y: (B, C, H, W).
-        chunk: number of pairs per tile, >= 1.
-
-    Returns:
-        the kernel (A, B).
-    """
-    across = min(len(y), isqrt(chunk))  # nearly square tiles, because each image of a tile adds a fixed cost
-    down = chunk // across
-    if down >= len(x) and across == len(y):
-        return kernel(x, y)
-
-    def tile(a: Tensor, b: Tensor) -> Tensor:
-        return checkpoint(kernel, a, b, use_reentrant=False, preserve_rng_state=False)
-
-    return torch.cat([torch.cat([tile(a, b) for b in y.split(across)], 1) for a in x.split(down)])

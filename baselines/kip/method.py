@@ -20,6 +20,9 @@ ridge, 0.1 of the mean variance, but without first making each image zero-mean w
 so the learned images could not be converted to pixels. A batch that is not divisible by the number of classes is
 rounded down. CIFAR-10 has DC's standard deviations, not the standard deviations of its images.
 Not implemented: augmented targets, the Myrtle kernels, label solve.
+
+Several processes divide the kernels and their gradient (`baselines.kip.tiles`). Each solves the regression, and goes on
+with the main process's images and labels after a step.
 """
 
 import os
@@ -30,17 +33,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, tiled
+from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes
 from baselines.kip.least_squares import BATCH, protocol
+from baselines.kip.objective import objective
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.runs.divergence import check_finite
+from distill.runs.divided import from_main
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
-from distill.training.ridge import centred, probabilities, regressed
+from distill.training.ridge import centred, probabilities
 from distill.training.whiten import Whiten
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
@@ -143,6 +149,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             for leaf, gradient in zip(learned, gradients, strict=True):
                 leaf.grad = gradient
             optimizer.step()
+            for leaf in learned:
+                from_main(leaf.detach())
             value, share = loss.item(), 100 * right.item()
             bar.set_postfix(loss=f"{value:.4g}", accuracy=f"{share:.1f}", refresh=False)
             bar.update()
@@ -162,33 +170,6 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         training=training,
         training_tensors={"labels": labels},
     )
-
-
-def objective(
-    kernel: Kernel, images: Tensor, labels: Tensor, targets: Tensor, truth: Tensor, ridge: float, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Return the loss and the accuracy, in [0, 1], of the regression on a batch.
-
-    Args:
-        kernel: the kernel of two batches of images.
-        images: (S, C, H, W), the support.
-        labels: (S, K), centred.
-        targets: (T, C, H, W), the real batch.
-        truth: (T,) classes of the targets.
-        ridge: regulariser in units of the mean of the kernel's diagonal.
-        chunk: pairs whose kernel is computed at once.
-
-    Raises:
-        InputError: the kernel of the support is singular.
-    """
-    k_ss, k_ts = (tiled(kernel, each, images, chunk) for each in (images, targets))
-    try:
-        predicted = regressed(k_ss, k_ts, labels, ridge)
-    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-        line = f"the kernel of the {len(images)} images is not positive definite at ridge {ridge:g}"
-        raise InputError(f"{line}; take a larger --ridge, a smaller --lr, or --precision float64") from None
-    loss = 0.5 * (predicted - centred(truth, labels.shape[1]).to(predicted)).square().mean()
-    return loss, (predicted.argmax(1) == truth).float().mean()
 
 
 def _depth(config: Config) -> int:
@@ -244,9 +225,10 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
     if not config.zca:
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", {"ridge": ZCA_RIDGE} | real.identity(), seed=0).folder / "whitening.safetensors"
-    if not path.exists():
+    if is_main_process() and not path.exists():
         images = real.in_memory().images[:]
         Whiten.fit(images, eps=ZCA_RIDGE * images.flatten(1).var(0).mean().item()).save(path)
+    barrier()
     return Whiten.load(path).to(real.images.device), path
 
 

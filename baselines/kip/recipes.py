@@ -53,5 +53,6 @@ METHODS = (
         work=work,
         protocol=protocol,
         student_work=student_work,
+        processes="divided",
     ),
 )

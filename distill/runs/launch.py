@@ -32,6 +32,8 @@ STORE = "DISTILL_STORE"
 ENDING = {signal.SIGINT, signal.SIGTERM}
 GRACE = 2.0
 """seconds that the other processes have to end by themselves once a process has ended all"""
+LATER = 0.5
+"""seconds before a fork prints an error: the death of another process, if this is the cause, ends the fork meanwhile"""
 INTERRUPTED = "\nrun.sh: interrupted; the same command continues from the last checkpoint"
 
 
@@ -130,6 +132,7 @@ def fork(count: int, work: Callable[[], int]) -> int:
             os.environ.update(own)
             code = work()
         except BaseException:
+            time.sleep(LATER)
             traceback.print_exc()
         finally:
             for stream in (sys.stdout, sys.stderr):

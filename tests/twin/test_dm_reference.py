@@ -128,7 +128,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_dm_is_the_textbook(
     augment: str, backbone: str, together: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baselines.dm.method.TOGETHER", together)
+    monkeypatch.setattr("baselines.dm.method.GROUP", together)
     options = {"backbone": backbone, "iterations": ITERATIONS, "batch_real": BATCH, "lr_img": 30.0, "augment": augment}
     config = Config(CrossEntropy(), **options, init="real" if augment else "noise")
     ours = distill(toy(), IPC, config, Run(tmp_path, None).begin()).images
@@ -186,7 +186,7 @@ class Linear(nn.Module):
 @pytest.mark.usefixtures("float64")
 def test_on_a_linear_embedding_the_distance_is_that_of_means(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """|| W (mean real - mean synthetic) ||^2, and its gradient by each of the ipc images."""
-    monkeypatch.setattr("baselines.dm.method.TOGETHER", together)
+    monkeypatch.setattr("baselines.dm.method.GROUP", together)
     network, generator = Linear(), torch.Generator().manual_seed(0)
     batches = [torch.randn(n, 3, 2, 2, generator=generator) for n in (7, 4, 9)]  # classes need not be equally large
     images = torch.randn(3, 2, 3, 2, 2, generator=generator)

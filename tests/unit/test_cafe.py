@@ -16,6 +16,7 @@ from baselines.cafe import method as cafe
 from baselines.cafe.alignment import Weights, align
 from baselines.cafe.method import Config, distill, weights, work
 from baselines.cafe.recipes import METHODS
+from baselines.cafe.watched import accuracy_of
 from distill.app.main import main
 from distill.data import facts_named, label
 from distill.distilled import DistilledSet
@@ -108,7 +109,7 @@ def paper(network: nn.Module, images: torch.Tensor, batches: list, guard: bool) 
 @pytest.mark.parametrize("together", [1, 2, 10])  # classes in a pass
 @pytest.mark.parametrize("method", LOSSES)
 def test_the_losses_are_the_paper_s(method: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment, "TOGETHER", together)
+    monkeypatch.setattr(alignment, "GROUP", together)
     monkeypatch.setattr(alignment, "CHUNK", 4)
     network, images, batches = case()
     leaf = images.clone().requires_grad_()
@@ -218,7 +219,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def loops(config: Config, accuracies: Callable[[], float], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Return (steps, epochs) of each network in a run with given accuracies."""
-    monkeypatch.setattr(cafe, "_accuracy", lambda *_: accuracies())
+    monkeypatch.setattr(cafe, "accuracy_of", lambda *_: accuracies())
     distill(toy(), 1, config, Run(folder, None).begin())
     return [(row["steps"], row["epochs"]) for row in rows(folder)]
 
@@ -253,7 +254,7 @@ def test_an_accuracy_is_of_real_images_class_by_class() -> None:
             return F.one_hot((x.mean((1, 2, 3)) > 0).long(), 2).float()
 
     batches = [torch.tensor([-1.0, -1.0, -1.0, 1.0]), torch.tensor([1.0, -1.0])]  # 3 of 4, 1 of 2
-    found = cafe._accuracy(Says(), (batch.view(-1, 1, 1, 1) for batch in batches))
+    found = accuracy_of(Says(), lambda c: batches[c].view(-1, 1, 1, 1), 2)
     assert found == pytest.approx((0.75 + 0.5) / 2)
 
 

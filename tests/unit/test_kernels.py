@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, relu, tiled
+from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes, relu
+from baselines.kip.tiles import kernels
 from distill.errors import InputError
 
 W, B = 1.3, 0.2
@@ -207,7 +208,7 @@ def test_the_kernel_with_itself_has_the_gradient_of_its_norm() -> None:
 # --- tiles
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 6, 11, 12, 1000])
+@pytest.mark.parametrize("chunk", [1, 2, 5, 6, 11, 20, 21, 1000])
 def test_tiles_change_nothing(chunk: int) -> None:
     x, y, seen = images(4), images(3, seed=1).requires_grad_(), []
 
@@ -215,15 +216,16 @@ def test_tiles_change_nothing(chunk: int) -> None:
         seen.append(len(a) * len(b))
         return SMALL["ConvNet"](a, b)
 
-    whole = SMALL["ConvNet"](x, y)
-    weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(2), **DOUBLE)
-    found = tiled(kernel, x, y, chunk)
+    whole = SMALL["ConvNet"](y, y), SMALL["ConvNet"](x, y)
+    draw = torch.Generator().manual_seed(2)
+    weights = [torch.randn(each.shape, generator=draw, **DOUBLE) for each in whole]
+    found = kernels(kernel, y, x, chunk)
     torch.testing.assert_close(found, whole, rtol=1e-13, atol=1e-13)
-    (right,) = torch.autograd.grad((weights * whole).sum(), y)
-    (gradient,) = torch.autograd.grad((weights * found).sum(), y)
+    (right,) = torch.autograd.grad(sum((w * k).sum() for w, k in zip(weights, whole, strict=True)), y)
+    (gradient,) = torch.autograd.grad(sum((w * k).sum() for w, k in zip(weights, found, strict=True)), y)
     torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-13)
     assert max(seen) <= chunk
-    assert sum(seen) == (12 if chunk >= 12 else 24)  # forth, and again on the way back
+    assert sum(seen) == (21 if chunk >= 21 else 42)  # once more for the gradient
 
 
 def test_memory_of_a_tile_is_bounded() -> None:
@@ -232,7 +234,7 @@ def test_memory_of_a_tile_is_bounded() -> None:
     for chunk in (2, 1000):
         y, kept = images(2, size=8).requires_grad_(), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, k=kept: k.append(t.nbytes) or t, lambda t: t):
-            tiled(partial(convnet, depth=2, prepend=True, w_std=W, b_std=B), x, y, chunk)
+            kernels(partial(convnet, depth=2, prepend=True, w_std=W, b_std=B), y, x, chunk)
         held.append(sum(kept))
     assert 0 < held[0] < held[1] / 50
 

@@ -403,8 +403,7 @@ def test_work_counts_the_pairs(size: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_losses_use_all_of_f() -> None:
     """Half a mean of squares, over images and classes, as the notebook has it."""
-    images, labels, targets, truth = problem()
-    loss, _ = objective(
-        lambda a, b: torch.eye(4).double()[: len(a), : len(b)], images, labels, targets[:4], truth[:4], 0.0, 99
-    )
+    _, labels, _, truth = problem()
+    orthogonal = torch.eye(4, 9).double().view(4, 1, 3, 3)
+    loss, _ = objective(lambda a, b: a.flatten(1) @ b.flatten(1).T, orthogonal, labels, orthogonal, truth[:4], 0.0, 99)
     assert loss.item() == pytest.approx(0.5 * F.mse_loss(labels, centred(truth[:4], 4).double()).item())
