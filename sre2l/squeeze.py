@@ -35,6 +35,7 @@ from sre2l.checkpoint import DivergenceMonitor
 from sre2l.crops import Augment
 from sre2l.loading import batches
 from sre2l.precision import Compute
+from sre2l.sync_batchnorm import synchronised
 from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded
 from sre2l.weights import check_classes, check_start, load_teacher, load_weights, start_identity, start_weights
 
@@ -81,7 +82,8 @@ class Squeeze:
     computed in evaluation mode, is then negligible in the first ten to thirty steps. With 4 the penalty is too large at
     the papers' weight of 100: the loss is NaN after one step (docs/sre2l.md)"""
     sync_batchnorm: bool = False
-    """whether BatchNorm uses the statistics of the whole batch, not of each process's part"""
+    """whether BatchNorm uses the statistics of the whole batch, not of each process's part; no effect with one process
+    """
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -164,10 +166,10 @@ def check(network: nn.Module, real: ImageSet, backbone: str, config: Squeeze, pr
     if not config.epochs:
         check_classes(config.start, backbone, real.num_classes)
     else:
-        _check_batches(network, real, config, processes, real.labels.device)
+        _check_batches(network, real, config, processes)
 
 
-def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processes: int, device: torch.device) -> None:
+def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processes: int) -> None:
     """Refuse a batch size that cannot be shared by the processes, is too large, or too small for BatchNorm.
 
     Raises:
@@ -181,9 +183,7 @@ def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processe
         )
     if len(real) < config.batch_size:
         raise InputError(f"squeeze.batch_size is {config.batch_size}; {real.name} has {len(real)} images")
-    if config.sync_batchnorm and device.type != "cuda":
-        raise InputError(f"squeeze.sync_batchnorm needs GPUs, but the device is {device}")
-    if per_process == 1 and not config.sync_batchnorm:
+    if per_process == 1 and not (config.sync_batchnorm and processes > 1):
         many = f"{processes} processes times accumulate {config.accumulate}"
         what = f"squeeze.batch_size is {config.batch_size} for {many}"
         require_batch_of_one(network, real.image_shape, f"{what}; take at least twice as many images")
@@ -192,26 +192,26 @@ def _check_batches(network: nn.Module, real: ImageSet, config: Squeeze, processe
 class _Loss(nn.Module):
     """The loss of a batch as a module, so that DistributedDataParallel sees one forward pass."""
 
-    def __init__(self, network: nn.Module, normalize: Normalize, loss: Loss):
+    def __init__(self, network: nn.Module, normalize: Normalize, loss: Loss, sync_batchnorm: bool = False):
         super().__init__()
-        self.network, self.normalize, self.loss = network, normalize, loss
+        self.network, self.normalize, self.loss, self.sync_batchnorm = network, normalize, loss, sync_batchnorm
 
     def forward(self, pixels: Tensor, targets: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
         """Return the loss, a scalar."""
         loss = self.loss.at(epoch)
-        if loss.traits.units == "pixels":
-            return InPixels(loss, self.normalize).of_pixels(self.network, pixels, targets, generator=generator)
-        return drawing_from(loss, generator)(self.network, self.normalize(pixels), targets)
+        with synchronised(self.sync_batchnorm):
+            if loss.traits.units == "pixels":
+                return InPixels(loss, self.normalize).of_pixels(self.network, pixels, targets, generator=generator)
+            return drawing_from(loss, generator)(self.network, self.normalize(pixels), targets)
 
 
 def _train(network: nn.Module, loss: Loss, real: ImageSet, config: Squeeze, compute: Compute, run: Run) -> float:
     """Train in place, continuing from the checkpoint; return the seconds of training."""
-    _check_batches(network, real, config, world_size(), run.device)
+    _check_batches(network, real, config, world_size())
     compute.place(network, run.device).train()
-    if config.sync_batchnorm:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     normalize = Normalize(real.mean, real.std).to(run.device)
-    objective = data_parallel(_Loss(compute.faster(network), normalize, loss), run.device)
+    whole = _Loss(compute.faster(network), normalize, loss, config.sync_batchnorm)
+    objective = data_parallel(whole, run.device)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -262,8 +262,8 @@ def _estimate_statistics(
 ) -> None:
     """Set BatchNorm's running statistics of an untrained network to the means over the first batches.
 
-    Each process computes the statistics of its part of each batch. The statistics of the first process are used, since
-    DistributedDataParallel sends its buffers to the others.
+    Each process computes the statistics of its part of each batch, unless they are synchronised. The statistics of the
+    first process are used, since DistributedDataParallel sends its buffers to the others.
     """
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
@@ -272,7 +272,7 @@ def _estimate_statistics(
     for layer in layers:
         layer.momentum = None  # the mean over all batches, not an exponential average
     draws = seeded(run.generator("squeeze", "statistics", rank()), run.device)
-    with draws, torch.no_grad(), compute.autocast(run.device):
+    with draws, torch.no_grad(), compute.autocast(run.device), synchronised(config.sync_batchnorm):
         ahead = batches(real, config.augment, config.flip, config.batch_size, 0, 0, run)
         for x, _ in islice(ahead, config.statistics):
             for part in x.chunk(config.accumulate):

@@ -156,7 +156,7 @@ def test_two_processes_make_the_images_of_one_and_a_killed_worker_is_started_aga
 
 
 def test_a_batch_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """Squeeze and validate under gloo against one process, with a network whose batches have no statistics."""
+    """Squeeze and validate under gloo against one process: without BatchNorm, or with its statistics synchronised."""
     script = Path(__file__).with_name("two_ranks.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     import sys
@@ -175,7 +175,13 @@ def test_a_batch_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     one, two = (load_file(tmp_path / name / "networks.safetensors") for name in ("1", "2"))
     assert set(one) == set(two)
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=2e-5, rtol=1e-4)
+        if not name.startswith("apart."):
+            torch.testing.assert_close(two[name], tensor, atol=2e-5, rtol=1e-4)
+    pairs = [(name, name.replace("synchronised.", "apart.")) for name in one if name.startswith("synchronised.")]
+    assert any("running_var" in name for name, _ in pairs)
+    assert all(torch.equal(one[name], one[apart]) for name, apart in pairs)  # one process: the option changes nothing
+    differences = [(one[apart] - two[apart]).abs().max() for _, apart in pairs]
+    assert max(differences) > 1e-2  # without the option the statistics are those of the first process's part
 
 
 @pytest.mark.parametrize(

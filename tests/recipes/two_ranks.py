@@ -1,6 +1,7 @@
-"""What test_sre2l_cli starts under torchrun: a teacher and a student of all processes, written by the first."""
+"""What test_sre2l_cli starts under torchrun: teachers and a student of all processes, written by the first."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,16 +20,20 @@ from sre2l.validate import Validate, train
 from tests.toy import toy
 
 SPEC = "convnet:width=4,depth=2,norm=none"
+WITH_BATCHNORM = "convnet:width=4,depth=2,norm=batch"
 
 
 def main(folder: Path) -> None:
-    """Train both."""
+    """Train all."""
     real, floats = toy(), Compute()
     config = Squeeze(
         epochs=2, batch_size=8, lr=0.05, accumulate=2, loss="guard:weight=0.1,h=0.5", augment="padded_crop"
     )
     run = Run(folder, None, stages=folder / "stages")
     teacher, _ = squeeze(real, SPEC, config, floats, run)
+    coupled = replace(config, accumulate=1, loss="guard:weight=0.1,h=0.5,batchnorm=train", statistics=2)
+    synchronised, _ = squeeze(real, WITH_BATCHNORM, replace(coupled, sync_batchnorm=True), floats, run)
+    apart, _ = squeeze(real, WITH_BATCHNORM, coupled, floats, run)
     normalize = Normalize(real.mean, real.std)
     shape = {"channels": 3, "image_size": 8, "num_classes": 2}
     # labels of a fixed network, so that the students' targets do not depend on the teacher above
@@ -39,10 +44,12 @@ def main(folder: Path) -> None:
     student_config = Validate("sgd", 0.05, 0.01, temperature=2.0, accumulate=2)
     train(student, images, Labels(store, digest(images)), normalize, student_config, floats, run, "0")
     if is_main_process():
-        tensors = {f"teacher.{name}": tensor for name, tensor in teacher.network.state_dict().items()}
-        save_file(
-            tensors | {f"student.{n}": t for n, t in student.state_dict().items()}, folder / "networks.safetensors"
-        )
+        networks = {
+            **{"teacher": teacher.network, "synchronised": synchronised.network, "apart": apart.network},
+            "student": student,
+        }
+        tensors = {f"{name}.{n}": t for name, network in networks.items() for n, t in network.state_dict().items()}
+        save_file(tensors, folder / "networks.safetensors")
     print(f"{world_size()} processes")
 
 

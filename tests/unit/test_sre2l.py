@@ -30,7 +30,7 @@ from sre2l.precision import Compute, has_idle_taps
 from sre2l.recipes import METHODS
 from sre2l.recover import BatchNormMatch, Recover, least_area, read_units, recover, units
 from sre2l.relabel import Relabel, relabel, view
-from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.squeeze import FILE, Squeeze, _check_batches, squeeze
 from sre2l.training import seeded, split_batch
 from sre2l.validate import Validate, _optimizer, divergence, images_of_this_process, train
 from tests.toy import toy
@@ -546,8 +546,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.Capt
         squeeze(real, TINY, replace(SMALL, batch_size=64), FLOATS, run_in(tmp_path / "r"))
     with pytest.raises(InputError, match="multiple of 1 processes times accumulate 3"):
         squeeze(real, TINY, replace(SMALL, accumulate=3), FLOATS, run_in(tmp_path / "r"))
-    with pytest.raises(InputError, match="needs GPUs"):
-        squeeze(real, TINY, replace(SMALL, sync_batchnorm=True), FLOATS, run_in(tmp_path / "r"))
     with pytest.raises(InputError, match=r"smaller --squeeze\.lr"):
         squeeze(real, TINY, replace(SMALL, lr=1e30), FLOATS, run_in(tmp_path / "r"))
 
@@ -930,7 +928,7 @@ def test_what_a_stage_would_refuse_is_told_before_any_work() -> None:
     assert said(plain, processes=8) == ""
     assert "multiple of 3 processes times accumulate 1" in said(plain, processes=3)
     assert "batch_size is 64; toy has 40 images" in said(replace(plain, squeeze=replace(SMALL, batch_size=64)))
-    assert "needs GPUs" in said(replace(plain, squeeze=replace(SMALL, sync_batchnorm=True)))
+    assert said(replace(plain, squeeze=replace(SMALL, sync_batchnorm=True)), processes=2) == ""
     assert "nowhere.pt: no such file" in said(replace(plain, squeeze=replace(SMALL, start="nowhere.pt")))
 
 
@@ -945,6 +943,10 @@ def test_a_batch_of_one_image_is_refused_in_training(tmp_path: Path) -> None:
     train(network(5), images, labels, normalize, Validate(), FLOATS, run, "1")
     with pytest.raises(InputError, match=r"one image: squeeze.batch_size is 4 for 1 processes times accumulate 4;"):
         squeeze(toy(), POINT, replace(SMALL, batch_size=4, accumulate=4), FLOATS, run)
+    synchronised = replace(SMALL, batch_size=2, sync_batchnorm=True)
+    _check_batches(network(spec=POINT), toy(), synchronised, 2)
+    with pytest.raises(InputError, match=r"one image: squeeze\.batch_size is 1 for 1 processes"):
+        _check_batches(network(spec=POINT), toy(), replace(synchronised, batch_size=1), 1)
 
 
 def test_parts_of_a_batch_have_two_images_or_more(tmp_path: Path) -> None:
