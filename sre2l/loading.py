@@ -58,7 +58,7 @@ def batches(
     else:
         pixels = _cut(real.images, augment, flip, order, begin, part, epoch, run)
     for x, indices in zip(pixels, order[begin:, part], strict=True):
-        yield x, real.labels[indices.to(real.labels.device)]
+        yield x, real.labels[indices.to(real.labels.device, non_blocking=True)]
 
 
 def _cut(
@@ -66,7 +66,7 @@ def _cut(
 ) -> Iterator[Tensor]:
     """Yield the pixels of the batches of images in memory."""
     for step in range(begin, len(order)):
-        x = images[order[step, part].to(images.device)]
+        x = images[order[step, part].to(images.device, non_blocking=True)]
         if augment != "none" or flip:
             generator = run.generator("squeeze", "crop", epoch, step)
             height, width = x.shape[2:]

@@ -204,7 +204,7 @@ class BatchNormMatch:
         assert layer.running_var is not None
         assert layer.running_mean is not None
         distance = (variance - layer.running_var).norm() + (mean - layer.running_mean).norm()
-        self.distance = self.distance.to(x.device) + (self.first if layer is self.layers[0] else 1.0) * distance
+        self.distance = self.distance + (self.first if layer is self.layers[0] else 1.0) * distance
 
 
 def _recover_unit(

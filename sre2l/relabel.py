@@ -150,10 +150,10 @@ def _label(
 
 def view(images: Images, batch: Batch, mix: str) -> Tensor:
     """Return the cropped and mixed images of a batch, which teacher and students see: (n, C, H, H) pixels."""
-    crops = cut(images[batch.who.to(images.device)], batch.boxes, batch.flips)
+    crops = cut(images[batch.who.to(images.device, non_blocking=True)], batch.boxes, batch.flips)
     if mix == "none":
         return crops
-    others = crops[batch.partners.to(crops.device)]
+    others = crops[batch.partners.to(crops.device, non_blocking=True)]
     if mix == "mixup":
         return others + batch.share * (crops - others)
     top, left, bottom, right = batch.mixed

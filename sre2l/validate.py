@@ -180,7 +180,7 @@ def _epoch(
     loss = torch.zeros(())
     for number, batch in enumerate(labels.epoch(epoch)):
         # Every process cuts the whole batch, as images of different parts are mixed.
-        x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device)
+        x, t = normalize(view(images, batch, labels.mix)), batch.logits.to(images.device, non_blocking=True)
         selected, weight = images_of_this_process(len(x))
         parts = split_batch(x[selected], t[selected], config.accumulate)
 

@@ -209,7 +209,7 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     across = torch.where(mirrored, across.flip(1), across)
     image, channel = torch.arange(len(x)).view(-1, 1, 1, 1), torch.arange(x.shape[1]).view(-1, 1, 1)
     at = (image, channel, down[:, None, :, None], across[:, None, None, :])
-    return F.pad(x, (pad,) * 4, mode="reflect")[tuple(index.to(x.device) for index in at)]
+    return F.pad(x, (pad,) * 4, mode="reflect")[tuple(index.to(x.device, non_blocking=True) for index in at)]
 
 
 # --- students ----------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def conditioned(labels: Tensor, num_classes: int, dim_noise: int, generator: tor
     >>> conditioned(torch.tensor([2, 0]), 3, 5, torch.Generator())[:, :3].tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    noise = torch.randn(len(labels), dim_noise, generator=generator).to(labels.device)
+    noise = torch.randn(len(labels), dim_noise, generator=generator).to(labels.device, non_blocking=True)
     noise[:, :num_classes] = F.one_hot(labels, num_classes).to(noise)
     return noise
 
@@ -188,12 +188,12 @@ class Gan:
             loss = loss + extra
         self._descend(0, loss)
 
-        labels = torch.randint(self.num_classes, (len(x),), generator=draw("labels")).to(y.device)
+        labels = torch.randint(self.num_classes, (len(x),), generator=draw("labels")).to(y.device, non_blocking=True)
         with torch.no_grad():
             made = self.generator(self._noise(labels, draw("noise of labels")))
         source, logits = self.critic(torch.cat([made, x]))
         fake, true = source.split(len(x))
-        share = torch.rand(len(x), 1, 1, 1, generator=draw("share")).to(x)
+        share = torch.rand(len(x), 1, 1, 1, generator=draw("share")).to(x, non_blocking=True)
         penalty = gradient_penalty(lambda points: self.critic(points)[0], share * x + (1 - share) * made)
         by_class = [F.cross_entropy(*pair) for pair in zip(logits.split(len(x)), (labels, y), strict=True)]
         loss = fake.mean() - true.mean() + sum(by_class) + self.settings.penalty * penalty
@@ -248,7 +248,7 @@ def pretrained(real: ImageSet, settings: Adversarial, run: Run) -> dict[str, Any
         with stage.progress("generator and critic", total, first) as bar:
             for step, indices in zip(range(first, total), orders, strict=True):
                 start = time.perf_counter()
-                indices = indices.to(device)
+                indices = indices.to(device, non_blocking=True)
                 x, y = 2 * real.images[indices] - 1, real.labels[indices]
                 losses = gan.step(x, y, lambda name, here=step: stage.generator(name, here))
                 values = checked(losses, step, "--gan-lr")

@@ -203,7 +203,8 @@ def matched(real: ImageSet, config: Config, run: Run) -> Generator:
                 if step % steps_per_epoch == 0 and step > first:
                     network, optimizer = _network(real, config, stage, step // steps_per_epoch)
                 _train(network, optimizer, real, normalize, single, config, stage, step)
-                x, y = real.images[indices.to(device)], real.labels[indices.to(device)]
+                indices = indices.to(device, non_blocking=True)
+                x, y = real.images[indices], real.labels[indices]
                 siblings = siamese.sample(None, real.image_shape, stage.generator("siamese", step))
 
                 def seen(pixels: Tensor, same: Any = siblings) -> Tensor:

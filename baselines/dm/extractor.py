@@ -88,7 +88,7 @@ def train_extractor(
                 epoch, number = divmod(step, per_epoch)
                 if number == 0 or step == done:
                     order = torch.randperm(len(real), generator=run.generator("extractor order", epoch))
-                    batches = order.to(real.labels.device).split(batch_size)
+                    batches = order.to(real.labels.device, non_blocking=True).split(batch_size)
                     of_epoch = on_inputs(loss.at(epoch), normalize)
                 x, y = normalize(real.images[batches[number]]), real.labels[batches[number]]
                 if augment is not None:

@@ -114,7 +114,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             begun = time.perf_counter()
             number = int(torch.randint(len(pool), (), generator=run.generator("pool", iteration)))
             indices = torch.randperm(len(real), generator=run.generator("real", iteration))[: config.batch_real]
-            indices = indices.to(device)
+            indices = indices.to(device, non_blocking=True)
             network_from_main(pool[number].network)  # which alone trains it
             x = space(real.images[indices]) if preprocessed is None else preprocessed[indices]
             try:
@@ -198,7 +198,7 @@ def _online(real: ImageSet, config: Config, run: Run, number: int, born: int) ->
 def _update(online: Online, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
     """Train a pool network for one step on the images, or on ONLINE_BATCH random images if there are more."""
     if len(images) > ONLINE_BATCH:
-        indices = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device)
+        indices = torch.randperm(len(images), generator=generator)[:ONLINE_BATCH].to(images.device, non_blocking=True)
         images, labels = images[indices], labels[indices]
     online.optimizer.zero_grad(set_to_none=True)
     squared(online.network.train()(images), labels).backward()

@@ -158,7 +158,7 @@ def augmented(x: Tensor, strategy: str, generator: torch.Generator) -> Tensor:
         return x
     names = strategy.split("_")
     name = names[int(torch.randint(len(names), (), generator=generator))]
-    return OPERATIONS[name](x, torch.rand(3, len(x), generator=generator).to(x))
+    return OPERATIONS[name](x, torch.rand(3, len(x), generator=generator).to(x, non_blocking=True))
 
 
 def check_strategy(strategy: str) -> None:

@@ -153,7 +153,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             begun = time.perf_counter()
-            start, target = (each.to(images) for each in _pair(teachers, config, run.generator("expert", iteration)))
+            pair = _pair(teachers, config, run.generator("expert", iteration))
+            start, target = (each.to(images, non_blocking=True) for each in pair)
             labels = _soft_labels(network, target, images) if config.labels == "expert" else classes
             order = _order(len(images), config.batch_syn, config.syn_steps, run.generator("order", iteration))
 
@@ -161,7 +162,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             loss, *gradients = match(network, start, target, images, lr, batch, config.syn_steps, config.gradient)
             velocity, lr_velocity = 0.5 * velocity + gradients[0], 0.5 * lr_velocity + gradients[1]
             images, lr = images - config.lr_img * velocity, lr - config.lr_lr * lr_velocity
-            value, rate = loss.item(), lr.item()
+            value, rate = torch.stack([loss, lr]).tolist()
             if not (value < float("inf") and rate > 0):
                 raise diverged("the matching", iteration, f"loss {value:.3g}, learned learning rate {rate:.3g}", REMEDY)
             bar.set_postfix(loss=f"{value:.4g}", lr=f"{rate:.3g}", refresh=False)
@@ -239,7 +240,7 @@ def _batch(
     images: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the augmented images of a step and their labels."""
-    indices = order[step].to(images.device)
+    indices = order[step].to(images.device, non_blocking=True)
     x = images[indices]
     if siamese is not None:
         x = siamese.apply(x, siamese.sample(len(x), tuple(x.shape[1:]), generator(step)))

@@ -77,7 +77,7 @@ def dsa_strategy(flips: bool) -> str:
 
 def _each(values: Tensor, images: Tensor) -> Tensor:
     """Return one value per image (or one for all images), shaped to multiply images."""
-    return values.to(images).view(-1, 1, 1, 1)
+    return values.to(images, non_blocking=True).view(-1, 1, 1, 1)
 
 
 def _color(x: Tensor, drawn: Draw) -> Tensor:
@@ -91,8 +91,8 @@ def _color(x: Tensor, drawn: Draw) -> Tensor:
 def _crop(x: Tensor, drawn: Draw) -> Tensor:
     """Shift by whole pixels and fill with zeros: output[i, j] = x[i + down, j + right]."""
     height, width = x.shape[2:]
-    rows = torch.arange(height, device=x.device) + drawn["down"].to(x.device).view(-1, 1)
-    columns = torch.arange(width, device=x.device) + drawn["right"].to(x.device).view(-1, 1)
+    rows = torch.arange(height, device=x.device) + drawn["down"].to(x.device, non_blocking=True).view(-1, 1)
+    columns = torch.arange(width, device=x.device) + drawn["right"].to(x.device, non_blocking=True).view(-1, 1)
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
     which = torch.arange(len(x), device=x.device)[:, None, None]
     rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
@@ -104,7 +104,7 @@ def _cutout(x: Tensor, drawn: Draw) -> Tensor:
 
     def covered(size: int, centre: Tensor) -> Tensor:
         side = int(0.5 * size + 0.5)
-        first = centre.to(x.device).view(-1, 1) - side // 2
+        first = centre.to(x.device, non_blocking=True).view(-1, 1) - side // 2
         where = torch.arange(size, device=x.device)
         return (where >= first) & (where < first + side)
 
@@ -117,7 +117,8 @@ def _flip(x: Tensor, drawn: Draw) -> Tensor:
 
 
 def _warp(x: Tensor, matrices: Tensor) -> Tensor:
-    grid = F.affine_grid(matrices.to(x).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    matrices = matrices.to(x, non_blocking=True).expand(len(x), 2, 3)
+    grid = F.affine_grid(matrices, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
 

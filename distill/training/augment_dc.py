@@ -75,7 +75,7 @@ def _scale(x: Tensor, means: Tensor, drawn: Draw) -> Tensor:
         place = torch.arange(side, device=x.device) + ((canvas - side) // 2 - (canvas - scaled) // 2)[:, None]
         within.append((place >= 0) & (place < scaled[:, None]))
         # float32, as F.interpolate computes it
-        ratio = torch.tensor(side, dtype=torch.float32, device=x.device) / scaled.to(torch.float32)
+        ratio = torch.full_like(scaled, side, dtype=torch.float32) / scaled.to(torch.float32)
         sources.append((place * ratio[:, None]).floor().long())
     return _taken(x, *sources) * _both(*within)
 
@@ -120,7 +120,7 @@ def _rotate(x: Tensor, means: Tensor, drawn: Draw) -> Tensor:
     z = offset_x[:, None, None] - sine * rows[:, :, None] + cosine * columns[:, None, :]
     inside = (y >= 0) & (y <= height - 1) & (z >= 0) & (z <= width - 1)
 
-    down, across = (_spline_filter(side).to(x) for side in (height, width))
+    down, across = (_spline_filter(side).to(x, non_blocking=True) for side in (height, width))
     coefficients = down @ x @ across.T
     (row_index, row_weight), (column_index, column_weight) = _taps(y, height), _taps(z, width)
     index = (row_index[..., :, None] * width + column_index[..., None, :]).flatten(1)
@@ -199,10 +199,11 @@ class DCAugmentation:
     def apply(self, images: Tensor, parameters: Draw) -> Tensor:
         """Return changed images: see `Augmentation`. The means behind `crop` and `rotate` are this batch's."""
         means = images.detach().mean((0, 2, 3))
-        drawn = {k: v.to(images.device).expand(len(images), *v.shape[1:]) for k, v in parameters.items()}
+        device, groups = images.device, parameters["group"].expand(len(images))
+        drawn = {k: v.to(device, non_blocking=True).expand(len(images), *v.shape[1:]) for k, v in parameters.items()}
         changed = images.clone()
         for number, group in enumerate(self.strategy.split("_")):
-            which = (drawn["group"] == number).nonzero()[:, 0]
+            which = (groups == number).nonzero()[:, 0].to(device, non_blocking=True)  # found on the CPU
             if len(which):
                 changed[which] = DC_GROUPS[group][0](images[which], means, {k: v[which] for k, v in drawn.items()})
         return changed

@@ -113,7 +113,8 @@ def _epoch(
     if len(images) <= batch_size:
         batches = [slice(None)]
     else:
-        batches = torch.randperm(len(images), generator=generator).to(images.device).split(batch_size)
+        order = torch.randperm(len(images), generator=generator)
+        batches = order.to(images.device, non_blocking=True).split(batch_size)
     for batch in batches:
         x = images[batch]
         if augmentation is not None:

@@ -108,7 +108,8 @@ def _minimise(
             objective = (squares + constant * (confidence - success).clamp_min(0)).sum()
         distance = norms(points.detach() - clean).to(least)
         nearer = (success.detach() > 0) & (success.detach() >= confidence) & (distance < least)
-        found[nearer], least[nearer] = points.detach()[nearer], distance[nearer]
+        found = torch.where(nearer.view(-1, *[1] * (clean.ndim - 1)), points.detach(), found)
+        least = torch.where(nearer, distance, least)
         if step < steps:
             (w.grad,) = torch.autograd.grad(objective, w)
             adam.step()

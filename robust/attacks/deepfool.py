@@ -96,7 +96,8 @@ def _to_the_nearest_boundary(model: Model, points: Tensor, targets: Tensor, riva
         distance = gap.abs().to(nearest) / norms(gradients).to(nearest)
         better = distance < nearest
         move = (distance + FLOOR).to(shift).view(-1, *[1] * (shift.ndim - 1)) * unit(gradients)
-        shift[better], nearest[better] = move[better], distance[better]
+        shift = torch.where(better.view(-1, *[1] * (shift.ndim - 1)), move, shift)
+        nearest = torch.where(better, distance, nearest)
     return shift
 
 

@@ -138,7 +138,8 @@ def pgd(
                     gradients = velocity = momentum * velocity + gradients / size
                 moved = threat.project(points + step_size * threat.ascent(gradients), clean)
                 if iterate == "worst":
-                    stands = record.update(points, logits, indices)
+                    # positions once, since each index by bools would make the host wait for a device
+                    stands = record.update(points, logits, indices).nonzero().flatten()
                     indices, clean, labels = indices[stands], clean[stands], labels[stands]
                     moved, velocity = moved[stands], velocity[stands]
                 points = moved
@@ -196,7 +197,7 @@ class _Record:
         targets, logits = self.targets[indices], logits.detach()
         loss = self.objective(logits, targets).to(self.loss.dtype)
         fooled = (logits.argmax(1) != targets) & self.final
-        better = fooled | (loss > self.loss[indices]) | replace
+        better = (fooled | (loss > self.loss[indices]) | replace).nonzero().flatten()
         self.images[indices[better]] = points.detach()[better]
         self.loss[indices[better]] = loss[better]
         self.fooled[indices] = fooled
