@@ -109,6 +109,28 @@ def test_two_processes_train_one_network(printed: str) -> None:
     assert len({value for _, value in weights}) == 1
 
 
+def checked(**environment: str) -> subprocess.CompletedProcess[str]:
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "QUICK": "1"} | environment
+    command = ["bash", str(ROOT / "examples" / "gpu_check.sh")]
+    return subprocess.run(command, env=alone, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_the_check_of_a_gpu_passes_on_a_cpu() -> None:
+    done = checked(DEVICE="cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[:4] in ("PASS", "FAIL", "SKIP")].count("PASS") == 7
+    assert sum(line.startswith("SKIP") and line.endswith("only on a GPU") for line in lines) == 2
+    assert sum(line.startswith("ratio") for line in lines) == 4
+    assert lines[-1].startswith("all checks passed after ")
+
+
+def test_the_check_of_a_gpu_fails_without_one() -> None:
+    done = checked(DEVICE="nothing")
+    assert done.returncode == 1
+    assert done.stdout.startswith("FAIL the device is there")
+
+
 # The DC-style loop is our own
 
 
