@@ -5,18 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from distill.app.registry import find_methods
-from distill.data import FACTS
-from distill.methods import dc
-from tests.bench.memory import META, RECIPES, Peak, line, memory, peak
+from tests.bench.memory import META, RECIPES, Peak, line, memory
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
 
 
-def test_the_counter_is_exact_on_a_chain() -> None:
-    """Two activations of 4 x 8 floats are saved, and the gradients of weights and inputs added one after another."""
+def test_memory_is_counted_once_and_until_it_is_freed() -> None:
     with Peak() as counter:
         x = torch.zeros(4, 8, device=META)
         assert counter.most == 4 * 32
@@ -50,22 +45,3 @@ def test_lines_are_those_of_the_bench(recipe: tuple[str, str, int]) -> None:
     method, dataset, ipc = recipe
     row: dict[str, Any] = {"method": method, "dataset": dataset, "ipc": ipc, **memory(*recipe)}
     assert line(row) in PAGE.splitlines(), "store what `bash run.sh bench memory` prints"
-
-
-@pytest.mark.parametrize(("name", "ipc"), [("dc", 50), ("guard_dc", 1)])
-@pytest.mark.long
-def test_the_steps_of_the_estimate_take_what_a_step_of_the_run_takes(name: str, ipc: int) -> None:
-    facts = FACTS["cifar10"]
-    config = find_methods()[name].recipes["paper"](facts, ipc).config
-
-    def step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        dc.match(
-            network.eval(),
-            torch.randn(facts.classes, ipc, *shape),
-            config,
-            real_batch=lambda class_: torch.randn(config.batch_real, *shape),
-            siamese=None,
-            generator=lambda class_: torch.Generator(),
-        )
-
-    assert peak(step, facts, config.backbone) == pytest.approx(memory(name, "cifar10", ipc)["distil"], rel=0.03)
