@@ -13,7 +13,6 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -29,8 +28,8 @@ from distill.experiment import Evaluation
 from distill.methods import dc
 from distill.models import build
 from distill.training import work as work_module
-from distill.training.students import TOGETHER
-from distill.training.work import Step, training_steps
+from distill.training.students import TOGETHER, Training, train_together
+from distill.training.work import Step
 from tests.bench.side_by_side import Row
 
 META = torch.device("meta")
@@ -153,7 +152,13 @@ def _matching(facts: Facts, config: dc.Config, ipc: int) -> Step:
 def _together(facts: Facts, evaluation: Evaluation, ipc: int) -> Step:
     """Return a step of the standard protocol, in which a GPU trains several students at once."""
     batch = min(evaluation.student.batch_size, ipc * facts.classes)
-    return partial(training_steps, images=batch, networks=TOGETHER)
+
+    def step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        images, labels = torch.randn(batch, *shape), torch.zeros(batch, dtype=torch.long)
+        generators = [torch.Generator() for _ in range(TOGETHER)]
+        train_together([network] * TOGETHER, images, labels, Training(epochs=2), generators)
+
+    return step
 
 
 def line(row: Row) -> str:
