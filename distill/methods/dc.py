@@ -277,7 +277,7 @@ def match(
         real_losses, targets = zip(*map(targets_of, classes), strict=True)
         pairs = zip(classes, leaf, strict=True)
         augmented = torch.stack([siamese_view(c, synthetic, siamese, generator) for c, synthetic in pairs])
-        labels = group.to(images.device)[:, None].expand(-1, images.shape[1])
+        labels = group.to(images.device, non_blocking=True)[:, None].expand(-1, images.shape[1])
         synthetic_gradients = gradients_by_class(network, augmented, labels)
         distances = vmap(distance)(synthetic_gradients, [torch.stack(same) for same in zip(*targets, strict=True)])
         gradients += torch.autograd.grad(distances.sum(), leaf)
