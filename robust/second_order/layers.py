@@ -27,6 +27,9 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from robust.second_order.blocks import blocks, in_blocks
+from robust.second_order.pooling import average_pool, is_covered_pool, is_covered_relu, relu
+
 __all__ = ["SecondOrder"]
 
 aten: Any = torch.ops.aten
@@ -93,6 +96,10 @@ class SecondOrder(TorchFunctionMode):
             (x, groups), weight, bias = args, kwargs["weight"], kwargs["bias"]
             if _covered(x, weight, bias):
                 return _GroupNorm.apply(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
+        if is_covered_relu(func, args, kwargs):
+            return relu(*args, **kwargs)
+        if is_covered_pool(func, args, kwargs):
+            return average_pool(args[0], self)
         if func in HARD_SIGMOIDS:
             return _hard_sigmoid(*args, **kwargs)
         return func(*args, **kwargs)
@@ -220,46 +227,89 @@ class _GroupNormBackward(Function):
         vx, vweight, vbias = grad_outputs
         dy, x, weight, mean, r = ctx.saved_tensors
         shape = (len(x), ctx.groups, x.shape[1] // ctx.groups, -1)
-        y4, x4 = dy.view(shape), x.view(shape)
         w = weight.view(1, *shape[1:3])
-        if torch.is_grad_enabled():  # a third derivative: the statistics depend on x
+        g, bias = (None if v is None else v.view_as(w) for v in (vweight, vbias))
+        recorded = torch.is_grad_enabled()
+        if recorded:  # a third derivative: the statistics depend on x
             grouped = x.view(*shape[:2], -1)
             mean, r = grouped.mean(-1), (grouped.var(-1, correction=0) + ctx.eps).rsqrt()
-        mean, r = mean.view(*shape[:2], 1), r.view(*shape[:2], 1)
-        normalised = (x4 - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # normalised, since sums of x itself lose digits
-        size = x4[0, 0].numel()
-
-        def average(sums: Tensor) -> Tensor:
-            return sums.sum(2, keepdim=True) / size
-
-        sum_y, sum_yn = y4.sum(-1), (y4 * normalised).sum(-1)
-        y_v = y_n = y_1 = x_v = x_n = x_y = x_1 = torch.zeros_like(r)  # d/dy = y_v v + y_n n + y_1, d/dx = x_v v + ...
-        v4 = to_weight = None
-        if vx is not None:
-            v4 = vx.reshape(shape)
-            sum_v, sum_vn, sum_vy = v4.sum(-1), (v4 * normalised).sum(-1), (v4 * y4).sum(-1)
-            mean_u, mean_v, a, b = average(sum_y * w), average(sum_v), average(sum_yn * w), average(sum_vn)
-            y_v, y_n, y_1 = r * w, -r * w * b, -r * w * mean_v
-            x_v, x_y, x_1 = -r * r * a, -r * r * b * w, r * r * (b * mean_u + a * mean_v)
-            x_n = -r * r * (average(sum_vy * w) - mean_u * mean_v - 3 * a * b)
-            to_weight = (r * (sum_vy - mean_v * sum_y - b * sum_yn)).sum(0).view_as(weight)
-        if vweight is not None:  # of the sum of dy n, whose d/dy is n, and whose d/dx has the form of dx in the header
-            g = vweight.view_as(w)
-            y_n = y_n + g
-            x_y, x_n, x_1 = x_y + r * g, x_n - r * average(sum_yn * g), x_1 - r * average(sum_y * g)
-        if vbias is not None:
-            y_1 = y_1 + vbias.view_as(w)
-        to_dy = _combined((v4, y_v), (normalised, y_n), constant=y_1).view_as(x) if ctx.needs_input_grad[0] else None
-        to_x = None
-        if ctx.needs_input_grad[1]:
-            to_x = _combined((y4, x_y), (v4, x_v), (normalised, x_n), constant=x_1).view_as(x)
+        of_images = dy.view(shape), x.view(shape), None if vx is None else vx.reshape(shape)
+        of_images = *of_images, mean.view(*shape[:2], 1), r.view(*shape[:2], 1)
+        wanted = ctx.needs_input_grad[:2]
+        if recorded or not in_blocks(x):
+            to_dy, to_x, of_weight = _norm_derivatives(*of_images, w, g, bias, wanted, (None, None))
+        else:
+            to_dy, to_x = (torch.empty_like(of_images[1]) if want else None for want in wanted)
+            of_weight = None if vx is None else x.new_empty(shape[:3])
+            for part in blocks(x):
+                block = (None if t is None else t[part] for t in of_images)
+                into = tuple(None if t is None else t[part] for t in (to_dy, to_x))
+                *_, of_block = _norm_derivatives(*block, w, g, bias, wanted, into)
+                if of_weight is not None:
+                    of_weight[part] = of_block
+        to_dy, to_x = (None if t is None else t.view_as(x) for t in (to_dy, to_x))
+        to_weight = None if of_weight is None else of_weight.sum(0).view_as(weight)
         return to_dy, to_x, to_weight, None, None, None, None, None
 
 
-def _combined(*terms: tuple[Tensor | None, Tensor], constant: Tensor) -> Tensor:
+def _norm_derivatives(
+    y: Tensor,
+    x: Tensor,
+    v: Tensor | None,
+    mean: Tensor,
+    r: Tensor,
+    w: Tensor,
+    g: Tensor | None,
+    bias: Tensor | None,
+    wanted: tuple[bool, bool],
+    into: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the derivatives of group norm's gradient in dy and x, and that in the weight for each image.
+
+    Args:
+        y: dy, as x and v of shape (n, groups, channels of a group, pixels).
+        x: the input.
+        v: the cotangent of dx; None for zero.
+        mean: (n, groups, 1).
+        r: 1 / std, (n, groups, 1).
+        w: the weight, (1, groups, channels of a group).
+        g: the cotangent of the weight's gradient, as w; None for zero.
+        bias: the cotangent of the bias's gradient, as w; None for zero.
+        wanted: whether the derivatives in dy and in x are needed.
+        into: where they are written; None for new memory.
+    """
+    normalised = (x - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # normalised, since sums of x itself lose digits
+    size = x[0, 0].numel()
+
+    def average(sums: Tensor) -> Tensor:
+        return sums.sum(2, keepdim=True) / size
+
+    sum_y, sum_yn = y.sum(-1), (y * normalised).sum(-1)
+    y_v = y_n = y_1 = x_v = x_n = x_y = x_1 = torch.zeros_like(r)  # d/dy = y_v v + y_n n + y_1, d/dx = x_v v + ...
+    of_weight = to_dy = to_x = None
+    if v is not None:
+        sum_v, sum_vn, sum_vy = v.sum(-1), (v * normalised).sum(-1), (v * y).sum(-1)
+        mean_u, mean_v, a, b = average(sum_y * w), average(sum_v), average(sum_yn * w), average(sum_vn)
+        y_v, y_n, y_1 = r * w, -r * w * b, -r * w * mean_v
+        x_v, x_y, x_1 = -r * r * a, -r * r * b * w, r * r * (b * mean_u + a * mean_v)
+        x_n = -r * r * (average(sum_vy * w) - mean_u * mean_v - 3 * a * b)
+        of_weight = r * (sum_vy - mean_v * sum_y - b * sum_yn)
+    if g is not None:  # of the sum of dy n, whose d/dy is n, and whose d/dx has the form of dx in the header
+        y_n = y_n + g
+        x_y, x_n, x_1 = x_y + r * g, x_n - r * average(sum_yn * g), x_1 - r * average(sum_y * g)
+    if bias is not None:
+        y_1 = y_1 + bias
+    if wanted[0]:
+        to_dy = _combined((v, y_v), (normalised, y_n), constant=y_1, into=into[0])
+    if wanted[1]:
+        to_x = _combined((y, x_y), (v, x_v), (normalised, x_n), constant=x_1, into=into[1])
+    return to_dy, to_x, of_weight
+
+
+def _combined(*terms: tuple[Tensor | None, Tensor], constant: Tensor, into: Tensor | None) -> Tensor:
     """Return the sum of tensor * factor and of the constant, (N, groups, C / groups, pixels)."""
     present = [(tensor, factor.unsqueeze(-1)) for tensor, factor in terms if tensor is not None]
-    total = present[0][0] * present[0][1]
+    total = torch.mul(*present[0], out=into)
     for tensor, factor in present[1:]:
         total.addcmul_(tensor, factor)
     return total.add_(constant.unsqueeze(-1))
