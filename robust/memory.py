@@ -13,7 +13,7 @@ LARGEST = 2**31 - 1
 
 
 def keep_memory() -> bool:
-    """Make this process keep freed memory for its next tensors; steps on a CPU then take a quarter to a third less time.
+    """Make this process keep freed memory for its next tensors: steps on a CPU take up to a third less time.
 
     By default glibc returns each freed block above 32 MiB to the system, and the free end of its heap above 64 MiB. The
     next training step gets new pages, which the system maps and clears one by one. Call this function once, before

@@ -1,8 +1,8 @@
 """ReLU and 2x2 average pooling on a CPU, with fewer passes over memory in the first and the second derivative.
 
-PyTorch's gradient of average pooling clears the result and then adds to it, and ReLU's gradient reads and writes it all
-again. Where a pooling follows a ReLU, the gradient within `SecondOrder.gradient` is spread and masked at once, and so is
-its derivative. All results have the bits of PyTorch's.
+PyTorch's gradient of average pooling clears the result and then adds to it, ReLU's gradient reads and writes it again,
+and the derivatives of both in the images are tensors of zeros. Where a pooling follows a ReLU, the gradient within
+`SecondOrder.gradient` is spread and masked at once, and so is its derivative. All results have the bits of PyTorch's.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from robust.second_order.blocks import blocks, in_blocks
+from robust.second_order.blocks import blocks, in_blocks, new_memory
 
 __all__ = ["average_pool", "is_covered_pool", "is_covered_relu", "relu"]
 
@@ -49,7 +49,7 @@ def relu(x: Tensor, inplace: bool = False) -> Tensor:
 
 
 def average_pool(x: Tensor, mode: Any) -> Tensor:
-    """Return the means of 2x2 pixels, (N, C, H, W) -> (N, C, H / 2, W / 2); `mode` is the `SecondOrder` around the call."""
+    """Return the means of 2x2 pixels, (N, C, H / 2, W / 2); `mode` is the `SecondOrder` around the call."""
     watched = x._backward_hooks or x.retains_grad  # the gradient at x must be of x alone
     follows = isinstance(x.grad_fn, _ReLU._backward_cls) and not watched  # pyright: ignore[reportAttributeAccessIssue]
     return _AveragePool.apply(x, x.grad_fn if follows else None, mode)  # pyright: ignore[reportReturnType]
@@ -69,7 +69,22 @@ class _ReLU(Function):
         (dy,) = grad_outputs
         if getattr(dy.grad_fn, "relu", None) is ctx:  # from the pooling alone, which has masked it
             return dy, None
-        return aten.threshold_backward(dy, ctx.saved_tensors[0], 0), None
+        return _Mask.apply(dy, *ctx.saved_tensors), None  # pyright: ignore[reportReturnType]
+
+
+class _Mask(Function):
+    """The gradient where y > 0, and zero elsewhere. PyTorch's derivative in y is a tensor of zeros, here it is None."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        if not in_blocks(dy):
+            return aten.threshold_backward(dy, y, 0)
+        return aten.threshold_backward.grad_input(dy, y, 0, grad_input=new_memory(dy, dy.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        return _Mask.apply(grad_outputs[0], *ctx.saved_tensors), None  # pyright: ignore[reportReturnType]
 
 
 class _AveragePool(Function):
@@ -99,14 +114,14 @@ class _AveragePoolBackward(Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
         ((v,), (y,)) = grad_outputs, ctx.saved_tensors
         if torch.is_grad_enabled() or not in_blocks(v):
-            return aten.avg_pool2d(v if y is None else aten.threshold_backward(v, y, 0), [2, 2], [2, 2]), None, None
+            return F.avg_pool2d(v if y is None else _Mask.apply(v, y), 2), None, None  # pyright: ignore[reportArgumentType]
         return _pooled(v, y), None, None
 
 
 def _spread(dy: Tensor, y: Tensor | None) -> Tensor:
     """Return a quarter of dy at each of its four pixels, where y > 0 if y is given."""
     n, c, h, w = dy.shape
-    found = dy.new_empty(n, c, 2 * h, 2 * w)
+    found = new_memory(dy, (n, c, 2 * h, 2 * w))
     for part in blocks(found):
         quarter = dy[part] / 4
         row = torch.empty(*quarter.shape, 2, dtype=dy.dtype)
