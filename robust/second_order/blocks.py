@@ -1,24 +1,18 @@
 """Work on a few images at a time, on a CPU: its intermediate results stay in the cache of a core.
 
 A result of the size of a batch passes through main memory, and its memory is often new to the process: the system then
-maps and clears it page by page, which takes longer than the arithmetic. `new_memory` asks for large pages instead.
+maps and clears it page by page, which takes longer than the arithmetic.
 """
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["blocks", "in_blocks", "new_memory"]
+__all__ = ["blocks", "in_blocks"]
 
 BYTES = 2**20
 """of one tensor of a block, for each thread"""
-PAGE, LARGE_PAGE = 2**12, 2**21
-MADV_HUGEPAGE = 14
 
 
 def in_blocks(x: Tensor) -> bool:
@@ -36,26 +30,3 @@ def blocks(x: Tensor) -> Iterator[slice]:
     """
     images = max(1, BYTES * torch.get_num_threads() // (x[0].numel() * x.element_size()))
     return (slice(start, start + images) for start in range(0, len(x), images))
-
-
-def new_memory(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return an uninitialised tensor of the dtype of `like`, in pages of 2 MiB where Linux offers them to who asks.
-
-    The request concerns the memory of this tensor alone, and is what PyTorch makes if THP_MEM_ALLOC_ENABLE is 1.
-    """
-    found = like.new_empty(shape)
-    size = found.numel() * found.element_size()
-    advise = _advise()
-    if advise is not None and size >= 2 * LARGE_PAGE:
-        start = -(-found.data_ptr() // PAGE) * PAGE
-        advise(start, (found.data_ptr() + size - start) // PAGE * PAGE, MADV_HUGEPAGE)
-    return found
-
-
-@cache
-def _advise() -> Callable[[int, int, int], Any] | None:
-    if sys.platform != "linux":
-        return None
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return advise

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from robust.second_order.blocks import blocks, in_blocks, new_memory
+from robust.second_order.blocks import blocks, in_blocks
 
 __all__ = ["group_norm"]
 
@@ -31,7 +31,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float,
 class _GroupNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, mode: Any) -> Tensor:
-        y, mean, r = _group_norm(x, weight, bias, groups, eps)
+        n, channels = x.shape[:2]
+        y, mean, r = aten.native_group_norm(x, weight, bias, n, channels, x[0, 0].numel(), groups, eps)
         ctx.save_for_backward(x, weight, mean, r)
         ctx.groups, ctx.eps, ctx.mode, ctx.points = groups, eps, mode, x is mode.points
         return y
@@ -60,7 +61,9 @@ class _GroupNormBackward(Function):
         ctx.save_for_backward(dy, x, weight, mean, r)
         ctx.groups, ctx.eps = groups, eps
         ctx.set_materialize_grads(False)
-        return _group_norm_backward(dy, x, mean, r, weight, groups, mask)
+        n, channels = x.shape[:2]
+        pixels = x[0, 0].numel()
+        return aten.native_group_norm_backward(dy, x, mean, r, weight, n, channels, pixels, groups, list(mask))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
@@ -81,7 +84,7 @@ class _GroupNormBackward(Function):
             *found, of_weight = _derivatives(of_images, w, (g, bias), wanted, (None, None))
             to_dy, to_x = (None if t is None else t.view_as(x) for t in found)
         else:
-            to_dy, to_x = (new_memory(x, x.shape) if want else None for want in wanted)
+            to_dy, to_x = (torch.empty_like(x) if want else None for want in wanted)
             of_weight = None if vx is None else x.new_empty(shape[:3])
             for part in blocks(x):
                 block = tuple(None if t is None else t[part] for t in of_images)
@@ -91,33 +94,6 @@ class _GroupNormBackward(Function):
                     of_weight[part] = of_block
         to_weight = None if of_weight is None else of_weight.sum(0).view_as(weight)
         return to_dy, to_x, to_weight, None, None, None, None, None
-
-
-def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return group norm, and the mean and 1 / std of each group (N, groups)."""
-    sizes = (x.shape[1], x[0, 0].numel(), groups)
-    if not in_blocks(x):
-        return aten.native_group_norm(x, weight, bias, len(x), *sizes, eps)
-    y, mean, r = new_memory(x, x.shape), x.new_empty(len(x), groups), x.new_empty(len(x), groups)
-    for part in blocks(x):
-        found = aten.native_group_norm(x[part], weight, bias, len(x[part]), *sizes, eps)
-        for whole, block in zip((y, mean, r), found, strict=True):
-            whole[part] = block
-    return y, mean, r
-
-
-def _group_norm_backward(
-    dy: Tensor, x: Tensor, mean: Tensor, r: Tensor, weight: Tensor, groups: int, mask: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients in x, weight and bias, of which `mask` tells the wanted ones."""
-    sizes = (x.shape[1], x[0, 0].numel(), groups, list(mask))
-    if mask != (True, False, False) or not in_blocks(x):
-        return aten.native_group_norm_backward(dy, x, mean, r, weight, len(x), *sizes)
-    to_x = new_memory(x, x.shape)
-    for part in blocks(x):
-        images = (t[part] for t in (dy, x, mean, r))
-        to_x[part] = aten.native_group_norm_backward(*images, weight, len(x[part]), *sizes)[0]
-    return to_x, None, None
 
 
 def _derivatives(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from robust.second_order.blocks import blocks, in_blocks, new_memory
+from robust.second_order.blocks import blocks, in_blocks
 
 __all__ = ["average_pool", "is_covered_pool", "is_covered_relu", "relu"]
 
@@ -78,9 +78,7 @@ class _Mask(Function):
     @staticmethod
     def forward(ctx: Any, dy: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(y)
-        if not in_blocks(dy):
-            return aten.threshold_backward(dy, y, 0)
-        return aten.threshold_backward.grad_input(dy, y, 0, grad_input=new_memory(dy, dy.shape))
+        return aten.threshold_backward(dy, y, 0)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
@@ -121,7 +119,7 @@ class _AveragePoolBackward(Function):
 def _spread(dy: Tensor, y: Tensor | None) -> Tensor:
     """Return a quarter of dy at each of its four pixels, where y > 0 if y is given."""
     n, c, h, w = dy.shape
-    found = new_memory(dy, (n, c, 2 * h, 2 * w))
+    found = dy.new_empty(n, c, 2 * h, 2 * w)
     for part in blocks(found):
         quarter = dy[part] / 4
         row = torch.empty(*quarter.shape, 2, dtype=dy.dtype)

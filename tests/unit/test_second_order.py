@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robust import TRADES, CompiledGradients, CurvatureRegularizedLoss, GradientNorm, Threat, correct
-from robust.second_order.blocks import blocks, in_blocks, new_memory
+from robust.second_order.blocks import blocks, in_blocks
 from robust.second_order.layers import SecondOrder
 from robust.theory.hessian import hessian_vector_product
 
@@ -180,20 +180,6 @@ def test_blocks_have_the_bits_of_the_whole_batch(groups: int, monkeypatch: pytes
         found.append([value.detach(), *torch.autograd.grad(value, list(network.parameters()))])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
-
-
-def test_large_pages_are_asked_for_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[int, int, int]] = []
-    monkeypatch.setattr("robust.second_order.blocks._advise", lambda: lambda *call: calls.append(call))
-    small, large = (new_memory(torch.ones(1, dtype=torch.double), (n, 2**17)) for n in (1, 8))
-    assert (small.shape, large.shape, large.dtype) == ((1, 2**17), (8, 2**17), torch.double)
-    ((start, size, advice),) = calls
-    assert start % 4096 == size % 4096 == 0
-    assert large.data_ptr() <= start
-    assert 2**23 - 2 * 4096 < size <= large.data_ptr() + 2**23 - start
-    assert advice == 14
-    monkeypatch.setattr("robust.second_order.blocks._advise", lambda: None)
-    assert new_memory(large, large.shape).shape == large.shape
 
 
 def test_traced_and_counted_steps_are_pytorchs_operators() -> None:
