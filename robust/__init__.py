@@ -3,6 +3,9 @@
 >>> from robust import CurvatureRegularizedLoss
 >>> loss = CurvatureRegularizedLoss(weight=10.0, h=3.0)  # loss(model, inputs, targets) -> scalar
 
+On a CPU, `robust.keep_memory()` before the training makes steps faster: the process keeps freed memory instead of
+returning it to the system. No other function does this.
+
 Attacks of torchattacks, Lanczos and certificates need torchattacks or scipy when they are called, not before.
 """
 
@@ -42,6 +45,7 @@ from robust.losses import (
     loss_named,
     smoothed,
 )
+from robust.memory import keep_memory
 from robust.network.adapters import LogitsOf, logits_of
 from robust.network.expectation import Expected, expected
 from robust.preprocess import Normalize
@@ -91,6 +95,7 @@ __all__ = [
     "curvature_penalty",
     "evaluate",
     "expected",
+    "keep_memory",
     "least_distances",
     "logits_of",
     "loss_named",

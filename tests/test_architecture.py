@@ -74,6 +74,7 @@ ARROWS: dict[str, set[str]] = {
     "robust.threat": {"robust.ranges", "robust.per_example", "robust.spec"},
     "robust.preprocess": {"robust.ranges"},
     "robust.registry": {"robust.threat"},
+    "robust.memory": set(),
     "robust.network": FLOOR,
     "robust.second_order": FLOOR | {"robust.network"},
     "robust.losses": FLOOR | {"robust.network", "robust.second_order"},

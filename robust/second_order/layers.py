@@ -3,15 +3,7 @@ r"""Second derivatives of convolution and group norm (so instance and layer norm
 PyTorch's second derivatives are correct but slow: the second derivative of a convolution in its weights is computed as
 a convolution with a kernel as large as the image, and the second derivative of group norm in about twenty passes over
 memory whose results are all stored. Here, the former is the ordinary weight gradient at other arguments, and the latter
-a closed form. With u = weight * dy, n = (x - mean) r the normalised input, r = 1 / std and means over a group, the
-input gradient of group norm is
-
-    dx = r (u - mean(u) - n mean(u n))
-
-and, for a cotangent v of dx, with a = mean(u n) and b = mean(v n),
-
-    d<v, dx>/dy = r weight (v - mean(v) - n b)
-    d<v, dx>/dx = -r^2 [ n (mean(u v) - mean(u) mean(v) - 3 a b) + b (u - mean(u)) + a (v - mean(v)) ]
+a closed form (`group_norm.py`). On a CPU, ReLU and average pooling take fewer passes over memory too (`pooling.py`).
 
 Higher derivatives are correct too, by ordinary autograd through these formulas.
 
@@ -27,6 +19,9 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from robust.second_order.group_norm import group_norm
+from robust.second_order.pooling import average_pool, is_covered_pool, is_covered_relu, relu
+
 __all__ = ["SecondOrder"]
 
 aten: Any = torch.ops.aten
@@ -35,7 +30,7 @@ NO_DERIVATIVE = ("torch::autograd::NotImplemented", "torch::autograd::Error")
 
 
 class SecondOrder(TorchFunctionMode):
-    """While entered, `conv2d` and `group_norm` calls record themselves for a fast second derivative.
+    """While entered, `conv2d`, `group_norm`, `relu` and `avg_pool2d` record themselves for a fast second derivative.
 
     Values are the values of PyTorch. Calls that the closed forms do not cover (autocast, other dtypes than float32 and
     float64, padding by name, `torch.func`, other layers) are left to PyTorch, and `gradient` refuses operations without
@@ -92,7 +87,11 @@ class SecondOrder(TorchFunctionMode):
         if func is F.group_norm and len(args) == 2 and kwargs["weight"] is not None and kwargs["bias"] is not None:
             (x, groups), weight, bias = args, kwargs["weight"], kwargs["bias"]
             if _covered(x, weight, bias):
-                return _GroupNorm.apply(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
+                return group_norm(x.contiguous(), weight, bias, groups, kwargs["eps"], self)
+        if is_covered_relu(func, args, kwargs):
+            return relu(*args, **kwargs)
+        if is_covered_pool(func, args, kwargs):
+            return average_pool(args[0], self)
         if func in HARD_SIGMOIDS:
             return _hard_sigmoid(*args, **kwargs)
         return func(*args, **kwargs)
@@ -173,93 +172,3 @@ class _ConvolutionBackward(Function):
         if ctx.needs_input_grad[2] and vx is not None:
             to_weight = aten.convolution_backward(dy, vx, weight, [0], *options, [False, True, False])[1]
         return to_dy, to_x, to_weight, None, None
-
-
-class _GroupNorm(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, mode: SecondOrder
-    ) -> Tensor:
-        n, channels = x.shape[:2]
-        y, mean, r = aten.native_group_norm(x, weight, bias, n, channels, x[0, 0].numel(), groups, eps)
-        ctx.save_for_backward(x, weight, mean, r)
-        ctx.groups, ctx.eps, ctx.mode, ctx.points = groups, eps, mode, x is mode.points
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        (dy,) = grad_outputs
-        mask = ctx.mode.wanted(ctx.needs_input_grad, ctx.points)
-        gradients = _GroupNormBackward.apply(dy.contiguous(), *ctx.saved_tensors, ctx.groups, ctx.eps, mask)
-        return *gradients, None, None, None
-
-
-class _GroupNormBackward(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        dy: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        mean: Tensor,
-        r: Tensor,
-        groups: int,
-        eps: float,
-        mask: tuple[bool, ...],
-    ) -> tuple[Tensor | None, ...]:
-        ctx.save_for_backward(dy, x, weight, mean, r)
-        ctx.groups, ctx.eps = groups, eps
-        ctx.set_materialize_grads(False)
-        n, channels = x.shape[:2]
-        pixels = x[0, 0].numel()
-        return aten.native_group_norm_backward(dy, x, mean, r, weight, n, channels, pixels, groups, list(mask))
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
-        """The header's formulas, as sums over pixels (n, groups, channels of a group) and two linear combinations."""
-        vx, vweight, vbias = grad_outputs
-        dy, x, weight, mean, r = ctx.saved_tensors
-        shape = (len(x), ctx.groups, x.shape[1] // ctx.groups, -1)
-        y4, x4 = dy.view(shape), x.view(shape)
-        w = weight.view(1, *shape[1:3])
-        if torch.is_grad_enabled():  # a third derivative: the statistics depend on x
-            grouped = x.view(*shape[:2], -1)
-            mean, r = grouped.mean(-1), (grouped.var(-1, correction=0) + ctx.eps).rsqrt()
-        mean, r = mean.view(*shape[:2], 1), r.view(*shape[:2], 1)
-        normalised = (x4 - mean.unsqueeze(-1)).mul_(r.unsqueeze(-1))  # normalised, since sums of x itself lose digits
-        size = x4[0, 0].numel()
-
-        def average(sums: Tensor) -> Tensor:
-            return sums.sum(2, keepdim=True) / size
-
-        sum_y, sum_yn = y4.sum(-1), (y4 * normalised).sum(-1)
-        y_v = y_n = y_1 = x_v = x_n = x_y = x_1 = torch.zeros_like(r)  # d/dy = y_v v + y_n n + y_1, d/dx = x_v v + ...
-        v4 = to_weight = None
-        if vx is not None:
-            v4 = vx.reshape(shape)
-            sum_v, sum_vn, sum_vy = v4.sum(-1), (v4 * normalised).sum(-1), (v4 * y4).sum(-1)
-            mean_u, mean_v, a, b = average(sum_y * w), average(sum_v), average(sum_yn * w), average(sum_vn)
-            y_v, y_n, y_1 = r * w, -r * w * b, -r * w * mean_v
-            x_v, x_y, x_1 = -r * r * a, -r * r * b * w, r * r * (b * mean_u + a * mean_v)
-            x_n = -r * r * (average(sum_vy * w) - mean_u * mean_v - 3 * a * b)
-            to_weight = (r * (sum_vy - mean_v * sum_y - b * sum_yn)).sum(0).view_as(weight)
-        if vweight is not None:  # of the sum of dy n, whose d/dy is n, and whose d/dx has the form of dx in the header
-            g = vweight.view_as(w)
-            y_n = y_n + g
-            x_y, x_n, x_1 = x_y + r * g, x_n - r * average(sum_yn * g), x_1 - r * average(sum_y * g)
-        if vbias is not None:
-            y_1 = y_1 + vbias.view_as(w)
-        to_dy = _combined((v4, y_v), (normalised, y_n), constant=y_1).view_as(x) if ctx.needs_input_grad[0] else None
-        to_x = None
-        if ctx.needs_input_grad[1]:
-            to_x = _combined((y4, x_y), (v4, x_v), (normalised, x_n), constant=x_1).view_as(x)
-        return to_dy, to_x, to_weight, None, None, None, None, None
-
-
-def _combined(*terms: tuple[Tensor | None, Tensor], constant: Tensor) -> Tensor:
-    """Return the sum of tensor * factor and of the constant, (N, groups, C / groups, pixels)."""
-    present = [(tensor, factor.unsqueeze(-1)) for tensor, factor in terms if tensor is not None]
-    total = present[0][0] * present[0][1]
-    for tensor, factor in present[1:]:
-        total.addcmul_(tensor, factor)
-    return total.add_(constant.unsqueeze(-1))

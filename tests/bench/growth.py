@@ -11,6 +11,8 @@ from tests.bench.side_by_side import Row, compare
 
 BASE = {"ipc": 10, "classes": 10, "width": 64, "batch": 64}
 VARIED = {"ipc": (1, 10, 50), "classes": (10, 100), "width": (32, 64, 128), "batch": (64, 256)}
+SECONDS = 4.0
+"""of the rounds of a size"""
 PASSES = {"dc": 3, "guard_dc": 12}  # of a real image; a synthetic one has 12: the gradient of its gradient
 
 
@@ -43,7 +45,8 @@ def bench() -> list[Row]:
                     generator=lambda c: torch.Generator(),
                 )
 
-            (row,) = compare(f"{method}: a matching step of all classes, {size}", {"measured": step}, repeats=1)
+            title = f"{method}: a matching step of all classes, {size}"
+            (row,) = compare(title, {"measured": step}, repeats=3, seconds=SECONDS)
             speed = speed or work / row["seconds"]
             rate = work / row["seconds"] / 1e9
             print(f"  {'formula':44s}{work / speed:10.4f} s ({work / 1e9:.0f} GFLOP, {rate:.0f} GFLOP/s)")

@@ -1,11 +1,11 @@
 """Ratios: several ways to do one thing, timed in turn in one process, against the first of them.
 
-Interleaved, so that a slow minute of the machine falls on all; the median of the repeats; one untimed round before.
+Alternating, so that a slow minute of the machine falls on all; the minimum of the rounds, since other work on the
+machine only ever adds time; one untimed round before. A case ends after some seconds, with fewer rounds if need be.
 """
 
 import json
 import platform
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +24,8 @@ def compare(
     ways: Mapping[str, Callable[[], object]],
     *,
     repeats: int = 5,
+    seconds: float | None = None,
+    goals: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Time every way, print a line each, and return the rows.
@@ -31,28 +33,37 @@ def compare(
     Args:
         title: what is done, with its sizes.
         ways: name -> what to time; the first is the reference of the ratios.
-        repeats: timed rounds.
-        clock: in seconds.
+        repeats: timed rounds, at most.
+        seconds: after which no further round begins; one round is always timed. None for no limit.
+        goals: way -> the goal or floor of its ratio, printed beside it.
+        clock: seconds; `time.process_time` for those of the CPU, which other work on the machine hardly lengthens.
 
     Returns:
-        a row a way: title, way, seconds (median), ratio to the first way (below 1 is faster), repeats.
+        a row a way: title, way, seconds (minimum), ratio to the first way (below 1 is faster), repeats, goal.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    begin = time.perf_counter()
+    rounds = 0
     for round_ in range(repeats + 1):
+        if round_ > 1 and seconds is not None and time.perf_counter() - begin > seconds:
+            break
         for name, way in ways.items():
             start = clock()
             way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_:
-                seconds[name].append(clock() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    first = next(iter(medians.values()))
-    print(f"\n{title}")
+                times[name].append(clock() - start)
+        rounds = round_
+    least = {name: min(found) for name, found in times.items()}
+    first = next(iter(least.values()))
+    print(f"\n{title} (minimum of {rounds} rounds)")
     rows = []
-    for name, median in medians.items():
-        rows.append({"title": title, "way": name, "seconds": median, "ratio": median / first, "repeats": repeats})
-        print(f"  {name:44s}{median:10.4f} s {median / first:8.2f} x", flush=True)
+    for name, value in least.items():
+        goal = (goals or {}).get(name, "")
+        row = {"title": title, "way": name, "seconds": value, "ratio": value / first, "repeats": rounds, "goal": goal}
+        rows.append(row)
+        print(f"  {name:44s}{value:10.4f} s {value / first:8.2f} x   {goal}".rstrip(), flush=True)
     return rows
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from robust import TRADES, CompiledGradients, CurvatureRegularizedLoss, GradientNorm, Threat, correct
+from robust.second_order.blocks import blocks, in_blocks
 from robust.second_order.layers import SecondOrder
 from robust.theory.hessian import hessian_vector_product
 
@@ -21,6 +24,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: nn.GroupNorm(2, 4, eps=0.1),
     "layer norm": lambda: nn.GroupNorm(1, 4),
     "no affine": lambda: nn.GroupNorm(2, 4, affine=False),
+    "relu": nn.ReLU,
+    "average pooling": lambda: nn.AvgPool2d(2),
+    "average pooling after relu": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, (1, 2)), nn.ReLU(inplace=True), nn.AvgPool2d(2)
+    ),
+    "a block of a ConvNet": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, (3, 2), padding=(1, 0)), nn.GroupNorm(4, 4), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Tanh()
+    ),
     "a stack": lambda: nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(4, 4), nn.Tanh(), nn.Conv2d(4, 6, 3)),
 }
 
@@ -88,11 +99,96 @@ def test_the_closed_forms_are_taken() -> None:
     """Otherwise the tests above compare PyTorch with itself."""
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     with SecondOrder():
-        names = [type(layer(x).grad_fn).__name__ for layer in (nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4))]
-        assert names == ["_ConvolutionBackward", "_GroupNormBackward"]
+        layers = (nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU())
+        names = [type(layer(x).grad_fn).__name__ for layer in layers]
+        assert names == ["_ConvolutionBackward", "_GroupNormBackward", "_ReLUBackward"]
+        even = layers[2](layers[0](x)[:, :, :4, :4] + 0)
+        assert type(nn.AvgPool2d(2)(even).grad_fn).__name__ == "_AveragePoolBackward"
+        for pool in (nn.AvgPool2d(3), nn.AvgPool2d(2, padding=1), nn.AvgPool2d(2, 1), nn.AvgPool2d(2, ceil_mode=True)):
+            assert type(pool(even).grad_fn).__name__ == "AvgPool2DBackward0"
         with torch.autocast("cpu"):
             assert type(nn.Conv2d(4, 4, 3)(x).grad_fn).__name__ == "ConvolutionBackward0"
     assert type(nn.Conv2d(4, 4, 3)(x).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+class Pooled(nn.Module):
+    """ReLU and pooling after each other, with `use` of the images between them."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor | None], inplace: bool):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Linear(4, 3)
+        self.use, self.inplace = use, inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)), inplace=self.inplace)
+        more = self.use(x)
+        x = F.avg_pool2d(x, 2).tanh()
+        return self.head(x.mean((2, 3)) if more is None else x.mean((2, 3)) + more)
+
+
+USES: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "no use": lambda x: None,
+    "another path": lambda x: x.square().mean((2, 3)),
+    "a hook with a norm": lambda x: x.register_hook(lambda g: g / g.norm()) and None,
+    "a kept gradient": lambda x: x.retain_grad(),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("use", USES)
+def test_pooling_after_relu_has_the_bits_of_pytorch(use: str, inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network, (x, y) = Pooled(USES[use], inplace).eval(), (torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1]))
+    loss, found = CurvatureRegularizedLoss(h=0.5), []
+    for covered in (True, False):
+        monkeypatch.setattr("robust.second_order.pooling._is_covered", lambda x, covered=covered: covered)
+        value = loss(network, x, y)
+        found.append([value.detach(), *torch.autograd.grad(value, list(network.parameters()))])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_the_gradient_at_a_relu_of_the_network_is_the_true_one() -> None:
+    """The masked gradient is inside the loss alone: where a ReLU is 0, the gradient at its output need not be."""
+    torch.manual_seed(0)
+    outputs: list[Tensor] = []
+    network, (x, y) = Pooled(outputs.append, inplace=False).eval(), (torch.randn(5, 3, 8, 8), torch.arange(5) % 3)
+    with SecondOrder():
+        value = F.cross_entropy(network(x), y)
+    (ours,) = torch.autograd.grad(value, outputs[0])
+    (theirs,) = torch.autograd.grad(F.cross_entropy(network(x), y), outputs[1])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert ours[outputs[0] == 0].abs().max() > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_blocks_have_the_bits_of_the_whole_batch(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.GroupNorm(groups, 4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    x, y, found = torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1]), []
+    for size in (1, 2, 5):
+        monkeypatch.setattr("robust.second_order.blocks.BYTES", size * 4 * 64 * 4)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+        assert size == len(range(5)[next(iter(blocks(torch.empty(5, 4, 8, 8))))])
+        value = CurvatureRegularizedLoss()(network, x, y)
+        found.append([value.detach(), *torch.autograd.grad(value, list(network.parameters()))])
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_traced_and_counted_steps_are_pytorchs_operators() -> None:
+    """A compiled program of the blocks would be slow, and the count of FLOPs would not see them."""
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    assert in_blocks(x)
+    assert not in_blocks(x.to(memory_format=torch.channels_last))
+    with FlopCounterMode(display=False):
+        assert not in_blocks(x)
 
 
 class Squeeze(nn.Module):
