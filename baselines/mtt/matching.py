@@ -20,11 +20,12 @@ tesla      the gradient of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): as r
 
 Replayed and tesla compute g_i in groups of the step's images (`groups`), of which several processes have some each. All
 processes exchange the groups' gradients in each step, and sum them in one order: the result does not depend on the
-number of processes. Unrolled is computed by the main process.
+number of processes. Unrolled, and images that are one group, are the work of the main process.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -36,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.runs.divided import block, blocks, from_main, gathered
-from distill.runs.ranks import is_main_process
+from distill.runs.ranks import alone, is_main_process
 from robust.second_order.layers import SecondOrder
 
 __all__ = ["Gradient", "groups", "logits_at", "match"]
@@ -77,12 +78,16 @@ def match(
         the loss (a scalar), its gradient by the images (shaped like `images`), and by the learning rate (a scalar).
     """
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        if gradient == "unrolled":
-            if not is_main_process():
-                return from_main(torch.zeros_like(lr)), from_main(torch.zeros_like(images)), from_main(lr.clone())
-            loss, to_images, to_lr = _unrolled(network.train(), start, target, images, lr, batch, steps)
-            return from_main(loss), from_main(to_images.contiguous()), from_main(to_lr)
-        return _replayed(network.train(), start, target, images, lr, batch, steps, exact=gradient == "replayed")
+        gradients = _unrolled if gradient == "unrolled" else partial(_replayed, exact=gradient == "replayed")
+        work = partial(gradients, network.train(), start, target, images, lr, batch, steps)
+        if gradient != "unrolled" and len(groups(network, images)) > 1:
+            return work()
+        found = torch.zeros_like(lr), torch.zeros_like(images), torch.zeros_like(lr)
+        if is_main_process():
+            with alone():
+                found = work()
+        loss, to_images, to_lr = (from_main(each.contiguous()) for each in found)
+        return loss, to_images, to_lr
 
 
 def _unrolled(
