@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from baselines.mtt import matching
-from baselines.mtt.matching import match
+from baselines.mtt.matching import Gradient, match
 from distill.app.registry import find_methods
 from distill.data import Facts, facts_named
 from distill.methods.dc import GROUP, loops
@@ -40,7 +40,7 @@ TRAINING, GUARD, GUARD_TRAINING = 3, 12, 15
 """passes of an image: cross-entropy; GUARD's loss in evaluation mode; GUARD's loss in training mode"""
 MATCHING = 12
 """passes of a synthetic image in gradient matching"""
-UNROLLED = {"replayed": 12, "unrolled": 9, "tesla": 12}
+UNROLLED: dict[Gradient, int] = {"replayed": 12, "unrolled": 9, "tesla": 12}
 """passes of a synthetic image in a step of MTT"""
 LABEL = 17
 """bytes of a soft label beside its logits: order, box, flip, partner (distill/training/crop_labels.py)"""

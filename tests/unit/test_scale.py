@@ -13,6 +13,7 @@ import baselines.dm.method
 import baselines.frepo.method
 import baselines.mtt.method
 import distill.methods.dc
+from baselines.mtt.matching import Gradient
 from distill.app.registry import find_methods
 from distill.data import facts_named
 from robust import CurvatureRegularizedLoss
@@ -50,7 +51,7 @@ def test_passes_are_those_of_the_steps(method: str, passes: list[int], monkeypat
 
 
 @pytest.mark.parametrize("gradient", scale.UNROLLED)
-def test_passes_of_a_step_of_mtt(gradient: str) -> None:
+def test_passes_of_a_step_of_mtt(gradient: Gradient) -> None:
     network = scale.Network("convnet:width=32", CIFAR)
     built = network.built()
     start = torch.nn.utils.parameters_to_vector(built.parameters()).detach()
