@@ -63,6 +63,7 @@ _method = partial(
     work=work,
     protocol=protocol,
     student_work=student_work,
+    why_one="each step of its unrolled training needs the one before",
 )
 
 METHODS = (

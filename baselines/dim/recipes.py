@@ -61,6 +61,7 @@ METHODS = (
         work=work,
         protocol=protocol,
         student_work=student_work,
+        why_one="each step of generator and critic needs the one before, and BatchNorm needs the whole batch",
         more_than_class=True,
     ),
 )

@@ -17,10 +17,16 @@ tesla      the gradient of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): as r
            value. theta_N = start - alpha sum_i g_i is exact, and so is the term of dS from the images of step i in
            g_i; the dependence of theta_i on alpha and on the images of earlier steps is ignored. It equals the other
            two only for N = 1, and saves the backward pass through theta_i.
+
+Replayed and tesla compute g_i in groups of the step's images (`groups`), of which several processes have some each. All
+processes exchange the groups' gradients in each step, and sum them in one order: the result does not depend on the
+number of processes. Unrolled, and images that are one group, are the work of the main process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from math import ceil
 from typing import Literal
 
 import torch
@@ -28,10 +34,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from distill.runs.divided import block, blocks, from_main, gathered
+from distill.runs.ranks import alone, is_main_process
 from robust.second_order.layers import SecondOrder
 
-__all__ = ["Gradient", "logits_at", "match"]
+__all__ = ["Gradient", "groups", "logits_at", "match"]
+
+MOST_GROUPS = 8
+"""groups of a step's images: each process that works on a group has a gradient of all parameters to exchange"""
+SMALLEST_GROUP = {"cpu": 5 * 32**2, "cuda": 64 * 32**2}
+"""pixels by type of device: in smaller groups the overhead of a step takes much of the time (not measured on a GPU)"""
 
 Gradient = Literal["unrolled", "replayed", "tesla"]
 Batch = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -64,9 +78,16 @@ def match(
         the loss (a scalar), its gradient by the images (shaped like `images`), and by the learning rate (a scalar).
     """
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        if gradient == "unrolled":
-            return _unrolled(network.train(), start, target, images, lr, batch, steps)
-        return _replayed(network.train(), start, target, images, lr, batch, steps, exact=gradient == "replayed")
+        gradients = _unrolled if gradient == "unrolled" else partial(_replayed, exact=gradient == "replayed")
+        work = partial(gradients, network.train(), start, target, images, lr, batch, steps)
+        if gradient != "unrolled" and len(groups(network, images)) > 1:
+            return work()
+        found = torch.zeros_like(lr), torch.zeros_like(images), torch.zeros_like(lr)
+        if is_main_process():
+            with alone():
+                found = work()
+        loss, to_images, to_lr = (from_main(each.contiguous()) for each in found)
+        return loss, to_images, to_lr
 
 
 def _unrolled(
@@ -95,20 +116,49 @@ def _replayed(
     images, lr = images.detach(), lr.detach()
     path = [start.detach()]
     for step in range(steps):
-        at = path[-1].clone().requires_grad_()
-        path.append(path[-1] - lr * _step(network, at, *batch(step, images), graph=False))
+        x, y = batch(step, images)
+        parts, found = groups(network, x), [start.new_zeros(0, len(start))]
+        for part in block(parts):
+            at = path[-1].clone().requires_grad_()
+            found.append(_step(network, at, x[part], y[part], graph=False)[None] * (len(part) / len(x)))
+        path.append(path[-1] - lr * gathered(torch.cat(found), [len(each) for each in blocks(parts)]).sum(0))
     gap, scale = path.pop() - target, (start - target).square().sum()
     cotangent = 2 * gap / scale
     to_images, to_lr = torch.zeros_like(images), torch.zeros_like(lr)
     for step in reversed(range(steps)):
-        at, leaf = path.pop().clone().requires_grad_(), images.clone().requires_grad_()
-        along = _step(network, at, *batch(step, leaf), graph=True) @ cotangent
-        to_lr -= along.detach()
-        to_leaf, *to_at = torch.autograd.grad(along, (leaf, at) if exact and step else (leaf,))
-        to_images -= lr * to_leaf
-        if to_at:
-            cotangent = cotangent - lr * to_at[0]
+        theta, leaf = path.pop(), images.clone().requires_grad_()
+        x, y = batch(step, leaf)
+        parts, through = groups(network, x), exact and step > 0
+        found, to_x = [start.new_zeros(0, 1 + through * len(start))], [x.detach()[:0]]
+        for part in block(parts):
+            at, group = theta.clone().requires_grad_(), x.detach()[part].requires_grad_()
+            along = _step(network, at, group, y[part], graph=True) @ cotangent * (len(part) / len(x))
+            to_group, *to_at = torch.autograd.grad(along, (group, at) if through else (group,))
+            found.append(torch.cat([along.detach().view(1), *to_at])[None])
+            to_x.append(to_group)
+        to_theta = gathered(torch.cat(found), [len(each) for each in blocks(parts)]).sum(0)
+        to_x = gathered(torch.cat(to_x), [sum(map(len, each)) for each in blocks(parts)])
+        to_images -= lr * torch.autograd.grad(x, leaf, to_x)[0]
+        to_lr -= to_theta[0]
+        if through:
+            cotangent = cotangent - lr * to_theta[1:]
     return gap.square().sum() / scale, to_images, to_lr
+
+
+def groups(network: nn.Module, images: Tensor) -> Sequence[Tensor]:
+    """Return the groups into which the images of a step are divided, as indices; they depend on no number of processes.
+
+    All images are one group where they are few and small, and for a network with BatchNorm.
+
+    Args:
+        network: in training mode.
+        images: (N, C, H, W).
+    """
+    count, pixels = len(images), images.shape[2] * images.shape[3]
+    size = max(ceil(SMALLEST_GROUP.get(images.device.type, 0) / pixels), ceil(count / MOST_GROUPS))
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        size = count
+    return torch.arange(count, device=images.device).split(size)
 
 
 def _step(network: nn.Module, parameters: Tensor, x: Tensor, y: Tensor, *, graph: bool) -> Tensor:

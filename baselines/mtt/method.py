@@ -41,6 +41,8 @@ from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.divergence import diverged
+from distill.runs.divided import from_main
+from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
 from distill.training.protocol import Protocol
@@ -198,8 +200,9 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
     if not config.zca:
         return Normalize(real.mean, real.std).to(real.images.device), None
     path = run.stage("whitening", real.identity(), seed=0).folder / "whitening.safetensors"
-    if not path.exists():
+    if is_main_process() and not path.exists():
         Whiten.fit(real.images[:]).save(path)
+    barrier()
     return Whiten.load(path).to(real.images.device), path
 
 
@@ -249,8 +252,8 @@ def _batch(
 
 @torch.no_grad()
 def _soft_labels(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
-    """Return the class probabilities (N, K) of a network with `parameters`."""
-    return logits_at(network.train(), parameters, images).softmax(1)
+    """Return the class probabilities (N, K) of a network with `parameters`, from the main process."""
+    return from_main(logits_at(network.train(), parameters, images).softmax(1))
 
 
 # --- students with the authors' protocol -------------------------------------------------------------------------

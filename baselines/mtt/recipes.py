@@ -104,6 +104,7 @@ _method = partial(
     work=work,
     protocol=protocol,
     student_work=student_work,
+    processes="divided",
 )
 
 METHODS = (

@@ -10,17 +10,24 @@ Deviations: the experts are not evaluated on the test set; an epoch may use a ra
 draw has a separate seed (`Run.generator`).
 
     NNN.safetensors    parameters (E + 1, P): each snapshot flat, in the order of `network.parameters()`
+    NNN/               scalars of the expert's training, and its checkpoint while it is incomplete
+
+Experts are independent, so that the processes of a run divide them, each process the next one that is missing.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
+from tqdm import tqdm
 
 from distill.data import ImageSet
 from distill.errors import InputError
@@ -28,7 +35,9 @@ from distill.models import build
 from distill.runs.description import describe
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.locks import locked
+from distill.runs.ranks import barrier
 from distill.runs.run import Run
+from distill.runs.tasks import Task, do_all
 from distill.training.augment import Augmentation, augmentation
 from distill.training.sgd import SGD
 from distill.training.students import train_epochs
@@ -111,48 +120,56 @@ def experts(real: ImageSet, space: Preprocessing, expert: Expert, count: int, ru
         InputError: the training of an expert diverged.
     """
     stage = run.stage("experts", {"data": real.identity(), "expert": describe(expert)}, expert.seed)
-    paths = [stage.folder / f"{number:03d}.safetensors" for number in range(count)]
+    paths = [stage.folder / f"{_name(number)}.safetensors" for number in range(count)]
     with locked(stage.folder, wait=True):
+        barrier()  # until the main process has the lock
         missing = [number for number, path in enumerate(paths) if not stage.has_tensors(path.name)]
+        barrier()  # until all processes have looked
         if missing:
-            _train(missing, paths, real, space, expert, stage)
+            images, siamese = space(real.images[:]), augmentation(expert.augment, real.mean, real.std)
+            with stage.progress("experts", len(missing) * expert.epochs, unit="epoch") as bar:
+                train = partial(_train, images, real, siamese, space, expert, stage, bar)
+                do_all([Task(_name(number), partial(train, number), units=expert.epochs) for number in missing], bar)
     return Trajectories(paths)
 
 
+def _name(number: int) -> str:
+    return f"{number:03d}"
+
+
 def _train(
-    missing: list[int], paths: list[Path], real: ImageSet, space: Preprocessing, expert: Expert, stage: Run
+    images: Tensor,
+    real: ImageSet,
+    siamese: Augmentation | None,
+    space: Preprocessing,
+    expert: Expert,
+    stage: Run,
+    bar: tqdm,
+    number: int,
+    _: Mapping[str, Any],
 ) -> None:
-    """Train the experts with the numbers in `missing`, resuming from the checkpoint."""
+    """Train an expert, resuming from its checkpoint, and write its file."""
     remedy = remedy_of(("--lr-expert",), "--expert-loss", expert.loss)
-    images, siamese = space(real.images[:]), augmentation(expert.augment, real.mean, real.std)
-    state = stage.restore() or {}
-    unfinished = len(state["snapshots"]) - 1 if state.get("number") in missing else 0
-    if unfinished:
-        missing = [state["number"], *(number for number in missing if number != state["number"])]
-    with stage.progress("experts", len(missing) * expert.epochs, unfinished, unit="epoch") as bar:
-        for number in missing:
-            network = _untrained(real, expert, stage, number).to(images)
-            snapshots = [_flat(network)]
-            if state.get("number") == number:
-                network.load_state_dict(state["network"])
-                snapshots = list(state["snapshots"])
-            for epoch in range(len(snapshots) - 1, expert.epochs):
-                start = time.perf_counter()
-                _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch)
-                snapshots.append(_flat(network))
-                loss, accuracy = _loss_and_accuracy(network, images, real.labels)
-                check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
-                bar.set_postfix(expert=number, loss=f"{loss:.3g}", accuracy=f"{accuracy:.1f}%", refresh=False)
-                bar.update()
-                step = number * expert.epochs + epoch
-                stage.log(step, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start)
-                if stage.due():
-                    saved = {"number": number, "network": network.state_dict(), "snapshots": torch.stack(snapshots)}
-                    stage.save(step + 1, saved, remedy)
-            stage.write_tensors(
-                paths[number].name, {"parameters": torch.stack(snapshots)}, {"backbone": expert.backbone}
-            )
-            stage.save((number + 1) * expert.epochs, {})
+    run, network = stage.of_task(_name(number)), _untrained(real, expert, stage, number).to(images)
+    snapshots = [_flat(network)]
+    if (state := run.restore()) is not None:
+        network.load_state_dict(state["network"])
+        snapshots = list(state["snapshots"])
+        bar.update(len(snapshots) - 1)
+    for epoch in range(len(snapshots) - 1, expert.epochs):
+        start = time.perf_counter()
+        _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch)
+        snapshots.append(_flat(network))
+        loss, accuracy = _loss_and_accuracy(network, images, real.labels)
+        check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
+        bar.set_postfix(expert=number, loss=f"{loss:.3g}", accuracy=f"{accuracy:.1f}%", refresh=False)
+        bar.update()
+        run.log(epoch, loss=loss, accuracy=accuracy, seconds=time.perf_counter() - start)
+        if run.due():
+            run.save(epoch + 1, {"network": network.state_dict(), "snapshots": torch.stack(snapshots)}, remedy)
+    trajectory = {"parameters": torch.stack(snapshots)}
+    stage.write_tensors(f"{_name(number)}.safetensors", trajectory, {"backbone": expert.backbone})
+    run.finish()
 
 
 def _untrained(real: ImageSet, expert: Expert, stage: Run, number: int) -> nn.Module:

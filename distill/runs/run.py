@@ -129,6 +129,27 @@ class Run:
         )
         return stage.begin()
 
+    def of_task(self, name: str) -> "Run":
+        """Return the run of one of this run's tasks (`distill.runs.tasks`), in a folder of its own below this run's.
+
+        The process that does the task writes the checkpoint and the scalars.
+
+        Args:
+            name: of the task, and of the folder.
+        """
+        run = Run(
+            self.folder / name,
+            {"task": name, "of": self.experiment},
+            data=self.data,
+            seed=self.seed,
+            device=self.device,
+            checkpoint_seconds=self.checkpoint_seconds,
+            stages=self.stages,
+            workers=self.workers,
+        )
+        run._scalars = Scalars(run.folder, main_only=False)
+        return run
+
     def config_hash(self, **instead: Any) -> str:
         """Return eight hex digits that runs share which differ only in the seed or in replaced fields.
 

@@ -23,14 +23,15 @@ EVENTS = "tensorboard"
 
 
 class Scalars:
-    """Writes the scalars of a run into its folder; of several processes the main process does.
+    """Writes the scalars of a run into its folder.
 
     Args:
-        folder: of the run.
+        folder: of the run; made if needed.
+        main_only: whether only the main process writes them; else each process that has some.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *, main_only: bool = True):
+        self.folder, self.main_only = folder, main_only
         self._events: SummaryWriter | None = None
 
     def log(self, step: int, **scalars: float | Tensor) -> None:
@@ -39,11 +40,13 @@ class Scalars:
         Raises:
             InputError: they cannot be written.
         """
-        if not shows_progress():
+        if self.main_only and not shows_progress():
             return
         numbers = {name: float(value) for name, value in scalars.items()}
-        with self._writing(METRICS), open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | numbers) + "\n")
+        with self._writing(METRICS):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | numbers) + "\n")
         with self._writing(EVENTS):
             if self._events is None:
                 from torch.utils.tensorboard import SummaryWriter  # slow to import, and only needed here
@@ -59,7 +62,7 @@ class Scalars:
             InputError: the file cannot be read or written.
         """
         path = self.folder / METRICS
-        if not shows_progress() or not path.exists():
+        if (self.main_only and not shows_progress()) or not path.exists():
             return
         try:
             lines = read_text(path).splitlines(keepends=True)

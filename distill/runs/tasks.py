@@ -30,7 +30,8 @@ class Task:
     name: str
     """unique among the tasks"""
     work: Callable[[Mapping[str, Any]], Any]
-    """takes the results of the tasks that this one needs, by name; returns a result of JSON's types"""
+    """takes the results of the tasks that this one needs, by name; returns a result of JSON's types. A long task may
+    move the progress bar itself, by at most its units"""
     needs: tuple[str, ...] = ()
     """names of tasks that come earlier in the list, and are done before this one begins"""
     units: int = 1
@@ -68,13 +69,15 @@ def do_all(tasks: Sequence[Task], bar: tqdm) -> dict[str, Any]:
         pause = _SHORTEST
         if task.title:
             bar.set_postfix_str(task.title, refresh=True)
+        before = bar.n
         with alone():
             result = json.loads(json.dumps(task.work({name: results[name] for name in task.needs})))
+        units[task.name] -= int(bar.n - before)
         if pool is not None:
             pool.tell(task.name, result)  # `news` returns it
         else:
             results[task.name] = result
-            bar.update(task.units)
+            bar.update(units[task.name])
     barrier()
     return results
 

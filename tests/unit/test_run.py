@@ -13,6 +13,7 @@ import torch
 from distill.errors import InputError
 from distill.runs.files import read_tensors, write_atomic, write_tensors
 from distill.runs.locks import locked
+from distill.runs.ranks import alone
 from distill.runs.run import Run
 
 
@@ -56,6 +57,22 @@ def test_state_comes_back(tmp_path: Path) -> None:
 def test_a_checkpoint_is_due_with_time(tmp_path: Path) -> None:
     assert Run(tmp_path, Whole(), checkpoint_seconds=0.0).due()
     assert not Run(tmp_path, Whole(), checkpoint_seconds=1000.0).due()
+
+
+def test_a_task_has_a_checkpoint_and_scalars_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = Run(tmp_path, {"a": 1})
+    with alone():  # as in a task
+        task = run.of_task("000")
+        task.log(0, loss=1.0)
+        task.save(1, {"x": 1})
+        run.log(0, loss=1.0)  # the main process has this file
+    assert run.of_task("000").restore() == {"x": 1}
+    assert (tmp_path / "000" / "metrics.jsonl").read_text().count("loss") == 1
+    assert not (tmp_path / "metrics.jsonl").exists()
+    with pytest.raises(InputError, match="belongs to another experiment"):
+        Run(tmp_path, {"a": 2}).of_task("000").restore()
 
 
 def test_scalars_after_the_checkpoint_are_forgotten(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,13 @@ def test_one_process_does_the_tasks_in_their_order() -> None:
     results = do_all(tasks, bar(4))
     assert order == ["a", "b", "c", "d"]
     assert results["d"] == ["d", ["b", "c"]]
+
+
+@pytest.mark.parametrize("moved", [0, 2, 3])
+def test_a_task_may_move_the_bar_itself(moved: int) -> None:
+    bar = tqdm(total=4, file=StringIO())
+    do_all([Task("long", lambda _: bar.update(moved) and None, units=3), Task("short", lambda _: None)], bar)
+    assert bar.n == 4
 
 
 POOL = """
