@@ -17,6 +17,8 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from baselines.frepo.features import CHUNK
+from baselines.kip.tiles import UNITS
 from baselines.mtt import matching
 from baselines.mtt.matching import Gradient, match
 from distill.app.registry import find_methods
@@ -172,6 +174,11 @@ class Network:
         return sum(p.numel() for p in self.built().parameters())
 
     @cache  # noqa: B019
+    def features(self) -> int:
+        """Return the number of inputs of the classifier."""
+        return [layer for layer in self.built().modules() if isinstance(layer, nn.Linear)][-1].in_features
+
+    @cache  # noqa: B019
     def graph(self, loss: Loss = PLAIN) -> float:
         """Return the bytes per image that the gradient of a loss by the parameters saves."""
         network = self.built().train()
@@ -254,10 +261,22 @@ def gradient_matching(config: Any, network: Network, ipc: int) -> Cost:
 
 def distribution_matching(config: Any, network: Network, ipc: int) -> Cost:
     """Return the cost of DM, whose classes are divided."""
-    classes, forward = network.facts.classes, network.forward() / FLOPS
-    seconds = config.iterations * classes * (config.batch_real + 2 * ipc) * forward
-    exchanged = lambda n: config.iterations * padded(classes, n) * (ipc * network.image + 4)  # noqa: E731
-    return Cost((Part("matching", seconds, classes, exchanged),), ipc * network.graph(), classes * ipc * network.image)
+    classes, forward = network.facts.classes, config.iterations * network.forward() / FLOPS
+    groups = ceil(classes / GROUP)
+
+    def received(processes: int) -> float:
+        features = padded(classes, processes) * 4 * network.features() if groups < processes else 0
+        rows = processes * ceil(groups / processes) * GROUP
+        return config.iterations * (rows * ipc * network.image + 4 * padded(groups, processes) + features)
+
+    return Cost(
+        (
+            Part("real", classes * config.batch_real * forward, classes),
+            Part("synthetic", classes * ipc * 2 * forward, groups, received),
+        ),
+        GROUP * ipc * network.graph(),
+        classes * ipc * network.image,
+    )
 
 
 def bytes_of_trajectory(network: Network, steps: int, processes: int, groups: Sequence[int]) -> int:
@@ -297,12 +316,25 @@ def trajectory_matching(config: Any, network: Network, ipc: int) -> Cost:
 
 
 def frepo(config: Any, network: Network, ipc: int) -> Cost:
-    """Return the cost of FRePo in one process."""
-    images, forward = ipc * network.facts.classes, network.forward() / FLOPS
+    """Return the cost of FRePo, whose processes divide chunks of images, on a GPU."""
+    images, forward = ipc * network.facts.classes, config.iterations * network.forward() / FLOPS
     copies, batch = 2 if config.use_flip else 1, min(config.batch_real, network.facts.examples)
-    passes = batch + 2 * copies * images + TRAINING * min(images, 500)
+    chunks = [ceil(each / CHUNK) for each in (batch, copies * images)]
+
+    def received(processes: int) -> float:
+        rows = [
+            processes * ceil(each / processes) * min(CHUNK, n)
+            for each, n in zip(chunks, (batch, copies * images), strict=True)
+        ]
+        handed_out = 4 * network.parameters() + images * (network.image + 4 * network.facts.classes)
+        return config.iterations * (sum(rows) * 4 * network.features() + rows[1] * network.image + handed_out)
+
     return Cost(
-        (Part("steps", config.iterations * passes * forward),),
+        (
+            Part("real", batch * forward, chunks[0]),
+            Part("synthetic", 2 * copies * images * forward, chunks[1], received),
+            Part("network", TRAINING * min(images, 500) * forward),
+        ),
         copies * images * network.graph(),
         images * (network.image + 4 * network.facts.classes),
     )
@@ -314,11 +346,13 @@ each written and read, in a kernel that is computed twice"""
 
 
 def kip(config: Any, network: Network, ipc: int) -> Cost:
-    """Return the cost of KIP with the ConvNet's kernel at 32 px in one process; memory bounds it, not arithmetic."""
+    """Return the cost of KIP with the ConvNet's kernel at 32 px; memory bounds it, not arithmetic."""
     support = ipc * network.facts.classes
     pairs = config.iterations * support * (support + config.target_batch)
     seconds = pairs * network.facts.size**2 * KERNEL / MEMORY_BANDWIDTH
-    return Cost((Part("kernel", seconds),), 2**30, support * network.image)
+    units = max(UNITS, ceil(support / 3))  # a tile of 1 GiB has three images on a side
+    exchanged = lambda _: config.iterations * 8 * support * (support + config.target_batch + network.image / 4)  # noqa: E731
+    return Cost((Part("kernel", seconds, units, exchanged),), 2**30, support * network.image)
 
 
 def squeezed(config: Any, network: Network, ipc: int) -> Cost:

@@ -29,7 +29,7 @@ IMAGES = 4
     [
         ("dc", [scale.TRAINING * IMAGES, 5 * (scale.MATCHING + scale.TRAINING)]),  # 5 classes, one real image each
         ("guard_dc", [scale.GUARD * IMAGES, 5 * (scale.MATCHING + scale.TRAINING)]),
-        ("dm", [IMAGES, 10 * (2 + 1)]),
+        ("dm", [IMAGES, 5 * (2 + 1)]),  # as dc
         ("mtt", [scale.TRAINING * IMAGES]),
         ("guard_mtt", [scale.GUARD_TRAINING * IMAGES]),
         ("frepo", [IMAGES, 2 * IMAGES, 5 * scale.TRAINING * IMAGES]),
