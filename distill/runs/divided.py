@@ -89,7 +89,7 @@ def network_from_main(network: nn.Module) -> None:
         return
     with torch.no_grad():
         tensors = [*network.parameters(), *network.buffers()]
-        for kind in {tensor.dtype for tensor in tensors}:
+        for kind in dict.fromkeys(tensor.dtype for tensor in tensors):  # in the same order in every process
             same = [tensor for tensor in tensors if tensor.dtype == kind]
             flat = from_main(torch.cat([tensor.flatten() for tensor in same]))
             for tensor, values in zip(same, flat.split([t.numel() for t in same]), strict=True):
