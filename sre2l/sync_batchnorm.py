@@ -34,26 +34,31 @@ def synchronised(wanted: bool) -> AbstractContextManager[Any]:
 class SyncBatchNorm(TorchFunctionMode):
     """While entered, `batch_norm` in training mode is `batch_norm_of_all`. All processes must make the same calls."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # never compiled: in a program of inductor (torch 2.14) the statistics are not synchronised
+        self.of_all: Callable[..., Tensor] = torch.compiler.disable(batch_norm_of_all)  # pyright: ignore[reportAttributeAccessIssue]
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace calls in training mode."""
-        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
-
-def _batch_norm(
-    input: Tensor,  # the names are those of F.batch_norm, as calls may use keywords
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _outside_programs(input, running_mean, running_var, weight, bias, momentum, eps)
+    def _batch_norm(
+        self,
+        input: Tensor,  # the names are those of F.batch_norm, as calls may use keywords
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return self.of_all(input, running_mean, running_var, weight, bias, momentum, eps)
 
 
 def batch_norm_of_all(
@@ -98,10 +103,6 @@ def batch_norm_of_all(
     shift = -mean * scale if bias is None else bias - mean * scale
     shape = [1, -1] + [1] * (x.ndim - 2)
     return torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(x.dtype)
-
-
-_outside_programs: Callable[..., Tensor] = torch.compiler.disable(batch_norm_of_all)  # pyright: ignore[reportAssignmentType]
-"""never compiled: in a program of inductor (torch 2.14) the statistics are not synchronised"""
 
 
 def _summed(tensor: Tensor) -> Tensor:

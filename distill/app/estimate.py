@@ -126,7 +126,7 @@ def _attack_step(network: nn.Module, shape: tuple[int, int, int]) -> None:
 
 
 def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> float:
-    """Return the median time of five steps, or of as many as fit in a fifth of a second, after one warm-up step.
+    """Return the median time of three steps, or of as many as fit in a tenth of a second, after one warm-up step.
 
     A first step of at least three seconds is returned directly: the warm-up, in which torch may import packages for a
     second, is then small, and the user need not wait.
@@ -140,7 +140,7 @@ def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> flo
     if (first := timed()) >= 3:
         return first
     times: list[float] = []
-    while len(times) < 5 and sum(times) < 0.2:
+    while len(times) < 3 and sum(times) < 0.1:
         times.append(timed())
     return sorted(times)[len(times) // 2]
 

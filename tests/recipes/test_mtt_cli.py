@@ -67,7 +67,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     log = Run.log
 
     def dies(self: Run, step: int, **scalars: float) -> None:
-        if key in scalars and step == (3 if key == "accuracy" else 1):
+        if key in scalars and step == 1 and (key == "lr" or self.folder.name == "001"):
             raise KeyboardInterrupt
         log(self, step, **scalars)
 

@@ -126,7 +126,7 @@ def images_of(runs: Path) -> torch.Tensor:
     return DistilledSet.load(place(runs)).images
 
 
-def test_two_processes_make_the_images_of_one_and_a_killed_worker_is_started_again(data: Path, tmp_path: Path) -> None:
+def test_two_processes_make_the_images_of_one_and_a_killed_worker_ends_both(data: Path, tmp_path: Path) -> None:
     """The teacher differs in BatchNorm's statistics, so one teacher is given; a worker dies while images are made."""
     one = tmp_path / "one"
     first = start(one, data)
@@ -144,10 +144,12 @@ def test_two_processes_make_the_images_of_one_and_a_killed_worker_is_started_aga
     workers = subprocess.run(
         ["pgrep", "-f", f"[-]m distill .*{two}"], capture_output=True, text=True, check=False
     ).stdout.split()
-    assert workers
     os.kill(int(workers[-1]), signal.SIGKILL)
-    out_two, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
+    _, err = second.communicate(timeout=300)
+    assert (second.returncode, err.count("run.sh: process 1 of 2 was killed by SIGKILL: all end")) == (1, 1), err
+    third = start(two, data, processes=2)
+    out_two, err = third.communicate(timeout=300)
+    assert third.returncode == 0, err
     assert torch.equal(images_of(one), images_of(two))
     assert "teacher: clean" in out_two
     assert out.splitlines()[0] == out_two.splitlines()[0]
@@ -262,10 +264,9 @@ def test_workers_are_counted(data: Path, tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("count", "words", "line"),
     [
-        ("2", ["dc"], "dc runs in one process; NPROC and torchrun work only for sre2l methods"),
         ("many", ["sre2l"], "NPROC is many; it takes a whole number of processes >= 1"),
         ("0", ["sre2l"], "NPROC is 0"),
-        ("1000000", ["sre2l"], "NPROC is 1000000; this machine has place for at most"),
+        ("1000000", ["sre2l"], "1000000 processes (--processes, NPROC); this machine has place for at most"),
         ("2", ["sre2l", "--nonsense", "1"], "--nonsense"),
         ("2", ["sre2l", "--recover.crop-min", "2"], "--recover.crop-min is 2.0"),
         ("2", ["sre2l", "--relabel.batch-size", "9"], "relabel.batch_size is 9, but there will be 8"),
@@ -283,7 +284,7 @@ def test_bad_input_to_several_processes_starts_none(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("distill.app.distil.become_launcher", lambda *_: pytest.fail("processes were started"))
+    monkeypatch.setattr("distill.app.processes.in_processes", lambda *_: pytest.fail("processes were started"))
     monkeypatch.setenv("NPROC", count)
     flags = FLAGS if words[0] == "sre2l" else []
     assert run(words[0], "folder", "--data-dir", data, "--runs", tmp_path, *flags, *words[1:]) == 2
