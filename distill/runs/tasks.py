@@ -19,7 +19,7 @@ from distill.runs.ranks import alone, barrier, store, world_size
 __all__ = ["Task", "do_all"]
 
 _rounds = count()
-_SHORTEST, _LONGEST = 0.01, 0.2
+_SHORTEST, _LONGEST = 0.01, 0.05
 """seconds between two looks at what other processes have done"""
 
 

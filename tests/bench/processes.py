@@ -13,12 +13,17 @@ from torch import nn
 
 from baselines.mtt.matching import match
 from baselines.mtt.trajectories import Expert, experts
-from distill.data import ImageSet, facts_named
+from distill.data import ImageSet, facts_named, load
+from distill.distilled import DistilledSet
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.rows import RunDescription
+from distill.experiment import Evaluation
 from distill.methods import dc_recipes
 from distill.models import build
 from distill.runs.launch import fork
 from distill.runs.ranks import process_group
 from distill.runs.run import Run
+from distill.training.students import Training
 from robust import CrossEntropy, Normalize
 from tests.bench.side_by_side import Row, compare
 
@@ -28,29 +33,45 @@ SHAPE = {"channels": 3, "image_size": 32, "num_classes": 10}
 
 def bench() -> list[Row]:
     """Return the rows of all figures."""
-    return [*guard_dc(), *mtt_experts(), *mtt_matching()]
+    return [*evaluation(), *guard_dc(), *mtt_experts(), *mtt_matching()]
+
+
+def evaluation() -> list[Row]:
+    """Return the times of five students on ten images of digits, and of the paper's three attacks on its 359."""
+    (train, test), backbone = load("digits", Path("data")), "convnet:width=64,depth=2"
+    chosen = Evaluation(5, "linf_star,linf,l2", student=Training(epochs=500))
+    images = torch.cat([train.sample(c, 1, torch.Generator().manual_seed(c)) for c in range(10)])
+    distilled = DistilledSet.of(train, images, torch.arange(10), augment="", backbone=backbone)
+    shared = {"dataset": "digits", "ipc": 1, "seed": 0, "backbone": backbone, "loss": "cross_entropy"}
+    described = RunDescription(method="random", recipe="quick", config="", **shared)
+
+    def judge(folder: Path) -> None:
+        evaluate(distilled, train, test, chosen, backbone, Run(folder, None).begin(), described)
+
+    return compare_processes("five students under three attacks, ConvNet-2 of width 64, digits", judge, goal="1.8")
 
 
 def guard_dc() -> list[Row]:
-    """Return the times of two iterations of `guard_dc`: recipe `quick` for CIFAR-10, one image a class."""
-    config, real = replace(METHOD.recipes["quick"](facts_named("cifar10"), 1).config, iterations=2), _images(1000)
+    """Return the times of four iterations of `guard_dc`: recipe `quick` for CIFAR-10, with half its real batch."""
+    config, real = METHOD.recipes["quick"](facts_named("cifar10"), 1).config, _images(1000)
+    config = replace(config, iterations=4, batch_real=32)
 
     def distill(folder: Path) -> None:
         METHOD.distill(real, 1, config, Run(folder, None).begin())
 
-    title = "two iterations of guard_dc, ConvNet-3 of the recipe quick, 32 px"
+    title = "four iterations of guard_dc, ConvNet-3 of the recipe quick, 32 px, real batches of 32"
     return compare_processes(title, distill, threads=True, goal="1.5")
 
 
 def mtt_experts() -> list[Row]:
-    """Return the times of two experts of MTT, with two epochs of 1000 images of 32 px."""
-    real = _images(1000)
-    expert = Expert(CrossEntropy(), "convnet:width=32", "", False, 2, 0.01, 64, None, 0)
+    """Return the times of four experts of MTT, with an epoch of 2500 images of 32 px each."""
+    real = _images(2500)
+    expert = Expert(CrossEntropy(), "convnet:width=32", "", False, 1, 0.01, 64, None, 0)
 
     def train(folder: Path) -> None:
-        experts(real, Normalize(real.mean, real.std), expert, 2, Run(folder, None).begin())
+        experts(real, Normalize(real.mean, real.std), expert, 4, Run(folder, None).begin())
 
-    return compare_processes("two experts of MTT, ConvNet-3 of width 32", train, goal="1.8")
+    return compare_processes("four experts of MTT, ConvNet-3 of width 32", train, goal="1.8")
 
 
 def mtt_matching() -> list[Row]:
