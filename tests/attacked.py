@@ -1,8 +1,9 @@
-"""A student under columns, evaluated part by part as a run does it."""
+"""A student under columns, evaluated part by part as a run does it, and the verdicts on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distill.data import ImageSet
 from distill.evaluation.column_kinds import (
@@ -15,6 +16,7 @@ from distill.evaluation.column_kinds import (
     size_of_ball,
 )
 from distill.evaluation.student_results import StudentResults
+from distill.evaluation.verdicts import doubts_of, verdicts
 from distill.runs.run import Run
 
 
@@ -35,3 +37,10 @@ def attacked(model: nn.Module, test: ImageSet, run: Run, columns: Sequence[Colum
         if isinstance(column, WorstColumn):
             column.put(results, columns)
     return results
+
+
+def judged(
+    bools: Mapping[str, Tensor], columns: Sequence[Column], model: nn.Module, test: ImageSet, generator: torch.Generator
+) -> dict[str, str]:
+    """Return the verdicts on a student."""
+    return verdicts(bools, columns, model, test, doubts_of(model, columns, test, generator))

@@ -24,7 +24,7 @@ from distill.evaluation.results import row_of
 from distill.evaluation.rows import Row, StudentDescription
 from distill.evaluation.student_results import StudentResults, number_of_parts
 from distill.evaluation.trained import Trained
-from distill.evaluation.verdicts import verdicts
+from distill.evaluation.verdicts import doubts_of, verdicts
 from distill.runs.tasks import Task
 
 __all__ = ["StudentTasks"]
@@ -59,15 +59,20 @@ class StudentTasks:
         for group in dict.fromkeys(training.values()):
             title = f"student {group[0]}" if len(group) == 1 else f"students {group[0]} to {group[-1]}"
             tasks.append(Task(f"train {group}", partial(self._train, group), units=len(group), title=title))
-        for name in [*training, *(["teacher"] if self.teacher is not None else [])]:
-            own = (f"train {training[name]}",) if name in training else ()
-            parts = range(number_of_parts(len(self.test)))
+        names = [*training, *(["teacher"] if self.teacher is not None else [])]
+        own = {name: (f"train {training[name]}",) if name in training else () for name in names}
+        for name in names:  # before the parts: long tasks come first, so that no process waits long at the end
+            tasks.append(Task(f"doubts of {name}", partial(self._doubt, name), own[name], 0))
+        parts = range(number_of_parts(len(self.test)))
+        for name in names:
             title = str(name) if name == "teacher" else f"student {name}"
             evaluated = tuple(f"{name}, part {part}" for part in parts)
             for part, task in zip(parts, evaluated, strict=True):
                 work = partial(self._evaluate_part, name, part)
-                tasks.append(Task(task, work, (*before, *own), units, f"{title}, part {part + 1} of {len(parts)}"))
-            tasks.append(Task(f"verdicts of {name}", partial(self._judge, name), evaluated, 0))
+                tasks.append(
+                    Task(task, work, (*before, *own[name]), units, f"{title}, part {part + 1} of {len(parts)}")
+                )
+            tasks.append(Task(f"verdicts of {name}", partial(self._judge, name), (f"doubts of {name}", *evaluated), 0))
             for part in parts:
                 work = partial(self._evaluate_advised, name, part)
                 tasks.append(Task(f"advised for {name}, part {part}", work, (f"verdicts of {name}",), 0))
@@ -121,7 +126,11 @@ class StudentTasks:
         for column in columns:
             column.evaluate(student)
 
-    def _judge(self, name: int | str, _: Mapping[str, Any]) -> dict[str, str]:
+    def _doubt(self, name: int | str, _: Mapping[str, Any]) -> list[str]:
+        generator = self.run.generator("verdict", name)
+        return list(doubts_of(self.network(name), self.columns, self.test, generator))
+
+    def _judge(self, name: int | str, needed: Mapping[str, Any]) -> dict[str, str]:
         results = self._results(name)
         results.join()
         enforce_nesting(results, self.columns)
@@ -129,8 +138,7 @@ class StudentTasks:
             if isinstance(column, WorstColumn):
                 column.put(results, self.columns)
         results.save()
-        generator = self.run.generator("verdict", name)
-        return verdicts(results.bools, self.columns, self.network(name), self.test, generator)
+        return verdicts(results.bools, self.columns, self.network(name), self.test, needed[f"doubts of {name}"])
 
     def _evaluate_advised(self, name: int | str, part: int, needed: Mapping[str, Any]) -> None:
         advised = {column.name: column for _, column in self._advised(needed[f"verdicts of {name}"])}

@@ -18,11 +18,27 @@ from robust.evaluation.suspicion import EXAMINED, not_finite
 from robust.evaluation.verdicts import doubts_about, examine
 from robust.network.expectation import is_random
 
-__all__ = ["verdicts"]
+__all__ = ["doubts_of", "verdicts"]
+
+
+def doubts_of(model: nn.Module, columns: Sequence[Column], test: ImageSet, generator: torch.Generator) -> Sequence[str]:
+    """Return the doubts of a student's gradients at the largest threat, which need no result of an attack.
+
+    Args:
+        model: the student, pixels to logits; as it is, also where its answers are random.
+        columns: the columns.
+        test: the images.
+        generator: CPU generator of the checks' randomness.
+    """
+    threats = [threat for _, threat in _with_ball(columns)]
+    if not threats or not_finite(model, _examined(test)):
+        return ()
+    whole = cast(Tensor, test.images)  # ImageFiles give tensors when indexed, which is all that `examine` does
+    return examine(model, whole, test.labels, max(threats, key=lambda threat: threat.eps), generator=generator)
 
 
 def verdicts(
-    bools: Mapping[str, Tensor], columns: Sequence[Column], model: nn.Module, test: ImageSet, generator: torch.Generator
+    bools: Mapping[str, Tensor], columns: Sequence[Column], model: nn.Module, test: ImageSet, of_model: Sequence[str]
 ) -> dict[str, str]:
     """Return by column "ok" or "suspicious: reasons", and by "clean"; columns that no check is about have no entry.
 
@@ -35,23 +51,19 @@ def verdicts(
         columns: the columns.
         model: the student, pixels to logits; as it is, also where its answers are random.
         test: the images.
-        generator: CPU generator of the checks' randomness.
+        of_model: `doubts_of` the student.
 
     Raises:
         robust.evaluation.checks.ImpossibleResult: results that contradict each other.
     """
-    attacked = [column for column in columns if isinstance(column, (AttackColumn, WorstColumn))]
-    _refuse_impossible(bools, attacked)
-    images = test.images[:: -(-len(test) // EXAMINED)]  # the images that `examine` takes; no other files are decoded
+    _refuse_impossible(bools, [column for column in columns if isinstance(column, (AttackColumn, WorstColumn))])
+    images = _examined(test)
     undefined = not_finite(model, images)
     if undefined:
         return {name: verdict(undefined) for name in ("clean", *(column.name for column in columns))}
-    with_ball = [(column, column.threat) for column in attacked if column.threat is not None and column.threat.eps > 0]
+    with_ball = _with_ball(columns)
     if not with_ball:
         return {"clean": "ok"}
-    largest = max((threat for _, threat in with_ball), key=lambda threat: threat.eps)
-    whole = cast(Tensor, test.images)  # ImageFiles give tensors when indexed, which is all that `examine` does
-    of_model = examine(model, whole, test.labels, largest, generator=generator)
     single = [(column, threat) for column, threat in with_ball if isinstance(column, AttackColumn)]
     once = {(column.base, threat): (column, threat) for column, threat in single}
     results = [_judged(column, threat, bools[column.name]) for column, threat in once.values()]
@@ -62,6 +74,17 @@ def verdicts(
         if isinstance(column, WorstColumn):
             reasons[column.name] = _of_worst(column, threat, [member for member, _ in single], reasons)
     return {"clean": "ok"} | {column.name: verdict(reasons[column.name]) for column, _ in with_ball}
+
+
+def _with_ball(columns: Sequence[Column]) -> list[tuple[AttackColumn | WorstColumn, Threat]]:
+    """Return the attacks that may change an image, with their threats."""
+    attacked = (column for column in columns if isinstance(column, (AttackColumn, WorstColumn)))
+    return [(column, column.threat) for column in attacked if column.threat is not None and column.threat.eps > 0]
+
+
+def _examined(test: ImageSet) -> Tensor:
+    """Return the images that `examine` takes; no other files are decoded."""
+    return test.images[:: -(-len(test) // EXAMINED)]
 
 
 def _doubts(column: AttackColumn, model: nn.Module, of_model: Sequence[str]) -> tuple[str, ...]:

@@ -13,12 +13,11 @@ from distill.data.image_files import ImageFiles
 from distill.evaluation import column_kinds, student_results
 from distill.evaluation.columns import columns
 from distill.evaluation.student_results import StudentResults
-from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
 from distill.runs.run import Run
 from robust import PGD, withstands
 from robust.evaluation.checks import ImpossibleResult
-from tests.attacked import attacked
+from tests.attacked import attacked, judged
 from tests.toy import toy, write_toy
 
 
@@ -52,7 +51,7 @@ def test_every_column_is_at_most_clean_and_a_curve_never_rises(tmp_path: Path) -
     assert bools["pgd@0.4"].double().mean() == 0.0
     assert 0.0 < bools["pgd@0.2"].double().mean() < 1.0
     assert bools["noise@0.2"].double().mean() == 1.0
-    assert set(verdicts(bools, requested, Bright(), toy(), torch.Generator().manual_seed(0)).values()) == {"ok"}
+    assert set(judged(bools, requested, Bright(), toy(), torch.Generator().manual_seed(0)).values()) == {"ok"}
 
 
 def test_who_fell_in_a_smaller_ball_is_not_attacked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +100,7 @@ def test_certified_accuracy_is_that_of_the_smoothed_student(tmp_path: Path) -> N
     assert not results.bools["clean"].any()
     assert results.bools["certified:n=200@l2:0.1"].all()
     assert not results.bools["worst@l2:0.5"].any()
-    found = verdicts(
-        results.bools, requested, WrongInside(), toy(), torch.Generator().manual_seed(0)
-    )  # refuses nothing
+    found = judged(results.bools, requested, WrongInside(), toy(), torch.Generator().manual_seed(0))  # refuses nothing
     assert "certified:n=200@l2:0.1" not in found
 
 
@@ -149,10 +146,10 @@ def test_impossible_results_are_refused(tmp_path: Path) -> None:
     results, requested = evaluated(tmp_path, "pgd@0.1,pgd@0.2")
     wrong = results.bools | {"pgd@0.1": torch.zeros(40, dtype=torch.bool)}
     with pytest.raises(ImpossibleResult, match="eps"):
-        verdicts(wrong, requested, Bright(), toy(), torch.Generator())
+        judged(wrong, requested, Bright(), toy(), torch.Generator())
     unclean = results.bools | {"clean": torch.zeros(40, dtype=torch.bool)}
     with pytest.raises(ImpossibleResult, match="misclassified clean"):
-        verdicts(unclean, requested, Bright(), toy(), torch.Generator())
+        judged(unclean, requested, Bright(), toy(), torch.Generator())
 
 
 def test_masked_students_are_suspicious(tmp_path: Path) -> None:
@@ -164,7 +161,7 @@ def test_masked_students_are_suspicious(tmp_path: Path) -> None:
     requested = columns(Evaluation(attacks="pgd@0.1"), 3, 8)
     run = Run(tmp_path, None)
     results = attacked(Rounded(), test, run, requested, Rounded())
-    found = verdicts(results.bools, requested, Rounded(), test, torch.Generator().manual_seed(0))
+    found = judged(results.bools, requested, Rounded(), test, torch.Generator().manual_seed(0))
     assert found["pgd@0.1"].startswith("suspicious: input gradient is zero")
     assert requested[0].attack == PGD(requested[0].threat)
 
@@ -187,13 +184,13 @@ def test_a_test_set_in_files_is_judged_as_one_in_memory(tmp_path: Path, monkeypa
         for name, test in (("files", files), ("memory", memory)):
             run = Run(tmp_path / name / type(model).__name__, None)
             results = attacked(model, test, run, requested, model)
-            found.append(verdicts(results.bools, requested, model, test, torch.Generator().manual_seed(0)))
+            found.append(judged(results.bools, requested, model, test, torch.Generator().manual_seed(0)))
         assert found[0] == found[1]
     assert found[0]["pgd@0.1"].startswith("suspicious")
 
     monkeypatch.setattr("distill.evaluation.verdicts.EXAMINED", 8)
     monkeypatch.setattr(ImageFiles, "_pixels", lambda self, paths: decoded.append(len(paths)) or seen(self, paths))
-    verdicts(results.bools, requested, model, files, torch.Generator().manual_seed(0))
+    judged(results.bools, requested, model, files, torch.Generator().manual_seed(0))
     assert decoded[0] == 8
 
 

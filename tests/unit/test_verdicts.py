@@ -14,7 +14,6 @@ from distill.evaluation.columns import columns
 from distill.evaluation.results import row_of
 from distill.evaluation.rows import StudentDescription
 from distill.evaluation.student_results import StudentResults
-from distill.evaluation.verdicts import verdicts
 from distill.experiment import Evaluation
 from distill.runs.run import Run
 from robust import (
@@ -33,7 +32,7 @@ from robust import (
     withstands,
 )
 from robust.evaluation.advice import advised
-from tests.attacked import attacked
+from tests.attacked import attacked, judged
 from tests.toy import toy
 
 BOX = Threat("linf", 0.1)
@@ -71,7 +70,7 @@ def evaluated(
 def verdicts_on(folder: Path, model: nn.Module, attacks: str, test: ImageSet | None = None) -> dict[str, str]:
     """Return the verdicts on a student."""
     results, requested = evaluated(folder, model, attacks, test)
-    return verdicts(results.bools, requested, model, test or toy(), rng())
+    return judged(results.bools, requested, model, test or toy(), rng())
 
 
 def test_an_ordinary_student_is_ok(tmp_path: Path) -> None:
@@ -214,7 +213,7 @@ def test_the_advised_attack_is_run_and_its_figure_stands_beside_the_one_in_doubt
     attacks = "pgd@0.4,square:queries=50@0.4,worst@0.4,noise@0.4"
     model = Bright(coarse)
     results, requested = evaluated(tmp_path, model, attacks)
-    found = verdicts(results.bools, requested, model, toy(), rng())
+    found = judged(results.bools, requested, model, toy(), rng())
     assert found["pgd@0.4"] != "ok"
     others = advised_columns(found, requested, Evaluation(attacks=attacks), 3, 8)
     results = attacked(model, toy(), results.run, [*requested, others["pgd@0.4"]], Bright())
