@@ -50,7 +50,8 @@ on them are accurate and resist adversarial attacks.
   PATH     a distilled set: its file, the folder of its run, or a published set (with --dataset; docs/published.md)
   RUN      the folder of a run
 
-`bash run.sh METHOD DATASET --help` shows every flag with its default. Repeat a command to resume an interrupted run
+`bash run.sh METHOD DATASET --help` shows every flag with its default. A command uses all cores, or all GPUs;
+--processes N sets the number, on which no result depends. Repeat a command to resume an interrupted run
 or to print the table of a finished run. Exit codes: 0 done, 1 internal error, 2 bad input or missing data,
 130 interrupted.
 """

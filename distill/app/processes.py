@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -17,12 +19,12 @@ from distill.runs.ranks import (
     started_by_user,
     world_size,
 )
-from distill.runs.threads import cores, requested_threads
+from distill.runs.threads import CGROUP, cores, requested_threads
 
 __all__ = ["MEMORY", "free_memory", "number_of_processes", "work_together"]
 
 MEMORY = 2**30
-"""bytes that a process takes at most, beside the data, which all processes share (`bash run.sh bench memory`)"""
+"""bytes that a process takes at most, beside the data, which all processes share (`bash run.sh bench evaluation`)"""
 
 
 def number_of_processes(options: RunOptions, device: torch.device) -> tuple[int, bool]:
@@ -51,12 +53,14 @@ def number_of_processes(options: RunOptions, device: torch.device) -> tuple[int,
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that the machine, or the container, has free."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    with open("/proc/meminfo") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):  # with what the system gives back when it is needed
-                free = 1024 * int(line.split()[1])
+    """Return the bytes of memory that are free, in a container within its limit; half of all where nothing tells."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with suppress(OSError, ValueError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])  # with what the system gives back when it is needed
+    with suppress(OSError, ValueError):  # ValueError: "max", no limit
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, max(0, limit - used))
     return free
 
 

@@ -7,21 +7,30 @@ number of threads in their last bits, hence the number of threads does not depen
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from distill.runs.ranks import alone, world_size
 
-__all__ = ["by_itself", "cores", "one_thread", "requested_threads"]
+__all__ = ["CGROUP", "by_itself", "cores", "one_thread", "requested_threads"]
 
+CGROUP = Path("/sys/fs/cgroup")
+"""where Linux tells a container its limits"""
 SMALL = 16
 """side of images in pixels up to which one thread is faster than several: such small layers are not worth splitting"""
 
 
 def cores() -> int:
-    """Return the number of cores for this process, at least 1: usable cores divided by this machine's processes."""
+    """Return the number of cores for this process, at least 1: usable cores divided by this machine's processes.
+
+    Usable are those that the process may run on, in a container as many as its limit allows.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # ValueError: "max", no limit
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        usable = min(usable, max(1, int(quota) // int(period)))
     return max(1, usable // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1))
 
 

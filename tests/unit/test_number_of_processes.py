@@ -1,6 +1,7 @@
 """How many processes a command uses: all cores or all GPUs, as far as memory goes, or the number that is given."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +62,19 @@ def test_one_of_several_has_their_number(machine: pytest.MonkeyPatch) -> None:
     assert number_of_processes(RunOptions(), CPU) == (5, False)  # started by the command itself
     machine.setenv("NPROC", "5")
     assert number_of_processes(RunOptions(), CPU) == (5, True)
+
+
+def test_a_container_has_limits(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in (threads, processes):
+        machine.setattr(module, "CGROUP", tmp_path)
+    for text, count in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1), ("nonsense", 6)):
+        (tmp_path / "cpu.max").write_text(f"{text}\n")
+        assert number_of_processes(RunOptions(), CPU) == (count, False)
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert free_memory() == 4000000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory() > 2**26
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/meminfo is of Linux")
