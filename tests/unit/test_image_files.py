@@ -348,6 +348,7 @@ def test_threads_change_nothing(chunk: int, several: ImageFiles, monkeypatch: py
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    monkeypatch.setattr("distill.runs.threads.CGROUP", Path("nowhere"))
     assert threads._threads() == 16
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "16")  # on two machines
