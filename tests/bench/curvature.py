@@ -25,7 +25,7 @@ from tests.bench.side_by_side import Row, compare, peak_megabytes
 LOSS = CurvatureRegularizedLoss(weight=1.0, h=3.0)
 BACKBONE = "convnet:width=128"
 BATCHES = (64, 256)
-SECONDS = 12.0
+SECONDS = 9.0
 """of the rounds of a batch, in each process"""
 SETTINGS = ("importers", "keep_memory")
 MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")

@@ -116,7 +116,7 @@ def compare_processes(
     if threads:
         ways["1 process, 2 threads"] = partial(in_processes, 1, 2)
     least = {name: f"goal: {goal}" for name in list(ways)[-1:] if goal}
-    return compare(title, ways, repeats=3, seconds=50, goals=least)
+    return compare(title, ways, repeats=2, seconds=25, goals=least)
 
 
 def _images(count: int) -> ImageSet:
