@@ -141,10 +141,8 @@ def test_two_processes_make_the_images_of_one_and_a_killed_worker_ends_both(data
     deadline = time.monotonic() + 120
     while not list((two / "stages").glob("recover*/unit*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    workers = subprocess.run(
-        ["pgrep", "-f", f"[-]m distill .*{two}"], capture_output=True, text=True, check=False
-    ).stdout.split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
+    workers = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()  # in the order of their start
+    os.kill(int(workers[1]), signal.SIGKILL)
     _, err = second.communicate(timeout=300)
     assert (second.returncode, err.count("run.sh: process 1 of 2 was killed by SIGKILL: all end")) == (1, 1), err
     third = start(two, data, processes=2)
