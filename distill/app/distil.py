@@ -173,8 +173,7 @@ def run_experiment(
                 save_grid(distilled, run.folder / "grid.png")
             described = replace(description, set=digest_of(path)[:16])
             protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
-            averaged = protocol is not None and protocol.averages and requested and processes > 1
-            how = {"own": protocol, "averaged": averaged}
+            how = {"own": protocol, "averaged": requested and processes > 1}
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, **how)
             return finish(rows, run.folder) if is_main_process() else 0
 

@@ -183,9 +183,8 @@ def run_judgements(
             if columns:
                 run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(columns)} too")
             protocol = authors_protocol and authors_protocol(distilled, file.parent, run)
-            averaged = protocol is not None and protocol.averages and requested and processes > 1
             with locked(run.begin(**each.evaluation.columns, set=str(path.absolute())).folder):
-                how = {"own": protocol, "averaged": averaged}
+                how = {"own": protocol, "averaged": requested and processes > 1}
                 rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, **how)
                 if is_main_process():
                     finish(rows, run.folder)

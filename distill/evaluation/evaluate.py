@@ -58,8 +58,8 @@ def evaluate(
         run: folder, generators, progress.
         description: what all rows of the run share.
         own: the method's own way of training students; None for the standard one.
-        averaged: whether all processes train one student together by `own`, each with a part of each batch; else the
-            main process trains such students, with all cores.
+        averaged: whether all processes train one student together where `own` can do that (`Protocol.averages`), each
+            with a part of each batch; else the main process trains such students, with all cores.
 
     Columns that the run has from an earlier evaluation stay beside the new ones.
 

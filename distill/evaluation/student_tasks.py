@@ -22,7 +22,7 @@ from distill.evaluation.column_kinds import (
 )
 from distill.evaluation.results import row_of
 from distill.evaluation.rows import Row, StudentDescription
-from distill.evaluation.student_results import StudentResults, number_of_parts
+from distill.evaluation.student_results import PartResults, StudentResults, number_of_parts
 from distill.evaluation.trained import Trained
 from distill.evaluation.verdicts import doubts_of, verdicts
 from distill.runs.tasks import Task
@@ -117,7 +117,7 @@ class StudentTasks:
     def _evaluate_part(
         self, name: int | str, part: int, _: Mapping[str, Any], columns: Sequence[MeasuredColumn] | None = None
     ) -> None:
-        results = self._results(name).parts()[part]
+        results = PartResults(self._results(name), part)  # the files of other parts are not read
         columns = self.measured if columns is None else columns
         surrogates = {column.surrogate: self.trained.surrogate(column.surrogate) for column in _transfers(columns)}
         images, labels = self.test.images[results.which], self.test.labels[results.which]
