@@ -16,6 +16,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors does not
     config            hash of the settings that made the set; sets that differ only in the seed share it
     run               hash of the run that made the set
     version           of the program that made the set
+    teacher           losses of the teachers that gave the soft labels
     shards            names of the files with the images, where they are not in this file
 """
 
@@ -47,7 +48,7 @@ OWN = "own."
 """prefix of the names of `training_tensors` in the file"""
 FIELDS = ("dataset", "method", "classes", "mean", "std", "augment", "backbone")
 """metadata that every file has"""
-LATER = ("config", "training", "run", "version")
+LATER = ("config", "training", "run", "version", "teacher")
 """metadata that files of earlier versions may lack"""
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=+-]*(:\w+)?")
 """of a method or a data set; never a path"""
@@ -86,6 +87,8 @@ class DistilledSet:
     """hash of the run that made the set, including its seed and data, "" where the run is unknown"""
     version: str = ""
     """version of the program that made the set, "" where it is unknown"""
+    teacher: str = ""
+    """losses of the teachers whose probabilities are the labels, as in pgd_at@4/255; "" where no teacher gave them"""
     training: MethodTraining = field(default_factory=MethodTraining)
     """settings that the method's own protocol for students needs"""
     training_tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -96,13 +99,15 @@ class DistilledSet:
             name = getattr(self, what)
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ValueError(f"{what} is {str(name)[:60]!r}; a name has letters, digits and _ . = + - only")
-        texts = (self.augment, self.backbone, self.config, self.run, self.version, *self.classes)
+        texts = (self.augment, self.backbone, self.config, self.run, self.version, self.teacher, *self.classes)
         if not all(isinstance(each, str) for each in texts):
             raise ValueError(
-                "augment, backbone, config, run, version and the classes are texts, and one of them is none"
+                "augment, backbone, config, run, version, teacher and the classes are texts, and one of them is none"
             )
-        if not all(each.isprintable() and len(each) <= 500 for each in texts[:5]):
-            raise ValueError("augment, backbone, config, run and version are short texts of signs that can be printed")
+        if not all(each.isprintable() and len(each) <= 500 for each in texts[:6]):
+            raise ValueError(
+                "augment, backbone, config, run, version and teacher are short texts of signs that can be printed"
+            )
         if not isinstance(self.training, MethodTraining):
             raise ValueError(f"training is a {type(self.training).__name__}; it must be a MethodTraining")
         check_number("mean", self.mean, tuple[float, ...])
@@ -136,6 +141,7 @@ class DistilledSet:
         augment: str = "",
         backbone: str = "convnet",
         method: str = "",
+        teacher: str = "",
         training: MethodTraining | None = None,
         training_tensors: Mapping[str, Tensor] | None = None,
     ) -> "DistilledSet":
@@ -148,6 +154,7 @@ class DistilledSet:
             augment: as the field.
             backbone: as the field.
             method: as the field.
+            teacher: as the field.
             training: as the field; None for no settings.
             training_tensors: as the field; None for no tensors.
         """
@@ -161,6 +168,7 @@ class DistilledSet:
             augment=augment,
             backbone=backbone,
             method=method,
+            teacher=teacher,
             training=training or MethodTraining(),
             training_tensors=training_tensors or {},
         )
@@ -232,6 +240,7 @@ class DistilledSet:
                 config=values.get("config", ""),
                 run=values.get("run", ""),
                 version=values.get("version", ""),
+                teacher=values.get("teacher", ""),
                 training=MethodTraining.from_json(values.get("training", {})),
                 training_tensors=training_tensors,
             )
