@@ -6,24 +6,18 @@ from torch import nn
 from distill.training.work import PROBE, Work
 from robust import loss_named
 from sre2l.pipeline import Config
+from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch
+from sre2l.squeeze import Squeeze
 from sre2l.validate import divergence
 
-__all__ = ["student_work", "work"]
+__all__ = ["squeeze_work", "student_work", "work"]
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the kinds of steps of a distillation and their numbers, for the estimate of time."""
-    batch = min(config.squeeze.batch_size, PROBE)
     unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
-    loss, compute = loss_named(config.squeeze.loss), config.compute
-    cpu = torch.device("cpu")
-
-    def squeeze_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        x, y = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long)
-        with compute.autocast(cpu):
-            value = loss(network.train(), x, y)
-        torch.autograd.grad(value, list(network.parameters()))
+    compute, cpu = config.compute, torch.device("cpu")
 
     def recover_step(network: nn.Module, shape: tuple[int, ...]) -> None:
         x = torch.rand(unit, *shape, requires_grad=True)
@@ -38,10 +32,29 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
 
     recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
     return [
-        (config.squeeze.epochs * examples / batch, squeeze_step),
+        squeeze_work(config.squeeze, compute, examples),
         (recovered, recover_step),
         (config.relabel.epochs * ipc * num_classes / unit, relabel_step),
     ]
+
+
+def squeeze_work(config: Squeeze, compute: Compute, examples: int) -> Work:
+    """Return the steps of training a teacher, for the estimate of time.
+
+    Args:
+        config: how it is trained.
+        compute: how the arithmetic runs.
+        examples: size of the training set.
+    """
+    batch, loss = min(config.batch_size, PROBE), loss_named(config.loss)
+
+    def step(network: nn.Module, shape: tuple[int, ...]) -> None:
+        x, y = torch.rand(batch, *shape), torch.zeros(batch, dtype=torch.long)
+        with compute.autocast(torch.device("cpu")):
+            value = loss(network.train(), x, y)
+        torch.autograd.grad(value, list(network.parameters()))
+
+    return config.epochs * examples / batch, step
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:

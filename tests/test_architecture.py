@@ -94,7 +94,7 @@ ARROWS: dict[str, set[str]] = {
     "distill.experiment": {"distill.errors", "distill.data", "distill.training"},
     # methods, and beside them what is done with their sets
     "distill.methods": CORE,
-    "baselines": CORE | {"distill.methods"},
+    "baselines": CORE | {"distill.methods", "sre2l"},
     "sre2l": CORE | {"distill.methods"},
     "distill.evaluation": CORE,
     "distill.published": CORE,

@@ -17,6 +17,7 @@ from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
 from distill.app.evaluate import Judgement, digest_of, folder_of
 from distill.app.flags import flags_of, whole_number
+from distill.app.registry import methods_named
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import DATASETS, label
 from distill.errors import InputError, unknown
@@ -93,6 +94,7 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
     Raises:
         InputError: a name is unknown, or a value out of range.
     """
+    methods = methods_named(filter(None, command.methods.split(",")), methods)
     selected = _names(command.methods, "method", methods) or [
         name for name, method in methods.items() if method.in_benchmark
     ]

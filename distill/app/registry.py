@@ -13,12 +13,13 @@ from pathlib import Path
 import baselines
 import distill.methods
 import sre2l
+from baselines.robust_labels.method import TEACHERS, relabelled
 from distill.errors import InputError
 from distill.methods.method import Method
 from distill.outside import object_of_package
 from distill.training.protocol import ProtocolOf
 
-__all__ = ["check_packages", "find_methods", "method_named", "protocols_of"]
+__all__ = ["check_packages", "find_methods", "method_named", "methods_named", "protocols_of"]
 
 PACKAGES = (distill.methods, sre2l, baselines)
 """packages whose modules (at any depth) export METHODS, in the order of `list`"""
@@ -49,8 +50,8 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """Return a method by name, None for an unknown name.
 
     Args:
-        name: a key of `find_methods`, or `package.module:name`, which folders and tables then show as the method's
-            name.
+        name: a key of `find_methods`; METHOD_robust_labels and the like, for any method of images; or
+            `package.module:name`, which folders and tables then show as the method's name.
         methods: the result of `find_methods`.
 
     Raises:
@@ -58,9 +59,26 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
+    images, _, kind = name.removesuffix("_labels").rpartition("_")
+    if name.endswith("_labels") and images in methods and kind in TEACHERS:
+        return relabelled(methods[images], kind)
     expected = "a distill.methods.method.Method"
     found = object_of_package(name, "method", lambda it: isinstance(it, Method), expected)
     return found and replace(found, name=name)
+
+
+def methods_named(names: Iterable[str], methods: Mapping[str, Method]) -> dict[str, Method]:
+    """Return the methods by name, and with them those that only `method_named` knows.
+
+    Args:
+        names: of methods; unknown ones are left to the caller.
+        methods: the result of `find_methods`.
+
+    Raises:
+        InputError: as of `method_named`.
+    """
+    found = {name: method_named(name, methods) for name in names}
+    return dict(methods) | {name: method for name, method in found.items() if method is not None}
 
 
 def check_packages(source: Path, names: Iterable[str], flags: Iterable[str]) -> None:

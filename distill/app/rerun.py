@@ -1,10 +1,10 @@
 """`bash run.sh rerun RUN`: repeat a run from its experiment.json alone, in a new folder."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
@@ -106,8 +106,8 @@ def _rerun_method(
     _check_dataset(dataset)
     if recipe not in method.recipes:
         raise MismatchError(f"recipe is {one_line(recipe, 60)}, which {name} does not have")
-    config = type(method.recipes[recipe](facts_named(dataset), 1).config)
-    experiment = from_json(Experiment, description, known=Known({"config": config}, loss_classes()))
+    types = dict(_types(method.recipes[recipe](facts_named(dataset), 1).config, "config"))
+    experiment = from_json(Experiment, description, known=Known(types, loss_classes()))
     if request.seed is not None:
         experiment = replace(experiment, seed=request.seed)
     _check_other(folder, request.place.runs / experiment.folder(request.place.data_dir))
@@ -139,6 +139,14 @@ def _rerun_evaluate(
     names = (distilled.method or path.stem, judgement.distilled, label(judgement.dataset, request.place.data_dir))
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
     return run_judgements(path, [judgement], request.place, protocols_of(methods), words, record["data"])
+
+
+def _types(config: Any, path: str) -> Iterator[tuple[str, type]]:
+    """Yield the path and the class of a config, and of each config inside it."""
+    yield path, type(config)
+    for each in fields(config):
+        if each.type is Any or (get_origin(each.type) is Annotated and get_args(each.type)[0] is Any):
+            yield from _types(getattr(config, each.name), f"{path}.{each.name}")
 
 
 def _check_dataset(name: str) -> None:

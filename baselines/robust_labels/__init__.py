@@ -1,0 +1,1 @@
+"""Labels of robust teachers for the images of any method."""

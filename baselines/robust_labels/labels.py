@@ -1,0 +1,218 @@
+"""Labels of robust teachers: the class probabilities that adversarially trained networks give to distilled images.
+
+    y_i = (1 - a) mean over teachers of softmax(f_k(x_i) / T) + a onehot(c_i)
+
+A teacher f_k is trained on the real images by any loss of `robust.losses` (adversarial training, TRADES, GUARD's
+curvature-regularised loss; cross-entropy as the control), or comes from a file. Students are trained on (x_i, y_i) by
+the standard protocol, without attacks.
+
+Sources: the labels of robust teachers as in RSLAD, "Revisiting Adversarial Robustness Distillation" (Zi et al., ICCV
+2021), whose students see attacked images too; soft labels with the images' classes as in Hinton et al. (2015, arXiv
+1503.02531). Deviation from Hinton: students are trained at temperature 1, so that T only flattens the labels.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from distill.data import ImageSet
+from distill.data.images import Images
+from distill.errors import InputError
+from distill.models import build
+from distill.runs.files import read_tensors
+from distill.runs.ranks import barrier, is_main_process
+from distill.runs.run import Run
+from distill.runs.threads import by_itself
+from robust import Normalize, loss_named
+from robust.losses.named import METAVAR
+from robust.ranges import Count, NonNegative, Positive, UpToOne, Whole, check_ranges, shown
+from sre2l.crops import Augment
+from sre2l.precision import Compute
+from sre2l.squeeze import Squeeze, squeeze
+from sre2l.squeeze import check as check_squeeze
+
+__all__ = ["RobustLabels", "check_teachers", "robust_labels", "squeezes", "teachers_of"]
+
+WEIGHTS = (".safetensors", ".pt", ".pth")
+"""endings of files of weights"""
+TeacherText = Annotated[str, tyro.conf.arg(metavar=f"{METAVAR}|FILE,...")]
+
+
+@dataclass(frozen=True)
+class RobustLabels:
+    """Which teachers label the images, and how they are trained.
+
+    Raises:
+        ValueError: a field is out of its range, or a loss is unknown.
+    """
+
+    teacher: TeacherText = "pgd_at:steps=3@4/255"
+    """loss of the teacher, or a file of its weights (.safetensors, .pt, .pth); several, separated by commas, give the
+    mean of their probabilities: pgd_at@2/255,pgd_at@8/255. h, eps and sigma as of --squeeze.loss"""
+    teacher_backbone: str = ""
+    """network of the teachers; "" for the network of a file, else that of the images"""
+    teacher_epochs: Count = 30
+    """passes over the real data"""
+    teacher_lr: Positive = 0.05
+    """learning rate of SGD, momentum 0.9, cosine to 0 by epoch"""
+    teacher_weight_decay: NonNegative = 5e-4
+    """L2 penalty of SGD"""
+    teacher_batch_size: Count = 128
+    """real images a step"""
+    teacher_warmup_epochs: Whole = 1
+    """first epochs, in which the learning rate rises linearly from a tenth"""
+    teacher_augment: Augment = "padded_crop"
+    """crops of the real images: padded_crop (by an eighth of the side), resized_crop, or none"""
+    teacher_flip: bool = True
+    """whether half of the real images are mirrored"""
+    temperature: Positive = 1.0
+    """T of the softmax of a teacher's logits"""
+    hard: UpToOne = 0.0
+    """weight a of the image's own class"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.teachers:
+            raise ValueError(f"teacher is {shown(self.teacher)}; it is a loss, such as pgd_at@4/255, or a file")
+        for text in self.teachers:
+            if not _is_file(text):
+                try:
+                    loss_named(text, units="inputs")
+                except ValueError as error:
+                    raise ValueError(f"teacher is {shown(text)}: {error}") from None
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The texts of the teachers, one each.
+
+        >>> RobustLabels("trades:beta=3,steps=5@2/255,cross_entropy").teachers
+        ('trades:beta=3,steps=5@2/255', 'cross_entropy')
+        """
+        return tuple(text.strip() for text in re.split(r",(?!\s*\w+=)", self.teacher) if text.strip())
+
+    @property
+    def written(self) -> str:
+        """The labels as a set and its tables name them; a file is named without its folder.
+
+        >>> RobustLabels("pgd_at@4/255", temperature=2.0, hard=0.5).written
+        'pgd_at@4/255 T=2 hard=0.5'
+        """
+        names = (Path(text).name if _is_file(text) else text for text in self.teachers)
+        temperature = f" T={self.temperature:g}" if self.temperature != 1 else ""
+        return f"{','.join(names)}{temperature}{f' hard={self.hard:g}' if self.hard else ''}"
+
+
+def _is_file(text: str) -> bool:
+    return text.endswith(WEIGHTS)
+
+
+def squeezes(config: RobustLabels) -> list[Squeeze]:
+    """Return how each teacher is trained, or read from its file."""
+    fields = {
+        "lr": config.teacher_lr,
+        "weight_decay": config.teacher_weight_decay,
+        "batch_size": config.teacher_batch_size,
+        "warmup_epochs": config.teacher_warmup_epochs,
+        "augment": config.teacher_augment,
+        "flip": config.teacher_flip,
+    }
+    return [
+        Squeeze(start=text, epochs=0) if _is_file(text) else Squeeze(text, epochs=config.teacher_epochs, **fields)
+        for text in config.teachers
+    ]
+
+
+def check_teachers(real: ImageSet, backbone: str, config: RobustLabels) -> None:
+    """Refuse before any work teachers that cannot be trained or read.
+
+    Args:
+        real: the training set.
+        backbone: network of the images.
+        config: the teachers.
+
+    Raises:
+        InputError: a file is missing or of another network, or a loss, a network or a batch size is impossible.
+    """
+    for text, settings in zip(config.teachers, squeezes(config), strict=True):
+        network = _network_of(text, config, backbone)
+        built = build(network, like=real, generator=torch.Generator())
+        check_squeeze(built, real, network, settings, 1)
+
+
+def _network_of(text: str, config: RobustLabels, backbone: str) -> str:
+    """Return the network of a teacher.
+
+    Raises:
+        InputError: the file does not exist.
+    """
+    if config.teacher_backbone:
+        return config.teacher_backbone
+    if not _is_file(text):
+        return backbone
+    if not Path(text).is_file():
+        raise InputError(f"--teacher is {text}: no such file; give a file of weights, or a loss such as pgd_at@4/255")
+    named = read_tensors(Path(text))[1].get("backbone") if text.endswith(".safetensors") else None
+    return named if isinstance(named, str) else backbone
+
+
+def teachers_of(real: ImageSet, backbone: str, config: RobustLabels, run: Run) -> list[nn.Module]:
+    """Return the teachers, from pixels in [0, 1] to logits, frozen and in evaluation mode.
+
+    The main process trains the missing ones with all cores, while the others wait. Each is a stage that all runs with
+    the same data, settings and seed share.
+
+    Args:
+        real: the training set, on the device to work on.
+        backbone: network of the images.
+        config: the teachers.
+        run: supplies stages; every process of the run calls this.
+
+    Raises:
+        InputError: as of `check_teachers`, or a training diverged.
+    """
+    normalize = Normalize(real.mean, real.std).to(run.device)
+    found: list[nn.Module] = []
+    for text, settings in zip(config.teachers, squeezes(config), strict=True):
+        network = _network_of(text, config, backbone)
+        if is_main_process():
+            with by_itself(real.image_shape[1], run.device):
+                squeeze(real, network, settings, Compute(), run)
+        barrier()
+        found.append(nn.Sequential(normalize, squeeze(real, network, settings, Compute(), run)[0].network).eval())
+    return found
+
+
+def robust_labels(
+    real: ImageSet, backbone: str, images: Images, classes: Tensor, config: RobustLabels, run: Run
+) -> Tensor:
+    """Return the labels of distilled images, training the teachers where they are missing.
+
+    Args:
+        real: the training set, on the device to work on.
+        backbone: network of the images.
+        images: (N, C, H, W) pixels, unclamped.
+        classes: (N,) classes of the images, which `hard` mixes in.
+        config: the teachers and the temperature.
+        run: supplies stages; every process of the run calls this.
+
+    Returns:
+        (N, K) float32 probabilities, on the device of `classes`.
+
+    Raises:
+        InputError: as of `teachers_of`.
+    """
+    teachers = teachers_of(real, backbone, config, run)
+    with torch.no_grad():
+        parts = [_mean_probabilities(teachers, part.to(run.device), config.temperature) for part in images.split(500)]
+    soft = torch.cat(parts).to(classes.device)
+    return (1 - config.hard) * soft + config.hard * F.one_hot(classes, soft.shape[1])
+
+
+def _mean_probabilities(teachers: list[nn.Module], images: Tensor, temperature: float) -> Tensor:
+    return torch.stack([(teacher(images) / temperature).softmax(1) for teacher in teachers]).mean(0)
