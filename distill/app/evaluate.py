@@ -12,18 +12,19 @@ import tyro
 
 from distill.app.flags import find_device, parse, peek
 from distill.app.processes import number_of_processes, work_together
+from distill.app.published import imported
 from distill.app.registry import check_packages
-from distill.app.start import RunOptions, check_before_running, check_data, identity_of
-from distill.data import DATASETS, FILES, ImageSet, check_dataset, fingerprint, label, load
+from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data_at
+from distill.data import DATASETS, check_dataset, label
 from distill.data.shards import Shards
 from distill.distilled import DistilledSet
-from distill.errors import InputError, unknown
+from distill.errors import InputError
 from distill.evaluation.classes import check
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import RunDescription
 from distill.experiment import Evaluation
-from distill.published.reading import Read, Reading, import_set, is_ours
+from distill.published.reading import Read, Reading, is_ours
 from distill.reports.outcome import finish, missing_columns, show
 from distill.reports.tables import render
 from distill.runs.files import hash_of
@@ -142,7 +143,7 @@ def run_judgements(
     processes, requested = number_of_processes(options, device)
     one_thread(device)
     authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
-    (train, test), data = _real_data(judgements[0].dataset, options, distilled.images.shape[-1])
+    (train, test), data = real_data_at(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
     identity, shape = identity_of(train, test), test.image_shape[:2]
     check_data(recorded, identity)
@@ -235,16 +236,7 @@ def _published(path: Path, flags: list[str], read: Read) -> Path | None:
     default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())
     command = parse(EvaluateCommand, default, flags, PROGRAM)
     options, reading = command.place, command.reading
-    if is_ours(path, reading):
-        return None
-    if dataset is None:
-        raise InputError(f"{path} does not name its data set: give --dataset, one of {', '.join(DATASETS)}")
-    if dataset not in DATASETS:
-        raise unknown("data set", dataset, DATASETS)
-    data = fingerprint(dataset, options.data_dir)
-    return import_set(
-        path, reading, dataset, data, options.runs, lambda size: _real_data(dataset, options, size)[0][0], read
-    )
+    return None if is_ours(path, reading) else imported(path, reading, dataset, options, read)
 
 
 def _several(text: str) -> list[str]:
@@ -255,15 +247,3 @@ def _several(text: str) -> list[str]:
     """
     names = re.split(r",(?!\w+=[^:,]*(?:,|$))", text)
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
-
-
-def _real_data(dataset: str, options: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
-    """Return the real images at the size of the distilled images, and the name in tables (cifar10, cifar10-16px)."""
-    name = label(dataset, options.data_dir)
-    if dataset in FILES:
-        usual = FILES[dataset] in (None, size)
-        return load(dataset, options.data_dir, size, options.damaged), name if usual else f"{name}-{size}px"
-    train, test = load(dataset, options.data_dir)
-    if test.image_shape[1] == size:
-        return (train, test), name
-    return (train.resized(size), test.resized(size)), f"{name}-{size}px"

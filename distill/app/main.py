@@ -19,6 +19,7 @@ from distill.app.export import run_export
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named, protocols_of
+from distill.app.relabel import run_relabel
 from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
@@ -34,6 +35,7 @@ on them are accurate and resist adversarial attacks.
   bash run.sh METHOD DATASET [--flags]     distil, train students on the result, attack them, print and save the table
   bash run.sh guard_dc digits              a first example: real images, no download, a few minutes on a laptop
   bash run.sh evaluate PATH [--flags]      train students on a distilled set and attack them
+  bash run.sh relabel PATH [--flags]       give a distilled set the labels of a robust teacher: --teacher pgd_at@4/255
   bash run.sh rerun RUN                    repeat a run from its experiment.json, in another folder (reruns/)
   bash run.sh export PATH --to FORMAT      write a distilled set for other code: {exports}
   bash run.sh benchmark [--flags]          reproduce the paper's tables; runs only the missing cells
@@ -111,6 +113,7 @@ def command(arguments: list[str]) -> int:
     word, rest = arguments[0], arguments[1:]
     others = {
         "evaluate": partial(run_evaluate, protocols=protocols_of(methods), read=read_published),
+        "relabel": partial(run_relabel, read=read_published),
         "export": run_export,
         "benchmark": partial(run_benchmark, methods=methods),
         "compare": run_compare,

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from distill.data import ImageSet
+from distill.app.start import RunOptions, real_data_at
+from distill.data import DATASETS, ImageSet, fingerprint
 from distill.distilled import DistilledSet
+from distill.errors import InputError, unknown
 from distill.method_training import MethodTraining
 from distill.published.fkd import with_labels
 from distill.published.read import read
-from distill.published.reading import Reading
+from distill.published.reading import Read, Reading, import_set
 from sre2l.precision import Compute
 from sre2l.validate import Validate
 
-__all__ = ["read_published"]
+__all__ = ["imported", "read_published"]
 
 
 def read_published(
@@ -24,3 +26,28 @@ def read_published(
         return distilled
     settings = MethodTraining(validate=dict(vars(Validate())), compute=dict(vars(Compute())))
     return with_labels(distilled, Path(reading.fkd), folder, notify, settings)
+
+
+def imported(path: Path, reading: Reading, dataset: str | None, options: RunOptions, read: Read) -> Path:
+    """Return the folder of a published set as a set of ours, reading it if needed.
+
+    Args:
+        path: of the published set.
+        reading: the flags of --source and the like.
+        dataset: value of --dataset; None where the flag is absent.
+        options: folders of data and runs.
+        read: the reader.
+
+    Raises:
+        InputError: the data set is not named, or the path is no published set.
+    """
+    if dataset is None:
+        raise InputError(f"{path} does not name its data set: give --dataset, one of {', '.join(DATASETS)}")
+    if dataset not in DATASETS:
+        raise unknown("data set", dataset, DATASETS)
+    data = fingerprint(dataset, options.data_dir)
+
+    def real(size: int) -> ImageSet:
+        return real_data_at(dataset, options, size)[0][0]
+
+    return import_set(path, reading, dataset, data, options.runs, real, read)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from distill.data import ImageSet, load
+from distill.data import FILES, ImageSet, label, load
 from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
@@ -19,7 +19,7 @@ from robust import loss_named
 from robust.ranges import Count, NonNegative, Range, check_ranges
 from robust.threat import family_of
 
-__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data"]
+__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "real_data_at"]
 
 MOST_WORKERS = 8
 """default limit of worker processes: more rarely speed up a GPU, and each takes memory"""
@@ -88,6 +88,27 @@ def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:
     if len(names) > MOST_NAMES:
         names = f"{len(names)} names, {hashlib.sha256(repr(names).encode()).hexdigest()[:16]}"
     return {"train": train.summary, "test": test.summary, "classes": names}
+
+
+def real_data_at(dataset: str, options: RunOptions, size: int) -> tuple[tuple[ImageSet, ImageSet], str]:
+    """Return the training and the test images at a size, and the name of the data in tables (cifar10, cifar10-16px).
+
+    Args:
+        dataset: name of the data set.
+        options: folder of the data, and what happens to unreadable files.
+        size: side in pixels, as of the images of a distilled set.
+
+    Raises:
+        InputError: as of `distill.data.load`.
+    """
+    name = label(dataset, options.data_dir)
+    if dataset in FILES:
+        usual = FILES[dataset] in (None, size)
+        return load(dataset, options.data_dir, size, options.damaged), name if usual else f"{name}-{size}px"
+    train, test = load(dataset, options.data_dir)
+    if test.image_shape[1] == size:
+        return (train, test), name
+    return (train.resized(size), test.resized(size)), f"{name}-{size}px"
 
 
 def check_data(recorded: dict[str, Any] | None, found: dict[str, Any]) -> None:
