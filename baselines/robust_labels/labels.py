@@ -83,7 +83,7 @@ class RobustLabels:
         for text in self.teachers:
             if not _is_file(text):
                 try:
-                    loss_named(text, units="inputs")
+                    loss_named(text)
                 except ValueError as error:
                     raise ValueError(f"teacher is {shown(text)}: {error}") from None
 
@@ -142,7 +142,11 @@ def check_teachers(real: ImageSet, backbone: str, config: RobustLabels) -> None:
     for text, settings in zip(config.teachers, squeezes(config), strict=True):
         network = _network_of(text, config, backbone)
         built = build(network, like=real, generator=torch.Generator())
-        check_squeeze(built, real, network, settings, 1)
+        try:
+            check_squeeze(built, real, network, settings, 1)
+        except InputError as error:  # its settings have other flags here
+            flags = {"squeeze.start": "--teacher", "squeeze.batch_size": "--teacher-batch-size"}
+            raise InputError(re.sub("|".join(flags), lambda found: flags[found[0]], str(error))) from None
 
 
 def _network_of(text: str, config: RobustLabels, backbone: str) -> str:

@@ -33,7 +33,7 @@ __all__ = ["TEACHERS", "Config", "relabelled", "with_labels"]
 FILE = "distilled.safetensors"
 TEACHERS: dict[str, tuple[str, str]] = {
     "robust": ("pgd_at:steps=3@4/255", "an adversarially trained teacher"),
-    "guard": ("guard:weight=1", "a teacher trained by the curvature-regularised loss"),
+    "guard": ("guard:weight=1,h=3", "a teacher trained by the curvature-regularised loss"),
     "plain": ("cross_entropy", "a plainly trained teacher, the control of robust labels"),
 }
 """kind of labels -> loss of the teacher, and how the summary names it"""

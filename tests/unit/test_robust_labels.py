@@ -1,0 +1,202 @@
+"""Labels of teachers: their formula, what is shared between runs, and the command that relabels a set."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from baselines.robust_labels.labels import RobustLabels, robust_labels
+from baselines.robust_labels.method import Config, relabelled
+from distill.app.main import main
+from distill.app.registry import find_methods, method_named
+from distill.data import facts_named
+from distill.distilled import DistilledSet
+from distill.models import build
+from distill.runs.files import hash_of, write_tensors
+from distill.runs.run import Run
+from robust import Normalize
+from tests.toy import toy, write_toy
+
+NETWORK = "convnet:width=4,depth=2"
+METHODS = find_methods()
+
+
+def teacher_file(path: Path, seed: int) -> nn.Module:
+    """Write the weights of an untrained teacher; return it, from pixels to logits."""
+    network = build(NETWORK, like=toy(), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3.0)  # probabilities that are far from uniform
+    write_tensors(path, network.state_dict(), {"backbone": NETWORK})
+    return nn.Sequential(Normalize(toy().mean, toy().std), network).eval()
+
+
+def test_labels_are_the_mean_of_softened_probabilities_and_the_class(tmp_path: Path) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    teachers = [teacher_file(file, seed) for seed, file in enumerate(files)]
+    real = toy()
+    config = RobustLabels(",".join(map(str, files)), temperature=2.0, hard=0.25)
+    found = robust_labels(real, "mlp", real.images[:6], real.labels[:6], config, Run(tmp_path / "run", None))
+    with torch.no_grad():
+        logits = [teacher(real.images[:6]).double() for teacher in teachers]
+    for row in range(6):
+        for k in range(2):
+            each = [float(z[row, k].div(2).exp() / z[row].div(2).exp().sum()) for z in logits]
+            expected = 0.75 * sum(each) / 2 + 0.25 * (int(real.labels[row]) == k)
+            assert abs(float(found[row, k]) - expected) < 1e-5
+    assert (found[:, 0] - found[:1, 0]).abs().max() > 0.01
+
+
+def test_texts_of_teachers() -> None:
+    config = RobustLabels("pgd_at:steps=3,step_size=0.01@2/255, guard:weight=1,h=3", hard=0.5)
+    assert config.teachers == ("pgd_at:steps=3,step_size=0.01@2/255", "guard:weight=1,h=3")
+    assert config.written == "pgd_at:steps=3,step_size=0.01@2/255,guard:weight=1,h=3 hard=0.5"
+    assert RobustLabels("/somewhere/teacher.pt").written == "teacher.pt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher": "pgd"}, "unknown loss 'pgd'"),
+        ({"teacher": " , "}, "it is a loss, such as pgd_at@4/255, or a file"),
+        ({"teacher": "pgd_at@4/255,gaurd"}, "unknown loss 'gaurd'"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"hard": 1.5}, "hard is 1.5"),
+    ],
+)
+def test_impossible_labels_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RobustLabels(**fields)
+
+
+def distilled(name: str, tmp_path: Path, **labels: object) -> DistilledSet:
+    """Distil the toy set with a method; all methods of a folder share stages."""
+    method = method_named(name, METHODS)
+    assert method is not None
+    facts = replace(facts_named("folder"), classes=2, size=8, examples=40)
+    config = method.recipes["smoke"](facts, 2).config
+    if labels:
+        config = replace(config, labels=replace(config.labels, **labels))
+    run = Run(tmp_path / name, {"config": name}, stages=tmp_path / "stages").begin()
+    return method.distill(toy(), 2, config, run)
+
+
+@pytest.mark.parametrize("base", ["random", "dsa"])
+def test_images_are_those_of_the_method(base: str, tmp_path: Path) -> None:
+    plain = distilled(base, tmp_path)
+    kinds = [distilled(f"{base}_{kind}_labels", tmp_path) for kind in ("robust", "plain")]
+    for found in kinds:
+        assert torch.equal(found.images, plain.images)
+        assert found.labels.shape == (4, 2)
+        assert torch.allclose(found.labels.sum(1), torch.ones(4))
+        assert found.augment == plain.augment
+    assert not torch.equal(kinds[0].labels, kinds[1].labels)
+    assert [found.teacher for found in kinds] == ["pgd_at:steps=3@4/255", "cross_entropy"]
+    folders = sorted(path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir())
+    assert folders == ["images", "squeeze", "squeeze"], "the images are made once, and each teacher once"
+
+
+def test_a_teacher_is_trained_once_for_all_temperatures(tmp_path: Path) -> None:
+    one = distilled("random_robust_labels", tmp_path)
+    network = next((tmp_path / "stages").glob("squeeze-*/teacher.safetensors"))
+    before = network.stat().st_mtime_ns
+    other = distilled("random_robust_labels", tmp_path, temperature=4.0)
+    assert network.stat().st_mtime_ns == before
+    assert (other.labels - 0.5).abs().max() < (one.labels - 0.5).abs().max()
+
+
+def test_labels_of_any_method_have_a_name() -> None:
+    for name in ("dsa_guard_labels", "kip_plain_labels", "random_robust_labels"):
+        found = method_named(name, METHODS)
+        assert found is not None
+        assert found.name == name
+    assert method_named("nothing_robust_labels", METHODS) is None
+    assert method_named("dsa_strange_labels", METHODS) is None
+    assert method_named("robust_labels", METHODS) is None
+
+
+def test_the_record_of_another_method() -> None:
+    own = replace(METHODS["dm"], name="my.package:mine")
+    found = relabelled(own, "guard")
+    assert found.name == "my.package:mine_guard_labels"
+    assert found.processes == "divided"
+    assert isinstance(found.recipes["quick"](facts_named("cifar10"), 10).config, Config)
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `random` on the toy set, in runs/ beside the data."""
+    root = write_toy(tmp_path_factory.mktemp("relabel"))
+    words = ["random", "folder", "--recipe", "smoke", "--ipc", "2", "--attacks", "linf"]
+    assert main([*words, "--data-dir", str(root), "--runs", str(root / "runs")]) == 0
+    return next((root / "runs").rglob("distilled.safetensors")).parent
+
+
+def relabel(run: Path, *flags: str) -> int:
+    root = next(parent for parent in run.parents if (parent / "train").is_dir())
+    words = ["relabel", str(run), "--teacher-epochs", "2", "--teacher-batch-size", "16"]
+    return main([*words, "--data-dir", str(root), "--runs", str(root / "runs"), *flags])
+
+
+def test_relabel_writes_a_new_set_beside_the_old_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = hash_of(run / "distilled.safetensors")
+    assert relabel(run, "--teacher", "pgd_at:steps=1@4/255", "--temperature", "2") == 0
+    folder = Path(capsys.readouterr().out.strip())
+    assert folder.parent == run / "relabelled"
+    old, new = DistilledSet.load(run), DistilledSet.load(folder)
+    assert hash_of(run / "distilled.safetensors") == before
+    assert torch.equal(new.images, old.images)
+    assert new.labels.shape == (4, 2)
+    assert new.teacher == "pgd_at:steps=1@4/255 T=2"
+    assert new.method == "random_relabelled"
+    first = hash_of(folder / "distilled.safetensors")
+    assert relabel(run, "--teacher", "pgd_at:steps=1@4/255", "--temperature", "2") == 0
+    found = capsys.readouterr()
+    assert (Path(found.out.strip()), "labelled already" in found.err) == (folder, True)
+    assert hash_of(folder / "distilled.safetensors") == first
+    evaluate = ["evaluate", str(folder), "--students", "1", "--student.epochs", "2", "--attacks", "linf"]
+    root = run.parents[3].parent
+    assert main([*evaluate, "--data-dir", str(root), "--runs", str(root / "runs")]) == 0
+
+
+def test_a_set_that_relabel_made_equals_the_methods(run: Path, tmp_path: Path) -> None:
+    """`relabel` of the set of `random` has the labels of `random_robust_labels` with the same teacher."""
+    assert relabel(run, "--teacher", "pgd_at:steps=3@4/255", "--out", str(tmp_path / "new")) == 0
+    root = run.parents[3].parent
+    words = ["random_robust_labels", "folder", "--recipe", "smoke", "--ipc", "2", "--attacks", "linf"]
+    assert main([*words, "--data-dir", str(root), "--runs", str(root / "runs")]) == 0
+    method = DistilledSet.load(next((root / "runs" / "random_robust_labels").rglob("distilled.safetensors")))
+    assert torch.equal(DistilledSet.load(tmp_path / "new").labels, method.labels)
+
+
+def test_relabel_refuses_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {
+        "unknown loss 'nothing'": ["--teacher", "nothing"],
+        "no such file": ["--teacher", str(tmp_path / "none.pt")],
+        "--teacher-batch-size is 5000": ["--teacher-batch-size", "5000"],
+        "--temperature is 0": ["--temperature", "0"],
+    }
+    before = sorted(run.rglob("*"))
+    for message, flags in refused.items():
+        assert relabel(run, *flags) == 2
+        found = capsys.readouterr().err
+        assert message in found
+        assert len(found.strip().splitlines()) == 1
+    assert main(["relabel"]) == 2
+    assert "relabel takes a path first" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_folder_with_another_new_set_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = partial(relabel, run, "--out", str(tmp_path / "one"), "--teacher", "cross_entropy")
+    assert again() == 0
+    assert again("--temperature", "3") == 2
+    assert "temperature" in capsys.readouterr().err
