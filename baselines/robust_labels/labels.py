@@ -41,6 +41,8 @@ __all__ = ["RobustLabels", "check_teachers", "robust_labels", "squeezes", "teach
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """endings of files of weights"""
+FLAGS = {"squeeze.start": "--teacher", "squeeze.batch_size": "--teacher-batch-size"}
+"""setting of `squeeze` -> the flag that sets it here"""
 TeacherText = Annotated[str, tyro.conf.arg(metavar=f"{METAVAR}|FILE,...")]
 
 
@@ -144,9 +146,8 @@ def check_teachers(real: ImageSet, backbone: str, config: RobustLabels) -> None:
         built = build(network, like=real, generator=torch.Generator())
         try:
             check_squeeze(built, real, network, settings, 1)
-        except InputError as error:  # its settings have other flags here
-            flags = {"squeeze.start": "--teacher", "squeeze.batch_size": "--teacher-batch-size"}
-            raise InputError(re.sub("|".join(flags), lambda found: flags[found[0]], str(error))) from None
+        except InputError as error:
+            raise InputError(re.sub("|".join(FLAGS), lambda found: FLAGS[found[0]], str(error))) from None
 
 
 def _network_of(text: str, config: RobustLabels, backbone: str) -> str:
