@@ -9,9 +9,12 @@ kcenter  starts with the image nearest to the mean of the class, then repeatedly
 Features are the input of the last layer of a network that was trained on the real data. Papers that compare with
 coresets do not say how long they trained that network; here it is `extractor_epochs` of SGD (momentum 0.9, weight decay
 5e-4).
+
+With `factor` f, f² times as many images are selected, and f² of them share the storage of one, as in IDC
+(`distill.training.packing`): a control that tells the effect of smaller images from that of their optimisation.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Literal, get_args
 
@@ -21,7 +24,9 @@ from torch import Tensor, nn
 
 from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
+from distill.errors import InputError
 from distill.experiment import Evaluation, Recipe
+from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
 from distill.models.convnet import convnet_for
@@ -29,10 +34,11 @@ from distill.runs.divergence import check_finite
 from distill.runs.locks import locked
 from distill.runs.run import Run
 from distill.training.features import embedding
+from distill.training.packing import packed, unpacked
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
-from robust.ranges import Count, Positive, check_ranges
+from robust.ranges import Count, Positive, Range, check_ranges
 
 __all__ = ["METHODS", "Config", "distill", "herding", "k_center", "work"]
 
@@ -59,6 +65,9 @@ class Config:
     """learning rate of the extractor (SGD, momentum 0.9)"""
     augment: str = ""
     """augmentation for training students: "" for none, a DSA strategy, or kornia:..."""
+    factor: Annotated[int, Range(least=1, most=16)] = field(default=1, metadata={"later": True})
+    """images along a side of a stored image, as in IDC: with 2, --ipc 10 selects 40 images of each class, and each has
+    a quarter of the pixels; students see them enlarged to the full size. 1 for whole images"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -71,31 +80,54 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     Args:
         real: the training set, on the device to work on.
-        ipc: images per class.
+        ipc: stored images per class; the set has factor² times as many.
         config: the settings.
         run: supplies random generators, the progress bar and stages.
 
     Returns:
-        the images, sorted by class, in pixels, on the device of `real`.
+        the images, sorted by class, in pixels, on the device of `real`, as students see them.
 
     Raises:
         InputError: the backbone has no features before a linear classifier.
     """
-    classes = range(real.num_classes)
+    classes, n = range(real.num_classes), config.factor**2 * ipc
     if config.choice == "random":
-        images = [real.sample(c, ipc, run.generator("random", c)) for c in classes]
+        images = [real.sample(c, n, run.generator("random", c)) for c in classes]
     else:
         features = _features(real, config, run)
         choose = herding if config.choice == "herding" else k_center
         members = [(real.labels == c).nonzero().flatten() for c in classes]
-        images = [real.images[indices[choose(features[indices], ipc)]] for indices in members]
+        images = [real.images[indices[choose(features[indices], n)]] for indices in members]
+    labels = torch.arange(real.num_classes, device=real.images.device)
+    if config.factor == 1:
+        selected, labels = torch.cat(images), labels.repeat_interleave(ipc)
+    else:
+        stored = torch.cat([packed(of_class, config.factor) for of_class in images])
+        selected, labels = unpacked(stored, labels.repeat_interleave(ipc), config.factor)
     return DistilledSet.of(
         real,
-        torch.cat(images),
-        torch.arange(real.num_classes, device=real.images.device).repeat_interleave(ipc),
+        selected,
+        labels,
         augment=config.augment,
         backbone=config.backbone,
+        training=MethodTraining(factor=config.factor if config.factor > 1 else None),
     )
+
+
+def check(real: ImageSet, ipc: int, config: Config, _: int) -> None:
+    """Refuse a factor that does not fit the images; arguments as of `distill`.
+
+    Raises:
+        InputError: factor does not divide the size of the images, or a class has too few images.
+    """
+    size, n = real.image_shape[1], config.factor**2 * ipc
+    if size % config.factor:
+        divisors = [str(factor) for factor in range(1, min(size, 16) + 1) if size % factor == 0]
+        raise InputError(f"--factor is {config.factor}; for images of {size} px it is one of {', '.join(divisors)}")
+    smallest = int(real.labels.bincount(minlength=real.num_classes).min())
+    if n > smallest:
+        text = f"--factor {config.factor} with ipc {ipc} takes {n} images of each class"
+        raise InputError(f"{text}; the smallest class of {real.name} has {smallest}")
 
 
 def herding(features: Tensor, n: int) -> Tensor:
@@ -131,7 +163,7 @@ def k_center(features: Tensor, n: int) -> Tensor:
 
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     """Return features (N, D) of the real images; runs with any ipc and choice share the trained extractor."""
-    fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment")}
+    fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment", "factor")}
     stage = run.stage("extractor", {"data": real.identity(), "extractor": fields})
     network = build(config.backbone, like=real, generator=stage.generator("network")).to(real.images.device)
     embedding(network.eval(), real.images[:2])  # rejects a network without features before hours of training
@@ -191,7 +223,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work, why_one="selecting images takes seconds")
+_method = partial(Method, distill=distill, work=work, check=check, why_one="selecting images takes seconds")
 
 METHODS = (
     _method(

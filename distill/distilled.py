@@ -189,6 +189,11 @@ class DistilledSet:
         """Images per class, on average."""
         return len(self.images) / len(self.classes)
 
+    @property
+    def stored_ipc(self) -> float:
+        """Images per class that storage is counted in, on average: fewer than `ipc` where several share one image."""
+        return self.ipc / (self.training.factor or 1) ** 2
+
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
         values = {name: getattr(self, name) for name in (*FIELDS, *LATER)} | {"training": self.training.to_json()}

@@ -9,13 +9,15 @@ import tyro
 
 from distill.data import Facts, label
 from distill.training.students import Training
-from robust.ranges import Count, Range, Whole, check_ranges
+from robust.ranges import Count, NonNegative, Range, Whole, check_ranges
 
 __all__ = ["Evaluation", "Experiment", "Recipe"]
 
 
 COLUMNS = {"identity": False}
 """metadata of fields that only select columns of a table: other values add columns to the same run"""
+LATER = {"later": True}
+"""metadata of fields that earlier versions lacked: at its default a run is the run of an earlier version"""
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,22 @@ class Experiment:
     """side in pixels to which images are resized first (area); None for the size of the data set"""
     split: Literal["test", "validation"] = "test"
     """evaluate on the test set, or, to choose hyper-parameters, on a tenth of the training set that is held out"""
+    blur: NonNegative = field(default=0.0, metadata=LATER)
+    """standard deviation in pixels of a Gaussian blur of the training images, after they are resized; 0 for none.
+    Images for evaluation are not blurred. A control: how much robustness comes from smooth images alone"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def data_name(self, data_dir: Path) -> str:
-        """Return the data as folders and tables name it: cifar10, cifar10-16px, folder-pets-1f3a9c-16px-validation.
+        """Return the data as folders and tables name it: cifar10, cifar10-16px-blur0.75, folder-pets-1f3a9c-validation.
 
         Args:
             data_dir: folder of the real data sets.
         """
         size = "" if self.image_size is None else f"-{self.image_size}px"
-        return f"{label(self.dataset, data_dir)}{size}{'' if self.split == 'test' else '-validation'}"
+        blur = "" if self.blur == 0 else f"-blur{self.blur:g}"
+        return f"{label(self.dataset, data_dir)}{size}{blur}{'' if self.split == 'test' else '-validation'}"
 
     def folder(self, data_dir: Path) -> Path:
         """Return the run's folder, relative to the folder of all runs; arguments as of `data_name`."""

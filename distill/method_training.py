@@ -60,6 +60,8 @@ class MethodTraining:
     """fields of `sre2l.validate.Validate` (sre2l)"""
     compute: dict[str, Any] | None = None
     """fields of `sre2l.precision.Compute` (sre2l)"""
+    factor: Count | None = None
+    """images along a side of a stored image, where several images of the set share the storage of one (coresets)"""
     extra: dict[str, Any] = field(default_factory=dict)
     """fields of methods outside this tree, of JSON's types"""
 

@@ -2,7 +2,8 @@
 
 Order and crops are addressed by epoch and step and drawn for the whole batch, of which each process takes a part. They
 do not depend on the number of processes or workers, nor on interruptions of a run. Resized crops of files are cut from
-the whole picture, as in torchvision's training on ImageNet; resized crops of images in memory from the square image.
+the whole picture, as in torchvision's training on ImageNet; resized crops of images in memory, and of files that are
+blurred (`ImageFiles.blur` counts in pixels of the square image), from the square image.
 """
 
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ class _Crops(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Tensor | InputError:
         index, seed = key
         try:
-            whole = self.augment == "resized_crop"
+            whole = self.augment == "resized_crop" and not self.files.blur
             image = self.files.decode(index) if whole else (self.files[index] * 255).round().byte()
         except InputError as error:  # a DataLoader would add the worker's traceback to the message
             return error

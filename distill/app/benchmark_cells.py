@@ -165,7 +165,7 @@ def _cell(
     ipc: int,
     seed: int,
     extra: list[str],
-    facts: Callable[[str, Path, int | None, str], tuple[dict[str, Any], tuple[int, int]] | None],
+    facts: Callable[[str, Path, int | None, str, float], tuple[dict[str, Any], tuple[int, int]] | None],
 ) -> Cell:
     """Return a cell. Its command line is checked; `trouble` is set if another run is in the folder.
 
@@ -187,7 +187,7 @@ def _cell(
     experiment, options = resolve_flags(methods[method], dataset, [*flags, "--device", command.device])
     folder, data = options.runs / experiment.folder(options.data_dir), experiment.data_name(options.data_dir)
     trouble = ""
-    where = (dataset, options.data_dir, experiment.image_size, experiment.split)
+    where = (dataset, options.data_dir, experiment.image_size, experiment.split, experiment.blur)
     known = facts(*where) if (folder / "experiment.json").exists() else None
     try:
         Run(folder, experiment, data=known and known[0], seed=seed)
@@ -218,7 +218,8 @@ def _cell(
     name = f"{method}-{data}-ipc{ipc}-seed{seed}"
     network = command.backbone or _network_of_full(methods[FULL], dataset, experiment.recipe)
     same = network in ("recipe", experiment.config.backbone)
-    if same or experiment.evaluation.protocol == "own" or experiment.split != "test":  # `evaluate` has no --split
+    other_data = experiment.split != "test" or experiment.blur > 0  # of which `evaluate` knows nothing
+    if same or experiment.evaluation.protocol == "own" or other_data:
         return Cell(name, (method, dataset, *flags), data, folder, complete, None, trouble=trouble)
 
     def evaluation_folder() -> Path:
@@ -230,14 +231,14 @@ def _cell(
 
 
 def _facts(
-    dataset: str, data_dir: Path, image_size: int | None, split: str
+    dataset: str, data_dir: Path, image_size: int | None, split: str, blur: float
 ) -> tuple[dict[str, Any], tuple[int, int]] | None:
     """Return the identity of a data set, and the channels and the size of its images.
 
     None if the data are missing: a finished run is then shown without comparing its data.
     """
     try:
-        train, test = real_data(dataset, data_dir, image_size, split)
+        train, test = real_data(dataset, data_dir, image_size, split, blur=blur)
     except InputError:
         return None
     return identity_of(train, test), test.image_shape[:2]

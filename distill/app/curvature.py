@@ -125,7 +125,7 @@ class _Run:
             raise InputError(f"{path} has no distilled set; give the folder of a method's run")
         check_packages(path, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
         self.distilled = DistilledSet.load(path).to(device)
-        settings = (experiment["image_size"], experiment["split"], command.damaged)
+        settings = (experiment["image_size"], experiment["split"], command.damaged, experiment.get("blur", 0.0))
         train, test = real_data(experiment["dataset"], command.data_dir, *settings)
         found = identity_of(train, test)
         if content.get("data") != found:

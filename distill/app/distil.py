@@ -116,7 +116,7 @@ def run_experiment(
     processes, requested = number_of_processes(options, device)
     one_thread(device)
     where = (dataset, options.data_dir, experiment.image_size, experiment.split, options.damaged)
-    train, test = real_data(*where)
+    train, test = real_data(*where, experiment.blur)
     data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
     check_data(recorded, identity)
     run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}

@@ -156,7 +156,7 @@ def run_judgements(
         RunDescription(
             method=name,
             dataset=data,
-            ipc=round(distilled.ipc),
+            ipc=round(distilled.stored_ipc),
             seed=each.seed,
             backbone=each.backbone,
             loss=each.evaluation.how,

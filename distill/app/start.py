@@ -56,7 +56,7 @@ class RunOptions:
 
 
 def real_data(
-    dataset: str, data_dir: Path, image_size: int | None, split: str, damaged: str = "refuse"
+    dataset: str, data_dir: Path, image_size: int | None, split: str, damaged: str = "refuse", blur: float = 0.0
 ) -> tuple[ImageSet, ImageSet]:
     """Return the images to distil and the images for evaluation, on the CPU.
 
@@ -66,15 +66,16 @@ def real_data(
         image_size: side in pixels; None for the size of the set.
         split: images for evaluation: "test", or "validation" for a held-out tenth of the training set.
         damaged: "refuse" or "skip": what happens to unreadable image files.
+        blur: standard deviation in pixels of the blur of the images to distil; 0 for none.
 
     Raises:
-        InputError: as `distill.data.load`.
+        InputError: as `distill.data.load`, or the blur is too wide for the images.
     """
     train, test = load(dataset, data_dir, image_size, damaged)
     if split == "validation":
         # The same split for all seeds, so that hyperparameters are selected on the same images.
         train, test = train.split(0.1, torch.Generator().manual_seed(0))
-    return train, test
+    return train.blurred(blur), test
 
 
 def identity_of(train: ImageSet, test: ImageSet) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.data.blur import blurred
 from distill.data.damaged import refusal
 from distill.data.decode import Paths, as_bytes, decode_file, reason, scaled
 from distill.data.threads import file_bar, in_threads
@@ -63,6 +64,8 @@ class ImageFiles:
     """device of the decoded tensors"""
     channels: int = 3
     """3 for RGB; 1 if all files are grey (`all_grey`)"""
+    blur: float = 0.0
+    """standard deviation in pixels of a Gaussian blur of the decoded images; 0 for none"""
 
     dtype = torch.float32
     ndim = 4
@@ -76,6 +79,8 @@ class ImageFiles:
             raise ValueError(f"view is {self.view!r}; it must be one of {', '.join(get_args(View))}")
         if self.channels not in (1, 3):
             raise ValueError(f"channels is {self.channels}; it must be 1 or 3")
+        if not self.blur >= 0:
+            raise ValueError(f"blur is {self.blur}; it must be >= 0")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -96,6 +101,10 @@ class ImageFiles:
         return self._pixels(paths)
 
     def _pixels(self, paths: Paths) -> Tensor:
+        images = self._decoded(paths)
+        return blurred(images, self.blur) if self.blur else images
+
+    def _decoded(self, paths: Paths) -> Tensor:
         as_floats = self.device.type == "cpu"  # for other devices bytes are copied, a quarter of the size
         out, deep = np.empty((len(paths), *self.shape[1:]), np.float32 if as_floats else np.uint8), {}
         for path, why in zip(paths, self._read(paths, out, deep), strict=True):
@@ -158,7 +167,7 @@ class ImageFiles:
         return TF.center_crop(pixels, [size]).numpy()
 
     def decode(self, index: int) -> Tensor:
-        """Decode one image at the size of its file, for random crops.
+        """Decode one image at the size of its file and without `blur`, for random crops.
 
         Args:
             index: index of the image.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.data.blur import blurred, check_blur
 from distill.data.image_files import LIMIT, ImageFiles
 from distill.errors import InputError
 
@@ -218,6 +219,31 @@ class ImageSet:
         for new, old in zip(images.split(1024), self.images.split(1024), strict=True):
             new.copy_(F.interpolate(old, (size, size), mode="area"))
         return replace(self, images=images, source=self.digest)
+
+    def blurred(self, sigma: float) -> "ImageSet":
+        """Return the images after a Gaussian blur, with the same `mean` and `std` (`distill.data.blur`).
+
+        Tensors are blurred here, files whenever they are decoded.
+
+        Args:
+            sigma: standard deviation of the kernel in pixels; the set itself for 0.
+
+        Returns:
+            the set with pixels in [0, 1].
+
+        Raises:
+            InputError: the kernel is too wide for the images.
+        """
+        if sigma == 0:
+            return self
+        check_blur(sigma, self.image_shape[1])
+        source = _hash(self.digest, f"blur {sigma!r}")
+        if isinstance(self.images, ImageFiles):
+            return replace(self, images=replace(self.images, blur=sigma), source=source)
+        images = torch.empty_like(self.images)
+        for new, old in zip(images.split(1024), self.images.split(1024), strict=True):
+            new.copy_(blurred(old, sigma))
+        return replace(self, images=images, source=source)
 
 
 def _hash(*parts: str | Tensor) -> str:

@@ -8,11 +8,9 @@ GUARD.
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
@@ -34,9 +32,10 @@ from distill.published.raw import (
 from distill.published.reading import Reading, factor_in
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.foreign import brief, parse_json
+from distill.training.packing import unpacked
 from distill.training.ridge import centred, probabilities
 
-__all__ = ["OURS", "SOURCES", "STEP", "unpacked"]
+__all__ = ["OURS", "SOURCES", "STEP"]
 
 OURS = {"images", "labels", FORMAT}
 """arrays of an .npz of `bash run.sh export`"""
@@ -154,26 +153,6 @@ def _tensors(path: Path, reading: Reading) -> Raw:
     description = f"tensors of images and labels{how}{f', without its {brief(left)}' if left else ''}"
     name = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", path.absolute().stem)[:60].strip(".") or "tensors"
     return Raw(images, labels, name, space, description, spaces=SPACES[:2])
-
-
-def unpacked(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Return the images that IDC packs into each, enlarged to its size, sorted by class.
-
-    Args:
-        images: (N, C, H, H); where factor does not divide H, they are first filled up with 0.5 below and at the right.
-        labels: (N,) classes.
-        factor: number of images along a side of a stored image.
-
-    Returns:
-        (N factor², C, H, H), of each class first all upper left ones, then the next to the right, ...; (N factor²,).
-    """
-    size, side = images.shape[-1], ceil(images.shape[-1] / factor)
-    filled = F.pad(images, (0, -size % factor, 0, -size % factor), value=0.5)
-    corners = [(side * row, side * column) for row in range(factor) for column in range(factor)]
-    parts = torch.cat([filled[:, :, top : top + side, left : left + side] for top, left in corners])
-    labels = labels.repeat(factor**2)
-    order = labels.argsort(stable=True)
-    return F.interpolate(parts[order], size, mode="bilinear", align_corners=False), labels[order]
 
 
 def _pictures(path: Path, reading: Reading) -> Raw:

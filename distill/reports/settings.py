@@ -22,10 +22,15 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def differing_settings(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return in which settings known of both runs they differ.
+    """Return in which settings two runs differ.
+
+    A setting that one run alone records is at its default in the other one (`distill.runs.description`): it counts
+    where both record the same class, since objects of other classes have other settings.
 
     >>> differing_settings({"ipc": 1, "config": {"lr": 0.1, "steps": 3}}, {"ipc": 1, "config": {"lr": 0.2, "steps": 3}})
     ['config.lr 0.1 and 0.2']
+    >>> differing_settings({"class": "Config", "factor": 2}, {"class": "Config"})
+    ['factor 2 and its default']
     """
     found = []
     for name in [name for name in first if name in other and first[name] != other[name]]:
@@ -33,6 +38,9 @@ def differing_settings(first: Mapping[str, Any], other: Mapping[str, Any]) -> li
             found += [f"{name}.{inner}" for inner in differing_settings(first[name], other[name])] or [name]
         else:
             found.append(f"{name} {first[name]} and {other[name]}")
+    if "class" in first and first["class"] == other.get("class"):
+        found += [f"{name} {first[name]} and its default" for name in first if name not in other]
+        found += [f"{name} its default and {other[name]}" for name in other if name not in first]
     return found
 
 

@@ -1,6 +1,6 @@
 """Experiments as JSON, by which runs are told apart, and the differences between two of them."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,22 @@ def describe(value: Any) -> Any:
     """Return a value as JSON has it; a dataclass becomes a dict with the name of its class.
 
     The class of an object from another package, such as a loss, is named `package.module:name`.
-    Fields with the metadata {"identity": False} are left out: runs that differ in nothing else are the same run.
+    Two kinds of fields are left out. With the metadata {"identity": False}: runs that differ in nothing else are the
+    same run. With {"later": True}, where the value is the default: a run has the description that versions before the
+    field gave it, and `from_json` takes the default.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        names = [each.name for each in fields(value) if each.metadata.get("identity", True)]
+        names = [each.name for each in fields(value) if _is_described(each, getattr(value, each.name))]
         return {"class": _class_of(value)} | {name: describe(getattr(value, name)) for name in names}
     if isinstance(value, (tuple, list)):
         return [describe(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_described(field: Field, value: Any) -> bool:
+    """Return whether a description has a field of this value."""
+    later = field.metadata.get("later", False)
+    return field.metadata.get("identity", True) and not (later and value == field.default)
 
 
 def _class_of(value: Any) -> str:

@@ -36,7 +36,7 @@ def from_json(kind: type[T], value: Any, path: str = "", known: Known = NOTHING)
 
     Dataclasses (by the name in "class"), protocols (by that name too, or by package.module:name), unions, Optional,
     Literal, tuples, lists, dicts with text keys, paths, texts, numbers. A dataclass needs a value for each of its
-    fields, and no further one.
+    fields, and no further one; fields with the metadata {"later": True} may be absent, and then have their default.
 
     Args:
         kind: the type, an annotation of a field as a rule.
@@ -133,6 +133,7 @@ def _object(kind: Any, value: Any, path: str, known: Known) -> Any:
     if not isinstance(value, dict) or str(value.get("class")).rpartition(":")[2] != kind.__qualname__:
         raise _mismatch(path, value, f"a {kind.__name__}")
     hints, names = get_type_hints(kind, include_extras=True), [each.name for each in fields(kind) if each.init]
+    later = {each.name for each in fields(kind) if each.metadata.get("later", False)}
     found = {}
     for name, entry in value.items():
         if name == "class":
@@ -142,7 +143,7 @@ def _object(kind: Any, value: Any, path: str, known: Known) -> Any:
         here = _join(path, name)
         found[name] = _typed(known.types.get(here, hints[name]), entry, here, known)
     for name in names:
-        if name not in found:
+        if name not in found and name not in later:
             raise MismatchError(f"{_join(path, name)} is missing")
     try:
         return kind(**found)

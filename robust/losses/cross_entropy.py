@@ -1,6 +1,6 @@
 """Cross-entropy: per example as a function, averaged as a `Loss`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -9,17 +9,18 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.traits import Loss, Named, Traits
 from robust.network.modes import Model
-from robust.ranges import Fraction, check_number
+from robust.ranges import Fraction, UpToOne, check_number, check_ranges
 
 __all__ = ["CrossEntropy", "cross_entropy", "smoothed"]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy of each example.
 
     Args:
         logits: (N, K).
         targets: (N,) class indices or (N, K) class probabilities.
+        smoothing: share of the targets that is spread evenly over all classes, in [0, 1], as `smoothed` does.
 
     Returns:
         (N,), in nats.
@@ -28,7 +29,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2])).exp().round().tolist()
     [4.0]
     """
-    return F.cross_entropy(logits, targets, reduction="none")
+    return F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
 
 
 def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tensor:
@@ -57,14 +58,28 @@ def smoothed(targets: Tensor, num_classes: int, smoothing: float = 0.1) -> Tenso
 
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
-    """The plain loss: mean cross-entropy of the batch."""
+    """The plain loss: mean cross-entropy of the batch, with smoothed labels on request.
+
+    Raises:
+        ValueError: a field is out of its range.
+
+    >>> CrossEntropy(smoothing=0.1).smoothing
+    0.1
+    """
 
     traits: ClassVar[Traits] = Traits()
+
+    smoothing: UpToOne = field(default=0.0, metadata={"later": True})
+    """label smoothing (Szegedy et al., CVPR 2016): the share of each label that is spread evenly over all classes;
+    class probabilities are mixed with the uniform distribution in the same way"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @takes_network
     def __call__(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of `model(inputs)` (N, K) against targets (N,) or (N, K)."""
-        return cross_entropy(model(inputs), targets).mean()
+        return cross_entropy(model(inputs), targets, self.smoothing).mean()
 
 
 NAMED: Named = {"cross_entropy": lambda threat: CrossEntropy()}

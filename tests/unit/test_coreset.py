@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from baselines.coreset import METHODS, Config, distill, herding, k_center, work
+from distill.app.main import main
 from distill.data import facts_named
+from distill.distilled import DistilledSet
+from distill.evaluation.row_files import find_rows
+from distill.runs.description import describe
+from distill.runs.from_json import from_json
 from distill.runs.run import Run
-from tests.toy import toy
+from distill.training.packing import packed, unpacked
+from tests.toy import toy, write_toy
 
 RECIPES = {method.name: method.recipes for method in METHODS}
 
@@ -103,3 +110,68 @@ def test_values_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=line):
             Config(**options)
+
+
+# --- several images in the storage of one
+
+
+def test_packing_is_what_idcs_decoder_reads() -> None:
+    images = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    stored = packed(images, 2)
+    assert stored.shape == (2, 3, 8, 8)
+    assert torch.allclose(stored[1, :, :4, 4:], F.interpolate(images[3:4], 4, mode="area")[0])  # the second of its kind
+    small = F.interpolate(images, 4, mode="area")
+    found, labels = unpacked(stored, torch.tensor([5, 5]), 2)
+    assert torch.allclose(found, F.interpolate(small, 8, mode="bilinear"), atol=1e-6)
+    assert labels.tolist() == [5] * 8
+    for count, factor in ((7, 2), (9, 3)):
+        with pytest.raises(ValueError, match="do not fill stored images"):
+            packed(images[:1].expand(count, -1, -1, -1), factor)
+
+
+@pytest.mark.parametrize("choice", ["random", "herding", "kcenter"])
+def test_a_factor_selects_more_images_of_fewer_pixels(choice: str, tmp_path: Path) -> None:
+    real, options = toy(), {"backbone": "convnet:width=4", "extractor_epochs": 2, "batch_train": 16}
+    run = Run(tmp_path / "a", None, stages=tmp_path / "stages").begin()
+    whole = distill(real, 8, Config(choice, **options), run)
+    found = distill(real, 2, Config(choice, **options, factor=2), run)
+    assert (whole.ipc, whole.stored_ipc, found.ipc, found.stored_ipc) == (8, 8, 8, 2)
+    assert found.labels.tolist() == [0] * 8 + [1] * 8
+    small = F.interpolate(whole.images, 4, mode="area")
+    assert torch.allclose(found.images, F.interpolate(small, 8, mode="bilinear"), atol=1e-6)
+    found.save(tmp_path / "set.safetensors")
+    assert DistilledSet.load(tmp_path / "set.safetensors").stored_ipc == 2
+
+
+def test_a_factor_that_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["random", "folder", "--recipe", "smoke", "--runs", str(tmp_path / "runs")]
+    words += ["--data-dir", str(write_toy(tmp_path / "data"))]
+    for flags, line in (
+        (["--factor", "3"], "--factor is 3; for images of 8 px it is one of 1, 2, 4, 8"),
+        (["--factor", "2", "--ipc", "6"], "--factor 2 with ipc 6 takes 24 images of each class; the smallest"),
+        (["--factor", "0"], "in [1, 16]"),
+    ):
+        assert main([*words, *flags]) == 2
+        error = capsys.readouterr().err
+        assert line in error
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_table_counts_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--data-dir", str(write_toy(tmp_path / "data"))]
+    assert main(["random", "folder", "--recipe", "smoke", "--factor", "2", "--ipc", "2", *places]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "runs").rglob("distilled.safetensors"))
+    flags = ["--recipe", "quick", "--student.epochs", "2", "--attacks", "linf", "--backbone", "mlp"]
+    assert main(["evaluate", str(folder), *flags, *places]) == 0
+    assert {row.ipc for row in find_rows([tmp_path / "runs"])} == {2}
+    assert len(DistilledSet.load(folder).labels) == 16
+    capsys.readouterr()
+
+
+def test_a_run_of_whole_images_is_the_run_of_an_earlier_version() -> None:
+    assert "factor" not in describe(Config("random"))
+    assert from_json(Config, describe(Config("random"))) == Config("random")
+    assert from_json(Config, describe(Config("random", factor=2))) == Config("random", factor=2)

@@ -28,12 +28,13 @@ from distill.data.image_files import ImageFiles
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.published.formats import SOURCES, unpacked
+from distill.published.formats import SOURCES
 from distill.published.read import read
 from distill.published.reading import Reading, import_set
 from distill.published.recognise import recognised_source
 from distill.published.unpickled import as_tensor, read_npz, read_pickle
 from distill.runs.run import Run
+from distill.training.packing import unpacked
 from distill.training.ridge import probabilities
 from distill.training.whiten import Whiten, preprocessing, ridge_zca
 from robust import Normalize
