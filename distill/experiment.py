@@ -43,7 +43,10 @@ class Evaluation:
     test_images: Count | None = None
     """class-balanced part of the test set, drawn once for all runs; None for all"""
     protocol: Literal["standard", "own"] = "standard"
-    """how students are trained: standard is --student.*, the same for all methods; own is the method's own protocol"""
+    """how students are trained, and on which labels. standard: by --student.*, the same for all methods, on the labels
+    of the set: classes (hard), learned probabilities (soft), or those of a teacher (METHOD_robust_labels). own: by the
+    method's own protocol; sre2l, cda: a teacher's labels of every crop; sldd, frepo, kip: the labels that were learned;
+    others: those of the set"""
     student: Training = field(default_factory=Training)
     """how a student of the standard protocol is trained"""
 

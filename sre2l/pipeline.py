@@ -191,4 +191,4 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
     def train_one(network: nn.Module, name: str) -> None:
         train(network, distilled.images, labels, normalize, config, compute, run, name)
 
-    return Protocol(train_one, labels.epochs, teacher, averages=True)
+    return Protocol(train_one, labels.epochs, teacher, averages=True, labels_of_teacher=True)

@@ -51,8 +51,8 @@ class BenchmarkCommand:
     recipe: Literal["quick", "paper"] | None = None
     """preset of each method; None: paper on a GPU, else quick"""
     protocol: Literal["standard", "own"] = "standard"
-    """how students are trained: standard is the same for all methods; own is the authors' protocol of each method that
-    has one"""
+    """how students are trained: standard is the same for all methods, on the labels of the set; own is the authors'
+    protocol of each method that has one, on the labels that it needs (sre2l: a teacher's labels of crops)"""
     backbone: str | None = None
     """network of all students of the standard protocol; None: the network of `full` with the same recipe; recipe: the
     network of each method's recipe, so that rows also differ by network"""

@@ -30,7 +30,7 @@ __all__ = ["run_compare"]
 
 USAGE = "compare takes the folders of two runs: bash run.sh compare A B, or of several: compare A... --against B..."
 SAME = ("method", "dataset", "ipc", "backbone", "loss", "recipe")
-"""fields of a row that must be equal for all runs of a side"""
+"""fields of a row that must be equal for all runs of a side, beside the labels"""
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:
 
     These are all settings except the seed, the set, and the numbers of students and of columns.
     """
-    found = {name: getattr(rows[0], name) for name in SAME}
+    found = {name: getattr(rows[0], name) for name in SAME} | {"labels": rows[0].regime or "unknown"}
     experiment = settings_of(folder)
     evaluation = experiment.get("evaluation") or {}
     free = {"seed", "distilled", "evaluation", *found}

@@ -1,5 +1,6 @@
 """`bash run.sh table`: print all finished runs as one table."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ import tyro
 from distill.app.flags import parse
 from distill.evaluation.row_files import find_rows
 from distill.reports.indices import indices
+from distill.reports.rivals import rival_notes
 from distill.reports.tables import render
 
 __all__ = ["run_table"]
@@ -23,7 +25,8 @@ class TableCommand:
     format: Literal["text", "markdown", "csv", "latex"] = "text"
     """csv has a line per seed and attack; the other formats average over seeds"""
     indices: bool = False
-    """add the composite indices RR, AE, CREI, and IOR if there is a run of `random` (docs/robustness.md)"""
+    """add the composite indices RR, AE, CREI, and IOR if there is a run of random images under the same labels
+    (docs/robustness.md)"""
 
 
 def run_table(flags: list[str]) -> int:
@@ -31,4 +34,7 @@ def run_table(flags: list[str]) -> int:
     command = parse(TableCommand, TableCommand(), flags, "bash run.sh table")
     rows = find_rows(command.places)
     print(render([*rows, *(indices(rows) if command.indices else [])], command.format), end="")
+    if command.indices:
+        notes = sys.stdout if command.format in ("text", "markdown") else sys.stderr
+        print("".join(f"\n{note}" for note in rival_notes(rows)).removeprefix("\n" * (notes is sys.stderr)), file=notes)
     return 0

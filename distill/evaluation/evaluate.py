@@ -14,6 +14,7 @@ the number of processes.
 
 from contextlib import nullcontext
 from dataclasses import fields
+from typing import Literal
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
@@ -93,7 +94,8 @@ def evaluate(
         test=test.digest[:16],
         chance=100 * int(test.labels.bincount().max()) / len(test),
         protocol=evaluation.protocol,
-        labels="hard" if distilled.labels.ndim == 1 else "soft",
+        labels=_labels(distilled, own),
+        teacher=distilled.teacher,
         version=project_version(),
     )
     rows = [row for number in range(evaluation.students) for row in students.rows(number, done, shared)]
@@ -101,6 +103,13 @@ def evaluate(
         write_rows(run.folder / "teacher.jsonl", students.rows("teacher", done, shared))
     write_rows(run.folder / FILE, rows)
     return rows
+
+
+def _labels(distilled: DistilledSet, own: Protocol | None) -> Literal["hard", "soft", "teacher"]:
+    """Return the kind of labels that students are trained on."""
+    if distilled.teacher or (own is not None and own.labels_of_teacher):
+        return "teacher"
+    return "hard" if distilled.labels.ndim == 1 else "soft"
 
 
 def _changed(training: Training) -> list[str]:

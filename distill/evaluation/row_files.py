@@ -1,6 +1,6 @@
 """Rows of results as files: results.jsonl of a run has a row a line, teacher.jsonl those of the method's teacher.
 
-Files of earlier versions lack `chance`, `protocol` and `labels`; the rows of a teacher have no `student`.
+Files of earlier versions lack `chance`, `protocol`, `labels` and `teacher`; the rows of a teacher have no `student`.
 """
 
 import json
@@ -20,7 +20,7 @@ __all__ = ["FILE", "find_rows", "read_rows", "write_rows"]
 
 FILE = "results.jsonl"
 """name of a run's file of rows"""
-LATER = ("chance", "student", "protocol", "labels", "version")
+LATER = ("chance", "student", "protocol", "labels", "teacher", "version")
 """fields that a line may lack"""
 
 

@@ -101,6 +101,8 @@ class LineKey:
     ipc: int
     backbone: str
     loss: str
+    labels: str
+    """the regime of labels, as `Row.regime`"""
     recipe: str
     config: str
 
@@ -152,8 +154,12 @@ class StudentDescription(RunDescription):
     """number of the student; None for a teacher"""
     protocol: Literal["standard", "own", ""] = ""
     """how the student was trained; "" in rows of earlier versions, where `loss` is "own" or not"""
-    labels: Literal["hard", "soft", ""] = ""
-    """of the distilled images; "" in rows of earlier versions"""
+    labels: Literal["hard", "soft", "teacher", ""] = ""
+    """that the student was trained on. hard: a class for each image; soft: other probabilities, such as learned ones;
+    teacher: what a network trained on the real data says of the images, or of their crops (`--protocol own` of sre2l).
+    "" in rows of earlier versions"""
+    teacher: str = ""
+    """losses of the teachers, as `DistilledSet.teacher`, where `labels` is "teacher" and they are known; else """ ""
     version: str = ""
     """of the program that evaluated the student; "" in rows of versions that did not record it"""
 
@@ -197,7 +203,13 @@ class Row(StudentDescription):
     @property
     def line(self) -> LineKey:
         """The line of a table."""
-        return LineKey(self.method, self.dataset, self.ipc, self.backbone, self.loss, self.recipe, self.config)
+        students = self.backbone, self.loss, self.regime
+        return LineKey(self.method, self.dataset, self.ipc, *students, self.recipe, self.config)
+
+    @property
+    def regime(self) -> str:
+        """The labels of the students as tables name them: hard, soft, teacher pgd_at@4/255; "" where unknown."""
+        return f"{self.labels} {self.teacher}".rstrip()
 
     @property
     def student_key(self) -> StudentKey:

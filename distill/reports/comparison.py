@@ -25,6 +25,7 @@ FULL = "full"
 """the method that distils nothing, an upper bound"""
 FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
 FIELDS += ("paper", "paper_std", "difference", "verdict", "advised", "advised_mean", "how", "config")
+"""columns of the CSV; `labels` follows where lines differ in it"""
 RANKED = f"{UNBIASED}@"
 """beginning of the columns that methods are ranked by"""
 STUDENTS = "n"
@@ -62,6 +63,8 @@ class Line(NamedTuple):
     """of the students"""
     backbone: str
     """of the students"""
+    labels: str
+    """of the students, as `Row.regime`"""
     recipe: str
     config: str
     """hash of the data and all settings but seed and attacks"""
@@ -69,7 +72,7 @@ class Line(NamedTuple):
 
 Table = dict[Line, dict[ColumnKey, Number]]
 """line -> column -> number"""
-EXTRA = {"backbone": "network", "recipe": "recipe", "config": "config"}
+EXTRA = {"backbone": "network", "labels": "labels", "recipe": "recipe", "config": "config"}
 """fields of a line that are shown only where lines differ in them, with their headings"""
 
 
@@ -87,7 +90,7 @@ def _tables(rows: Sequence[Row]) -> dict[tuple[str, int], Table]:
         dataset, method = mean.line.dataset, mean.line.method
         place = dataset, mean.line.ipc
         places = [place] if method != FULL else [each for each in distilled if each[0] == dataset] or [place]
-        line = Line(method, mean.line.loss, mean.line.backbone, mean.line.recipe, mean.line.config)
+        line = Line(method, *(getattr(mean.line, name) for name in Line._fields[1:]))
         for place in places:
             is_best = _competes(mean) and round(mean.mean, 1) == best[*place, mean.column] > 0
             number = Number(mean, is_best, _published(mean, place[1]))
@@ -137,11 +140,12 @@ def _ranks(table: Table) -> tuple[str, dict[Line, str]]:
 
 
 def _extra(table: Table) -> list[str]:
-    """Return the fields of EXTRA that are shown: the network where lines differ in it, others where nothing else does.
+    """Return the fields of EXTRA that are shown: network and labels where lines differ in them, others where nothing
+    else does.
 
     With the method and the loss they tell all lines apart.
     """
-    shown = ["backbone"] if len({line.backbone for line in table}) > 1 else []
+    shown = [name for name in ("backbone", "labels") if len({getattr(line, name) for line in table}) > 1]
     for name in ("recipe", "config"):
         different = {_named(line, shown) for line in table}
         if len(different) < len(table) and len({getattr(line, name) for line in table}) > 1:
@@ -227,7 +231,8 @@ def to_csv(rows: Sequence[Row]) -> str:
             found["difference"] = None if paper is None else number.ours.mean - paper
             rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
             lines.append(csv_fields(number.ours) | {"ipc": ipc} | rounded)
-    return written_csv(FIELDS, lines)
+    columns = (*FIELDS, "labels") if len({line["labels"] for line in lines}) > 1 else FIELDS
+    return written_csv(columns, lines)
 
 
 LAYOUTS: dict[str, Callable[[Sequence[Row]], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}

@@ -1,7 +1,8 @@
 """Composite indices of the field, to compare with published tables: columns on request, by which no method is ranked.
 
 RR, AE and CREI: BEARD (Zhou et al., arXiv 2411.09265), as its code computes them for one ipc (`metrics_type` "beard").
-IOR: improvement over random selection, DD-Ranking (arXiv 2505.13300), here of robust instead of clean accuracy.
+IOR: improvement over random selection, DD-Ranking (arXiv 2505.13300), here of robust instead of clean accuracy, and
+over random images under the same labels: a set with the labels of a teacher gains by the teacher, whatever its images.
 
 Deviations: BEARD's code returns 0 where an index divides by zero, a number like any other in its tables; here that is a
 ValueError, as are inputs for which the index is the same whatever the network does.
@@ -12,6 +13,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from distill.evaluation.rows import ColumnKey, Row
+from distill.reports.rivals import is_rival, rival_key
 from distill.reports.summary import headings
 
 __all__ = ["UNBIASED", "attack_efficiency", "crei", "improvement_over_random", "indices", "robustness_ratio"]
@@ -144,9 +146,10 @@ def indices(rows: Sequence[Row]) -> list[Row]:
     for each attack.
 
     Args:
-        rows: of results.jsonl. IOR compares with the students of the method `random` on the same test images, with the
-            same ipc, network, loss and recipe, under the same attack at the same threat (`_rival`). It is undefined
-            where there are none, and where those of `random` themselves differ in a setting.
+        rows: of results.jsonl. IOR compares with students of random images under the same labels, on the same test
+            images, with the same ipc, network, loss and recipe, under the same attack at the same threat
+            (`distill.reports.rivals`). It is undefined where there are none, and where those of random images
+            themselves differ in a setting.
 
     Returns:
         rows whose verdict is "ok" or all that is suspicious of the numbers that an index is made of.
@@ -155,8 +158,8 @@ def indices(rows: Sequence[Row]) -> list[Row]:
     rivals: dict[tuple, list[Row]] = {}
     for row in rows:
         students.setdefault((row.line, row.student_key, row.test), []).append(row)
-        if row.method == "random":
-            rivals.setdefault(_rival(row), []).append(row)
+        if is_rival(row):
+            rivals.setdefault(rival_key(row), []).append(row)
     found: list[Row] = []
     for mine in students.values():
         clean = next((row for row in mine if row.attack == "clean"), None)
@@ -164,20 +167,14 @@ def indices(rows: Sequence[Row]) -> list[Row]:
             continue
         attacked = [row for row in mine if row.attack_kind not in NO_ATTACK]
         found += _joint(clean, attacked)
-        if clean.method == "random":
+        if is_rival(clean):
             continue
         for row in [row for row in attacked if row.attack_kind == UNBIASED] or attacked:
-            random = rivals.get(_rival(row), [])
+            random = rivals.get(rival_key(row), [])
             if len({each.config for each in random}) == 1:
                 value = improvement_over_random(row.accuracy, fmean(each.accuracy for each in random))
                 found.append(_index(row, f"IOR {row.attack}", value, [row, *random]))
     return found
-
-
-def _rival(row: Row) -> tuple:
-    """Return what a row and a row of `random` share if they are compared."""
-    cell = row.dataset, row.ipc, row.backbone, row.loss, row.recipe
-    return *cell, row.images, row.test, row.column
 
 
 def _joint(clean: Row, attacked: Sequence[Row]) -> list[Row]:

@@ -29,12 +29,14 @@ CSV_COLUMNS += ("verdict", "advised", "advised_mean", "how", "config", "set")
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return a line per seed and column, with the fields CSV_COLUMNS, and `version` where a row has one.
+    """Return a line per seed and column, with the fields CSV_COLUMNS, and two more on occasion.
 
-    Rows of versions that did not record it give the same text as those versions did.
+    `labels` is there where students of two regimes are, `version` where a row has one: rows of versions that did not
+    record it give the same text as those versions did.
     """
-    columns = (*CSV_COLUMNS, "version") if any(row.version for row in rows) else CSV_COLUMNS
-    return written_csv(columns, (csv_fields(each) for each in summary(rows)))
+    more = ["labels"] if len({row.regime for row in rows}) > 1 else []
+    more += ["version"] if any(row.version for row in rows) else []
+    return written_csv((*CSV_COLUMNS, *more), (csv_fields(each) for each in summary(rows)))
 
 
 def csv_fields(number: Summary) -> dict[str, Any]:
@@ -85,7 +87,8 @@ def figure(number: Summary, style: Style) -> str:
 def _cells(rows: Sequence[Row], style: Style) -> tuple[list[str], list[list[str]]]:
     """Return the header and the body: one line per LineKey, seeds together.
 
-    The config is shown where two lines differ in nothing else, the loss where a line has another than cross_entropy.
+    The config is shown where two lines differ in nothing else, the loss where a line has another than cross_entropy,
+    the labels where lines differ in them.
     """
     means = summary(rows, by_seed=False)
     above = headings(mean.column for mean in means)
@@ -95,6 +98,8 @@ def _cells(rows: Sequence[Row], style: Style) -> tuple[list[str], list[list[str]
     names = [each.name for each in fields(LineKey)]
     if all(line.loss == "cross_entropy" for line in lines):
         names.remove("loss")
+    if len({line.labels for line in lines}) == 1:
+        names.remove("labels")
     if len({replace(line, config="") for line in lines}) == len(lines):
         names.remove("config")
     body = [

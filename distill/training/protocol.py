@@ -38,6 +38,8 @@ class Protocol:
     """whether all processes of a run can train one student together, each with a part of each batch"""
     preprocess: nn.Module | None = None
     """first layer of a student, from pixels in [0, 1] to the input of its network; None for the set's normalisation"""
+    labels_of_teacher: bool = False
+    """whether students are trained on what a teacher says of crops of the images, instead of the labels of the set"""
 
 
 ProtocolOf = Callable[[DistilledSet, Path, Run], Protocol]

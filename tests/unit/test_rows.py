@@ -43,14 +43,22 @@ def test_lines_of_the_version_before_are_read_and_written_again_byte_by_byte(tmp
 
 def test_a_row_comes_back(tmp_path: Path) -> None:
     rows = [
-        row(threat="l2:0.5", attack="pgd@l2:0.5", protocol="own", labels="soft", chance=10.0, version="1"),
+        row(
+            threat="l2:0.5",
+            attack="pgd@l2:0.5",
+            protocol="own",
+            labels="teacher",
+            teacher="trades",
+            chance=10.0,
+            version="1",
+        ),
         row(threat="linf:8/255", student=None),
     ]
     write_rows(tmp_path / "teacher.jsonl", rows)
     assert read_rows(tmp_path / "teacher.jsonl") == rows
     names = [{*json.loads(line)} for line in (tmp_path / "teacher.jsonl").read_text().splitlines()]
     every = {each.name for each in fields(Row)} - {"folder"}
-    assert names == [every, every - {"chance", "student", "protocol", "labels", "version"}]
+    assert names == [every, every - {"chance", "student", "protocol", "labels", "teacher", "version"}]
 
 
 def test_every_ball_keeps_its_text(tmp_path: Path) -> None:
