@@ -112,7 +112,7 @@ def with_labels(distilled: DistilledSet, real: ImageSet, config: RobustLabels, r
     labels = robust_labels(real, distilled.backbone, distilled.images, classes, config, run)
     same = int((labels.argmax(1) == classes).sum())
     run.notify(f"the teacher gives {same} of {len(classes)} images the class that they were made for")
-    nothing = {"training": MethodTraining(), "training_tensors": {}}
+    nothing = {"training": MethodTraining(factor=distilled.training.factor), "training_tensors": {}}
     return replace(distilled, labels=labels.float(), teacher=config.written, **nothing)
 
 
