@@ -18,6 +18,10 @@ tesla      the gradient of TESLA (Cui et al., ICML 2023, arXiv 2211.10586): as r
            g_i; the dependence of theta_i on alpha and on the images of earlier steps is ignored. It equals the other
            two only for N = 1, and saves the backward pass through theta_i.
 
+Labels can be learned too: then y_i = softmax(logits of the images of step i), the mean cross-entropy is that of soft
+labels, and the gradient of the loss by the logits has the form of dS, with y_i in the place of S_i: dlogits +=
+-alpha d<lambda, g_i>/dlogits, in all three algorithms.
+
 Replayed and tesla compute g_i in groups of the step's images (`groups`), of which several processes have some each. All
 processes exchange the groups' gradients in each step, and sum them in one order: the result does not depend on the
 number of processes. Unrolled, and images that are one group, are the work of the main process.
@@ -48,8 +52,9 @@ SMALLEST_GROUP = {"cpu": 5 * 32**2, "cuda": 64 * 32**2}
 """pixels by type of device: in smaller groups the overhead of a step takes much of the time (not measured on a GPU)"""
 
 Gradient = Literal["unrolled", "replayed", "tesla"]
-Batch = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-"""(step, images (N, C, H, W)) -> the augmented images of the step and their labels; deterministic for a given step"""
+Batch = Callable[..., tuple[Tensor, Tensor]]
+"""(step, images (N, C, H, W)) -> the augmented images of the step and their labels; with learned labels (step, images,
+logits (N, K)) -> the augmented images and their probabilities; deterministic for a given step"""
 
 
 def match(
@@ -61,7 +66,8 @@ def match(
     batch: Batch,
     steps: int,
     gradient: Gradient = "replayed",
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Return the matching loss of a trajectory and the gradients of the loss.
 
     Args:
@@ -73,50 +79,58 @@ def match(
         batch: returns the training batch of each step.
         steps: number of steps.
         gradient: algorithm for the gradients.
+        logits: (N, K) of learned labels; None for labels that are not learned.
 
     Returns:
-        the loss (a scalar), its gradient by the images (shaped like `images`), and by the learning rate (a scalar).
+        the loss (a scalar), its gradient by the images (shaped like `images`), by the learning rate (a scalar), and,
+        with `logits`, by them (shaped like `logits`).
     """
     with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         gradients = _unrolled if gradient == "unrolled" else partial(_replayed, exact=gradient == "replayed")
-        work = partial(gradients, network.train(), start, target, images, lr, batch, steps)
+        learned = (images,) if logits is None else (images, logits)
+        work = partial(gradients, network.train(), start, target, learned, lr, batch, steps)
         if gradient != "unrolled" and len(groups(network, images)) > 1:
             return work()
-        found = torch.zeros_like(lr), torch.zeros_like(images), torch.zeros_like(lr)
+        found = tuple(map(torch.zeros_like, (lr, images, lr, *learned[1:])))
         if is_main_process():
             with alone():
                 found = work()
-        loss, to_images, to_lr = (from_main(each.contiguous()) for each in found)
-        return loss, to_images, to_lr
+        return tuple(from_main(each.contiguous()) for each in found)
 
 
 def _unrolled(
-    network: nn.Module, start: Tensor, target: Tensor, images: Tensor, lr: Tensor, batch: Batch, steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, lr = images.detach().requires_grad_(), lr.detach().requires_grad_()
+    network: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    learned: tuple[Tensor, ...],
+    lr: Tensor,
+    batch: Batch,
+    steps: int,
+) -> tuple[Tensor, ...]:
+    leaves, lr = [each.detach().requires_grad_() for each in learned], lr.detach().requires_grad_()
     parameters = start.detach().requires_grad_()
     for step in range(steps):
-        parameters = parameters - lr * _step(network, parameters, *batch(step, images), graph=True)
+        parameters = parameters - lr * _step(network, parameters, *batch(step, *leaves), graph=True)
     loss = (parameters - target).square().sum() / (start - target).square().sum()
-    to_images, to_lr = torch.autograd.grad(loss, (images, lr))
-    return loss.detach(), to_images, to_lr
+    to_images, to_lr, *to_logits = torch.autograd.grad(loss, (leaves[0], lr, *leaves[1:]))
+    return loss.detach(), to_images, to_lr, *to_logits
 
 
 def _replayed(
     network: nn.Module,
     start: Tensor,
     target: Tensor,
-    images: Tensor,
+    learned: tuple[Tensor, ...],
     lr: Tensor,
     batch: Batch,
     steps: int,
     *,
     exact: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, lr = images.detach(), lr.detach()
+) -> tuple[Tensor, ...]:
+    learned, lr = tuple(each.detach() for each in learned), lr.detach()
     path = [start.detach()]
     for step in range(steps):
-        x, y = batch(step, images)
+        x, y = batch(step, *learned)
         parts, found = groups(network, x), [start.new_zeros(0, len(start))]
         for part in block(parts):
             at = path[-1].clone().requires_grad_()
@@ -124,25 +138,30 @@ def _replayed(
         path.append(path[-1] - lr * gathered(torch.cat(found), [len(each) for each in blocks(parts)]).sum(0))
     gap, scale = path.pop() - target, (start - target).square().sum()
     cotangent = 2 * gap / scale
-    to_images, to_lr = torch.zeros_like(images), torch.zeros_like(lr)
+    totals, to_lr = [torch.zeros_like(each) for each in learned], torch.zeros_like(lr)
     for step in reversed(range(steps)):
-        theta, leaf = path.pop(), images.clone().requires_grad_()
-        x, y = batch(step, leaf)
+        theta, leaves = path.pop(), [each.clone().requires_grad_() for each in learned]
+        x, y = batch(step, *leaves)
+        data = (x, y)[: len(leaves)]  # depends on the leaves
         parts, through = groups(network, x), exact and step > 0
-        found, to_x = [start.new_zeros(0, 1 + through * len(start))], [x.detach()[:0]]
+        found, to_data = [start.new_zeros(0, 1 + through * len(start))], [[each.detach()[:0]] for each in data]
         for part in block(parts):
-            at, group = theta.clone().requires_grad_(), x.detach()[part].requires_grad_()
-            along = _step(network, at, group, y[part], graph=True) @ cotangent * (len(part) / len(x))
-            to_group, *to_at = torch.autograd.grad(along, (group, at) if through else (group,))
-            found.append(torch.cat([along.detach().view(1), *to_at])[None])
-            to_x.append(to_group)
+            at, group = theta.clone().requires_grad_(), [each.detach()[part].requires_grad_() for each in data]
+            labels = group[1] if len(group) > 1 else y[part]
+            along = _step(network, at, group[0], labels, graph=True) @ cotangent * (len(part) / len(x))
+            gradients = torch.autograd.grad(along, (*group, at) if through else group)
+            found.append(torch.cat([along.detach().view(1), *gradients[len(group) :]])[None])
+            for rows, gradient in zip(to_data, gradients, strict=False):
+                rows.append(gradient)
         to_theta = gathered(torch.cat(found), [len(each) for each in blocks(parts)]).sum(0)
-        to_x = gathered(torch.cat(to_x), [sum(map(len, each)) for each in blocks(parts)])
-        to_images -= lr * torch.autograd.grad(x, leaf, to_x)[0]
+        sizes = [sum(map(len, each)) for each in blocks(parts)]
+        cotangents = [gathered(torch.cat(rows), sizes) for rows in to_data]
+        for total, each in zip(totals, torch.autograd.grad(data, leaves, cotangents), strict=True):
+            total -= lr * each
         to_lr -= to_theta[0]
         if through:
             cotangent = cotangent - lr * to_theta[1:]
-    return gap.square().sum() / scale, to_images, to_lr
+    return gap.square().sum() / scale, totals[0], to_lr, *totals[1:]
 
 
 def groups(network: nn.Module, images: Tensor) -> Sequence[Tensor]:

@@ -5,36 +5,41 @@
 
 theta* is an expert's trajectory (`baselines.mtt.trajectories`); each iteration draws an expert and an epoch t. S_i is a
 batch of the images, A_i an augmentation drawn for each image, alpha the learned learning rate, which --protocol own
-uses for students. S is optimised in the input space of the networks, normalised or whitened.
+uses for students. S is optimised in the input space of the networks, normalised or whitened. With learned labels, L is
+the cross-entropy with softmax(Y_i), and the logits Y are optimised with S and alpha (`baselines.mtt.initial`).
 
 MTT:       "Dataset Distillation by Matching Training Trajectories", Cazenavette et al., CVPR 2022 (arXiv 2203.11932),
            algorithm 1.
 TESLA:     "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", Cui et al., ICML 2023 (arXiv
            2211.10586).
+DATM:      "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", Guo et al., ICLR 2024
+           (arXiv 2310.05773): learned labels, and start epochs t from early (easy) to late (hard).
 guard_mtt: MTT whose experts are trained with GUARD's curvature-regularised loss; only the field expert_loss differs.
            Neither paper has this combination: GUARD compares with unmodified MTT and TESLA.
+mtt_learned_labels, tesla_learned_labels: learned labels that start at those of an adversarially trained teacher. No
+           paper has this combination.
 
 Deviations from the official codes: the result is the last set, not the best of many on the test set; experts are drawn
 with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 is normalised with CIFAR-100's constants; DSA
 warps as in DSA's code (MTT aligns corners); TESLA's code omits the factor 2 in the gradient by images, so its --lr_img
-1000 is 500 here; each random draw has a separate seed (`Run.generator`), and all runs share the experts of one seed.
-
-This file is above 300 lines: the settings, the loop and the authors' protocol are read together.
+1000 is 500 here; each random draw has a separate seed (`Run.generator`), and all runs share the experts of one seed;
+DATM's experts are those of MTT, not of FTD (Du et al., CVPR 2023), and its students have the batches of MTT's.
 """
 
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from baselines.mtt.matching import Gradient, logits_at, match
+from baselines.mtt.config import Config
+from baselines.mtt.initial import initial
+from baselines.mtt.matching import logits_at, match
 from baselines.mtt.trajectories import Expert, Trajectories, experts
+from baselines.robust_labels.labels import check_teachers, squeezes
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -49,79 +54,14 @@ from distill.training.protocol import Protocol
 from distill.training.students import Training, train_student
 from distill.training.whiten import Whiten, preprocessing
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import Loss, Normalize
-from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
+from robust import Normalize
+from sre2l.precision import Compute
+from sre2l.work import squeeze_work
 
-__all__ = ["Config", "distill", "protocol", "student_work", "work"]
+__all__ = ["Config", "check", "distill", "protocol", "student_work", "work"]
 
 REMEDY = "--lr-img, --lr-lr or --max-start-epoch"
 """flags to reduce when matching diverges"""
-
-
-@dataclass(frozen=True)
-class Config:
-    """The method's settings, named as in the official code where possible.
-
-    Raises:
-        ValueError: a field is out of its range, or two fields are incompatible.
-    """
-
-    expert_loss: Loss
-    """loss for training experts; h in the units of their inputs, eps and sigma in pixels of [0, 1]"""
-    backbone: str = "convnet"
-    """network of experts and of students: a name from `bash run.sh list`, options after a colon"""
-    num_experts: Annotated[int, Range(least=1, most=100_000)] = 100
-    """number of expert trajectories"""
-    expert_seed: Whole = 0
-    """root of the random seeds of experts; runs with different seeds share experts, as in the paper"""
-    train_epochs: Count = 50
-    """training epochs of an expert"""
-    expert_images: Count | None = None
-    """real images per epoch of an expert, drawn anew in each epoch; None: all"""
-    lr_expert: Positive = 0.01
-    """learning rate of an expert (SGD, no momentum)"""
-    batch_train: Count = 256
-    """real images per training step of an expert"""
-    iterations: Count = 5000
-    """K: steps of the images"""
-    syn_steps: Annotated[int, Range(least=1, most=100_000)] = 20
-    """N: training steps on the synthetic images per iteration"""
-    expert_epochs: Count = 3
-    """M: epochs of an expert that the N steps are matched with"""
-    max_start_epoch: Count = 25
-    """the N steps start from an expert's random epoch below this number"""
-    batch_syn: Count | None = None
-    """synthetic images in each of the N steps; None: all"""
-    lr_img: Positive = 1000.0
-    """learning rate of the images (SGD, momentum 0.5), in normalised or whitened units"""
-    lr_lr: NonNegative = 1e-5
-    """learning rate of the students' learning rate (SGD, momentum 0.5)"""
-    lr_init: Positive = 0.01
-    """initial value of the students' learning rate"""
-    init: Literal["noise", "real"] = "real"
-    """initial synthetic images: standard normal noise (in the networks' units), or random real images of the class"""
-    augment: str = ""
-    """augmentation of experts, matching and students: "" for none, a DSA strategy, or kornia:..."""
-    zca: bool = False
-    """whether networks take images whitened over whole images (ZCA, eps 0.1) instead of normalised images"""
-    gradient: Gradient = "replayed"
-    """replayed; unrolled (same gradient, all graphs in memory); tesla (approximate): see baselines/mtt/matching.py"""
-    labels: Literal["hard", "expert"] = "hard"
-    """hard: classes; expert: probabilities of the expert at theta*_(t+M), updated in each iteration (TESLA)"""
-    student_epochs: Count = 1000
-    """E of students with --protocol own, see --student.epochs"""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        last = self.max_start_epoch - 1 + self.expert_epochs
-        if last > self.train_epochs:
-            raise ValueError(
-                f"train_epochs is {self.train_epochs}; a start below max_start_epoch {self.max_start_epoch} and "
-                f"expert_epochs {self.expert_epochs} need {last}"
-            )
-        if self.zca and self.augment.startswith("kornia:"):
-            raise ValueError("augment is kornia's, which cannot augment whitened images; with zca take a DSA strategy")
-        augmentation(self.augment)
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -135,10 +75,11 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
 
     Returns:
         `ipc` images of each class, sorted by class, in pixels, on the device of `real`; `training` contains the learned
-        learning rate.
+        learning rate. Labels of experts and learned labels are probabilities.
 
     Raises:
-        InputError: the images do not fit in memory, or an expert or the matching diverged.
+        InputError: the images do not fit in memory, a teacher of the labels cannot be trained or read, or an expert or
+            the matching diverged.
     """
     real = real.in_memory()  # experts see all images in each epoch
     device = real.images.device
@@ -147,23 +88,32 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     network = build(config.backbone, like=real, generator=run.generator("network")).to(device)
     siamese = augmentation(config.augment, real.mean, real.std)
     classes = torch.arange(real.num_classes, device=device).repeat_interleave(ipc)
-    state = run.restore() or _initial(real, ipc, space, config, run)
+    state = run.restore() or initial(real, classes, space, config, teachers, network, run)
     images, velocity, lr, lr_velocity, labels = (
         state[name].to(device) for name in ("images", "velocity", "lr", "lr_velocity", "labels")
     )
+    learned, empty = config.labels == "learned", torch.empty(0)  # checkpoints of earlier versions have no logits
+    logits, logits_velocity = (state.get(name, empty).to(device) for name in ("logits", "logits_velocity"))
 
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             begun = time.perf_counter()
-            pair = _pair(teachers, config, run.generator("expert", iteration))
+            pair = _pair(teachers, config, iteration, run.generator("expert", iteration))
             start, target = (each.to(images, non_blocking=True) for each in pair)
             labels = _soft_labels(network, target, images) if config.labels == "expert" else classes
             order = _order(len(images), config.batch_syn, config.syn_steps, run.generator("order", iteration))
 
             batch = partial(_batch, order, labels, siamese, partial(run.generator, "augment", iteration))
-            loss, *gradients = match(network, start, target, images, lr, batch, config.syn_steps, config.gradient)
-            velocity, lr_velocity = 0.5 * velocity + gradients[0], 0.5 * lr_velocity + gradients[1]
-            images, lr = images - config.lr_img * velocity, lr - config.lr_lr * lr_velocity
+            variable = logits if learned else None
+            loss, *gradients = match(
+                network, start, target, images, lr, batch, config.syn_steps, config.gradient, variable
+            )
+            if config.threshold is None or loss <= config.threshold:
+                velocity, lr_velocity = 0.5 * velocity + gradients[0], 0.5 * lr_velocity + gradients[1]
+                images, lr = images - config.lr_img * velocity, lr - config.lr_lr * lr_velocity
+                if learned:
+                    logits_velocity = 0.9 * logits_velocity + gradients[2]
+                    logits = logits - config.lr_labels * logits_velocity
             value, rate = torch.stack([loss, lr]).tolist()
             if not (value < float("inf") and rate > 0):
                 raise diverged("the matching", iteration, f"loss {value:.3g}, learned learning rate {rate:.3g}", REMEDY)
@@ -172,13 +122,25 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
             run.log(iteration, loss=value, lr=rate, seconds=time.perf_counter() - begun)
             if run.due() or iteration == config.iterations - 1:
                 state = {"iteration": iteration + 1, "images": images, "velocity": velocity, "labels": labels}
-                run.save(iteration + 1, state | {"lr": lr, "lr_velocity": lr_velocity}, REMEDY)
+                state |= {"lr": lr, "lr_velocity": lr_velocity, "logits": logits, "logits_velocity": logits_velocity}
+                run.save(iteration + 1, state, REMEDY)
 
     file = None if whitening is None else os.path.relpath(whitening, run.folder)
     training = MethodTraining(lr=lr.item(), epochs=config.student_epochs, whitening=file)
     return DistilledSet.of(
-        real, space.inverse(images), labels, augment=config.augment, backbone=config.backbone, training=training
+        real,
+        space.inverse(images),
+        logits.softmax(1) if learned else labels,
+        augment=config.augment,
+        backbone=config.backbone,
+        teacher=_teacher(config),
+        training=training,
     )
+
+
+def _teacher(config: Config) -> str:
+    """Return the teacher whose labels the set has: labels that were learned have none."""
+    return config.label_teacher.written if config.teacher_starts and config.lr_labels == 0 else ""
 
 
 def _expert(config: Config) -> Expert:
@@ -206,21 +168,11 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
     return Whiten.load(path).to(real.images.device), path
 
 
-def _initial(real: ImageSet, ipc: int, space: nn.Module, config: Config, run: Run) -> dict[str, Any]:
-    if config.init == "real":
-        images = [real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)]
-        images = space(torch.cat(images))
-    else:
-        images = torch.randn(real.num_classes * ipc, *real.image_shape, generator=run.generator("initial"))
-    lr = torch.tensor(config.lr_init, dtype=images.dtype)
-    zeros = {"velocity": torch.zeros_like(images), "lr_velocity": torch.zeros_like(lr), "labels": torch.empty(0)}
-    return {"iteration": 0, "images": images, "lr": lr} | zeros
-
-
-def _pair(teachers: Trajectories, config: Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return the parameters of a random expert at a random epoch, and M epochs later."""
+def _pair(teachers: Trajectories, config: Config, iteration: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the parameters of a random expert at a random start epoch of the iteration, and M epochs later."""
     number = int(torch.randint(len(teachers), (), generator=generator))
-    epoch = int(torch.randint(config.max_start_epoch, (), generator=generator))
+    epochs = config.start_epochs(iteration)
+    epoch = int(torch.randint(epochs.start, epochs.stop, (), generator=generator))
     return teachers.snapshot(number, epoch), teachers.snapshot(number, epoch + config.expert_epochs)
 
 
@@ -241,19 +193,30 @@ def _batch(
     generator: Callable[[int], torch.Generator],
     step: int,
     images: Tensor,
+    logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the augmented images of a step and their labels."""
+    """Return the augmented images of a step and their labels; with logits (N, K), their probabilities."""
     indices = order[step].to(images.device, non_blocking=True)
     x = images[indices]
     if siamese is not None:
         x = siamese.apply(x, siamese.sample(len(x), tuple(x.shape[1:]), generator(step)))
-    return x, labels[indices]
+    return x, labels[indices] if logits is None else logits[indices].softmax(1)
 
 
 @torch.no_grad()
 def _soft_labels(network: nn.Module, parameters: Tensor, images: Tensor) -> Tensor:
     """Return the class probabilities (N, K) of a network with `parameters`, from the main process."""
     return from_main(logits_at(network.train(), parameters, images).softmax(1))
+
+
+def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
+    """Refuse before any work teachers of learned labels that cannot be trained or read.
+
+    Raises:
+        InputError: as of `baselines.robust_labels.labels.check_teachers`.
+    """
+    if config.teacher_starts:
+        check_teachers(real, config.backbone, config.label_teacher)
 
 
 # --- students with the authors' protocol -------------------------------------------------------------------------
@@ -293,7 +256,7 @@ def protocol(distilled: DistilledSet, folder: Path, run: Run) -> Protocol:
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the work of a distillation for the time estimate: each kind of step and the number of such steps.
 
-    All experts are counted, even if some exist already.
+    All experts and teachers are counted, even if some exist already.
     """
     real, synthetic = min(config.batch_train, PROBE), min(config.batch_syn or ipc * num_classes, ipc * num_classes)
     probe, expert_images = min(synthetic, PROBE), min(config.expert_images or examples, examples)
@@ -306,11 +269,15 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
         start = nn.utils.parameters_to_vector(network.parameters()).detach()
         labels = torch.zeros(probe, dtype=torch.long)
         images, lr = torch.randn(probe, *shape), torch.tensor(config.lr_init)
-        match(network, start, start + 0.1, images, lr, lambda step, x: (x, labels), 1, config.gradient)
+        logits = torch.zeros(probe, num_classes) if config.labels == "learned" else None
+        batch = partial(_batch, [torch.arange(probe)], labels, None, torch.Generator().manual_seed)
+        match(network, start, start + 0.1, images, lr, batch, 1, config.gradient, logits)
 
+    teachers = squeezes(config.label_teacher) if config.teacher_starts else []
     return [
         (config.num_experts * config.train_epochs * expert_images / real, expert_step),
         (config.iterations * config.syn_steps * synthetic / probe, matching_step),
+        *(squeeze_work(each, Compute(), examples) for each in teachers if each.epochs),
     ]
 
 

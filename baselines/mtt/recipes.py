@@ -1,11 +1,12 @@
 """Recipes of MTT, TESLA, and GUARD on MTT."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from math import log2
 from typing import Any
 
-from baselines.mtt.method import Config, distill, protocol, student_work, work
+from baselines.mtt.method import Config, check, distill, protocol, student_work, work
 from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
 from distill.methods.method import Method, presets
@@ -13,7 +14,7 @@ from distill.models.convnet import convnet_for
 from distill.training.augment import dsa_strategy
 from robust import CrossEntropy, CurvatureRegularizedLoss, Loss
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "method", "recipe", "similar", "smoke"]
 
 # (syn_steps, expert_epochs, max_start_epoch, zca, lr_img, lr_lr, lr_init, batch_syn) by data set and ipc. CIFAR and
 # Tiny ImageNet: the author's commands from the readme of dc_benchmark (methods/tm); ImageNette: the command of MTT's
@@ -46,23 +47,46 @@ GUARD_WEIGHT = 0.1
 EARLIER = {"imagenet": "cifar10"}  # the row that earlier versions used; no row has been published for 224 px
 
 
-def _paper(method: str, facts: Facts, ipc: int) -> dict[str, Any]:
-    """Return the fields of a row; a data set without a published row uses the row of a similar set, without whitening.
+def similar(facts: Facts, ipc: int, table: Mapping[tuple[str, int], Any], large: str) -> tuple[str, int]:
+    """Return the key of the row of a data set, or of a similar data set where no row was published.
 
-    Sets below 64 px use the row of CIFAR-10, or of CIFAR-100 from 50 classes on. Larger sets use the row of ImageNette;
-    sets with at least 50 classes below 128 px use the row of Tiny ImageNet.
+    Sets below 64 px use the row of CIFAR-10, or of CIFAR-100 from 50 classes on; larger sets that of `large`. An ipc
+    between two rows uses the row with the smaller ipc.
+
+    Args:
+        facts: of the data set.
+        ipc: images per class.
+        table: the published rows, by data set and ipc.
+        large: name of the data set whose rows large images use.
     """
-    many = facts.classes >= 50
-    small, large = ("cifar100", "tiny_imagenet") if many else ("cifar10", "imagenette")
-    similar = small if facts.size < 64 else large if facts.size < 128 else "imagenette"
-    known = facts.name if any(name == facts.name for name, _ in PAPER) else EARLIER.get(facts.name, similar)
+    small = "cifar100" if facts.classes >= 50 else "cifar10"
+    name = facts.name
+    if all(known != name for known, _ in table):
+        name = EARLIER.get(name, small if facts.size < 64 else large)
+    return name, max(rows for known, rows in table if known == name and rows <= ipc)
+
+
+def _paper(method: str, facts: Facts, ipc: int) -> dict[str, Any]:
+    """Return the fields of a row; a data set without a published row is not whitened.
+
+    Images of at least 64 px use the row of ImageNette, with at least 50 classes below 128 px that of Tiny ImageNet.
+    """
     table = PAPER | (TESLA if method == "tesla" else {})
-    row = table[known, max(rows for name, rows in table if name == known and rows <= ipc)]
-    fields: dict[str, Any] = dict(zip(NAMES, row, strict=True))
-    return fields if known == facts.name else fields | {"zca": False}
+    large = "tiny_imagenet" if facts.classes >= 50 and facts.size < 128 else "imagenette"
+    key = similar(facts, ipc, table, large)
+    fields: dict[str, Any] = dict(zip(NAMES, table[key], strict=True))
+    return fields if key[0] == facts.name else fields | {"zca": False}
 
 
-def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
+def recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
+    """Return a recipe of MTT, TESLA or GUARD on MTT.
+
+    Args:
+        name: "paper" or "quick".
+        method: mtt, tesla or guard_mtt.
+        facts: of the data set.
+        ipc: images per class.
+    """
     fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips)}
     loss: Loss = CrossEntropy()
     if method == "guard_mtt":  # quick penalises a quarter of each batch: experts take 3 times as long, not 7
@@ -83,7 +107,7 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     return Recipe(Config(loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-_smoke = partial(
+smoke = partial(
     replace,
     num_experts=2,
     train_epochs=3,
@@ -98,35 +122,36 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(
+method = partial(
     Method,
     distill=distill,
     work=work,
+    check=check,
     protocol=protocol,
     student_work=student_work,
     processes="divided",
 )
 
 METHODS = (
-    _method(
+    method(
         "mtt",
         "trajectory matching: training on the set follows the weights of training on the real images",
         "Cazenavette et al., CVPR 2022, arXiv 2203.11932",
         "mtt",
-        presets(_recipe, "mtt", smoke=_smoke),
+        presets(recipe, "mtt", smoke=smoke),
     ),
-    _method(
+    method(
         "tesla",
         "MTT with a gradient of constant memory and soft labels",
         "Cui et al., ICML 2023, arXiv 2211.10586",
         "tesla",
-        presets(_recipe, "tesla", smoke=_smoke),
+        presets(recipe, "tesla", smoke=smoke),
     ),
-    _method(
+    method(
         "guard_mtt",
         "MTT with experts trained by the curvature-regularised loss",
         "Xue et al., arXiv 2403.10045",
         "guard",
-        presets(_recipe, "guard_mtt", smoke=_smoke),
+        presets(recipe, "guard_mtt", smoke=smoke),
     ),
 )
