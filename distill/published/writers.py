@@ -20,7 +20,7 @@ from robust import Normalize
 
 __all__ = ["AS_MTT", "EXPORTS"]
 
-AS_MTT = ("mtt", "tesla", "guard_mtt")
+AS_MTT = ("mtt", "tesla", "guard_mtt", "datm", "mtt_learned_labels", "tesla_learned_labels")
 """methods with the whitening (ZCA of pixels) and the learned learning rate of MTT's code"""
 
 

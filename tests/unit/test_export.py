@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.mtt.recipes import METHODS
+from baselines.mtt import label_recipes, recipes
 from distill.app.export import export, run_export
 from distill.data import FACTS, ImageSet
 from distill.data.facts import Constants
@@ -172,14 +172,14 @@ def test_mtt_of_a_set_that_is_whitened_otherwise_is_normalised(method: str, tmp_
     assert found.training == MethodTraining()
 
 
-@pytest.mark.parametrize("method", ["mtt", "tesla", "guard_mtt"])
+@pytest.mark.parametrize("method", AS_MTT)
 def test_all_methods_that_whiten_as_mtt_are_known(method: str, tmp_path: Path) -> None:
     Whiten.fit(REAL.images).save(tmp_path / "whitening.safetensors")
     ours = made(method=method, training=MethodTraining(lr=0.01, epochs=30, whitening="whitening.safetensors"))
     (line, _) = export(ours, tmp_path, "mtt", tmp_path / "out")
     assert "whitened (kornia's ZCA" in line
     assert "left out" not in line
-    assert set(AS_MTT) == {method.name for method in METHODS}
+    assert set(AS_MTT) == {method.name for method in (*recipes.METHODS, *label_recipes.METHODS)}
 
 
 def official_evaluation(path: Path, test: ImageSet, epochs: int) -> float:

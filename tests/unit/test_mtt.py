@@ -372,17 +372,21 @@ SMALL = Config(
 )
 
 
+EASY = {"current_max_start_epoch": 1, "expansion_end_epoch": 3}
+
+
 def run_in(place: Path, config: Config = SMALL, **options: Any) -> Run:
     return Run(place, config, **options).begin()
 
 
-@pytest.mark.parametrize("gradient", ["unrolled", "replayed"])
+@pytest.mark.parametrize(("gradient", "kind"), [("unrolled", "hard"), ("replayed", "hard"), ("replayed", "learned")])
 @pytest.mark.usefixtures("float64")
-def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the official loop, written out: torch.optim on images and rate, parameters as a list."""
+def test_mtt_is_the_textbook(gradient: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the official loops (of DATM for learned labels), written out: torch.optim, parameters as a list."""
     sample = ImageSet.sample
     monkeypatch.setattr(ImageSet, "sample", lambda *args: sample(*args).double())
     config, real, run = replace(SMALL, gradient=gradient), toy(), run_in(tmp_path)
+    config = replace(config, labels=kind, labels_start="hard", lr_labels=3.0)
     ours = distill(real, 2, config, run)
 
     space = normalize(real)
@@ -390,6 +394,9 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
     images = space(torch.cat([real.sample(c, 2, run.generator("initial", c)) for c in range(2)])).requires_grad_()
     lr, labels = torch.tensor(0.2, requires_grad=True), torch.tensor([0, 0, 1, 1])
     optimizers = [torch.optim.SGD([images], lr=30.0, momentum=0.5), torch.optim.SGD([lr], lr=1e-3, momentum=0.5)]
+    if kind == "learned":
+        labels = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]).log().requires_grad_()
+        optimizers.append(torch.optim.SGD([labels], lr=3.0, momentum=0.9))
     network = build(config.backbone, **SHAPE, generator=torch.Generator())
     named, policy = dict(network.named_parameters()), augmentation(STRATEGY)
     for iteration in range(5):
@@ -406,7 +413,7 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
             which = chunks.pop()
             drawn = policy.sample(len(which), (3, 8, 8), run.generator("augment", iteration, step))
             logits = functional_call(network, theta, (policy.apply(images[which], drawn),))
-            loss = F.cross_entropy(logits, labels[which])
+            loss = F.cross_entropy(logits, labels[which].softmax(1) if kind == "learned" else labels[which])
             gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
             theta = {name: theta[name] - lr * g for name, g in zip(theta, gradients, strict=True)}
         loss = (torch.cat([p.flatten() for p in theta.values()]) - target).square().sum() / far
@@ -420,6 +427,9 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
     assert ours.training == MethodTraining(lr=ours.training.lr, epochs=1000)
     assert ours.training.lr == pytest.approx(lr.item(), rel=1e-9)
     assert abs(lr.item() - 0.2) > 1e-4
+    if kind == "learned":
+        assert (ours.labels - labels.detach().softmax(1)).abs().max() < 1e-9
+        assert (ours.labels[0, 0] - 0.9).abs() > 1e-3
     first = distill(real, 2, replace(config, iterations=1), run_in(tmp_path / "first", stages=run.stages))
     assert (ours.images - first.images).abs().max() > 1e-3
 
@@ -431,6 +441,7 @@ def test_mtt_is_the_textbook(gradient: str, tmp_path: Path, monkeypatch: pytest.
         SMALL,
         replace(SMALL, zca=True, expert_loss=GUARD, backbone="convnet:width=4,norm=batch", batch_syn=None),
         replace(SMALL, gradient="tesla", labels="expert", init="noise", augment=""),
+        replace(SMALL, labels="learned", labels_start="expert", init="correct", order="easy_first", **EASY),
     ],
 )
 @pytest.mark.long
@@ -498,7 +509,7 @@ def test_labels_of_the_expert(tmp_path: Path) -> None:
     found = distill(toy(), 2, config, run)
     real = toy()
     teachers = experts(real, normalize(real), mtt._expert(config), 2, run)
-    _, target = mtt._pair(teachers, config, run.generator("expert", 0))
+    _, target = mtt._pair(teachers, config, 0, run.generator("expert", 0))
     network = build(config.backbone, **SHAPE, generator=torch.Generator())
     nn.utils.vector_to_parameters(target, network.parameters())
     assert torch.allclose(found.labels, network(normalize(real)(found.images)).softmax(1), atol=1e-4)
@@ -583,6 +594,14 @@ def test_students_learn_at_the_learned_rate(tmp_path: Path) -> None:
         ({"lr_img": float("inf")}, "lr_img is inf"),
         ({"lr_lr": -1e-5}, "lr_lr is -1e-05"),
         ({"train_epochs": 26}, "train_epochs is 26; a start below max_start_epoch 25 and expert_epochs 3 need 27"),
+        ({"min_start_epoch": 25}, "min_start_epoch is 25; it must be below max_start_epoch 25"),
+        ({"order": "easy_first", "min_start_epoch": 20}, "it must be below current_max_start_epoch 20"),
+        (
+            {"order": "easy_first", "current_max_start_epoch": 26},
+            "current_max_start_epoch is 26; it must be at most max_start_epoch 25",
+        ),
+        ({"lr_labels": -1.0}, "lr_labels is -1"),
+        ({"threshold": 0.0}, "threshold is 0"),
         ({"zca": True, "augment": "kornia:RandomHorizontalFlip()"}, "cannot augment whitened images"),
         ({"augment": "colour"}, "unknown augmentation 'colour'"),
     ],

@@ -32,11 +32,14 @@ def work():
         target = start + 0.05 * torch.randn(start.shape, generator=generator)
         images, labels = torch.randn(12, 3, 32, 32, generator=generator), torch.arange(12) % 2
         assert len(groups(network.train(), images)) == 3
+        learned = torch.randn(12, 2, generator=generator)
         for gradient in ("replayed", "tesla", "unrolled"):
-            batch = lambda step, x: (x[:11], labels[:11])
-            found = match(network, start, target, images, torch.tensor(0.1), batch, 3, gradient)
-            bits = hashlib.sha256(b"".join(each.numpy().tobytes() for each in found)).hexdigest()
-            print(gradient, bits) if is_main_process() else None
+            for logits in (None, learned):
+                batch = lambda step, x, y=None: (x[:11], labels[:11] if y is None else y[:11].softmax(1))
+                found = match(network, start, target, images, torch.tensor(0.1), batch, 3, gradient, logits)
+                assert len(found) == (3 if logits is None else 4) and all(each.abs().sum() > 0 for each in found)
+                bits = hashlib.sha256(b"".join(each.numpy().tobytes() for each in found)).hexdigest()
+                print(gradient, bits) if is_main_process() else None
     return 0
 
 sys.exit(max(fork(count, work) for count in (1, 2, 4)))
@@ -79,12 +82,12 @@ def test_matching_has_the_same_bits_in_any_number_of_processes() -> None:
     done = python("-c", MATCH)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines == 3 * lines[:3]
-    assert len(set(lines)) == 3
+    assert lines == 3 * lines[:6]
+    assert len(set(lines)) == 6
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["mtt", "tesla"])
+@pytest.mark.parametrize("method", ["mtt", "tesla", "datm", "mtt_learned_labels"])
 def test_a_set_has_the_same_bits_in_any_number_of_processes(method: str, tmp_path: Path) -> None:
     for count in (1, 2, 3):
         done = python("-m", "distill", *command(method, count, tmp_path / str(count)))
