@@ -80,23 +80,24 @@ def _smoke(config: Config) -> Config:
 
 
 _presets = partial(presets, smoke=_smoke)
+_method = partial(method, in_benchmark=False)
 
 METHODS = (
-    method(
+    _method(
         "datm",
         "MTT with learned soft labels, and trajectories in the order of their difficulty",
         "Guo et al., ICLR 2024, arXiv 2310.05773",
         "datm",
         _presets(_datm),
     ),
-    method(
+    _method(
         "mtt_learned_labels",
         "MTT with soft labels that are learned from those of an adversarially trained teacher",
         "no paper; labels are learned as in DATM, Guo et al., ICLR 2024, arXiv 2310.05773",
         "mtt",
         _presets(_from_teacher, "mtt"),
     ),
-    method(
+    _method(
         "tesla_learned_labels",
         "TESLA with soft labels that are learned from those of an adversarially trained teacher",
         "no paper; labels are learned as in DATM, Guo et al., ICLR 2024, arXiv 2310.05773",
