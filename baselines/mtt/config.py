@@ -11,6 +11,9 @@ from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_rang
 
 __all__ = ["Config"]
 
+LATER = {"later": True}
+"""metadata of fields that earlier versions lacked: at its default a run is the run of an earlier version"""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -64,23 +67,23 @@ class Config:
     labels: Literal["hard", "expert", "learned"] = "hard"
     """hard: classes; expert: probabilities of the expert at theta*_(t+M), updated in each iteration (TESLA); learned:
     softmax of logits that are optimised with the images (DATM)"""
-    labels_start: Literal["teacher", "hard", "expert"] = "teacher"
+    labels_start: Literal["teacher", "hard", "expert"] = field(default="teacher", metadata=LATER)
     """initial learned labels: probabilities of the networks of --label-teacher; hard: 0.9 for the class of the image;
     expert: mean logits of the experts, at their last epoch, that classify the image correctly (DATM)"""
-    lr_labels: NonNegative = 2.0
+    lr_labels: NonNegative = field(default=2.0, metadata=LATER)
     """learning rate of the logits of learned labels (SGD, momentum 0.9), DATM's lr_y; 0 keeps the initial labels"""
-    label_teacher: RobustLabels = field(default_factory=RobustLabels)
+    label_teacher: RobustLabels = field(default_factory=RobustLabels, metadata=LATER)
     """teachers of the initial learned labels with labels_start teacher"""
-    order: Literal["any", "easy_first"] = "any"
+    order: Literal["any", "easy_first"] = field(default="any", metadata=LATER)
     """any: start epochs are in [min_start_epoch, max_start_epoch) throughout; easy_first: at first they are below
     current_max_start_epoch, and the bound rises linearly to max_start_epoch (DATM's sequential generation)"""
-    min_start_epoch: Whole = 0
+    min_start_epoch: Whole = field(default=0, metadata=LATER)
     """the N steps start at this epoch of an expert at least"""
-    current_max_start_epoch: Count = 20
+    current_max_start_epoch: Count = field(default=20, metadata=LATER)
     """bound of start epochs in the first iteration, with order easy_first"""
-    expansion_end_epoch: Count = 3000
+    expansion_end_epoch: Count = field(default=3000, metadata=LATER)
     """iteration from which the bound of start epochs is max_start_epoch, with order easy_first"""
-    threshold: Positive | None = None
+    threshold: Positive | None = field(default=None, metadata=LATER)
     """iterations with a larger loss change nothing (DATM); None: all iterations count"""
     student_epochs: Count = 1000
     """E of students with --protocol own, see --student.epochs"""

@@ -6,7 +6,7 @@ from typing import Any
 
 from baselines.mtt.method import Config
 from baselines.mtt.recipes import method, recipe, similar, smoke
-from baselines.robust_labels.labels import RobustLabels
+from baselines.robust_labels.labels import labels_recipe
 from distill.data import Facts
 from distill.experiment import Recipe
 from distill.methods.method import presets
@@ -63,19 +63,16 @@ def _datm(name: str, facts: Facts, ipc: int) -> Recipe:
 def _from_teacher(name: str, base: str, facts: Facts, ipc: int) -> Recipe:
     """Return the recipe of `base` with learned labels that start at those of an adversarially trained teacher."""
     found = recipe(name, base, facts, ipc)
-    teacher = RobustLabels(teacher_flip=facts.flips)
-    teacher = replace(teacher, teacher_batch_size=min(teacher.teacher_batch_size, max(2, facts.examples // 2)))
-    if name == "quick":
-        teacher = replace(teacher, teacher_epochs=10)
     lr_labels = DATM[similar(facts, ipc, DATM, "tiny_imagenet")][NAMES.index("lr_labels")]
-    fields = {"labels": "learned", "labels_start": "teacher", "lr_labels": lr_labels, "label_teacher": teacher}
+    fields = {"labels": "learned", "labels_start": "teacher", "lr_labels": lr_labels}
+    fields["label_teacher"] = labels_recipe(name, facts)
     return replace(found, config=replace(found.config, **fields))
 
 
 def _smoke(config: Config) -> Config:
     """Return the settings of a recipe quick for seconds on small images."""
-    teacher = config.label_teacher
-    teacher = replace(teacher, teacher_epochs=2, teacher_batch_size=min(16, teacher.teacher_batch_size))
+    batch_size = min(16, config.label_teacher.teacher_batch_size)
+    teacher = replace(config.label_teacher, teacher_epochs=2, teacher_batch_size=batch_size)
     return smoke(config, label_teacher=teacher, current_max_start_epoch=1, expansion_end_epoch=2)
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from distill.data import ImageSet
+from distill.data import Facts, ImageSet
 from distill.data.images import Images
 from distill.errors import InputError
 from distill.models import build
@@ -37,7 +37,7 @@ from sre2l.precision import Compute
 from sre2l.squeeze import Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
 
-__all__ = ["RobustLabels", "check_teachers", "robust_labels", "squeezes", "teachers_of"]
+__all__ = ["RobustLabels", "check_teachers", "labels_recipe", "robust_labels", "squeezes", "teachers_of"]
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """endings of files of weights"""
@@ -108,6 +108,19 @@ class RobustLabels:
         names = (Path(text).name if _is_file(text) else text for text in self.teachers)
         temperature = f" T={self.temperature:g}" if self.temperature != 1 else ""
         return f"{','.join(names)}{temperature}{f' hard={self.hard:g}' if self.hard else ''}"
+
+
+def labels_recipe(name: str, facts: Facts, teacher: str = RobustLabels.teacher) -> RobustLabels:
+    """Return the labels of a recipe: a teacher of 30 epochs, in "quick" of 10 and in "smoke" of 2.
+
+    Args:
+        name: of the recipe.
+        facts: of the data set.
+        teacher: its loss.
+    """
+    batch_size = min(16 if name == "smoke" else 128, max(2, facts.examples // 2))
+    epochs = {"quick": 10, "smoke": 2}.get(name, 30)
+    return RobustLabels(teacher, teacher_epochs=epochs, teacher_batch_size=batch_size, teacher_flip=facts.flips)
 
 
 def _is_file(text: str) -> bool:

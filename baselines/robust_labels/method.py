@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from baselines.robust_labels.labels import RobustLabels, check_teachers, robust_labels, squeezes
+from baselines.robust_labels.labels import RobustLabels, check_teachers, labels_recipe, robust_labels, squeezes
 from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Recipe
@@ -162,11 +162,6 @@ def relabelled(base: Method, kind: str) -> Method:
 
 def _recipe(name: str, recipe: Callable[[Facts, int], Recipe], teacher: str, facts: Facts, ipc: int) -> Recipe:
     images = recipe(facts, ipc)
-    labels = RobustLabels(teacher, teacher_flip=facts.flips)
-    labels = replace(labels, teacher_batch_size=min(labels.teacher_batch_size, max(2, facts.examples // 2)))
-    if name == "quick":
-        labels = replace(labels, teacher_epochs=10)
-    if name == "smoke":
-        labels = replace(labels, teacher_epochs=2, teacher_batch_size=min(16, labels.teacher_batch_size))
+    labels = labels_recipe(name, facts, teacher)
     evaluation = replace(images.evaluation, protocol="standard")
     return Recipe(Config(images.config, labels), evaluation)

@@ -1,6 +1,6 @@
 """Experiments as JSON, by which runs are told apart, and the differences between two of them."""
 
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ def describe(value: Any) -> Any:
 
 def _is_described(field: Field, value: Any) -> bool:
     """Return whether a description has a field of this value."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
     later = field.metadata.get("later", False)
-    return field.metadata.get("identity", True) and not (later and value == field.default)
+    return field.metadata.get("identity", True) and not (later and value == default)
 
 
 def _class_of(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+from baselines.robust_labels.labels import RobustLabels
 from distill.app.benchmark import BenchmarkCommand
 from distill.app.compare import CompareCommand
 from distill.app.curvature import CurvatureCommand
@@ -19,6 +20,7 @@ from distill.app.distil import MethodCommand
 from distill.app.evaluate import EvaluateCommand, Judgement
 from distill.app.export import ExportCommand
 from distill.app.registry import find_methods
+from distill.app.relabel import RelabelCommand
 from distill.app.rerun import RerunCommand
 from distill.app.start import RunOptions
 from distill.app.table import TableCommand
@@ -36,6 +38,7 @@ COMMANDS = {
     "compare": CompareCommand(),
     "curvature": CurvatureCommand(tyro.MISSING),
     "table": TableCommand(),
+    "relabel PATH": RelabelCommand(RobustLabels()),
     "rerun": RerunCommand(tyro.MISSING),
 }
 """the defaults of every command that has flags"""
