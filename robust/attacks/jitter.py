@@ -18,7 +18,6 @@ all steps. The noise shifts the gradient, so points are compared by the loss wit
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robust.attacks.pgd import check_pixels
@@ -51,8 +50,9 @@ def scaled_distance(logits: Tensor, targets: Tensor, scale: float, noise: Tensor
     [0.5344, 0.5344]
     """
     size = logits.abs().amax(1, keepdim=True).clamp_min(torch.finfo(logits.dtype).tiny)
-    probabilities = (scale * logits / size).softmax(1) + noise
-    return (probabilities - F.one_hot(targets, logits.shape[1]).to(logits)).square().mean(1)
+    probabilities = (scale * logits / size).softmax(1)
+    labels = torch.zeros_like(probabilities).scatter(1, targets[:, None], 1.0)
+    return (probabilities + noise - labels).square().mean(1)
 
 
 @dataclass(frozen=True)

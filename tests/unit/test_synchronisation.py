@@ -308,9 +308,9 @@ def test_a_step_of_pgd_reads_which_examples_stand_and_which_are_better(attack: P
 def test_steps_of_other_attacks() -> None:
     box = Threat("linf", 1e-6)
     for attack in (VMIFGSM(box, neighbours=2), Jitter(box)):
-        whose = {"_local_scalar_dense": 4}  # the numbers of the four examples that draw, in one copy from a device
-        assert reads_per_step(attack) == {"nonzero": 2, **whose}
-        assert reads_per_step(replace(attack, iterate="last")) == whose
+        # beside one `tolist`, which this mode does not see: whose random numbers are drawn
+        assert reads_per_step(attack) == {"nonzero": 2}
+        assert not reads_per_step(replace(attack, iterate="last"))
     assert reads_per_step(APGD(Threat("linf", 1e-6))) == {"nonzero": 3}  # in torchattacks
     # Adam's counter is on the host; for each of nine constants
     assert reads_per_step(CW(Threat("l2", 1e-6))) == {"_local_scalar_dense": 9}
