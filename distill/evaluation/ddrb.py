@@ -22,7 +22,7 @@ __all__ = ["FIVE", "ddrb"]
 STEP = 2 / 255
 """length of a step, pixels in [0, 1]"""
 FIVE = 5
-"""columns that DD-RobustBench joins in one mean: all but AutoAttack"""
+"""columns that `distill.reports.field_mean` joins: all but AutoAttack"""
 
 
 def ddrb(threat: Threat) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """The mean over DD-RobustBench's attacks and its drop rate: columns of every table that has these attacks.
 
-The mean is over the five attacks FGSM, PGD, PGD on the margin, VMI-FGSM and Jitter at one threat (`ddrb`), as in the
-tables of the field; AutoAttack, stronger than the five, has a column of its own. Both numbers follow from the columns,
-so no file of results has them.
+The mean is over the five attacks FGSM, PGD, PGD on the margin, VMI-FGSM and Jitter at one threat (`ddrb`), as are the
+published means that we compare with (C2R's, as far as its numbers show). AutoAttack, stronger than the five, has a
+column of its own. Both numbers follow from the columns, so `results.jsonl` has neither.
 """
 
 from collections.abc import Sequence
