@@ -3,8 +3,10 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from distill.errors import InputError
 from distill.evaluation.column_kinds import AttackColumn
@@ -12,6 +14,7 @@ from distill.evaluation.columns import columns
 from distill.evaluation.ddrb import FIVE, ddrb
 from distill.evaluation.rows import Row
 from distill.experiment import Evaluation
+from distill.reports import outcome
 from distill.reports.field_mean import field_means
 from distill.reports.indices import drop_rate, indices
 from distill.reports.tables import FORMATS, render
@@ -153,3 +156,18 @@ def test_drop_rate_is_an_index_of_any_attacks() -> None:
     rows = [row(accuracy=80.0), row(attack="pgd", accuracy=30.0, seconds=2.0), row(attack="fgsm", accuracy=50.0)]
     assert [each.accuracy for each in indices(rows) if each.attack == "DR"] == [50.0]
     assert [each.attack for each in indices(rows[:1])] == []
+
+
+def test_the_printed_table_of_a_run_has_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With neither an interval nor a time, as they follow from the other columns."""
+    rows = student(40.0, *[30.0] * 6)
+    monkeypatch.setattr(outcome, "find_rows", lambda folders: rows)
+    measured = {each.column: torch.ones(1, 60, dtype=torch.bool) for each in rows}
+    monkeypatch.setattr(outcome, "bools_of", lambda folder, rows: measured)
+    outcome.show(tmp_path)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["ddrb", "mean@2/255", "30.0", "ok"] in printed
+    assert ["ddrb", "drop", "rate@2/255", "25.0", "ok"] in printed
+    assert any(line[:2] == ["ddrb", "mean:"] for line in printed)
