@@ -116,7 +116,9 @@ def _gradients(column: Column) -> int:
         return ELSEWHERE
     if name == "square":
         return attack.queries // 3
-    rounds = getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1)
+    rounds = (
+        getattr(attack, "search_steps", 1) * getattr(attack, "restarts", 1) * (1 + getattr(attack, "neighbours", 0))
+    )
     return 1 + getattr(attack, "steps", 1) * rounds * (9 if name in ("apgd_t", "fab", "deepfool") else 1)
 
 

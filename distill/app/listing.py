@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from distill.data import DATASETS
 from distill.errors import InputError
-from distill.evaluation.columns import SPECIAL
+from distill.evaluation.columns import PRESETS, SPECIAL
 from distill.methods.method import Method
 from distill.models import BACKBONES
 from distill.published.formats import SOURCES
@@ -40,7 +40,8 @@ def run_list(flags: list[str], methods: Mapping[str, Method]) -> int:
         "augmentations": f"a DSA strategy of {', '.join(STRATEGIES)} joined by _, one of DC's as in "
         "dc:crop_scale_rotate, or kornia:Name(...)+Name(...)",
         "attacks": "linf_star, linf, l2 (the paper's: PGD of 10 steps), "
-        f"{', '.join((*ATTACKS, *SPECIAL))}; fields after a colon, a threat after @: pgd:steps=50,restarts=5@8/255",
+        f"{', '.join((*ATTACKS, *SPECIAL, *PRESETS))}; "
+        "fields after a colon, a threat after @: pgd:steps=50,restarts=5@8/255",
         "published": f"formats of published sets that evaluate reads (--source): {', '.join(SOURCES)}",
         "exports": f"{', '.join(EXPORTS)}: formats that export writes",
         "threats": "pixels in [0, 1]; a name, or a size: 8/255, l2:0.5",

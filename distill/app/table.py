@@ -25,7 +25,7 @@ class TableCommand:
     format: Literal["text", "markdown", "csv", "latex"] = "text"
     """csv has a line per seed and attack; the other formats average over seeds"""
     indices: bool = False
-    """add the composite indices RR, AE, CREI, and IOR if there is a run of random images under the same labels
+    """add the composite indices RR, AE, CREI, DR, and IOR if there is a run of random images under the same labels
     (docs/robustness.md)"""
 
 

@@ -8,6 +8,7 @@
     worst                        the images right under every attack above at that threat or a smaller one
     corruptions                  fifteen kinds of damage at five severities each, the mean
     certified                    randomised smoothing: images certified right within the threat (sigma, n0, n, alpha)
+    ddrb                         six columns, those of DD-RobustBench at 2/255 or behind an @ (distill.evaluation.ddrb)
 
 A threat is a preset (linf_star, linf, l2, aaai25, standard, standard_l2) or an eps: 8/255, l2:0.5. The name of a column
 has the threat in it (pgd@8/255), so that results of two threats never have one name. JSMA has a ball in neither norm:
@@ -32,6 +33,7 @@ from distill.evaluation.column_kinds import (
     TransferColumn,
     WorstColumn,
 )
+from distill.evaluation.ddrb import ddrb
 from distill.evaluation.rows import ShareOfValues
 from distill.experiment import Evaluation
 from robust import PGD, AutoAttack, Square, Threat, attack_named, paper_attacks, threat_named
@@ -40,7 +42,7 @@ from robust.ranges import shown
 from robust.spec import configured, number_in, split_spec
 from robust.threat import family_of
 
-__all__ = ["SPECIAL", "columns"]
+__all__ = ["PRESETS", "SPECIAL", "columns"]
 
 KINDS: dict[str, AttackKind] = {
     "fgsm": "single_step",
@@ -51,6 +53,8 @@ KINDS: dict[str, AttackKind] = {
 """kinds of attacks that are not "white" """
 SPECIAL = ("transfer", "transfer_student", "worst", "corruptions", "certified")
 """names of columns that are no attacks of `robust`"""
+PRESETS = ("ddrb",)
+"""names of several columns"""
 
 
 def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
@@ -126,11 +130,16 @@ def _columns(item: str, group: str, default: Threat, curve: list[Threat], source
         return [AttackColumn(name=item, base="pgd, the paper's", **options)]
     spec, at, threat = item.partition("@")
     name, options = split_spec(spec)
+    if name in PRESETS:
+        if options:
+            raise ValueError(f"{item}: {name} has no options; write its columns one by one to change them")
+        items = ddrb(threat_named(threat if at else "2/255", group))
+        return [column for each in items for column in _columns(each, group, default, curve, sources)]
     if name == "corruptions" and not (options or at):
         return [CorruptionsColumn(name=item, base=item)]
     of_a_package = "." in name.partition(":")[0]  # package.module:name, which `attack_named` imports
     if name not in ATTACKS and name not in SPECIAL and not of_a_package:
-        raise unknown("attack", name, [*paper, *ATTACKS, *SPECIAL])
+        raise unknown("attack", name, [*paper, *ATTACKS, *SPECIAL, *PRESETS])
     if name == "jsma":
         return [_jsma(spec, options, threat)]
     norm = "l2" if name == "certified" else NORM.get(name)

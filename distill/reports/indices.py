@@ -3,6 +3,7 @@
 RR, AE and CREI: BEARD (Zhou et al., arXiv 2411.09265), as its code computes them for one ipc (`metrics_type` "beard").
 IOR: improvement over random selection, DD-Ranking (arXiv 2505.13300), here of robust instead of clean accuracy, and
 over random images under the same labels: a set with the labels of a teacher gains by the teacher, whatever its images.
+DR: drop rate, DD-RobustBench (arXiv 2403.13322), of the mean over the attacks.
 
 Deviations: BEARD's code returns 0 where an index divides by zero, a number like any other in its tables; here that is a
 ValueError, as are inputs for which the index is the same whatever the network does.
@@ -16,7 +17,16 @@ from distill.evaluation.rows import ColumnKey, Row
 from distill.reports.rivals import is_rival, rival_key
 from distill.reports.summary import headings
 
-__all__ = ["UNBIASED", "attack_efficiency", "crei", "improvement_over_random", "indices", "robustness_ratio"]
+__all__ = [
+    "UNBIASED",
+    "attack_efficiency",
+    "crei",
+    "drop_rate",
+    "improvement_over_random",
+    "index_row",
+    "indices",
+    "robustness_ratio",
+]
 
 UNBIASED = "pgd_ce_margin"
 """the column whose attack does not depend on the scale of a network's logits: methods are ranked by it"""
@@ -132,6 +142,32 @@ def improvement_over_random(robust: float, random_robust: float) -> float:
     return robust - random_robust
 
 
+def drop_rate(clean: float, robust: float) -> float:
+    """Return the share of the clean accuracy that attacks take, in percent: 100 (clean - robust) / clean.
+
+    The drop rate is meant as better where it is lower, and rewards a low clean accuracy: a network that is right on 10
+    % of the images, and on all of these under attack, has the best of all drop rates. It hides the level: 80 -> 40 and
+    20 -> 10 are both 50. Compare it only at equal clean accuracy, where the robust accuracy itself says the same.
+
+    Args:
+        clean: clean accuracy in percent, > 0.
+        robust: accuracy in percent under an attack, or a mean over several, not above `clean`.
+
+    Raises:
+        ValueError: an accuracy out of its range, a clean accuracy of 0, or a robust one above it.
+
+    >>> drop_rate(80.0, 20.0), drop_rate(12.0, 9.0)  # the first network withstands more attacks
+    (75.0, 25.0)
+    """
+    for accuracy in (clean, robust):
+        _check_percent("accuracy", accuracy)
+    if clean == 0:
+        raise ValueError("the clean accuracy is 0; no share of it can be lost")
+    if robust > clean:
+        raise ValueError(f"robust is {robust}, above the clean {clean}; an attack cannot raise accuracy")
+    return 100 * (clean - robust) / clean
+
+
 def _check_percent(name: str, value: float) -> None:
     if not 0 <= value <= 100:
         raise ValueError(f"{name} is {value}; it must be in percent, from 0 to 100")
@@ -140,10 +176,10 @@ def _check_percent(name: str, value: float) -> None:
 def indices(rows: Sequence[Row]) -> list[Row]:
     """Return rows with the indices of each student as `accuracy`, their names as `attack`; an undefined one has no row.
 
-    RR, AE and CREI join all attacks of a student; `how` of their rows names these attacks with their threats, so that
-    indices of other attacks or threats are another column. IOR is of the column `pgd_ce_margin` where a student has it:
-    under an attack by cross-entropy alone a network gains by the scale of its logits. Students without it have an IOR
-    for each attack.
+    RR, AE, CREI and DR join all attacks of a student; `how` of their rows names these attacks with their threats, so
+    that indices of other attacks or threats are another column. IOR is of the column `pgd_ce_margin` where a student
+    has it: under an attack by cross-entropy alone a network gains by the scale of its logits. Students without it have
+    an IOR for each attack.
 
     Args:
         rows: of results.jsonl. IOR compares with students of random images under the same labels, on the same test
@@ -173,7 +209,7 @@ def indices(rows: Sequence[Row]) -> list[Row]:
             random = rivals.get(rival_key(row), [])
             if len({each.config for each in random}) == 1:
                 value = improvement_over_random(row.accuracy, fmean(each.accuracy for each in random))
-                found.append(_index(row, f"IOR {row.attack}", value, [row, *random]))
+                found.append(index_row(row, f"IOR {row.attack}", value, [row, *random]))
     return found
 
 
@@ -181,10 +217,11 @@ def _joint(clean: Row, attacked: Sequence[Row]) -> list[Row]:
     """Return the rows of the indices that join all attacks of a student."""
     rr = _defined(lambda: robustness_ratio(clean.accuracy, [row.accuracy for row in attacked]))
     ae = _defined(lambda: attack_efficiency(clean.seconds, [row.seconds for row in attacked]))
-    values = {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae)}
+    dr = _defined(lambda: drop_rate(clean.accuracy, fmean(row.accuracy for row in attacked)))
+    values = {"RR": rr, "AE": ae, "CREI": None if rr is None or ae is None else crei(rr, ae), "DR": dr}
     joined = replace(clean, threat=None, how=f"of {', '.join(_attack_names([row.column for row in attacked]))}")
     numbers = [clean, *attacked]
-    return [_index(joined, name, value, numbers) for name, value in values.items() if value is not None]
+    return [index_row(joined, name, value, numbers) for name, value in values.items() if value is not None]
 
 
 def _attack_names(columns: Sequence[ColumnKey]) -> list[str]:
@@ -193,7 +230,7 @@ def _attack_names(columns: Sequence[ColumnKey]) -> list[str]:
     return sorted(f"{name} {transfers.get(column, '')}".strip() for column, name in headings(columns).items())
 
 
-def _index(like: Row, name: str, value: float, of: Sequence[Row]) -> Row:
+def index_row(like: Row, name: str, value: float, of: Sequence[Row]) -> Row:
     """Return the row of an index; its verdict is what is suspicious of any row that the index is made of."""
     doubts = dict.fromkeys(row.verdict for row in of if row.verdict != "ok")
     verdict = "; ".join(doubts) or "ok"

@@ -13,6 +13,7 @@ from distill.evaluation.results import absent_columns
 from distill.evaluation.row_files import find_rows, read_rows
 from distill.evaluation.rows import ColumnKey, Row, RunDescription
 from distill.experiment import Evaluation
+from distill.reports.field_mean import LEGEND, field_means
 from distill.reports.summary import headings, summary
 from distill.reports.tables import TABLES, aligned, milliseconds, render
 from distill.runs.files import write_text
@@ -81,6 +82,8 @@ def show(folder: Path) -> int:
         accuracies = ", ".join(f"{row.attack} {row.accuracy:.1f}" for row in read_rows(teacher))
         print(f"teacher: {accuracies}")
     print(_legend(students, first.epoch_seconds, {column[0] for column in columns}))
+    if field_means(rows):
+        print(LEGEND)
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
     return 0
 
@@ -132,13 +135,15 @@ def bools_of(folder: Path, rows: list[Row]) -> dict[ColumnKey, Tensor]:
 
 def _columns(rows: list[Row], folder: Path) -> list[list[str]]:
     """Return the columns of the printed table, each with its heading; empty columns are left out."""
-    bools, means = bools_of(folder, rows), summary(rows)
+    bools = bools_of(folder, rows)
+    rows = [*rows, *field_means(rows)]
+    means = summary(rows)
     names = headings(mean.column for mean in means)
     table: dict[str, list[str]] = {name: [] for name in HEADER}
     for mean in means:
         mine = [row for row in rows if row.column == mean.column]
-        found, interval = bools[mean.column], ""  # corruptions have no interval: the same image many times
-        if found.ndim == 2:
+        found, interval = bools.get(mean.column), ""  # corruptions have no interval: the same image many times
+        if found is not None and found.ndim == 2:
             low, high = accuracy_interval([found])
             interval = f"{low:.1f} to {high:.1f}"
         distances = [row.median_distance for row in mine if row.median_distance is not None]
@@ -148,7 +153,7 @@ def _columns(rows: list[Row], folder: Path) -> list[list[str]]:
             interval,
             "" if mean.advised_mean is None else f"{mean.advised_mean:.1f} by {mean.advised}",
             f"{sum(distances) / len(distances):.3g}" if distances else "",
-            f"{sum(row.seconds for row in mine):.1f}",
+            "" if found is None else f"{sum(row.seconds for row in mine):.1f}",
             verdict_of([row.verdict for row in mine]),
         ]
         for name, cell in zip(HEADER, line, strict=True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from distill.evaluation.rows import ColumnKey, LineKey, Row, threat_text
+from distill.reports.field_mean import field_means
 from distill.reports.settings import config_notes
 from distill.reports.summary import Summary, headings, summary
 
@@ -186,5 +187,5 @@ TABLES = {"table.md": "markdown", "table.csv": "csv"}
 
 
 def render(rows: Sequence[Row], form: str) -> str:
-    """Return the table in one of FORMATS."""
-    return FORMATS[form](rows)
+    """Return the table in one of FORMATS, with the mean over DD-RobustBench's attacks where rows have these."""
+    return FORMATS[form]([*rows, *field_means(rows)])

@@ -7,6 +7,7 @@ from robust.attacks.cw import CW
 from robust.attacks.deepfool import DeepFool
 from robust.attacks.fab import FAB
 from robust.attacks.gradient import SuspiciousModelWarning
+from robust.attacks.jitter import Jitter
 from robust.attacks.jsma import JSMA
 from robust.attacks.named import ATTACKS, attack_named
 from robust.attacks.noise import Noise
@@ -14,6 +15,7 @@ from robust.attacks.pgd import PGD, pgd
 from robust.attacks.pgd_presets import paper_attacks
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
+from robust.attacks.vmi_fgsm import VMIFGSM
 
 __all__ = [
     "APGD",
@@ -23,8 +25,10 @@ __all__ = [
     "FAB",
     "JSMA",
     "PGD",
+    "VMIFGSM",
     "AutoAttack",
     "DeepFool",
+    "Jitter",
     "Noise",
     "Square",
     "SuspiciousModelWarning",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robust.attacks.bpda import BPDA
 from robust.attacks.gradient import input_gradient
+from robust.attacks.record import Ascended, Iterate, Record
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.margin import difference_of_logits_ratio, margin
 from robust.network.expectation import Expected
@@ -28,9 +29,7 @@ from robust.threat import Threat
 
 __all__ = ["PGD", "check_pixels", "pgd"]
 
-Iterate = Literal["worst", "last"]
 Objective = Literal["ce", "margin", "dlr", "ce+margin"]
-Ascended = Callable[[Tensor, Tensor], Tensor]
 OBJECTIVES: dict[str, tuple[Ascended, ...]] = {
     "ce": (cross_entropy,),
     "margin": (margin,),
@@ -109,7 +108,7 @@ def pgd(
         return images.clone()
     generators = streams(len(images), generator) if random_start else []
     ascended = OBJECTIVES[objective]
-    record = _Record(images, targets, ascended[-1], final=eot == 1)
+    record = Record(images, targets, ascended[-1], final=eot == 1)
     answer = model if eot == 1 else Expected(model, eot)
     if iterate == "worst":
         with torch.no_grad():
@@ -164,44 +163,6 @@ def _gradients(model: Model, points: Tensor, labels: Tensor, ascended: Ascended,
     if eot == 1:
         return total, answers[0]
     return total / eot, torch.stack([each.log_softmax(1) for each in answers]).logsumexp(0)
-
-
-class _Record:
-    """The best adversarial point so far for each example."""
-
-    def __init__(self, images: Tensor, targets: Tensor, objective: Ascended, final: bool = True):
-        self.images = images.clone()
-        self.targets = targets
-        self.objective = objective
-        self.final = final  # whether a misclassified point stays misclassified: the answers are not random
-        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
-        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def standing(self) -> Tensor:
-        """Return the indices of examples that are not misclassified yet."""
-        return (~self.fooled).nonzero().flatten()
-
-    def update(self, points: Tensor, logits: Tensor, indices: Tensor | None = None, replace: bool = False) -> Tensor:
-        """Store the points that are misclassified or of higher loss, or all points.
-
-        Args:
-            points: (n, ...).
-            logits: (n, K) of the points.
-            indices: (n,) indices of their examples; None for all examples.
-            replace: whether to store all points.
-
-        Returns:
-            bools (n,), which of these examples are not misclassified.
-        """
-        indices = torch.arange(len(points), device=points.device) if indices is None else indices
-        targets, logits = self.targets[indices], logits.detach()
-        loss = self.objective(logits, targets).to(self.loss.dtype)
-        fooled = (logits.argmax(1) != targets) & self.final
-        better = (fooled | (loss > self.loss[indices]) | replace).nonzero().flatten()
-        self.images[indices[better]] = points.detach()[better]
-        self.loss[indices[better]] = loss[better]
-        self.fooled[indices] = fooled
-        return ~fooled
 
 
 def _check_options(

@@ -10,6 +10,7 @@ from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
 from robust.attacks.square import Square
 from robust.attacks.transfer import Transfer
+from robust.attacks.vmi_fgsm import VMIFGSM
 
 __all__ = ["ANY_STEP", "AVERAGED", "BLACK_BOX", "MARGIN", "advised", "concerns", "remedy"]
 
@@ -77,7 +78,7 @@ def concerns(reason: str, attack: Any) -> bool:
     spec = remedy(reason)
     if spec == MARGIN:
         by_loss = (isinstance(attack, PGD) and attack.objective == "ce") or getattr(attack, "loss", None) == "ce"
-        return by_loss or not type(attack).__module__.startswith("robust.attacks")
+        return by_loss or isinstance(attack, VMIFGSM) or not type(attack).__module__.startswith("robust.attacks")
     if spec == BLACK_BOX and not reason.startswith("takes gradients inside"):
         # Where gradients mislead but are not zero, a black box may be weaker than an attack that uses them (seen with
         # k-winners-take-all), so its accuracy is doubtful too.

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from robust import (
     JSMA,
     PGD,
+    VMIFGSM,
     Expected,
+    Jitter,
     Square,
     Threat,
     Transfer,
@@ -112,6 +114,8 @@ def test_what_a_model_cannot_take_is_not_measured() -> None:
 CALLS: dict[str, Any] = {
     "correct": lambda net, x, y: correct(net, x, y),
     "pgd": lambda net, x, y: withstands(net, x, y, PGD(BALL, steps=2), generator=rng()),
+    "vmifgsm": lambda net, x, y: withstands(net, x, y, VMIFGSM(BALL, steps=2, neighbours=2), generator=rng()),
+    "jitter": lambda net, x, y: withstands(net, x, y, Jitter(BALL, steps=2), generator=rng()),
     "cw": lambda net, x, y: least_distances(net, x, y, CW(Threat("l2", 0.3), steps=2, search_steps=2)),
     "jsma": lambda net, x, y: withstands(net, x, y, JSMA(goals=3)),
     "transfer": lambda net, x, y: withstands(

@@ -12,7 +12,8 @@ from distill.evaluation.columns import columns
 from distill.evaluation.rows import threat_text
 from distill.experiment import Evaluation
 from distill.runs.run import Run
-from robust import ATTACKS, PGD, Threat, correct
+from robust import ATTACKS, PGD, Threat, correct, threat_named
+from robust.attacks.named import NORM
 from robust.threat import family_of
 from tests.attacked import attacked
 from tests.toy import toy
@@ -146,7 +147,7 @@ def test_an_attack_of_another_package_is_a_column(tmp_path: Path, monkeypatch: p
 def test_every_attack_is_made_at_every_eps_with_zero() -> None:
     for name in ATTACKS:
         for eps in ("0", "1/255", "l2:0.5"):
-            if name == "jsma" or (name in ("cw", "deepfool") and not eps.startswith("l2")):
+            if name == "jsma" or NORM.get(name, threat_named(eps).norm) != threat_named(eps).norm:
                 continue
             (column,) = columns(Evaluation(attacks=f"{name}@{eps}"), 1, 8)
             assert callable(column.attack)

@@ -246,15 +246,15 @@ def test_who_heeds_the_advice_is_not_in_doubt():
     astray = f"{UNPREDICTED} (correlation 0.13): use BPDA (robust.bpda) or square"
     random = "random: two passes differ: average attacks over the randomness, use autoattack:version=rand"
     heed = {
-        weak: "pgd:objective=margin pgd_ce_margin apgd_dlr apgd_t fab square autoattack noise",
+        weak: "pgd:objective=margin pgd_ce_margin jitter apgd_dlr apgd_t fab square autoattack noise",
         zero: "square noise",
         astray: "noise",
         random: "pgd:eot=20 apgd_ce:eot=5 autoattack:version=rand",
     }
     doubted = {
-        weak: "pgd pgd100 mim fgsm apgd_ce",
+        weak: "pgd pgd100 mim vmifgsm fgsm apgd_ce",
         astray: "pgd pgd_ce_margin square autoattack",  # Square may be the weakest of them
-        zero: "pgd pgd_ce_margin apgd_t fab autoattack fgsm",
+        zero: "pgd pgd_ce_margin vmifgsm jitter apgd_t fab autoattack fgsm",
         random: "pgd square autoattack noise",
     }
     for reason, specs in heed.items():

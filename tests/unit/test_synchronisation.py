@@ -29,7 +29,19 @@ from distill.runs.run import Run
 from distill.training.augment import STRATEGIES, augmentation
 from distill.training.augment_dc import DC_GROUPS
 from distill.training.students import Training, train_epochs, train_student, train_together
-from robust import APGD, CW, PGD, CrossEntropy, CurvatureRegularizedLoss, Normalize, RobustTeacher, Threat, loss_named
+from robust import (
+    APGD,
+    CW,
+    PGD,
+    VMIFGSM,
+    CrossEntropy,
+    CurvatureRegularizedLoss,
+    Jitter,
+    Normalize,
+    RobustTeacher,
+    Threat,
+    loss_named,
+)
 from robust.attacks import deepfool
 from robust.losses import drawing_from
 from sre2l import recover
@@ -294,6 +306,11 @@ def test_a_step_of_pgd_reads_which_examples_stand_and_which_are_better(attack: P
 
 
 def test_steps_of_other_attacks() -> None:
+    box = Threat("linf", 1e-6)
+    for attack in (VMIFGSM(box, neighbours=2), Jitter(box)):
+        # beside one `tolist`, which this mode does not see: whose random numbers are drawn
+        assert reads_per_step(attack) == {"nonzero": 2}
+        assert not reads_per_step(replace(attack, iterate="last"))
     assert reads_per_step(APGD(Threat("linf", 1e-6))) == {"nonzero": 3}  # in torchattacks
     # Adam's counter is on the host; for each of nine constants
     assert reads_per_step(CW(Threat("l2", 1e-6))) == {"_local_scalar_dense": 9}

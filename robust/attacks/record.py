@@ -1,0 +1,52 @@
+"""The record of an attack of many steps: for each example, the first misclassified point, else the highest loss."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ascended", "Iterate", "Record"]
+
+Iterate = Literal["worst", "last"]
+"""the point that an attack returns: the first that is misclassified (else that of the highest loss), or the last"""
+Ascended = Callable[[Tensor, Tensor], Tensor]
+"""an objective: logits (N, K) and classes (N,) to values (N,)"""
+
+
+class Record:
+    """The best adversarial point so far for each example."""
+
+    def __init__(self, images: Tensor, targets: Tensor, objective: Ascended, final: bool = True):
+        self.images = images.clone()
+        self.targets = targets
+        self.objective = objective
+        self.final = final  # whether a misclassified point stays misclassified: the answers are not random
+        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
+        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+
+    def standing(self) -> Tensor:
+        """Return the indices of examples that are not misclassified yet."""
+        return (~self.fooled).nonzero().flatten()
+
+    def update(self, points: Tensor, logits: Tensor, indices: Tensor | None = None, replace: bool = False) -> Tensor:
+        """Store the points that are misclassified or of higher loss, or all points.
+
+        Args:
+            points: (n, ...).
+            logits: (n, K) of the points.
+            indices: (n,) indices of their examples; None for all examples.
+            replace: whether to store all points.
+
+        Returns:
+            bools (n,), which of these examples are not misclassified.
+        """
+        indices = torch.arange(len(points), device=points.device) if indices is None else indices
+        targets, logits = self.targets[indices], logits.detach()
+        loss = self.objective(logits, targets).to(self.loss.dtype)
+        fooled = (logits.argmax(1) != targets) & self.final
+        better = (fooled | (loss > self.loss[indices]) | replace).nonzero().flatten()
+        self.images[indices[better]] = points.detach()[better]
+        self.loss[indices[better]] = loss[better]
+        self.fooled[indices] = fooled
+        return ~fooled
