@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "cut", "cut_box", "cut_same_box", "draw_boxes", "draw_crops", "draw_flips", "padded_boxes"]
+__all__ = [
+    "Augment",
+    "cut",
+    "cut_box",
+    "cut_same_box",
+    "draw_boxes",
+    "draw_crops",
+    "draw_flips",
+    "draw_strips",
+    "padded_boxes",
+    "shuffled",
+]
 
 Augment = Literal["resized_crop", "padded_crop", "none"]
 """crop of a random area, enlarged; crop of the image padded by an eighth of its side (CIFAR); the whole image"""
@@ -23,22 +34,29 @@ RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 
 
-def draw_boxes(count: int, height: int, width: int, least: float, generator: torch.Generator) -> Tensor:
+def draw_boxes(
+    count: int,
+    height: int,
+    width: int,
+    least: float,
+    generator: torch.Generator,
+    ratios: tuple[float, float] = RATIO,
+) -> Tensor:
     """Draw crops as torchvision's RandomResizedCrop does.
 
     Args:
         count: number of crops.
         height: of the image in pixels.
         width: of the image in pixels.
-        least: least share of the area of the image; the share is uniform in [least, 1], the aspect ratio log-uniform in
-            [3/4, 4/3].
+        least: least share of the area of the image; the share is uniform in [least, 1].
         generator: CPU generator.
+        ratios: least and largest aspect ratio, between which it is log-uniform.
 
     Returns:
         (count, 4) int64: top, left, height, width; the largest central crop of a valid ratio if ten tries fail.
     """
     area = height * width * (least + (1 - least) * torch.rand(count, TRIES, generator=generator))
-    low, high = (torch.tensor(ratio).log() for ratio in RATIO)
+    low, high = (torch.tensor(ratio).log() for ratio in ratios)
     ratio = (low + (high - low) * torch.rand(count, TRIES, generator=generator)).exp()
     w, h = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
@@ -47,7 +65,7 @@ def draw_boxes(count: int, height: int, width: int, least: float, generator: tor
     top = (torch.rand(count, generator=generator) * (height - h + 1)).long()
     left = (torch.rand(count, generator=generator) * (width - w + 1)).long()
     boxes = torch.stack([top, left, h, w], 1)
-    central_h, central_w = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    central_h, central_w = min(height, round(width / ratios[0])), min(width, round(height * ratios[1]))
     central = torch.tensor([(height - central_h) // 2, (width - central_w) // 2, central_h, central_w])
     return torch.where(fits.any(1, keepdim=True), boxes, central)
 
@@ -85,6 +103,31 @@ def draw_crops(
     else:
         boxes = padded_boxes(count, height, height // 8 if augment == "padded_crop" else 0, generator)
     return boxes, draw_flips(count, generator) & flip
+
+
+def draw_strips(count: int, parts: int, generator: torch.Generator) -> Tensor:
+    """Draw the order of the horizontal and vertical strips of each image, (count, 2, parts) int64."""
+    return torch.rand(count, 2, parts, generator=generator).argsort(-1)
+
+
+def shuffled(images: Tensor, strips: Tensor) -> Tensor:
+    """Return images whose horizontal and vertical strips are in another order.
+
+    Args:
+        images: (N, C, H, H).
+        strips: (N, 2, parts): the strip at each place, from the top and from the left. A strip has H // parts pixels,
+            the last one also the rest.
+
+    >>> image = torch.arange(9.0).view(1, 1, 3, 3)
+    >>> shuffled(image, torch.tensor([[[0, 1], [1, 0]]]))[0, 0].tolist()
+    [[1.0, 2.0, 0.0], [4.0, 5.0, 3.0], [7.0, 8.0, 6.0]]
+    """
+    size, parts, device = images.shape[-1], strips.shape[-1], images.device
+    strip_of = (torch.arange(size, device=device) // (size // parts)).clamp_max(parts - 1)
+    places = strips.to(device, non_blocking=True).argsort(-1)
+    sources = places[:, :, strip_of].argsort(dim=-1, stable=True)
+    rows, columns = sources[:, 0, :, None], sources[:, 1, None, :]
+    return images[torch.arange(len(images), device=device)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

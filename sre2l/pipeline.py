@@ -8,7 +8,6 @@ Under torchrun the same command uses all processes: in squeeze and validate they
 relabel they share the units of work.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,24 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
-from distill.data.pictures import read_pictures, write_pictures
+from distill.data.pictures import read_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.method_training import MethodTraining
 from distill.models import build
 from distill.runs.foreign import brief
 from distill.runs.own_files import companion_path
-from distill.runs.ranks import is_main_process
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
 from distill.training.protocol import Protocol
 from robust import Normalize
 from sre2l.precision import Compute
-from sre2l.recover import BatchNormMatch, Recover, read_units, recover
-from sre2l.relabel import Relabel, has_batch_of_one, label_missing_epochs, relabel
-from sre2l.squeeze import FILE, Squeeze, squeeze
+from sre2l.recover import BatchNormMatch, Recover, recover
+from sre2l.relabel import Relabel, label_missing_epochs, relabel
+from sre2l.relabel import check as check_relabel
+from sre2l.squeeze import Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
-from sre2l.training import require_batch_of_one
+from sre2l.stages import finished_set
+from sre2l.units import read_units
 from sre2l.validate import Validate, train
 from sre2l.weights import load_teacher
 
@@ -85,24 +84,9 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
     if images is None:
         images = read_units(recover(teacher, squeezed, real, ipc, config.recover, config.compute, run))
-    classes = torch.arange(real.num_classes).repeat_interleave(ipc)
     normalize = Normalize(real.mean, real.std).to(run.device)
-    labels = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
-    if config.pictures and is_main_process():
-        write_pictures(images, classes, real.classes, run.folder / "pictures")
-    return DistilledSet.of(
-        real,
-        images,
-        classes,
-        backbone=config.backbone,
-        training=MethodTraining(
-            labels=os.path.relpath(labels, run.folder),
-            teacher=os.path.relpath(run.stages / squeezed / FILE, run.folder),
-            teacher_backbone=config.backbone,
-            validate=vars(config.validate),
-            compute=vars(config.compute),
-        ),
-    )
+    store = relabel(teacher, squeezed, images.to(run.device), normalize, config.relabel, config.compute, run)
+    return finished_set(real, images, squeezed, store, config, run)
 
 
 def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
@@ -118,20 +102,12 @@ def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
         InputError: there are too few images for a batch, the last batch has one image, the network has no BatchNorm to
             match, or the weights of the teacher do not exist.
     """
-    images, batch_size = ipc * real.num_classes, config.relabel.batch_size
-    if images < batch_size:
-        raise InputError(
-            f"relabel.batch_size is {batch_size}, but there will be {images} distilled images; take a smaller batch"
-        )
     if config.recover.images and not Path(config.recover.images).is_dir():
         raise InputError(f"recover.images is {config.recover.images}: no such folder")
     network = build(config.backbone, like=real, generator=torch.Generator())
     if not config.recover.images:
         BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
-    if has_batch_of_one(images, batch_size):
-        advice = "take a size that leaves no last batch of one image"
-        what = f"relabel.batch_size is {batch_size}, of {images} images; {advice}"
-        require_batch_of_one(network, real.image_shape, what)
+    check_relabel(network, ipc * real.num_classes, real.image_shape, config.relabel)
     check_squeeze(network, real, config.backbone, config.squeeze, processes)
 
 

@@ -31,11 +31,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
-from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.runs.description import describe
 from distill.runs.divided import every_nth
-from distill.runs.files import read_tensors, write_tensors
 from distill.runs.ranks import barrier
 from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
@@ -43,12 +41,9 @@ from robust.ranges import Count, Fraction, NonNegative, Positive, Range, check_r
 from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
 from sre2l.crops import cut_same_box, draw_boxes, draw_flips
 from sre2l.precision import Compute
+from sre2l.units import unit_file, write_unit
 
-__all__ = ["BatchNormMatch", "Recover", "least_area", "read_units", "recover", "units"]
-
-
-LIMIT = 4 * 2**30
-"""bytes of images above which they stay in files"""
+__all__ = ["BatchNormMatch", "Recover", "least_area", "recover", "units"]
 
 
 @dataclass(frozen=True)
@@ -134,8 +129,7 @@ def recover(
         run: the run of the method; the stage has its own folder in `run.stages`.
 
     Returns:
-        the folder of the stage, with a file of each unit: `images` (n, C, H, W) in pixels and their numbers `places`
-        (n,).
+        the folder of the stage, with a file of each unit (`sre2l.units`).
 
     Raises:
         InputError: the teacher has no BatchNorm to match.
@@ -146,7 +140,7 @@ def recover(
     normalize = Normalize(real.mean, real.std).to(run.device)
     network = compute.place(teacher.network, run.device)
     assigned = every_nth(list(enumerate(units(real.num_classes, ipc, config.batch_size))))
-    todo = [(n, members) for n, members in assigned if not _file(stage, n).exists()]
+    todo = [(n, members) for n, members in assigned if not unit_file(stage.folder, n).exists()]
     with stage.progress("recover", len(assigned) * config.iterations, unit="step") as bar:
         bar.update((len(assigned) - len(todo)) * config.iterations)
         with BatchNormMatch(network, config.first_bn, required=config.r_bn > 0) as match:
@@ -155,15 +149,10 @@ def recover(
                 images = _recover_unit(
                     faster, match, members // ipc, number, normalize, real, config, compute, stage, bar
                 )
-                found = {"images": normalize.inverse(images).clamp(0, 1), "places": members}
-                write_tensors(_file(stage, number), found, {"of": f"{stage.folder.name}/{number}"})
-                _file(stage, number, ".pt").unlink(missing_ok=True)
+                write_unit(stage.folder, number, normalize.inverse(images).clamp(0, 1), members)
+                unit_file(stage.folder, number, ".pt").unlink(missing_ok=True)
     barrier()
     return stage.folder
-
-
-def _file(run: Run, number: int, kind: str = ".safetensors") -> Path:
-    return run.folder / f"unit-{number:05d}{kind}"
 
 
 class BatchNormMatch:
@@ -227,7 +216,8 @@ def _recover_unit(
     images.requires_grad_()
     optimizer = torch.optim.Adam([images], lr=config.lr, betas=(0.5, 0.9), eps=1e-8, foreach=False)
     scale = compute.scaler(device)
-    checkpoint = OwnedCheckpoint(_file(run, number, ".pt"), f"{run.folder.name}/{number}", run.checkpoint_seconds)
+    path, owner = unit_file(run.folder, number, ".pt"), f"{run.folder.name}/{number}"
+    checkpoint = OwnedCheckpoint(path, owner, run.checkpoint_seconds)
     monitor = DivergenceMonitor(f"recovery of unit {number}", f"--recover.lr than {config.lr:g}", device)
     done = 0
     if (state := checkpoint.restore()) is not None:
@@ -273,30 +263,3 @@ def _recover_unit(
             checkpoint.save(state | {"done": step + 1})
     monitor.check(images)
     return images.detach()
-
-
-def read_units(folder: Path) -> Tensor | Shards:
-    """Return all recovered images (N, C, H, W), in pixels, sorted by class; above 4 GiB they stay in files.
-
-    Raises:
-        InputError: a file is damaged, or belongs to another stage.
-    """
-    paths = sorted(folder.glob("unit-*.safetensors"))
-    places = torch.cat([_places(path, number) for number, path in enumerate(paths)])
-    if not torch.equal(places.sort().values, torch.arange(len(places))):
-        raise InputError(f"the units in {folder} do not hold each image once; delete that folder to have it made anew")
-    images = Shards(paths, places.argsort())
-    return images if 4 * images.numel() > LIMIT else images[:]
-
-
-def _places(path: Path, number: int) -> Tensor:
-    """Return the numbers of the images in the file of a unit, (n,).
-
-    Raises:
-        InputError: the file is damaged, or belongs to another stage.
-    """
-    found, facts = read_tensors(path, only=["places"])
-    owner = f"{path.parent.name}/{number}"
-    if facts.get("of", owner) != owner:  # files of earlier versions lack this field
-        raise InputError(f"{path} is of another run ({facts['of']}); delete it to have it made anew")
-    return found["places"]

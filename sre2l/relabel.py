@@ -8,7 +8,7 @@ statistics drift).
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.data.images import Images
 from distill.errors import InputError
+from distill.experiment import LATER
 from distill.runs.description import describe
 from distill.runs.divided import every_nth
 from distill.runs.foreign import read_json
@@ -25,10 +26,11 @@ from distill.runs.run import Run
 from distill.training.crop_labels import Batch, batches, digest, epoch_file, facts_in, write_epoch, write_facts
 from robust import Normalize, RobustTeacher
 from robust.ranges import Count, Positive, Range, check_ranges
-from sre2l.crops import cut, cut_box, draw_crops
+from sre2l.crops import cut, cut_box, draw_crops, draw_strips, shuffled
 from sre2l.precision import Compute
+from sre2l.training import require_batch_of_one
 
-__all__ = ["Relabel", "has_batch_of_one", "label_missing_epochs", "relabel", "view"]
+__all__ = ["Relabel", "check", "has_batch_of_one", "label_missing_epochs", "relabel", "view"]
 
 PARTS = ("relabel", "compute")
 """entries of a stage's settings that are dataclasses"""
@@ -56,9 +58,33 @@ class Relabel:
     """whether half of the images are mirrored"""
     crop_min: Annotated[float, Range(above=0, most=1)] = 0.08
     """least share of the area of a resized crop, in (0, 1]"""
+    strips: Annotated[int, Range(least=1, most=255)] = field(default=1, metadata=LATER)
+    """horizontal and vertical strips of an image that are put in random order before the crop (RDED); 1 for none"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+def check(network: nn.Module, images: int, shape: tuple[int, ...], config: Relabel) -> None:
+    """Refuse before any work batches that `relabel` or a student of this network would refuse later.
+
+    Args:
+        network: of the students.
+        images: number of distilled images.
+        shape: (C, H, W) of an image.
+        config: the settings.
+
+    Raises:
+        InputError: there are too few images for a batch, or the network cannot be trained on the last batch.
+    """
+    size = config.batch_size
+    if images < size:
+        raise InputError(
+            f"relabel.batch_size is {size}, but there will be {images} distilled images; take a smaller batch"
+        )
+    if has_batch_of_one(images, size):
+        advice = "take a size that leaves no last batch of one image"
+        require_batch_of_one(network, shape, f"relabel.batch_size is {size}, of {images} images; {advice}")
 
 
 def relabel(
@@ -150,7 +176,9 @@ def _label(
 
 def view(images: Images, batch: Batch, mix: str) -> Tensor:
     """Return the cropped and mixed images of a batch, which teacher and students see: (n, C, H, H) pixels."""
-    crops = cut(images[batch.who.to(images.device, non_blocking=True)], batch.boxes, batch.flips)
+    whole = images[batch.who.to(images.device, non_blocking=True)]
+    whole = shuffled(whole, batch.strips) if batch.strips.shape[-1] > 1 else whole
+    crops = cut(whole, batch.boxes, batch.flips)
     if mix == "none":
         return crops
     others = crops[batch.partners.to(crops.device, non_blocking=True)]
@@ -178,7 +206,8 @@ def _draw(count: int, size: int, config: Relabel, generator: torch.Generator) ->
     shares = _beta(config.alpha, len(batches), generator)
     mixed = [cut_box(size, float(share), generator) for share in shares]
     boxes, flips = draw_crops(config.augment, config.flip, count, size, size, config.crop_min, generator)
-    return {
+    strips = {"strips": draw_strips(count, config.strips, generator).byte()} if config.strips > 1 else {}
+    return strips | {
         "order": order.int(),
         "boxes": boxes.short(),
         "flips": flips,

@@ -16,7 +16,7 @@ from sre2l.precision import Compute
 __all__ = ["cosine", "data_parallel", "optimizer_step", "require_batch_of_one", "seeded", "split_batch"]
 
 
-def cosine(peak: float, epoch: int, epochs: int, warmup: int, start: float = 0.1) -> float:
+def cosine(peak: float, epoch: int, epochs: float, warmup: int, start: float = 0.1) -> float:
     """Return the learning rate of an epoch (from 0): linear from `start` x `peak` in the warm-up, then cosine to 0.
 
     >>> [round(cosine(1.0, epoch, 6, 2), 2) for epoch in range(6)]

@@ -9,19 +9,20 @@ for CIFAR (relabel_cifar.py) applies weight decay to all parameters, and the cod
 (zeyuanyin/tiny-imagenet) multiplies the loss by T^2 and uses SGD with weight decay of all parameters.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.data.images import Images
+from distill.experiment import LATER
 from distill.runs.ranks import barrier, rank, world_size
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels
 from robust import Normalize
-from robust.ranges import Count, NonNegative, Positive, Whole, check_ranges
+from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
 from sre2l.precision import Compute
 from sre2l.relabel import has_batch_of_one, view
@@ -57,13 +58,16 @@ class Validate:
     """whether the loss is multiplied by T^2"""
     accumulate: Count = 1
     """parts of a process's batch that are computed one after another, for less memory"""
+    horizon: Annotated[float, Range(least=1)] = field(default=1.0, metadata=LATER)
+    """length of the cosine as a multiple of the student's epochs, >= 1: with 2, the last rate is half the first (RDED)
+    """
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def lr_at(self, epoch: int, epochs: int) -> float:
         """Return the learning rate of an epoch, 0 for the first."""
-        return cosine(self.lr, epoch, epochs, self.warmup_epochs, 0.01)
+        return cosine(self.lr, epoch, self.horizon * epochs, self.warmup_epochs, 0.01)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

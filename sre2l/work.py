@@ -1,40 +1,45 @@
-"""The steps of SRe2L's stages, for the estimate of time."""
+"""The steps of the stages, for the estimate of time."""
 
 import torch
 from torch import nn
 
 from distill.training.work import PROBE, Work
 from robust import loss_named
+from sre2l import rded
 from sre2l.pipeline import Config
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch
 from sre2l.squeeze import Squeeze
+from sre2l.stages import Stages
 from sre2l.validate import divergence
 
-__all__ = ["squeeze_work", "student_work", "work"]
+__all__ = ["selection_work", "squeeze_work", "student_work", "work"]
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the kinds of steps of a distillation and their numbers, for the estimate of time."""
     unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
-    compute, cpu = config.compute, torch.device("cpu")
 
     def recover_step(network: nn.Module, shape: tuple[int, ...]) -> None:
         x = torch.rand(unit, *shape, requires_grad=True)
-        with BatchNormMatch(network.eval(), 1.0, required=False) as match, compute.autocast(cpu):
+        with BatchNormMatch(network.eval(), 1.0, required=False) as match, config.compute.autocast(torch.device("cpu")):
             out = network(x)
         torch.autograd.grad(out.sum() + match.distance, x)
 
-    @torch.no_grad()
-    def relabel_step(network: nn.Module, shape: tuple[int, ...]) -> None:
-        with compute.autocast(cpu):
-            network.eval()(torch.rand(unit, *shape))
-
     recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
+    labelled = config.relabel.epochs * ipc * num_classes
+    return [squeeze_work(config.squeeze, config.compute, examples), (recovered, recover_step), _forward(config, unit, labelled)]
+
+
+def selection_work(config: rded.Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
+    """Return the kinds of steps of a distillation by selected crops and their numbers, for the estimate of time."""
+    candidates = min(config.select.candidates * num_classes, examples)
+    unit = min(ipc * num_classes, PROBE)
+    labelled = config.relabel.epochs * ipc * num_classes
     return [
-        squeeze_work(config.squeeze, compute, examples),
-        (recovered, recover_step),
-        (config.relabel.epochs * ipc * num_classes / unit, relabel_step),
+        squeeze_work(config.squeeze, config.compute, examples),
+        _forward(config, PROBE, candidates * config.select.crops),
+        _forward(config, unit, labelled),
     ]
 
 
@@ -57,7 +62,7 @@ def squeeze_work(config: Squeeze, compute: Compute, examples: int) -> Work:
     return config.epochs * examples / batch, step
 
 
-def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
+def student_work(config: Stages, ipc: int, num_classes: int) -> list[Work]:
     """Return the kinds of steps of training one student and their numbers."""
     batch = min(config.relabel.batch_size, ipc * num_classes, PROBE)
 
@@ -67,3 +72,14 @@ def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:
         torch.autograd.grad(divergence(out, out.detach() + 1, 20.0), list(network.parameters()))
 
     return [(config.relabel.epochs * ipc * num_classes / batch, student_step)]
+
+
+def _forward(config: Stages, batch: int, images: float) -> Work:
+    """Return forward passes of the teacher over images, in batches."""
+
+    @torch.no_grad()
+    def forward(network: nn.Module, shape: tuple[int, ...]) -> None:
+        with config.compute.autocast(torch.device("cpu")):
+            network.eval()(torch.rand(batch, *shape))
+
+    return images / batch, forward

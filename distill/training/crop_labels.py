@@ -7,7 +7,8 @@ crops. The folder of a store holds
     labels.json               number and digest of the images, batch size, mixture, epochs
     epoch-NNNN.safetensors    order (N,) int32, boxes (N, 4) int16, flips (N,) bool, partners (N,) int32: positions in
                               the order, shares (batches,) float32, mixed (batches, 4) int16: the rectangle of CutMix,
-                              logits (N, K) float16
+                              logits (N, K) float16; where labels.json has `strips` > 1 also strips (N, 2, strips)
+                              uint8: the order of the horizontal and vertical strips of each image
 
 Each epoch has a file of its own, so that processes can write epochs without communication. The store of the official
 code is read by a patched fetcher of torch, keyed by the index of a batch's first image; this store by `Labels.epoch`, a
@@ -54,6 +55,8 @@ class Batch:
     """CutMix: top, left, bottom, right of the rectangle that comes from the partner"""
     logits: Tensor
     """(n, K) of the teacher"""
+    strips: Tensor
+    """(n, 2, parts) the horizontal and the vertical strip at each place, before the crop; one part: the whole image"""
 
 
 class Labels:
@@ -89,6 +92,7 @@ class Labels:
         self.epochs: int = facts["epochs"]
         self.mix: str = facts["mix"]
         self.batch_size: int = facts["batch_size"]
+        self.strips: int = facts.get("strips", 1)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of an epoch.
@@ -109,28 +113,34 @@ class Labels:
         k = self.classes or (tensors["logits"].shape[-1] if "logits" in tensors else 0)
         shapes = {"order": (n,), "boxes": (n, 4), "flips": (n,), "partners": (n,), "shares": (count,)}
         shapes |= {"mixed": (count, 4), "logits": (n, k)}
+        shapes |= {"strips": (n, 2, self.strips)} if self.strips > 1 else {}
         if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
             return False
         lengths = torch.tensor([len(batch) for batch in tensors["order"].split(self.batch_size)])
         partners = tensors["partners"]
         inside = (partners >= 0) & (partners < lengths.repeat_interleave(lengths))
         whole = torch.equal(tensors["order"].long().sort().values, torch.arange(n))
-        return whole and bool(inside.all()) and bool(tensors["logits"].isfinite().all())
+        strips = tensors.get("strips", torch.zeros(n, 2, 1)).long()
+        ordered = torch.equal(strips.sort(-1).values, torch.arange(self.strips).expand(n, 2, -1))
+        return whole and ordered and bool(inside.all()) and bool(tensors["logits"].isfinite().all())
 
 
 def batches(tensors: Mapping[str, Tensor], batch_size: int) -> Iterator[Batch]:
     """Yield the batches of an epoch.
 
     Args:
-        tensors: as in the epoch's file; without logits, each batch has none.
+        tensors: as in the epoch's file; without logits, each batch has none; without strips, images are whole.
         batch_size: images of a batch, except the last.
     """
     parts = [tensors[name].split(batch_size) for name in ("order", "boxes", "flips", "partners")]
     logits = tensors["logits"].split(batch_size) if "logits" in tensors else [torch.empty(0)] * len(parts[0])
+    count = len(tensors["order"])
+    strips = tensors.get("strips", torch.zeros(count, 2, 1, dtype=torch.uint8)).split(batch_size)
     for number, (who, boxes, flips, partners) in enumerate(zip(*parts, strict=True)):
         top, left, bottom, right = tensors["mixed"][number].tolist()
         share, mixed = float(tensors["shares"][number]), (top, left, bottom, right)
-        yield Batch(who.long(), boxes.long(), flips, partners.long(), share, mixed, logits[number])
+        places = strips[number].long()
+        yield Batch(who.long(), boxes.long(), flips, partners.long(), share, mixed, logits[number], places)
 
 
 def digest(images: Images) -> str:
@@ -152,7 +162,7 @@ def write_epoch(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Non
     Args:
         folder: of the store.
         number: of the epoch, from 0.
-        tensors: order, boxes, flips, partners, shares, mixed and logits.
+        tensors: order, boxes, flips, partners, shares, mixed and logits, and strips where there are several.
     """
     write_tensors(epoch_file(folder, number), tensors, {"of": _name_of(folder, number)})
 
@@ -177,6 +187,7 @@ def facts_in(folder: Path) -> dict[str, Any] | None:
     try:
         facts = read_json(folder / "labels.json")
         sound = all(isinstance(facts[name], kind) for name, kind in KINDS.items()) and facts["batch_size"] > 0
+        sound = sound and isinstance(facts.get("strips", 1), int) and 1 <= facts.get("strips", 1) <= 255
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return facts if sound else None

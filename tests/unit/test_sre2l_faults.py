@@ -19,9 +19,10 @@ from sre2l.checkpoint import DivergenceMonitor, OwnedCheckpoint
 from sre2l.pipeline import Config, distill, is_incomplete, protocol
 from sre2l.precision import Compute
 from sre2l.recipes import METHODS
-from sre2l.recover import Recover, read_units, recover
+from sre2l.recover import Recover, recover
 from sre2l.relabel import Relabel, relabel
 from sre2l.squeeze import FILE, squeeze
+from sre2l.units import read_units
 from sre2l.validate import Validate, train
 from tests.toy import toy
 from tests.unit.test_sre2l import FLOATS, SMALL, TINY, network, run_in
