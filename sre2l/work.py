@@ -18,17 +18,21 @@ __all__ = ["selection_work", "squeeze_work", "student_work", "work"]
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the kinds of steps of a distillation and their numbers, for the estimate of time."""
-    unit = min(config.recover.batch_size, ipc * num_classes, PROBE)
+    unit, cpu = min(config.recover.batch_size, ipc * num_classes, PROBE), torch.device("cpu")
 
     def recover_step(network: nn.Module, shape: tuple[int, ...]) -> None:
         x = torch.rand(unit, *shape, requires_grad=True)
-        with BatchNormMatch(network.eval(), 1.0, required=False) as match, config.compute.autocast(torch.device("cpu")):
+        with BatchNormMatch(network.eval(), 1.0, required=False) as match, config.compute.autocast(cpu):
             out = network(x)
         torch.autograd.grad(out.sum() + match.distance, x)
 
     recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
     labelled = config.relabel.epochs * ipc * num_classes
-    return [squeeze_work(config.squeeze, config.compute, examples), (recovered, recover_step), _forward(config, unit, labelled)]
+    return [
+        squeeze_work(config.squeeze, config.compute, examples),
+        (recovered, recover_step),
+        _forward(config, unit, labelled),
+    ]
 
 
 def selection_work(config: rded.Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
