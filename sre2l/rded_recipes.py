@@ -21,13 +21,15 @@ from sre2l.teachers import SMALL, TINY, paper_teacher, quick_teacher
 from sre2l.validate import Validate
 from sre2l.work import selection_work, student_work
 
-__all__ = ["METHODS"]
+__all__ = ["METHODS", "VALIDATE", "students"]
 
 CANDIDATES = 300
 """images of each class that all scripts of the official code load (mipc)"""
+VALIDATE = Validate(horizon=2.0)
+"""AdamW 1e-3, weight decay 0.01 of kernels, T = 20; the cosine of the official code ends at half the first rate"""
 
 
-def _students(facts: Facts, ipc: int) -> Relabel:
+def students(facts: Facts, ipc: int) -> Relabel:
     """Return the crops and batches of students (argument.py and validation/main.py of the official code).
 
     Batches are of 10 images with one image per class, 50 with ten, 100 with fifty; twice that with 100 classes or
@@ -54,17 +56,15 @@ def _recipe(name: str, kind: str, facts: Facts, ipc: int) -> Recipe:
     The official code has networks in place of recipes for teachers, except torchvision's IMAGENET1K_V1 on ImageNet;
     here teachers are those of SRe2L's recipes, so that methods differ in the selected images only.
     """
-    factor, relabel = _factor(facts), _students(facts, ipc)
+    factor, relabel = _factor(facts), students(facts, ipc)
     select = Select(max(CANDIDATES, factor**2 * ipc), factor=factor)
-    # AdamW 1e-3, weight decay 0.01 of kernels, T = 20; the cosine of the official code ends at half the first rate
-    validate = Validate(horizon=2.0)
     if name == "paper":
-        config = Config(paper_teacher(kind, facts, published=True), select, relabel, validate)
+        config = Config(paper_teacher(kind, facts, published=True), select, relabel, VALIDATE)
     else:
         backbone, compute = "timm:resnet18:stem=imagenet", Compute("bf16", channels_last=True)
         if facts.size <= SMALL:
             backbone, compute = "convnet:width=32,norm=batch", Compute()
-        config = Config(quick_teacher(kind, facts), select, relabel, validate, compute, backbone)
+        config = Config(quick_teacher(kind, facts), select, relabel, VALIDATE, compute, backbone)
     return Recipe(config, evaluation(name, facts))
 
 

@@ -19,16 +19,11 @@ from sre2l.relabel import Relabel
 from sre2l.squeeze import FILE, Squeeze
 from sre2l.validate import Validate
 
-__all__ = ["Stages", "finished_set"]
+__all__ = ["Stages", "Students", "finished_set"]
 
 
-class Stages(Protocol):
-    """The settings of a method that trains a teacher, labels crops of its images with it, and trains students."""
-
-    @property
-    def squeeze(self) -> Squeeze:
-        """Training of the teacher."""
-        ...
+class Students(Protocol):
+    """The settings of a method whose students train on a teacher's labels of the views that they see."""
 
     @property
     def relabel(self) -> Relabel:
@@ -43,6 +38,15 @@ class Stages(Protocol):
     @property
     def compute(self) -> Compute:
         """How the arithmetic of all stages runs."""
+        ...
+
+
+class Stages(Students, Protocol):
+    """The settings of a method that also trains the teacher."""
+
+    @property
+    def squeeze(self) -> Squeeze:
+        """Training of the teacher."""
         ...
 
     @property

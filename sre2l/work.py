@@ -10,10 +10,10 @@ from sre2l.pipeline import Config
 from sre2l.precision import Compute
 from sre2l.recover import BatchNormMatch
 from sre2l.squeeze import Squeeze
-from sre2l.stages import Stages
+from sre2l.stages import Students
 from sre2l.validate import divergence
 
-__all__ = ["selection_work", "squeeze_work", "student_work", "work"]
+__all__ = ["labels_work", "selection_work", "squeeze_work", "student_work", "work"]
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
@@ -27,23 +27,20 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
         torch.autograd.grad(out.sum() + match.distance, x)
 
     recovered = 0 if config.recover.images else config.recover.iterations * ipc * num_classes / unit
-    labelled = config.relabel.epochs * ipc * num_classes
     return [
         squeeze_work(config.squeeze, config.compute, examples),
         (recovered, recover_step),
-        _forward(config, unit, labelled),
+        labels_work(config, ipc, num_classes),
     ]
 
 
 def selection_work(config: rded.Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the kinds of steps of a distillation by selected crops and their numbers, for the estimate of time."""
     candidates = min(config.select.candidates * num_classes, examples)
-    unit = min(ipc * num_classes, PROBE)
-    labelled = config.relabel.epochs * ipc * num_classes
     return [
         squeeze_work(config.squeeze, config.compute, examples),
-        _forward(config, PROBE, candidates * config.select.crops),
-        _forward(config, unit, labelled),
+        _forward(config.compute, PROBE, candidates * config.select.crops),
+        labels_work(config, ipc, num_classes),
     ]
 
 
@@ -66,7 +63,13 @@ def squeeze_work(config: Squeeze, compute: Compute, examples: int) -> Work:
     return config.epochs * examples / batch, step
 
 
-def student_work(config: Stages, ipc: int, num_classes: int) -> list[Work]:
+def labels_work(config: Students, ipc: int, num_classes: int) -> Work:
+    """Return the forward passes of a teacher that labels all views of the images."""
+    images = ipc * num_classes
+    return _forward(config.compute, min(images, PROBE), config.relabel.epochs * images)
+
+
+def student_work(config: Students, ipc: int, num_classes: int) -> list[Work]:
     """Return the kinds of steps of training one student and their numbers."""
     batch = min(config.relabel.batch_size, ipc * num_classes, PROBE)
 
@@ -78,12 +81,12 @@ def student_work(config: Stages, ipc: int, num_classes: int) -> list[Work]:
     return [(config.relabel.epochs * ipc * num_classes / batch, student_step)]
 
 
-def _forward(config: Stages, batch: int, images: float) -> Work:
+def _forward(compute: Compute, batch: int, images: float) -> Work:
     """Return forward passes of the teacher over images, in batches."""
 
     @torch.no_grad()
     def forward(network: nn.Module, shape: tuple[int, ...]) -> None:
-        with config.compute.autocast(torch.device("cpu")):
+        with compute.autocast(torch.device("cpu")):
             network.eval()(torch.rand(batch, *shape))
 
     return images / batch, forward

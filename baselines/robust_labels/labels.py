@@ -12,7 +12,9 @@ Sources: the labels of robust teachers as in RSLAD, "Revisiting Adversarial Robu
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +39,17 @@ from sre2l.precision import Compute
 from sre2l.squeeze import Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
 
-__all__ = ["RobustLabels", "check_teachers", "labels_recipe", "robust_labels", "squeezes", "teachers_of"]
+__all__ = [
+    "MeanTeacher",
+    "RobustLabels",
+    "Teacher",
+    "check_teachers",
+    "labels_of",
+    "labels_recipe",
+    "robust_labels",
+    "squeezes",
+    "teachers_of",
+]
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 """endings of files of weights"""
@@ -123,6 +135,16 @@ def labels_recipe(name: str, facts: Facts, teacher: str = RobustLabels.teacher) 
     return RobustLabels(teacher, teacher_epochs=epochs, teacher_batch_size=batch_size, teacher_flip=facts.flips)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A trained teacher."""
+
+    network: nn.Module
+    """from normalised images (N, C, H, W) to logits (N, K)"""
+    stage: str
+    """name of its stage"""
+
+
 def _is_file(text: str) -> bool:
     return text.endswith(WEIGHTS)
 
@@ -179,8 +201,8 @@ def _network_of(text: str, config: RobustLabels, backbone: str) -> str:
     return named if isinstance(named, str) else backbone
 
 
-def teachers_of(real: ImageSet, backbone: str, config: RobustLabels, run: Run) -> list[nn.Module]:
-    """Return the teachers, from pixels in [0, 1] to logits, frozen and in evaluation mode.
+def teachers_of(real: ImageSet, backbone: str, config: RobustLabels, run: Run) -> list[Teacher]:
+    """Return the teachers, frozen and in evaluation mode.
 
     The main process trains the missing ones with all cores, while the others wait. Each is a stage that all runs with
     the same data, settings and seed share.
@@ -194,15 +216,15 @@ def teachers_of(real: ImageSet, backbone: str, config: RobustLabels, run: Run) -
     Raises:
         InputError: as of `check_teachers`, or a training diverged.
     """
-    normalize = Normalize(real.mean, real.std).to(run.device)
-    found: list[nn.Module] = []
+    found: list[Teacher] = []
     for text, settings in zip(config.teachers, squeezes(config), strict=True):
         network = _network_of(text, config, backbone)
         if is_main_process():
             with by_itself(real.image_shape[1], run.device):
                 squeeze(real, network, settings, Compute(), run)
         barrier()
-        found.append(nn.Sequential(normalize, squeeze(real, network, settings, Compute(), run)[0].network).eval())
+        trained, stage = squeeze(real, network, settings, Compute(), run)
+        found.append(Teacher(trained.network.eval(), stage))
     return found
 
 
@@ -225,12 +247,33 @@ def robust_labels(
     Raises:
         InputError: as of `teachers_of`.
     """
-    teachers = teachers_of(real, backbone, config, run)
-    with torch.no_grad():
-        parts = [_mean_probabilities(teachers, part.to(run.device), config.temperature) for part in images.split(500)]
-    soft = torch.cat(parts).to(classes.device)
+    return labels_of(teachers_of(real, backbone, config, run), real, images, classes, config)
+
+
+@torch.no_grad()
+def labels_of(
+    teachers: Sequence[Teacher], real: ImageSet, images: Images, classes: Tensor, config: RobustLabels
+) -> Tensor:
+    """Return the labels that trained teachers give to images; arguments and result as of `robust_labels`."""
+    device = next(teachers[0].network.parameters()).device
+    normalize, mean = Normalize(real.mean, real.std).to(device), MeanTeacher(teachers, config.temperature)
+    soft = torch.cat([mean(normalize(part.to(device))).exp() for part in images.split(500)]).to(classes.device)
     return (1 - config.hard) * soft + config.hard * F.one_hot(classes, soft.shape[1])
 
 
-def _mean_probabilities(teachers: list[nn.Module], images: Tensor, temperature: float) -> Tensor:
-    return torch.stack([(teacher(images) / temperature).softmax(1) for teacher in teachers]).mean(0)
+class MeanTeacher(nn.Module):
+    """The logarithm of the mean of the teachers' softened probabilities, (N, K), from normalised images.
+
+    Args:
+        teachers: one or more.
+        temperature: divides their logits.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], temperature: float = 1.0):
+        super().__init__()
+        self.networks, self.temperature = nn.ModuleList(teacher.network for teacher in teachers), temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return log probabilities for normalised images (N, C, H, W)."""
+        each = [(network(images) / self.temperature).log_softmax(1) for network in self.networks]
+        return torch.stack(each).logsumexp(0) - log(len(each))

@@ -35,6 +35,7 @@ from distill.runs.run import Run
 from distill.runs.threads import one_thread
 from distill.training.protocol import ProtocolOf, selected_protocol
 from robust.ranges import Whole, check_ranges
+from sre2l.pipeline import protocol as of_stored_labels
 
 PROGRAM = "bash run.sh evaluate PATH"
 __all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate", "run_judgements"]
@@ -142,7 +143,8 @@ def run_judgements(
     name = distilled.method or path.stem
     processes, requested = number_of_processes(options, device)
     one_thread(device)
-    authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, protocols.get(distilled.method))
+    own = protocols.get(distilled.method) or (of_stored_labels if distilled.training.labels else None)
+    authors_protocol = selected_protocol(judgements[0].evaluation.protocol, name, own)
     (train, test), data = real_data_at(judgements[0].dataset, options, distilled.images.shape[-1])
     check(distilled, test)
     identity, shape = identity_of(train, test), test.image_shape[:2]

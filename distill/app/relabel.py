@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,8 @@ from distill.runs.run import Run
 from distill.runs.threads import one_thread
 from distill.runs.version import project_version
 from robust.ranges import Whole, check_ranges
+from sre2l.rded_recipes import VALIDATE, students
+from sre2l.recipes import batch_size
 
 __all__ = ["RelabelCommand", "run_relabel"]
 
@@ -106,7 +109,10 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
     check_teachers(train.to(device), old.backbone, command.labels)
     one_thread(device)
     source = path / FILE if path.is_dir() else path
-    settings = {"relabel": describe(command.labels), "set": digest_of(source), "of": dataset}
+    facts = facts_of(dataset, options.data_dir, old.image_shape[1])
+    views = students(facts, ceil(old.ipc))
+    views = replace(views, batch_size=batch_size(views.batch_size, len(old.images)))
+    settings = {"relabel": describe(command.labels), "views": describe(views), "set": digest_of(source), "of": dataset}
     settings |= {"seed": command.seed}
     name = f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', command.labels.written)[:60]}-{json_hash(settings)[:8]}"
     folder = command.out or source.parent / "relabelled" / name
@@ -126,7 +132,7 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
             print(f"labelled already in {folder}", file=sys.stderr)
         else:
             with locked(run.begin().folder):
-                made = with_labels(old.to(device), train.to(device), command.labels, run)
+                made = with_labels(old.to(device), train.to(device), command.labels, views, VALIDATE, run)
                 made = replace(made, method=f"{old.method or source.stem}_relabelled", version=project_version())
                 made = replace(made, config=run.config_hash(), run=run.fingerprint())
                 made.save(folder / FILE)

@@ -1,5 +1,6 @@
 """Labels of teachers: their formula, what is shared between runs, and the command that relabels a set."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from baselines.robust_labels.labels import RobustLabels, robust_labels
+from baselines.robust_labels.labels import MeanTeacher, RobustLabels, Teacher, robust_labels
 from baselines.robust_labels.method import Config, relabelled
 from distill.app.main import main
 from distill.app.registry import find_methods, method_named
@@ -17,6 +18,7 @@ from distill.distilled import DistilledSet
 from distill.models import build
 from distill.runs.files import hash_of, write_tensors
 from distill.runs.run import Run
+from distill.training.crop_labels import Labels, digest
 from robust import Normalize
 from tests.toy import toy, write_toy
 
@@ -96,7 +98,8 @@ def test_images_are_those_of_the_method(base: str, tmp_path: Path) -> None:
     assert not torch.equal(kinds[0].labels, kinds[1].labels)
     assert [found.teacher for found in kinds] == ["pgd_at:steps=3@4/255", "cross_entropy"]
     folders = sorted(path.name.partition("-")[0] for path in (tmp_path / "stages").iterdir())
-    assert folders == ["images", "squeeze", "squeeze"], "the images are made once, and each teacher once"
+    expected = ["images", "relabel", "relabel", "squeeze", "squeeze"]
+    assert folders == expected, "the images are made once, and each teacher once"
 
 
 def test_a_teacher_is_trained_once_for_all_temperatures(tmp_path: Path) -> None:
@@ -106,6 +109,38 @@ def test_a_teacher_is_trained_once_for_all_temperatures(tmp_path: Path) -> None:
     other = distilled("random_robust_labels", tmp_path, temperature=4.0)
     assert network.stat().st_mtime_ns == before
     assert (other.labels - 0.5).abs().max() < (one.labels - 0.5).abs().max()
+
+
+def test_several_teachers_label_views_by_the_mean_of_their_probabilities(tmp_path: Path) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    networks = [teacher_file(file, seed)[1] for seed, file in enumerate(files)]
+    found = MeanTeacher([Teacher(network, "") for network in networks], temperature=2.0)
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = torch.stack([(network(x) / 2).softmax(1) for network in networks]).mean(0)
+        assert torch.allclose(found(x).exp(), expected)
+        one = MeanTeacher([Teacher(networks[0], "")])
+        assert torch.allclose(one(x), networks[0](x).log_softmax(1), atol=1e-6)
+    made = distilled("random_plain_labels", tmp_path, teacher=",".join(map(str, files)))
+    store = Labels(tmp_path / "random_plain_labels" / str(made.training.labels), digest(made.images))
+    batch = next(iter(store.epoch(0)))
+    assert batch.logits.float().exp().sum(1) == pytest.approx(1.0, abs=1e-2)
+
+
+def test_students_of_the_own_protocol_train_on_labelled_views(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = run.parents[3].parent
+    words = ["random_robust_labels", "folder", "--recipe", "smoke", "--ipc", "2", "--attacks", "linf", "--seed", "1"]
+    places = ["--data-dir", str(root), "--runs", str(root / "own")]
+    assert main([*words, "--protocol", "own", *places]) == 0
+    made = next((root / "own" / "random_robust_labels").rglob("distilled.safetensors"))
+    rows = [json.loads(line) for line in (made.parent / "results.jsonl").read_text().splitlines()]
+    assert {(row["protocol"], row["labels"], row["teacher"]) for row in rows} == {
+        ("own", "teacher", "pgd_at:steps=3@4/255")
+    }
+    other = DistilledSet.load(made)
+    assert other.training.labels is not None
+    assert main(["evaluate", str(made), "--protocol", "own", "--students", "1", "--attacks", "linf", *places]) == 0
+    capsys.readouterr()
 
 
 def test_labels_of_any_method_have_a_name() -> None:
