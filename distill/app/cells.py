@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from distill.runs.files import write_atomic
 from distill.runs.threads import cores
 
 __all__ = ["SET", "Cell", "run_cells"]
@@ -41,6 +43,9 @@ class Cell:
     """command line of the second evaluation"""
     trouble: str = ""
     """why the cell cannot run; empty if it can"""
+    set_from: Path | None = None
+    """folder of a run that distils the same set, which this run takes over instead of distilling it again; None: this
+    run distils"""
 
     @property
     def distilled(self) -> bool:
@@ -70,7 +75,8 @@ def run_cells(
     """Run cells, `jobs` at a time, and yield each finished cell with an error message, "" on success.
 
     On a CPU under Linux each cell has cores of its own, and as many processes: all cores are shared by the cells that
-    run. When this generator ends, also by an error, all running cells stop at a checkpoint.
+    run. A cell waits for the cell whose set it takes over; if that cell fails, it distils by itself. When this
+    generator ends, also by an error, all running cells stop at a checkpoint.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
@@ -81,10 +87,12 @@ def run_cells(
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // jobs)))
     try:
         while queue or running:
-            while queue and slots:
-                share = max(1, len(free) // min(len(slots), len(queue)))
+            while slots and (ready := _ready(queue, [cell for cell, *_ in running.values()])):
+                share = max(1, len(free) // min(len(slots), len(ready)))
                 own, free = free[:share], free[share:]
-                cell, slot = queue.pop(0), slots.pop(0)
+                cell, slot = ready[0], slots.pop(0)
+                queue.remove(cell)
+                _take_over_set(cell)
                 words = cell.next
                 program = [sys.executable, "-m", "distill", *words, "--device", devices[slot % len(devices)]]
                 with open(logs / f"{cell.name}.log", "ab") as log:
@@ -113,6 +121,19 @@ def run_cells(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
             process.kill()
+
+
+def _ready(queue: list[Cell], running: list[Cell]) -> list[Cell]:
+    """Return the cells of the queue that wait for no set of another cell."""
+    unfinished = {cell.run for cell in (*queue, *running)}
+    return [cell for cell in queue if cell.set_from not in unfinished]
+
+
+def _take_over_set(cell: Cell) -> None:
+    """Copy the set that the cell takes over, unless the cell has a set or the other run has none."""
+    if cell.set_from and (cell.set_from / SET).exists() and not (cell.run / SET).exists():
+        source = cell.set_from / SET
+        write_atomic(cell.run / SET, lambda file: shutil.copyfile(source, file))
 
 
 def _own_cores(devices: list[str]) -> list[int]:

@@ -120,7 +120,7 @@ def run_experiment(
     data, identity = experiment.data_name(options.data_dir), identity_of(train, test)
     check_data(recorded, identity)
     run_settings = {"device": device, "checkpoint_seconds": options.checkpoint_seconds, "workers": options.workers}
-    run_settings |= {"stages": options.runs / "stages", "data": identity}
+    run_settings |= {"stages": options.stages or options.runs / "stages", "data": identity}
     run = Run(options.runs / experiment.folder(options.data_dir), experiment, seed=experiment.seed, **run_settings)
     channels, size, _ = test.image_shape
     description = RunDescription(

@@ -39,6 +39,8 @@ class RunOptions:
     """folder of the real data sets (environment: DATA_DIR); for `folder` the folder that contains train/ and val/"""
     runs: Path = Path("runs")
     """folder of all runs"""
+    stages: Path | None = None
+    """folder of what runs share, such as experts and teachers; None: the subfolder stages/ of --runs"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
     checkpoint_seconds: NonNegative = 30.0

@@ -26,7 +26,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Difference", "Unit", "accuracy_interval", "difference", "unit_of", "wilson"]
+__all__ = [
+    "Difference",
+    "Unit",
+    "accuracy_interval",
+    "combined_variance",
+    "difference",
+    "t_quantile",
+    "two_sided",
+    "unit_of",
+    "wilson",
+]
 
 Unit = Literal["sets", "students", "images"]
 """what an interval covers beside other test images: other distilled sets, other students of one set, or neither"""
@@ -105,9 +115,9 @@ def accuracy_interval(sets: Sequence[Tensor], confidence: float = 0.95) -> tuple
     spread = _Spread.of(units)
     centre = (spread.per_image.sum() + 1) / (images + 2)
     squares = (spread.per_image - centre).square().sum() + centre.square() + (1 - centre).square()
-    variance, degrees = _combined(squares.item() / (images + 2) ** 2, images, [spread.of_mean()])
+    variance, degrees = combined_variance(squares.item() / (images + 2) ** 2, images, [spread.of_mean()])
     n = (centre * (1 - centre)).item() / variance
-    return _score_interval(min(1.0, spread.per_image.mean().item()), n, _t_quantile(degrees, confidence))
+    return _score_interval(min(1.0, spread.per_image.mean().item()), n, t_quantile(degrees, confidence))
 
 
 def difference(
@@ -160,11 +170,11 @@ def difference(
         estimates = [[pooled]] if pooled else [[]]
         if all(spread.units > 1 for spread in spreads):
             estimates.append([spread.of_mean() for spread in spreads])
-    found = [_combined(of_images, images, of_units) for of_units in estimates]
+    found = [combined_variance(of_images, images, of_units) for of_units in estimates]
     variance, degrees = max(variance for variance, _ in found), min(degrees for _, degrees in found)
-    error, reach = math.sqrt(variance), _t_quantile(degrees, confidence)
+    error, reach = math.sqrt(variance), t_quantile(degrees, confidence)
     low, high = value - reach * error, value + reach * error
-    return Difference(100 * value, 100 * low, 100 * high, _two_sided(value / error, degrees), unit, degrees)
+    return Difference(100 * value, 100 * low, 100 * high, two_sided(value / error, degrees), unit, degrees)
 
 
 def unit_of(*sides: Sequence[Tensor]) -> Unit:
@@ -226,11 +236,18 @@ def _pooled(a: _Spread, b: _Spread) -> tuple[float, float, int] | None:
     return share * between, share * residual, of_a + of_b
 
 
-def _combined(of_images: float, images: int, of_units: Sequence[tuple[float, float, int]]) -> tuple[float, float]:
-    """Return the variance V and Satterthwaite's degrees of freedom, >= 1.
+def combined_variance(
+    of_images: float, images: int, of_units: Sequence[tuple[float, float, int]]
+) -> tuple[float, float]:
+    """Return the variance V of a mean over units and images, and Satterthwaite's degrees of freedom, >= 1.
 
     The degrees take V_units before V_residual is subtracted: the uncertainty of an estimate does not shrink by that.
     With the difference instead, 2 against 2 units rejected a true null hypothesis in up to 12 % of simulations at 5 %.
+
+    Args:
+        of_images: V_images.
+        images: their number.
+        of_units: for each independent group of units V_units, V_residual and the group's degrees of freedom.
     """
     variance = of_images + sum(max(0.0, units - residual) for units, residual, _ in of_units)
     uncertainty = of_images**2 / max(1, images - 1) + sum(units**2 / degrees for units, _, degrees in of_units)
@@ -247,13 +264,15 @@ def _score_interval(share: float, n: float, z: float) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def _t_quantile(degrees: float, confidence: float) -> float:
+def t_quantile(degrees: float, confidence: float) -> float:
+    """Return the quantile of Student's t that a two-sided interval takes: 2.78 at 4 degrees and confidence 0.95."""
     from scipy.special import stdtrit  # here, because it takes a tenth of a second that --help does not need
 
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
-def _two_sided(t: float, degrees: float) -> float:
+def two_sided(t: float, degrees: float) -> float:
+    """Return the two-sided p-value of Student's t."""
     from scipy.special import stdtr
 
     return float(2 * stdtr(degrees, -abs(t)))

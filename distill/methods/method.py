@@ -81,6 +81,10 @@ class Method:
     """whether the set is the whole training set, whatever the images per class"""
     in_benchmark: bool = True
     """whether `benchmark` without --methods includes this method"""
+    strength: str = ""
+    """flags that set how strongly the method trades clean for robust accuracy, with its values in braces, as a shell
+    expands them: "--real-loss guard:weight={0.3,1,3,10},h=3". `frontier` runs the method at each. "": the method has no
+    such flag, and `frontier` varies the length of the students' training"""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*|[\w.]+:\w+", self.name):
