@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
@@ -34,6 +34,7 @@ __all__ = [
     "words_of",
 ]
 
+T = TypeVar("T")
 DataOf = Callable[[str, Path, int | None, str, float], tuple[dict[str, Any], tuple[int, int]] | None]
 """`data_of`, or the same with a cache"""
 
@@ -190,11 +191,11 @@ def words_of(flag: str, method: str, text: str, reserved: Sequence[str], command
     return words
 
 
-def part_of(cells: list[Cell], text: str) -> list[Cell]:
-    """Return every N-th cell, starting at the I-th.
+def part_of(cells: Sequence[T], text: str) -> list[T]:
+    """Return every N-th cell, or group of cells, starting at the I-th.
 
     Args:
-        cells: all cells.
+        cells: all of them.
         text: I/N.
 
     Raises:
@@ -203,4 +204,4 @@ def part_of(cells: list[Cell], text: str) -> list[Cell]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise InputError(f"--cell is {text}; it takes I/N, from 1/N to N/N: 1/8")
-    return cells[int(number) - 1 :: int(count)]
+    return list(cells[int(number) - 1 :: int(count)])

@@ -23,7 +23,7 @@ class Control:
     """An ordinary change that could explain a gain, to be seen beside the methods."""
 
     name: str
-    """in tables and in the figure"""
+    """in tables and in the figure; "" for a method whose name says it"""
     method: str
     """"" for the method of --controls"""
     flags: str = ""
@@ -40,8 +40,8 @@ CONTROLS = (
     Control("blurred", "random", "--blur 0.75"),
     Control("factor 2", "random", "--factor 2"),
     Control("4 x images", "random", times_ipc=4),
-    Control("plain labels", "random_plain_labels"),
-    Control("robust labels", "random_robust_labels"),
+    Control("", "random_plain_labels"),
+    Control("", "random_robust_labels"),
 )
 """in the order of the figure. Factor 2 and 4 x images train on as many images; the first stores a quarter of the
 pixels. Labels: random images with labels of a teacher"""
@@ -80,7 +80,7 @@ def expanded(text: str) -> list[PlannedPoint]:
         InputError: a brace is not closed or contains another.
 
     >>> [point.setting for point in expanded("--real-loss guard:weight={1,10},h=3 --student.epochs {100,300}")]
-    ['weight=1, student.epochs 100', 'weight=1, student.epochs 300', 'weight=10, student.epochs 100', ...]
+    ['weight=1, epochs 100', 'weight=1, epochs 300', 'weight=10, epochs 100', 'weight=10, epochs 300']
     >>> expanded("--teacher pgd_at:steps=3@{2/255,4/255}")[0].flags, expanded("--zca")[0].setting
     ('--teacher pgd_at:steps=3@2/255', 'zca')
     """
@@ -88,9 +88,9 @@ def expanded(text: str) -> list[PlannedPoint]:
     if any(character in part for part in parts[::2] for character in "{}"):
         raise InputError(f"{text!r} has a brace without its partner, or one within another: write weight={{1,3}},h=3")
     if len(parts) == 1:
-        words = text.replace("--", "").split()
+        words = re.sub(r"--(student\.)?", "", text).split()
         return [PlannedPoint(" ".join(words) or "recipe", text.strip())]
-    names = [re.split(r"[\s,:]", part.rstrip())[-1].lstrip("-") + " " * part.endswith(" ") for part in parts[:-1:2]]
+    names = [re.split(r"[\s,:]|--|student\.", part.rstrip())[-1] + " " * part.endswith(" ") for part in parts[:-1:2]]
     found = []
     for values in product(*(part.split(",") for part in parts[1::2])):
         setting = ", ".join(name + value for name, value in zip(names, values, strict=True))
@@ -134,12 +134,15 @@ def controls_of(
     found = []
     for control in table:
         method = control.method or controlled
+        alone = control.flags == "" and control.times_ipc == 1  # the method's name says what the control is
         if method not in methods:
-            raise InputError(f"control {control.name!r} takes the method {method}, which is unknown; see --controls")
-        if control.times_ipc == 1 and not control.flags and any(curve.method == method for curve in curves):
+            raise InputError(f"a control takes the method {method}, which is unknown; see --controls")
+        if alone and any(curve.method == method for curve in curves):
             continue
         points = expanded(control.flags)
         if control.times_ipc == 1 and all((method, point.flags) in there for point in points):
             continue
-        found.append(Curve(f"{method}, {control.name}", method, tuple(points), True, control.times_ipc))
+        found.append(
+            Curve(method if alone else f"{method}, {control.name}", method, tuple(points), True, control.times_ipc)
+        )
     return found

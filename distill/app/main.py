@@ -16,6 +16,7 @@ from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
 from distill.app.exit_codes import exit_code_of
 from distill.app.export import run_export
+from distill.app.frontier import run_frontier
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named, protocols_of
@@ -39,6 +40,7 @@ on them are accurate and resist adversarial attacks.
   bash run.sh rerun RUN                    repeat a run from its experiment.json, in another folder (reruns/)
   bash run.sh export PATH --to FORMAT      write a distilled set for other code: {exports}
   bash run.sh benchmark [--flags]          reproduce the paper's tables; runs only the missing cells
+  bash run.sh frontier DATASET [--flags]   methods at several strengths: robust accuracy at equal clean accuracy, figure
   bash run.sh compare A... --against B...  compare two groups of runs on the same test images: differences, p-values
   bash run.sh curvature RUN                measure the curvature of the students' loss and the paper's bound; plots
   bash run.sh table [RUNS ...]             print all finished runs as one table: --format {formats}
@@ -116,6 +118,7 @@ def command(arguments: list[str]) -> int:
         "relabel": partial(run_relabel, read=read_published),
         "export": run_export,
         "benchmark": partial(run_benchmark, methods=methods),
+        "frontier": partial(run_frontier, methods=methods),
         "compare": run_compare,
         "curvature": run_curvature,
         "table": run_table,

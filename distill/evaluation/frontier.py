@@ -9,17 +9,21 @@ extrapolated: where the curve does not have the clean accuracy, the nearest poin
 `compare_curves` gives the difference to a reference with a bootstrap over distilled sets and test images:
 
     unit    a distilled set where both sides have several seeds in common, else a student, else nothing
-    draw    images: N of N; units: U - 1 of U, so that the variance is unbiased (McCarthy & Snowden 1985, "The bootstrap
-            and finite population sampling"). A draw is the same for all points of both sides: they are paired
-    V       V_images + max(0, V_units - V_residual). Each is the variance, over resamples, of the whole computation: the
-            clean accuracy of the reference, the interpolation, the difference. V_images draws images alone, V_units
-            units alone, and V_residual = V_both - V_images - V_units. Drawing both counts the residual of units and
-            images three times (Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111)
+    draw    images: N of N, the same for all points of both sides. Units: U - 1 of U, so that the variance is unbiased
+            (McCarthy & Snowden 1985, "The bootstrap and finite population sampling"); the same for all points of a
+            side. The two sides are drawn apart, unless they have the same sets, whose students are trained in two ways:
+            then set k of both is drawn together. (Drawn together for the seed's sake alone, three sets would leave two
+            degrees of freedom instead of four, and intervals twice as wide; sets of two methods with one seed are less
+            alike than that.)
+    V       V_images + sum over sides of max(0, V_units - V_residual). Each is the variance, over resamples, of the whole
+            computation: clean accuracy of the reference, interpolation, difference. V_images draws images alone, V_units
+            the units of one side alone, and V_residual = V_both - V_images - V_units. Drawing both counts the residual
+            of units and images three times (Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111)
     ends    difference ± t sqrt(V), p from t, with Satterthwaite's degrees of freedom as in `intervals.difference`
 
 Students are not drawn within a set: the variance between sets contains theirs (Davison & Hinkley 1997, section 3.8).
-Percentiles are not used: three sets have ten different draws, and Student's t with two degrees of freedom is twice as
-wide as a normal distribution.
+Percentiles are not used: three sets have ten different draws, and Student's t with four degrees of freedom is 1.4 times
+as wide as a normal distribution.
 """
 
 import math
@@ -77,7 +81,7 @@ class Comparison:
     unit: Unit
     """what is drawn beside images"""
     units: int
-    """how many, paired between the two sides"""
+    """how many on each side"""
 
 
 def weights_at(clean: Tensor, robust: Tensor, at: Tensor) -> Tensor:
@@ -123,6 +127,8 @@ def compare_curves(
     curve: Sequence[Point],
     reference: Sequence[Point],
     at: float | None = None,
+    *,
+    same_sets: bool = False,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -133,6 +139,7 @@ def compare_curves(
         curve: points in the order of strengths; sets of seeds that not all points of both sides have are left out.
         reference: a single point where `at` is None; else a curve, read at the same clean accuracy.
         at: clean accuracy in percent; None for that of the reference, which is then drawn as all other numbers.
+        same_sets: whether both sides have the same distilled set for each seed, so that sets are drawn together.
         confidence: of the interval, in (0, 1).
         resamples: number of bootstrap samples, >= 2.
         seed: of the draws: equal arguments give equal results, and all calls with equal numbers draw the same images.
@@ -144,7 +151,7 @@ def compare_curves(
     if at is None and len(reference) != 1:
         raise ValueError(f"the reference has {len(reference)} points; without `at` it has exactly one")
     table, unit = _table([*curve, *reference])
-    units, _, images = table.shape
+    units, columns, images = table.shape
     size = len(curve)
 
     def read(means: Tensor) -> Tensor:
@@ -158,16 +165,17 @@ def compare_curves(
     means = table.double().mean((0, 2))
     value = read(means).item()
     of_images = _drawn_means(table, resamples, seed)
-    draws = torch.full((resamples, units), 1 / units)
-    if units > 1:
-        draws = _counts(resamples, units, units - 1, seed + 1) / (units - 1)
     images_alone = read(of_images.mean(1)).var().item()
-    units_alone = read(draws.double() @ table.double().mean(2)).var().item()
-    both = read(torch.einsum("bu,buc->bc", draws.double(), of_images)).var().item()
-    residual = max(0.0, both - images_alone - units_alone)
+    of_curve = (torch.arange(columns // 2) < size).repeat(2)  # which columns are the curve's
+    together = [torch.ones_like(of_curve)] if same_sets else [of_curve, ~of_curve]
+    of_units = []
+    for number, drawn in enumerate(together if units > 1 else []):
+        draws = (_counts(resamples, units, units - 1, seed + 1 + number) / (units - 1)).double()
+        units_alone = read(torch.where(drawn, draws @ table.double().mean(2), means)).var().item()
+        both = read(torch.where(drawn, torch.einsum("bu,buc->bc", draws, of_images), of_images.mean(1))).var().item()
+        of_units.append((units_alone, max(0.0, both - images_alone - units_alone), units - 1))
     # two images more, which only one side classifies right: as `intervals.difference`, so that V > 0
     images_alone = (images_alone * images**2 + 2) / (images + 2) ** 2
-    of_units = [(units_alone, residual, units - 1)] if units > 1 else []
     variance, degrees = combined_variance(images_alone, images, of_units)
     error = math.sqrt(variance)
     reached = t_quantile(degrees, confidence) * error

@@ -1,4 +1,4 @@
-"""Figures as PNG files: curvature as histograms, the loss around an image, accuracy against the attack's radius.
+"""Figures as files: curvature as histograms, the loss around an image, accuracy against the attack's radius.
 
 They are drawn by matplotlib's Agg canvas without pyplot, so that no window, style or figure of the caller changes.
 Lengths are in pixels of [0, 1] unless a label says otherwise.
@@ -16,7 +16,7 @@ from distill.runs.files import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DPI", "curve", "histogram", "surface"]
+__all__ = ["DPI", "curve", "empty_figure", "histogram", "save_figure", "surface"]
 
 DPI = 150
 """dots per inch of every figure"""
@@ -45,7 +45,7 @@ def histogram(path: Path, values: Mapping[str, Tensor], *, bins: int = 40) -> No
         if not v.isfinite().all():
             raise ValueError(f"{int((~v.isfinite()).sum())} of {len(v)} values of {label!r} are not finite")
     edges, logarithmic = _edges(torch.cat(list(groups.values())), bins)
-    figure = _figure(7, 4.2)
+    figure = empty_figure(7, 4.2)
     axes = figure.add_subplot()
     room = 1 + 0.09 * len(groups)  # for the legend, above the bars
     for i, (label, v) in enumerate(groups.items()):
@@ -64,7 +64,7 @@ def histogram(path: Path, values: Mapping[str, Tensor], *, bins: int = 40) -> No
     axes.set_ylabel("share of the examples (%)")
     axes.set_ylim(0, axes.get_ylim()[1] * room)
     axes.legend(loc="upper left", frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def surface(path: Path, losses: Tensor, gradient_steps: Tensor, random_steps: Tensor) -> None:
@@ -89,7 +89,7 @@ def surface(path: Path, losses: Tensor, gradient_steps: Tensor, random_steps: Te
         grid.numpy() for grid in torch.meshgrid(*map(torch.tensor, (down, across)), indexing="ij")
     )
     along, beside = "along the gradient (pixels, L2)", "along a random direction (pixels, L2)"
-    figure = _figure(10, 4.5)
+    figure = empty_figure(10, 4.5)
     left, right = figure.add_subplot(1, 2, 1, projection="3d"), figure.add_subplot(1, 2, 2)
     left.plot_surface(grid_down, grid_across, heights, cmap="viridis", rcount=60, ccount=60, linewidth=0)
     left.set(xlabel="gradient", ylabel="random", zlabel="loss (nats)")
@@ -101,7 +101,7 @@ def surface(path: Path, losses: Tensor, gradient_steps: Tensor, random_steps: Te
     right.set(xlabel=along, ylabel=beside)
     right.set_aspect("equal")
     figure.colorbar(filled, ax=right, label="loss (nats)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def curve(
@@ -122,7 +122,7 @@ def curve(
     """
     if not points or not all(points.values()):
         raise ValueError("no points to draw; give each label at least one")
-    figure = _figure(6, 4.2)
+    figure = empty_figure(6, 4.2)
     axes = figure.add_subplot()
     for label, line in points.items():
         eps, accuracy, std = zip(*sorted(line, key=lambda point: point[0]), strict=True)
@@ -136,7 +136,7 @@ def curve(
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _edges(values: Tensor, bins: int) -> tuple[Tensor, bool]:
@@ -151,7 +151,7 @@ def _edges(values: Tensor, bins: int) -> tuple[Tensor, bool]:
     return torch.linspace(low.item() - room, high.item() + room, bins + 1, dtype=torch.float64), False
 
 
-def _figure(width: float, height: float) -> "Figure":
+def empty_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -161,5 +161,6 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _save(figure: "Figure", path: Path) -> None:
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of the path's ending, .png or .svg."""
+    write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=DPI))
