@@ -41,6 +41,8 @@ from distill.runs.files import write_text
 
 __all__ = ["run_frontier"]
 
+STRONGEST = "autoattack"
+"""attack of --autoattack"""
 BETWEEN_REPORTS = 60.0
 """seconds between two reports while cells run; a report takes seconds"""
 FILES = ("frontier.md", "frontier.csv", "frontier.png", "frontier.svg")
@@ -126,7 +128,7 @@ def _attacked_by_autoattack(
         claim: column that ranks the curves, with the threat of AutoAttack.
     """
     assert claim.threat is not None  # `_columns` takes no other
-    name = f"autoattack@{claim.threat.written}"
+    name = f"{STRONGEST}@{claim.threat.written}"
     if name not in report.names:
         report.names.append(name)
     frontier, _ = report.results()

@@ -142,7 +142,6 @@ def controls_of(
         points = expanded(control.flags)
         if control.times_ipc == 1 and all((method, point.flags) in there for point in points):
             continue
-        found.append(
-            Curve(method if alone else f"{method}, {control.name}", method, tuple(points), True, control.times_ipc)
-        )
+        name = method if alone else f"{method}, {control.name}"
+        found.append(Curve(name, method, tuple(points), True, control.times_ipc))
     return found

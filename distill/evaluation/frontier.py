@@ -15,10 +15,10 @@ extrapolated: where the curve does not have the clean accuracy, the nearest poin
             then set k of both is drawn together. (Drawn together for the seed's sake alone, three sets would leave two
             degrees of freedom instead of four, and intervals twice as wide; sets of two methods with one seed are less
             alike than that.)
-    V       V_images + sum over sides of max(0, V_units - V_residual). Each is the variance, over resamples, of the whole
-            computation: clean accuracy of the reference, interpolation, difference. V_images draws images alone, V_units
-            the units of one side alone, and V_residual = V_both - V_images - V_units. Drawing both counts the residual
-            of units and images three times (Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111)
+    V       V_images + sum over sides of max(0, V_units - V_residual). Each is the variance, over resamples, of the
+            whole computation: clean accuracy of the reference, interpolation, difference. V_images draws images alone,
+            V_units the units of one side alone, and V_residual = V_both - V_images - V_units. Drawing both counts the
+            residual of units and images three times (Owen 2007, "The pigeonhole bootstrap", arXiv 0712.1111)
     ends    difference ± t sqrt(V), p from t, with Satterthwaite's degrees of freedom as in `intervals.difference`
 
 Students are not drawn within a set: the variance between sets contains theirs (Davison & Hinkley 1997, section 3.8).

@@ -224,12 +224,13 @@ def _what_is_compared(frontier: Frontier, attack: str) -> str:
 
 
 LEGEND = (
-    "Accuracy in %, mean ±half the 95 % interval over sets, students, images; n: sets x students. ?: in doubt.",
-    "Curves are interpolated between neighbours in the order of their settings, never extrapolated: a curve that",
-    "does not have the clean accuracy is compared at its nearest point (distance in brackets). Interval, p:",
-    "bootstrap over sets and test images, Student's t; p after Holm's correction over methods, over controls.",
-    "more robust: p < 0.05; **: by more than twice the half width of the interval; not shown: p >= 0.05;",
-    "less accurate: no point is as accurate as the reference, so that nothing is claimed.",
+    "Accuracy in %, mean ±half the 95 % interval over sets, students, images; n: sets x students.",
+    "Curves are interpolated between neighbours in the order of their settings, never extrapolated: a",
+    "curve that does not have the clean accuracy is compared at its nearest point (distance in brackets).",
+    "Interval, p: bootstrap over sets and test images, Student's t; p after Holm's correction over",
+    "methods, over controls. more robust: p < 0.05; **: by more than twice the half width of the",
+    "interval; not shown: p >= 0.05; less accurate: no point is as accurate, nothing is claimed. ?: a",
+    "check doubts the number.",
 )
 
 
