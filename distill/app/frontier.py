@@ -174,10 +174,10 @@ class _Report:
         setting = self.reference.curve.points[self.reference_point].setting
         clean = f"the clean accuracy of {self.command.reference} ({setting})"
         clean = clean if self.command.at is None else f"{self.command.at:g} % clean accuracy"
-        controls = sum(each.curve.control for each in self.curves)
+        controls, seeds = sum(each.curve.control for each in self.curves), self.command.seeds
         return (
-            f"{points} points of {len(self.curves) - controls} methods and {controls} controls, {self.command.seeds} "
-            f"seeds each: {cells} cells here. Compared: robust accuracy ({self.attack}) at {clean}"
+            f"{points} points of {len(self.curves) - controls} methods and {controls} controls, {seeds} "
+            f"seed{'s' * (seeds > 1)} each: {cells} cells here. Compared: robust accuracy ({self.attack}) at {clean}"
         )
 
     def results(self) -> tuple[Frontier, dict[Cell, str]]:

@@ -244,7 +244,8 @@ def _notes(frontier: Frontier, lines: Lines, doubts: Sequence[str]) -> list[str]
     units = dict.fromkeys(f"{found.units} {found.unit}" for found in compared)
     rows = [row for curve in frontier.curves for point in curve.points for row in point.rows[:1]]
     images = dict.fromkeys(f"{row.images} test images of {row.dataset}" for row in rows)
-    counted = f"Counted: {', '.join([*units, *images])}."
+    versions = dict.fromkeys(f"version {row.version}" for row in rows if row.version)
+    counted = f"Counted: {', '.join([*units, *images, *versions])}."
     return [counted, *frontier.notes, *doubts]
 
 

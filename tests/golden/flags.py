@@ -19,6 +19,7 @@ from distill.app.curvature import CurvatureCommand
 from distill.app.distil import MethodCommand
 from distill.app.evaluate import EvaluateCommand, Judgement
 from distill.app.export import ExportCommand
+from distill.app.frontier_cells import FrontierCommand
 from distill.app.registry import find_methods
 from distill.app.relabel import RelabelCommand
 from distill.app.rerun import RerunCommand
@@ -35,6 +36,7 @@ COMMANDS = {
     "evaluate PATH": EvaluateCommand(Judgement("", "cifar10", "convnet", Evaluation(50), "paper"), RunOptions()),
     "export": ExportCommand(tyro.MISSING, tyro.MISSING),
     "benchmark": BenchmarkCommand(),
+    "frontier": FrontierCommand(tyro.MISSING),
     "compare": CompareCommand(),
     "curvature": CurvatureCommand(tyro.MISSING),
     "table": TableCommand(),
