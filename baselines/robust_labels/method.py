@@ -57,6 +57,12 @@ TEACHERS: dict[str, tuple[str, str]] = {
     "plain": ("cross_entropy", "a plainly trained teacher, the control of robust labels"),
 }
 """kind of labels -> loss of the teacher, and how the summary names it"""
+STRENGTHS = {
+    "robust": "--teacher pgd_at:steps=3@{1/255,2/255,4/255,8/255}",
+    "guard": "--teacher guard:weight={0.3,1,3},h=3",
+    "plain": "",
+}
+"""kind of labels -> flags that set how robust the teacher is (`Method.strength`)"""
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ def relabelled(base: Method, kind: str) -> Method:
         processes="divided" if base.processes == "divided" else "one",
         why_one=base.why_one or "a teacher is trained by one process",
         in_benchmark=False,
+        strength=STRENGTHS[kind],
     )
 
 

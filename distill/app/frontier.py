@@ -17,7 +17,14 @@ from distill.app.cell_plan import part_of
 from distill.app.cell_runs import print_cells, report_failures, run_missing
 from distill.app.cells import Cell
 from distill.app.flags import parse
-from distill.app.frontier_cells import FrontierCommand, PlannedCurve, cell_groups, planned_curves, reference_point
+from distill.app.frontier_cells import (
+    FrontierCommand,
+    PlannedCurve,
+    cell_groups,
+    known_methods,
+    planned_curves,
+    reference_point,
+)
 from distill.data import facts_of
 from distill.errors import InputError
 from distill.evaluation.column_kinds import AttackColumn
@@ -64,6 +71,7 @@ def run_frontier(flags: list[str], methods: Mapping[str, Method]) -> int:
     if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
         raise InputError("frontier takes a data set first: bash run.sh frontier DATASET [--flags]")
     command = parse(FrontierCommand, FrontierCommand(tyro.MISSING), flags, "bash run.sh frontier")
+    methods = known_methods(command, methods)
     names, claim = _columns(command)
     curves = planned_curves(command, methods, command.attacks)
     groups = cell_groups(curves)

@@ -19,6 +19,7 @@ from distill.app.cells import Cell
 from distill.app.distil import resolve_flags
 from distill.app.flags import find_device
 from distill.app.frontier_points import CONTROLS, Control, Curve, PlannedPoint, controls_of, curve_of
+from distill.app.registry import methods_named
 from distill.app.start import RunOptions
 from distill.data import check_dataset
 from distill.errors import InputError, unknown
@@ -26,12 +27,13 @@ from distill.experiment import Experiment
 from distill.methods.method import Method
 from robust.ranges import Count, Range, Whole, check_ranges
 
-__all__ = ["FrontierCommand", "PlannedCurve", "cell_groups", "planned_curves", "reference_point"]
+__all__ = ["FrontierCommand", "PlannedCurve", "cell_groups", "known_methods", "planned_curves", "reference_point"]
 
 OF_FRONTIER = ("--ipc", "--seed", "--recipe", "--runs", "--stages", "--data-dir", "--device", "--image-size", "--split")
 OF_FRONTIER += ("--attacks", "--threat", "--eps", "--students", "--test-images", "--protocol")
 """flags that `frontier` sets itself, equal for all points"""
 METHODS = ("random", "dc", "dsa", "mtt", "guard_dc", "guard_dsa", "guard_mtt")
+METHODS += ("random_robust_labels", "mtt_robust_labels")
 """of a figure without --methods"""
 
 
@@ -105,6 +107,21 @@ class PlannedCurve:
     """of each point, with seed 0"""
     cells: tuple[tuple[Cell, ...], ...]
     """of each point, by seed"""
+
+
+def known_methods(
+    command: FrontierCommand, methods: Mapping[str, Method], table: Sequence[Control] = CONTROLS
+) -> dict[str, Method]:
+    """Return all methods by name, and with them those of the command that only `method_named` knows.
+
+    Args:
+        command: the settings.
+        methods: all methods that have a name of their own.
+        table: the controls.
+    """
+    of_controls = [control.method for control in table] if command.controls else []
+    named = [*command.methods.split(","), command.reference, command.controls, *of_controls]
+    return methods_named((name.strip() for name in named if name.strip()), methods)
 
 
 def planned_curves(
