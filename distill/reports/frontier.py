@@ -218,9 +218,9 @@ def _shown(frontier: Frontier) -> list[str]:
 def _what_is_compared(frontier: Frontier, attack: str) -> str:
     name = frontier.reference.name
     if frontier.at is not None:
-        return f"Robust accuracy ({attack}) at {frontier.at:g} % clean accuracy; differences to {name} there."
+        return f"{attack} at {frontier.at:g} % clean accuracy; differences to {name} there"
     setting = frontier.reference.points[0].setting if frontier.reference.points else "not finished"
-    return f"Robust accuracy ({attack}) at the clean accuracy of {name} ({setting}); differences to that point."
+    return f"{attack} at the clean accuracy of {name} ({setting}); differences to that point"
 
 
 LEGEND = (
