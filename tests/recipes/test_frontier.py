@@ -1,7 +1,6 @@
 """`bash run.sh frontier`: cells of points, the tables and the figure of a tiny run, and what is bad input."""
 
 import csv
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from distill.app.frontier_points import CONTROLS, Control, controls_of, curve_of
 from distill.app.main import main
 from distill.app.registry import find_methods
 from distill.errors import InputError
-from distill.experiment import Experiment
 
 TINY = ["frontier", "digits", "--recipe", "smoke", "--ipc", "1", "--students", "2", "--test-images", "20"]
 TINY += ["--attacks", "noise@linf,fgsm@linf"]
@@ -109,11 +107,6 @@ def test_controls_that_are_points_of_the_methods_are_left_out() -> None:
         controls_of("dc", [], methods, [Control("x", "nothing")])
 
 
-ARRIVED = {"blur", "factor"} <= {field.name for field in fields(Experiment)}
-"""whether this version has the flags of the controls"""
-
-
-@pytest.mark.skipif(not ARRIVED, reason="--blur and --factor are not there yet")
 def test_all_controls_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = dry(capsys, *TINY, "--methods", "dc", "--seeds", "1", "--runs", tmp_path)
     assert len(lines) == 3 + sum(len(expanded(control.flags)) for control in CONTROLS[1:])

@@ -93,9 +93,7 @@ def test_tables_have_doubts_and_what_is_compared(frontier: Frontier) -> None:
     lines = {name: lines_at_equal_clean(frontier, name) for name in ATTACKS}
     text = to_text(frontier, lines)
     assert max(map(len, text.splitlines())) <= 100
-    assert (
-        "\napgd_t@2/255 at the clean accuracy of dc (epochs 1000); differences to that point\n" in text
-    )
+    assert "\napgd_t@2/255 at the clean accuracy of dc (epochs 1000); differences to that point\n" in text
     assert "\nautoattack@2/255 at the clean" in text
     assert "\npgd@2/255 at the clean" not in text  # it is in frontier.md
     assert f"? guard_dc, weight=10: {DOUBT} (6 of 6 students) in apgd_t@2/255" in text
