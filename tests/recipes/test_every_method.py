@@ -42,7 +42,7 @@ def words(method: str, data: Path, runs: Path) -> list[str]:
 
 
 def run_of(runs: Path) -> Path:
-    return next(path.parent for path in runs.rglob("distilled.safetensors"))
+    return next(path.parent for path in runs.rglob("distilled.safetensors") if "stages" not in path.parts)
 
 
 def images(runs: Path) -> dict[str, torch.Tensor]:
