@@ -21,10 +21,15 @@ from sre2l.teachers import SMALL, TINY, paper_teacher, quick_teacher
 from sre2l.validate import Validate
 from sre2l.work import selection_work, student_work
 
-__all__ = ["METHODS", "VALIDATE", "students"]
+__all__ = ["EPOCHS", "METHODS", "VALIDATE", "students"]
 
 CANDIDATES = 300
 """images of each class that all scripts of the official code load (mipc)"""
+EPOCHS = "--relabel.epochs {100,200,300}"
+"""strengths of a method without another one: shorter training of students"""
+# strengths of robust teachers
+ROBUST = "--squeeze.loss pgd_at:steps=2@{1/255,2/255,4/255,8/255}"
+GUARD = "--squeeze.loss guard:weight={0.3,1,3},h=3,fraction=0.25"
 VALIDATE = Validate(horizon=2.0)
 """AdamW 1e-3, weight decay 0.01 of kernels, T = 20; the cosine of the official code ends at half the first rate"""
 
@@ -97,6 +102,7 @@ METHODS = (
         "Sun et al., CVPR 2024, arXiv 2312.03526",
         "rded",
         presets(_recipe, "", smoke=_smoke),
+        strength=EPOCHS,
     ),
     _method(
         "robust_rded",
@@ -104,6 +110,7 @@ METHODS = (
         "Sun et al., arXiv 2312.03526; Madry et al., ICLR 2018, arXiv 1706.06083",
         "rded",
         presets(_recipe, "at", smoke=_smoke),
+        strength=ROBUST,
     ),
     _method(
         "guard_rded",
@@ -111,5 +118,6 @@ METHODS = (
         "Sun et al., arXiv 2312.03526; Xue et al., arXiv 2403.10045",
         "rded",
         presets(_recipe, "guard", smoke=_smoke),
+        strength=GUARD,
     ),
 )

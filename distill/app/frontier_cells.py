@@ -30,10 +30,10 @@ from robust.ranges import Count, Range, Whole, check_ranges
 __all__ = ["FrontierCommand", "PlannedCurve", "cell_groups", "known_methods", "planned_curves", "reference_point"]
 
 OF_FRONTIER = ("--ipc", "--seed", "--recipe", "--runs", "--stages", "--data-dir", "--device", "--image-size", "--split")
-OF_FRONTIER += ("--attacks", "--threat", "--eps", "--students", "--test-images", "--protocol")
+OF_FRONTIER += ("--attacks", "--threat", "--eps", "--students", "--test-images")
 """flags that `frontier` sets itself, equal for all points"""
 METHODS = ("random", "dc", "dsa", "mtt", "guard_dc", "guard_dsa", "guard_mtt")
-METHODS += ("random_robust_labels", "mtt_robust_labels")
+METHODS += ("random_robust_labels", "mtt_robust_labels", "random_robust_views", "robust_rded")
 """of a figure without --methods"""
 
 
@@ -209,7 +209,7 @@ class _Plan:
     def _shared(self) -> list[str]:
         command = self.command
         words = ["--recipe", self.recipe, "--students", str(command.students), "--attacks", self.attacks]
-        words += ["--protocol", "standard", "--split", command.split, "--data-dir", str(command.data_dir)]
+        words += ["--split", command.split, "--data-dir", str(command.data_dir)]
         for flag, value in (("--test-images", command.test_images), ("--image-size", command.image_size)):
             words += [] if value is None else [flag, str(value)]
         return words

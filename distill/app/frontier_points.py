@@ -42,6 +42,8 @@ CONTROLS = (
     Control("4 x images", "random", times_ipc=4),
     Control("", "random_plain_labels"),
     Control("", "random_robust_labels"),
+    Control("", "random_plain_views"),
+    Control("", "rded"),
 )
 """in the order of the figure. Factor 2 and 4 x images train on as many images; the first stores a quarter of the
 pixels. Labels: random images with labels of a teacher"""

@@ -13,7 +13,7 @@ from pathlib import Path
 import baselines
 import distill.methods
 import sre2l
-from baselines.robust_labels.method import TEACHERS, relabelled
+from baselines.robust_labels.recipes import named
 from distill.errors import InputError
 from distill.methods.method import Method
 from distill.outside import object_of_package
@@ -59,9 +59,8 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
-    images, _, kind = name.removesuffix("_labels").rpartition("_")
-    if name.endswith("_labels") and images in methods and kind in TEACHERS:
-        return relabelled(methods[images], kind)
+    if (with_labels := named(name, methods)) is not None:
+        return with_labels
     expected = "a distill.methods.method.Method"
     found = object_of_package(name, "method", lambda it: isinstance(it, Method), expected)
     return found and replace(found, name=name)

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from baselines.robust_labels.labels import RobustLabels, check_teachers
-from baselines.robust_labels.method import with_labels
+from baselines.robust_labels.views import with_views
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek
 from distill.app.processes import work_together
@@ -132,7 +132,7 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
             print(f"labelled already in {folder}", file=sys.stderr)
         else:
             with locked(run.begin().folder):
-                made = with_labels(old.to(device), train.to(device), command.labels, views, VALIDATE, run)
+                made = with_views(old.to(device), train.to(device), command.labels, views, VALIDATE, run)
                 made = replace(made, method=f"{old.method or source.stem}_relabelled", version=project_version())
                 made = replace(made, config=run.config_hash(), run=run.fingerprint())
                 made.save(folder / FILE)

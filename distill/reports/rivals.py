@@ -25,8 +25,8 @@ DATA = re.compile(r"(?P<dataset>.+?)(-(?P<size>\d+)px)?(-blur(?P<blur>[\d.e-]+))
 """the name of data in tables, as `Experiment.data_name` writes it"""
 LABELS = re.compile(r"(?P<teacher>\S+)( T=(?P<temperature>\S+))?( hard=(?P<hard>\S+))?")
 """`DistilledSet.teacher`: losses, and how their probabilities became labels where that is not the default"""
-KIND = re.compile(r"_([a-z]+)_labels")
-"""end of the name of a method whose labels are those of a teacher: mtt_robust_labels"""
+KIND = re.compile(r"_([a-z]+)_(labels|views)$")
+"""end of the name of a method whose labels are those of a teacher: mtt_robust_labels, mtt_robust_views"""
 
 
 def is_rival(row: Row) -> bool:
@@ -67,7 +67,8 @@ def _command(row: Row) -> str:
 
     Its --data-dir, and the folder of a teacher's file, are not known here.
     """
-    if row.labels == "soft" or row.loss == "own":
+    views = row.method.endswith("_views")
+    if row.labels == "soft" or (row.loss == "own") != views:
         return ""
     method, flags = RANDOM, ["--ipc", str(row.ipc), "--recipe", row.recipe, "--backbone", row.backbone]
     if row.labels == "teacher":
@@ -75,7 +76,7 @@ def _command(row: Row) -> str:
         if found is None:
             return ""
         kind = KIND.search(row.method)
-        method = f"{RANDOM}_{kind[1] if kind else 'robust'}_labels"
+        method = f"{RANDOM}_{kind[1] if kind else 'robust'}_{'views' if views else 'labels'}"
         for flag in ("teacher", "temperature", "hard"):
             flags += [f"--{flag}", found[flag]] if found[flag] else []
     data = DATA.fullmatch(row.dataset)
@@ -87,5 +88,5 @@ def _command(row: Row) -> str:
     flags += ["--image-size", data["size"]] if data["size"] else []
     flags += ["--blur", data["blur"]] if data["blur"] else []
     flags += ["--split", "validation"] if data["validation"] else []
-    flags += [] if row.loss == "cross_entropy" else ["--student.loss", row.loss]
+    flags += [] if row.loss in ("cross_entropy", "own") else ["--student.loss", row.loss]
     return shlex.join(["bash", "run.sh", method, dataset, *flags])
