@@ -1,10 +1,10 @@
 """`bash run.sh rerun RUN`: repeat a run from its experiment.json alone, in a new folder."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,7 +19,7 @@ from distill.errors import InputError, one_line
 from distill.experiment import Evaluation, Experiment
 from distill.methods.method import Method
 from distill.runs.foreign import reachable
-from distill.runs.from_json import Known, MismatchError, from_json
+from distill.runs.from_json import Known, MismatchError, from_json, types_of
 from distill.runs.own_files import read_record
 from distill.runs.version import project_version
 from robust import LOSSES, Threat
@@ -106,7 +106,7 @@ def _rerun_method(
     _check_dataset(dataset)
     if recipe not in method.recipes:
         raise MismatchError(f"recipe is {one_line(recipe, 60)}, which {name} does not have")
-    types = dict(_types(method.recipes[recipe](facts_named(dataset), 1).config, "config"))
+    types = types_of(method.recipes[recipe](facts_named(dataset), 1).config, "config")
     experiment = from_json(Experiment, description, known=Known(types, loss_classes()))
     if request.seed is not None:
         experiment = replace(experiment, seed=request.seed)
@@ -139,14 +139,6 @@ def _rerun_evaluate(
     names = (distilled.method or path.stem, judgement.distilled, label(judgement.dataset, request.place.data_dir))
     _check_other(folder, request.place.runs / folder_of(*names, judgement.seed, other))
     return run_judgements(path, [judgement], request.place, protocols_of(methods), words, record["data"])
-
-
-def _types(config: Any, path: str) -> Iterator[tuple[str, type]]:
-    """Yield the path and the class of a config, and of each config inside it."""
-    yield path, type(config)
-    for each in fields(config):
-        if each.type is Any or (get_origin(each.type) is Annotated and get_args(each.type)[0] is Any):
-            yield from _types(getattr(config, each.name), f"{path}.{each.name}")
 
 
 def _check_dataset(name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from distill.errors import one_line
 from robust.spec import object_named
 
-__all__ = ["Known", "MismatchError", "from_json"]
+__all__ = ["Known", "MismatchError", "from_json", "types_of"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,22 @@ class Known:
 
 
 NOTHING = Known()
+
+
+def types_of(config: Any, path: str) -> dict[str, type]:
+    """Return the type of a dataclass, and of each value in it whose field is annotated with Any, by path.
+
+    Args:
+        config: an object of the type that `from_json` is to return.
+        path: of the object.
+    """
+    found = {path: type(config)}
+    for each in fields(config):
+        annotation = get_args(each.type)[0] if get_origin(each.type) is Annotated else each.type
+        value = getattr(config, each.name)
+        if annotation is Any and is_dataclass(value):
+            found |= types_of(value, f"{path}.{each.name}")
+    return found
 
 
 def from_json(kind: type[T], value: Any, path: str = "", known: Known = NOTHING) -> T:

@@ -18,12 +18,12 @@ class Record:
     """The best adversarial point so far for each example."""
 
     def __init__(self, images: Tensor, targets: Tensor, objective: Ascended, final: bool = True):
-        self.images = images.clone()
+        self.images: Tensor = images.clone()
         self.targets = targets
         self.objective = objective
         self.final = final  # whether a misclassified point stays misclassified: the answers are not random
-        self.loss = torch.full((len(images),), -torch.inf, device=images.device)
-        self.fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.loss: Tensor = torch.full((len(images),), -torch.inf, device=images.device)
+        self.fooled: Tensor = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
     def standing(self) -> Tensor:
         """Return the indices of examples that are not misclassified yet."""

@@ -26,7 +26,7 @@ def spread(n=200):
 def drawn(monkeypatch, tmp_path):
     """Figures as matplotlib has them before they are saved."""
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure))
 
     def draw(function, *args, **options):
         function(tmp_path / "figure.png", *args, **options)

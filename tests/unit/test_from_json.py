@@ -12,7 +12,7 @@ from distill.app.registry import find_methods
 from distill.app.rerun import loss_classes
 from distill.data import DATASETS, facts_named
 from distill.experiment import Experiment
-from distill.runs.from_json import Known, MismatchError, from_json
+from distill.runs.from_json import Known, MismatchError, from_json, types_of
 from distill.runs.run import describe
 from robust import LOSSES, CrossEntropy, CurvatureRegularizedLoss, Loss, loss_named
 from robust.ranges import Count, check_ranges
@@ -77,10 +77,8 @@ def test_every_recipe_of_every_method_comes_back(method: str) -> None:
             experiment = Experiment(method, dataset, recipe.config, recipe.evaluation, name, 10, image_size=32)
             content = json.loads(json.dumps(describe(experiment)))
             content["evaluation"] |= recipe.evaluation.columns
-            assert (
-                from_json(Experiment, content, known=Known({"config": type(recipe.config)}, loss_classes()))
-                == experiment
-            )
+            known = Known(types_of(recipe.config, "config"), loss_classes())
+            assert from_json(Experiment, content, known=known) == experiment
 
 
 @pytest.mark.parametrize(
