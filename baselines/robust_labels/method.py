@@ -44,7 +44,7 @@ PAPER = "no paper; labels as in RSLAD, Zi et al., ICCV 2021, arXiv 2108.07969"
 TEACHERS: dict[str, tuple[str, str]] = {
     "robust": ("pgd_at:steps=3@4/255", "an adversarially trained teacher"),
     "guard": ("guard:weight=1,h=3", "a teacher trained by the curvature-regularised loss"),
-    "plain": ("cross_entropy", "a plainly trained teacher, the control of robust labels"),
+    "plain": ("cross_entropy", "a plainly trained teacher (the control)"),
 }
 """kind of labels -> loss of the teacher, and how the summary names it"""
 STRENGTHS = {
@@ -165,7 +165,7 @@ def relabelled(base: Method, kind: str) -> Method:
     return replace(
         base,
         name=f"{base.name}_{kind}_labels",
-        summary=f"images of {base.name} with labels of {described}",
+        summary=f"the images of {base.name} with labels of {described}",
         paper=PAPER,
         page="robust_labels",
         recipes=recipes,

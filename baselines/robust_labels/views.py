@@ -145,7 +145,7 @@ def labelled_views(base: Method, kind: str) -> Method:
     return replace(
         relabelled(base, kind),
         name=f"{base.name}_{kind}_views",
-        summary=f"images of {base.name}; {described} labels every view of them",
+        summary=f"the images of {base.name}; {described} labels every view of them",
         recipes=recipes,
         distill=partial(distill, base),
         work=partial(work, base),

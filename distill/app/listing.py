@@ -14,6 +14,9 @@ from robust import ATTACKS, LOSSES, THREATS
 
 __all__ = ["as_markdown", "run_list", "usage_of"]
 
+ANY = "and for every METHOD of images: METHOD_robust_labels, _guard_labels, _plain_labels, _robust_views, ..."
+"""names of methods that the list does not repeat for each method"""
+
 
 def run_list(flags: list[str], methods: Mapping[str, Method]) -> int:
     """Print every name that a flag accepts.
@@ -46,8 +49,10 @@ def run_list(flags: list[str], methods: Mapping[str, Method]) -> int:
         "exports": f"{', '.join(EXPORTS)}: formats that export writes",
         "threats": "pixels in [0, 1]; a name, or a size: 8/255, l2:0.5",
     }
+    width = max(map(len, methods)) + 2
     for number, (name, method) in enumerate(methods.items()):
-        print(f"{'' if number else 'methods':14s}{name:12s}{method.summary}")
+        print(f"{'' if number else 'methods':14s}{name:{width}s}{method.summary}")
+    print(f"{'':14s}{ANY}")
     for kind, names in lines.items():
         print(f"{kind:14s}{names}")
     for group, threats in THREATS.items():
