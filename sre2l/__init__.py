@@ -1,1 +1,1 @@
-"""SRe2L: squeeze, recover, relabel, validate; and GUARD on it."""
+"""SRe2L and RDED: squeeze, recover or select, relabel, validate; and GUARD on it."""
