@@ -150,10 +150,11 @@ def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> flo
 def human(seconds: float) -> str:
     """Return a duration as text with a suitable unit.
 
-    >>> [human(s) for s in (40, 150, 9000, 300000)]
-    ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days']
+    >>> [human(s) for s in (40, 150, 9000, 300000, 1.2e7)]
+    ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days', '139 days']
     """
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
+            count = seconds / length
+            return f"{count:.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
     return f"{seconds:.0f} seconds"
