@@ -214,6 +214,23 @@ def test_a_set_that_relabel_made_equals_the_methods(run: Path, tmp_path: Path) -
     assert torch.equal(DistilledSet.load(tmp_path / "new").labels, method.labels)
 
 
+def test_a_published_set_is_relabelled(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run), "--to", "dc", "--out", str(tmp_path / "dc")]) == 0
+    published = next((tmp_path / "dc").glob("res_*.pt"))
+    capsys.readouterr()
+    root = run.parents[3].parent
+    places = ["--data-dir", str(root), "--runs", str(root / "runs")]
+    teacher = ["--teacher", "fast_at@4/255", "--teacher-epochs", "2", "--teacher-batch-size", "16"]
+    assert main(["relabel", str(published), *teacher, *places]) == 2
+    assert "give --dataset" in capsys.readouterr().err
+    assert main(["relabel", str(published), "--dataset", "folder", *teacher, *places]) == 0
+    folder = Path(capsys.readouterr().out.strip())
+    new = DistilledSet.load(folder)
+    assert torch.allclose(new.images[:], DistilledSet.load(run).images[:], atol=1e-6)
+    assert (new.teacher, new.labels.ndim) == ("fast_at@4/255", 2)
+    assert folder.is_relative_to(root / "runs" / "published")
+
+
 def test_relabel_refuses_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = {
         "unknown loss 'nothing'": ["--teacher", "nothing"],
