@@ -126,7 +126,7 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
         seed=command.seed,
         device=device,
         checkpoint_seconds=options.checkpoint_seconds,
-        stages=options.runs / "stages",
+        stages=options.stages or options.runs / "stages",
         workers=options.workers,
     )
 

@@ -16,7 +16,7 @@ from distill.models import build
 from distill.runs.run import difference
 from distill.runs.threads import cores
 from robust import loss_named
-from robust.ranges import Count, NonNegative, Range, check_ranges
+from robust.ranges import Count, NonNegative, Range, check_ranges, shown
 from robust.threat import family_of
 
 __all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "real_data_at"]
@@ -40,7 +40,7 @@ class RunOptions:
     runs: Path = Path("runs")
     """folder of all runs"""
     stages: Path | None = None
-    """folder of what runs share, such as experts and teachers; None: the subfolder stages/ of --runs"""
+    """folder of what runs share (experts, teachers), DIR/stages; None: the subfolder stages/ of --runs"""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
     checkpoint_seconds: NonNegative = 30.0
@@ -55,6 +55,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.stages is not None and self.stages.name != "stages":  # `companion_path` knows stages by this name
+            raise ValueError(f"stages is {shown(str(self.stages))}; take a folder of the name stages: DIR/stages")
 
 
 def real_data(

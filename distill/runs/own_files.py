@@ -77,8 +77,8 @@ def read_run_file(
     return found, facts
 
 
-_STAGE = re.compile(r"(\.\./)+stages/[\w-]+(/[\w-]+\.safetensors)?")
-"""path of a stage, relative to a run's folder"""
+_STAGE = re.compile(r"(\.\./)+([\w-][\w.+=@,-]*/)*stages/[\w-]+(/[\w-]+\.safetensors)?")
+"""path of a stage, relative to a run's folder; --stages takes any folder of the name stages"""
 
 
 def companion_path(folder: Path, named: Any, what: str) -> Path:

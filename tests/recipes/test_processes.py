@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 
 ROOT = Path(__file__).parents[2]
 METHODS = find_methods()
-ALIKE = {"mtt_robust_labels", "mtt_guard_labels", "tesla_learned_labels"}
-"""methods whose divided work mtt_robust_views and mtt_learned_labels have too"""
+ALIKE = {"mtt_robust_labels", "mtt_guard_labels", "datm", "mtt_learned_labels", "tesla_learned_labels"}
+"""methods whose divided work mtt_robust_views has too, or whose sets `test_mtt_processes` compares"""
 DIVIDED = [name for name, method in METHODS.items() if method.processes == "divided" and name not in ALIKE]
 COUNTS = (1, 2, 3)
 DIES = {"dc": 30, "dm": 60}

@@ -135,7 +135,9 @@ def test_students_of_views_train_on_them(run: Path, capsys: pytest.CaptureFixtur
     root = run.parents[3].parent
     words = ["dsa_robust_views", "folder", "--recipe", "smoke", "--ipc", "2", "--attacks", "linf", "--seed", "1"]
     places = ["--data-dir", str(root), "--runs", str(root / "own")]
-    assert main([*words, *places]) == 0
+    assert main([*words, *places, "--stages", str(root / "experts")]) == 2
+    assert "take a folder of the name stages" in capsys.readouterr().err
+    assert main([*words, *places, "--stages", str(root / "shared" / "stages")]) == 0
     made = next((root / "own" / "dsa_robust_views").rglob("distilled.safetensors"))
     rows = [json.loads(line) for line in (made.parent / "results.jsonl").read_text().splitlines()]
     assert {(row["protocol"], row["labels"], row["teacher"]) for row in rows} == {
