@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.experiment import Evaluation, Recipe
+from distill.experiment import LATER, Evaluation, Recipe
 from distill.method_training import MethodTraining
 from distill.methods.method import Method, presets
 from distill.models import build
@@ -65,7 +65,7 @@ class Config:
     """learning rate of the extractor (SGD, momentum 0.9)"""
     augment: str = ""
     """augmentation for training students: "" for none, a DSA strategy, or kornia:..."""
-    factor: Annotated[int, Range(least=1, most=16)] = field(default=1, metadata={"later": True})
+    factor: Annotated[int, Range(least=1, most=16)] = field(default=1, metadata=LATER)
     """images along a side of a stored image, as in IDC: with 2, --ipc 10 selects 40 images of each class, and each has
     a quarter of the pixels; students see them enlarged to the full size. 1 for whole images"""
 

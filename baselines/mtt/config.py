@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 
 from baselines.mtt.matching import Gradient
 from baselines.robust_labels.labels import RobustLabels
+from distill.experiment import LATER
 from distill.training.augment import augmentation
 from robust import Loss
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["Config"]
-
-LATER = {"later": True}
-"""metadata of fields that earlier versions lacked: at its default a run is the run of an earlier version"""
 
 
 @dataclass(frozen=True)

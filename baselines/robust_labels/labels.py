@@ -40,6 +40,7 @@ from sre2l.squeeze import Squeeze, squeeze
 from sre2l.squeeze import check as check_squeeze
 
 __all__ = [
+    "EPOCHS",
     "MeanTeacher",
     "RobustLabels",
     "Teacher",
@@ -122,8 +123,12 @@ class RobustLabels:
         return f"{','.join(names)}{temperature}{f' hard={self.hard:g}' if self.hard else ''}"
 
 
+EPOCHS = {"paper": 30, "quick": 10, "smoke": 2}
+"""recipe -> epochs of a teacher; other recipes have those of "paper" """
+
+
 def labels_recipe(name: str, facts: Facts, teacher: str = RobustLabels.teacher) -> RobustLabels:
-    """Return the labels of a recipe: a teacher of 30 epochs, in "quick" of 10 and in "smoke" of 2.
+    """Return the labels of a recipe: a teacher of EPOCHS, in "smoke" with small batches.
 
     Args:
         name: of the recipe.
@@ -131,7 +136,7 @@ def labels_recipe(name: str, facts: Facts, teacher: str = RobustLabels.teacher) 
         teacher: its loss.
     """
     batch_size = min(16 if name == "smoke" else 128, max(2, facts.examples // 2))
-    epochs = {"quick": 10, "smoke": 2}.get(name, 30)
+    epochs = EPOCHS.get(name, EPOCHS["paper"])
     return RobustLabels(teacher, teacher_epochs=epochs, teacher_batch_size=batch_size, teacher_flip=facts.flips)
 
 

@@ -10,10 +10,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any
 
 import torch
-import tyro
 
 from baselines.robust_labels import method
 from baselines.robust_labels.labels import MeanTeacher, RobustLabels, labels_recipe, teachers_of
@@ -41,22 +39,16 @@ WHOLE = 20
 
 
 @dataclass(frozen=True)
-class Config:
-    """The settings of the images, of their labels, and of the students."""
+class Config(method.Config):
+    """The settings of the images, of their labels, and of the students.
 
-    images: Annotated[Any, tyro.conf.arg(name="")]
-    """settings of the method that makes the images"""
-    labels: Annotated[RobustLabels, tyro.conf.arg(name="")]
-    """teachers; `temperature` and `hard` are of whole images, for students of --protocol standard"""
+    `temperature` and `hard` of the labels are of whole images, for students of --protocol standard.
+    """
+
     relabel: Relabel = field(default_factory=Relabel)
     """views that the teachers label"""
     validate: Validate = field(default_factory=Validate)
     """training of students"""
-
-    @property
-    def backbone(self) -> str:
-        """Network of the images, and by default of teachers and students."""
-        return self.images.backbone
 
     @property
     def compute(self) -> Compute:
@@ -117,15 +109,14 @@ def check(base: Method, real: ImageSet, ipc: int, config: Config, processes: int
     Raises:
         InputError: the settings are impossible.
     """
-    method.check(base, real, ipc, method.Config(config.images, config.labels), processes)
+    method.check(base, real, ipc, config, processes)
     network = build(config.backbone, like=real, generator=torch.Generator())
     check_relabel(network, ipc * real.num_classes, real.image_shape, config.relabel)
 
 
 def work(base: Method, config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the work of the images, of the teachers, and of the labels; arguments as of `Method.work`."""
-    of_labels = method.work(base, method.Config(config.images, config.labels), ipc, num_classes, examples)
-    return [*of_labels, labels_work(config, ipc, num_classes)]
+    return [*method.work(base, config, ipc, num_classes, examples), labels_work(config, ipc, num_classes)]
 
 
 def labelled_views(base: Method, kind: str) -> Method:

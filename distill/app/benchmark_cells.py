@@ -94,7 +94,7 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
     Raises:
         InputError: a name is unknown, or a value out of range.
     """
-    methods = methods_named(filter(None, command.methods.split(",")), methods)
+    methods = methods_named(command.methods.split(","), methods)
     selected = selected_names(command.methods, "method", methods) or [
         name for name, method in methods.items() if method.in_benchmark
     ]

@@ -121,7 +121,7 @@ def known_methods(
     """
     of_controls = [control.method for control in table] if command.controls else []
     named = [*command.methods.split(","), command.reference, command.controls, *of_controls]
-    return methods_named((name.strip() for name in named if name.strip()), methods)
+    return methods_named(named, methods)
 
 
 def planned_curves(

@@ -70,13 +70,13 @@ def methods_named(names: Iterable[str], methods: Mapping[str, Method]) -> dict[s
     """Return the methods by name, and with them those that only `method_named` knows.
 
     Args:
-        names: of methods; unknown ones are left to the caller.
+        names: of methods, as a comma-separated list has them; unknown ones are left to the caller.
         methods: the result of `find_methods`.
 
     Raises:
         InputError: as of `method_named`.
     """
-    found = {name: method_named(name, methods) for name in names}
+    found = {name: method_named(name, methods) for name in filter(None, map(str.strip, names))}
     return dict(methods) | {name: method for name, method in found.items() if method is not None}
 
 

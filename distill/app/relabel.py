@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from baselines.robust_labels.labels import RobustLabels, check_teachers
+from baselines.robust_labels.labels import EPOCHS, RobustLabels, check_teachers
 from baselines.robust_labels.views import with_views
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek
@@ -37,8 +37,6 @@ __all__ = ["RelabelCommand", "run_relabel"]
 
 PROGRAM = "bash run.sh relabel PATH"
 FILE = "distilled.safetensors"
-EPOCHS = {False: 30, True: 10}
-"""whether teachers are trained on a CPU -> their default epochs, as of the recipes paper and quick"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ def run_relabel(flags: list[str], read: Read) -> int:
         return 0
     path, dataset = reachable(Path(flags[0])), peek(flags[1:], "--dataset")["--dataset"]
     device = find_device(peek(flags[1:], "--device")["--device"] or "auto")
-    default = RelabelCommand(RobustLabels(teacher_epochs=EPOCHS[device.type == "cpu"]), dataset or "")
+    epochs = EPOCHS["quick" if device.type == "cpu" else "paper"]
+    default = RelabelCommand(RobustLabels(teacher_epochs=epochs), dataset or "")
     command = parse(RelabelCommand, default, flags[1:], PROGRAM)
     if not is_ours(path, command.reading):
         path = imported(path, command.reading, dataset, command.place, read)
@@ -98,26 +97,25 @@ def run_relabel(flags: list[str], read: Read) -> int:
     dataset = command.dataset or old.dataset
     check_packages(path, [dataset, old.backbone], [*flags, *command.packages.split(",")])
     check_dataset(dataset)
-    facts = facts_of(dataset, command.place.data_dir, old.image_shape[1])
-    flips = replace(command.labels, teacher_flip=command.labels.teacher_flip and facts.flips)
-    return _relabel(path, old, dataset, replace(command, labels=flips), ["relabel", *flags])
+    return _relabel(path, old, dataset, command, ["relabel", *flags])
 
 
 def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelCommand, words: list[str]) -> int:
-    """Write the new set; all settings are complete."""
+    """Write the new set."""
     options, device = command.place, find_device(command.place.device)
+    facts = facts_of(dataset, options.data_dir, old.image_shape[1])
+    labels = replace(command.labels, teacher_flip=command.labels.teacher_flip and facts.flips)
     (train, test), _ = real_data_at(dataset, options, old.image_shape[1])
     check(old, test)
     train = in_order_of(old, train)
-    check_teachers(train.to(device), old.backbone, command.labels)
+    check_teachers(train.to(device), old.backbone, labels)
     one_thread(device)
     source = path / FILE if path.is_dir() else path
-    facts = facts_of(dataset, options.data_dir, old.image_shape[1])
     views = students(facts, ceil(old.ipc))
     views = replace(views, batch_size=batch_size(views.batch_size, len(old.images)))
-    settings = {"relabel": describe(command.labels), "views": describe(views), "set": digest_of(source), "of": dataset}
+    settings = {"relabel": describe(labels), "views": describe(views), "set": digest_of(source), "of": dataset}
     settings |= {"seed": command.seed}
-    name = f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', command.labels.written)[:60]}-{json_hash(settings)[:8]}"
+    name = f"{re.sub(r'[^a-zA-Z0-9_.=-]+', '-', labels.written)[:60]}-{json_hash(settings)[:8]}"
     folder = command.out or source.parent / "relabelled" / name
     run = Run(
         folder,
@@ -135,7 +133,7 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
             print(f"labelled already in {folder}", file=sys.stderr)
         else:
             with locked(run.begin().folder):
-                made = with_views(old.to(device), train.to(device), command.labels, views, VALIDATE, run)
+                made = with_views(old.to(device), train.to(device), labels, views, VALIDATE, run)
                 made = replace(made, method=f"{old.method or source.stem}_relabelled", version=project_version())
                 made = replace(made, config=run.config_hash(), run=run.fingerprint())
                 made.save(folder / FILE)

@@ -25,9 +25,9 @@ def describe(value: Any) -> Any:
 
 def _is_described(field: Field, value: Any) -> bool:
     """Return whether a description has a field of this value."""
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    later = field.metadata.get("later", False)
-    return field.metadata.get("identity", True) and not (later and value == default)
+    if field.metadata.get("later", False):
+        return value != (field.default if field.default_factory is MISSING else field.default_factory())
+    return field.metadata.get("identity", True)
 
 
 def _class_of(value: Any) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from baselines.robust_labels.labels import MeanTeacher, RobustLabels, Teacher, robust_labels
 from baselines.robust_labels.method import Config, relabelled
 from distill.app.main import main
-from distill.app.registry import find_methods, method_named
+from distill.app.registry import find_methods, method_named, methods_named
 from distill.data import facts_named
 from distill.distilled import DistilledSet
 from distill.models import build
@@ -157,6 +157,10 @@ def test_labels_of_any_method_have_a_name() -> None:
     assert method_named("nothing_robust_labels", METHODS) is None
     assert method_named("dsa_strange_labels", METHODS) is None
     assert method_named("robust_labels", METHODS) is None
+
+
+def test_a_list_of_methods_may_have_spaces() -> None:
+    assert "dsa_guard_views" in methods_named(["random", " dsa_guard_views", ""], METHODS)
 
 
 def test_the_record_of_another_method() -> None:
