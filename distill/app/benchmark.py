@@ -21,6 +21,7 @@ from distill.evaluation.row_files import find_rows
 from distill.methods.method import Method
 from distill.reports.comparison import LAYOUTS
 from distill.runs.files import write_text
+from distill.runs.provenance import computed_with
 
 __all__ = ["run_benchmark"]
 
@@ -70,6 +71,9 @@ def _write(cells: list[Cell], folder: Path) -> tuple[str, dict[Cell, str]]:
                 damaged[cell] = str(error)
     if not rows:
         return "", damaged
-    for ending, layout in LAYOUTS.items():
-        write_text(folder / f"table.{ending}", layout(rows))
-    return LAYOUTS["md"](rows), damaged
+    tables = {ending: layout(rows) for ending, layout in LAYOUTS.items()}
+    line = computed_with(cell.folder for cell in cells if cell.done)
+    tables["md"] += f"\n{line}\n" if line else ""
+    for ending, table in tables.items():
+        write_text(folder / f"table.{ending}", table)
+    return tables["md"], damaged

@@ -45,6 +45,7 @@ from distill.reports.frontier import (
 from distill.reports.frontier_figure import draw_frontier
 from distill.reports.outcome import bools_of
 from distill.runs.files import write_text
+from distill.runs.provenance import computed_with
 
 __all__ = ["run_frontier"]
 
@@ -217,6 +218,8 @@ class _Report:
         title = f"{self.curves[0].cells[0][0].data}, ipc {self.command.ipc}, students {', '.join(networks)}"
         notes = [f"Not finished: {'; '.join(missing)}."] * bool(missing)
         notes += ["Students have several networks; --backbone gives all the same."] * (len(networks) > 1)
+        done = [cell.folder for planned in self.curves for cells in planned.cells for cell in cells if cell.done]
+        notes += [line for line in [computed_with(done)] if line]
         columns = {"attacks": tuple(self.names), "attack": self.attack, "notes": tuple(notes)}
         return Frontier(title, tuple(found), reference, self.command.at, **columns), damaged
 

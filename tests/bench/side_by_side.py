@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from distill.runs.provenance import device_name
+
 __all__ = ["Row", "compare", "environment", "peak_megabytes", "save"]
 
 Row = dict[str, Any]
@@ -91,18 +93,12 @@ def environment() -> Row:
     """Return what the figures depend on: device, threads, versions, commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {_processor()}",
+        "device": device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or "unknown",
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def save(name: str, rows: list[Row], folder: Path) -> Path:
