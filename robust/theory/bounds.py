@@ -12,21 +12,23 @@ distribution of the real images of class c, h a feature extractor, x' a distille
     (3)  l~adv(x') <= E_{D_c} l(x) + rho E_{D_c} |grad l(x)| + rho^2/2 E_{D_c} lambda_1(x) + L sigma
 
 (3) is the right side of (2) plus L sigma. The paper does not name the norm |v|; the norm here is L2, in which an
-eigenvalue bounds v'Hv. The proof of Proposition 1 (the paper's Appendix A) was not read. Deviations and remarks:
+eigenvalue bounds v'Hv. The text at hand ends before its Appendix A, which has the proof of Proposition 1. Deviations
+and remarks:
 
-  - (2) is computed for each image; the paper's (2) is the mean over the images of a class.
+  - The terms are those of each image; the paper's (2) is their mean over the images of a class (`class_means`).
   - lambda_1 is the *algebraically* largest eigenvalue, which bounds v'Hv from above; the eigenvalue of largest absolute
     value does not. Where lambda_1 < 0, (2) does not hold as printed (for grad = 0 and a concave l, the worst v is 0);
     the term here is rho^2/2 max(lambda_1, 0). For a convex l, which Proposition 1 assumes and (2) does not, lambda_1
     is never negative.
-  - (2) bounds the quadratic model. The loss itself may exceed the bound: by a third-order term, M rho^3/6 for a Hessian
-    of Lipschitz constant M, which no finite computation gives; and in a ReLU network by its kinks, which H does not
-    contain. `BoundTerms.holds` says whether the loss that PGD finds exceeds the bound.
+  - l~adv is the maximum of the quadratic model, which `robust.theory.quadratic` computes. The loss itself may exceed
+    it, and both bounds: by a third-order term, M rho^3/6 for a Hessian of Lipschitz constant M, which no finite
+    computation gives; and in a ReLU network by its kinks, which H does not contain. `adversarial_loss` is the largest
+    loss that PGD finds, and `BoundTerms.holds` says whether it is within the bound.
   - sigma is the distance |h(x') - E h(x)| for each x', the least value that the assumption allows.
   - (3) requires that the adversarial loss at the mean feature is at most the mean adversarial loss: Jensen's inequality
     for a function that is convex *in the features*. A convex l makes max_v l(x + v) convex in x, which is sufficient
-    for h(x) = x. For other h, and for l~adv, the stated assumption is not sufficient. No network was shown to satisfy
-    either. L is a supremum and cannot be computed; see `TransferTerms`.
+    for h(x) = x. For other h, and for l~adv, the stated assumption is not sufficient. `robust.theory.convexity` finds
+    pairs of images at which a loss is not convex. L is a supremum; `TransferTerms.slope` bounds it from below.
 
 All lengths are L2 in the units of `images`: pixels in [0, 1] when normalisation is inside the model.
 """
@@ -43,13 +45,14 @@ from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
 from robust.per_example import norms
 from robust.ranges import Range, check_number, check_ranges
-from robust.theory.hessian import examples_at_once, losses_and_gradients, passes, with_constant_parameters
-from robust.theory.spectrum import Method, top_eigenvalue
+from robust.theory.hessian import examples_at_once, passes, with_constant_parameters
+from robust.theory.quadratic import QuadraticModel, quadratic_model
+from robust.theory.spectrum import Method
 from robust.threat import Threat
 
 Radius = Annotated[float, Range(above=0, hint="in pixels of [0, 1]")]
 
-__all__ = ["BoundTerms", "TransferTerms", "bound_terms", "transfer_terms"]
+__all__ = ["BoundTerms", "TransferTerms", "bound_terms", "class_means", "transfer_terms"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class BoundTerms:
     """rho^2/2 max(lambda_1(x), 0); the paper has lambda_1, with which (2) fails where it is negative"""
     lambda_1: Tensor
     """algebraically largest eigenvalue of the input Hessian, nats per pixel^2"""
+    quadratic: Tensor
+    """l~adv(x), the left side of (2): the maximum of the quadratic model in the ball"""
     adversarial_loss: Tensor
     """largest loss that PGD found in the ball: a lower bound of the adversarial loss"""
 
@@ -79,7 +84,7 @@ class BoundTerms:
 
     @property
     def holds(self) -> Tensor:
-        """Bools (N,): the adversarial loss is within the bound, up to rounding; False shows higher-order terms."""
+        """Bools (N,): the loss that PGD found is within the bound, up to rounding; False shows higher-order terms."""
         return self.adversarial_loss <= self.bound + 1e-5 * (1 + self.bound.abs())
 
 
@@ -90,6 +95,7 @@ def bound_terms(
     targets: Tensor,
     rho: float,
     *,
+    around: QuadraticModel | None = None,
     method: Method = "power",
     iterations: int = 1000,
     tolerance: float = 1e-4,
@@ -98,13 +104,14 @@ def bound_terms(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> BoundTerms:
-    """Return the terms of bound (2) and the adversarial loss that PGD finds.
+    """Return the terms of bound (2), the adversarial loss of the quadratic model, and that which PGD finds.
 
     Args:
         model: maps pixels in [0, 1] to logits (N, K), normalisation inside; in evaluation mode meanwhile.
         images: (N, ...) pixels in [0, 1].
         targets: (N,) class indices.
         rho: L2 radius, > 0, in pixels of [0, 1]. PGD also stays in [0, 1], which the bound does not require.
+        around: the quadratic models of the same images, to compute them once for several radii; None computes them.
         method: of `top_eigenvalue`, as are `iterations` and `tolerance`.
         iterations: of `top_eigenvalue`.
         tolerance: of `top_eigenvalue`.
@@ -127,10 +134,10 @@ def bound_terms(
     check_number("rho", rho, Radius)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     batch_size = examples_at_once(model, images, batch_size)
-    options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
-    values, _ = top_eigenvalue(model, images, targets, generator=generator, **options)
-    losses, gradients = losses_and_gradients(model, images, targets, cross_entropy, batch_size)
-    worst = losses.clone()
+    if around is None:
+        options = {"method": method, "iterations": iterations, "tolerance": tolerance, "batch_size": batch_size}
+        around = quadratic_model(model, images, targets, generator=generator, **options)
+    worst = around.losses.clone()
     attack = {"threat": Threat("l2", rho), "steps": steps, "step_size": 2.5 * rho / steps, "iterate": "last"}
     with evaluating(model), torch.no_grad():
         network = with_constant_parameters(model)
@@ -140,8 +147,25 @@ def bound_terms(
                 points = pgd(network, x, y, random_start=attempt > 0, generator=generator, **attack)
                 found.append(cross_entropy(network(points), y))
             worst = torch.maximum(worst, torch.cat(found))
-    curvature = rho**2 / 2 * values.clamp_min(0)
-    return BoundTerms(rho, losses, rho * norms(gradients), curvature, values, worst)
+    curvature = rho**2 / 2 * around.lambda_1.clamp_min(0)
+    terms = (around.losses, rho * around.gradient_norms, curvature, around.lambda_1, around.maximum(rho), worst)
+    return BoundTerms(rho, *terms)
+
+
+def class_means(terms: BoundTerms, targets: Tensor) -> BoundTerms:
+    """Return the terms of (2) as the paper has them: means over the images of each class, in the order of classes.
+
+    Args:
+        terms: of N examples.
+        targets: (N,) class indices.
+
+    Returns:
+        the terms, each with an entry for each class that has images.
+    """
+    classes = targets.unique()
+    member = (targets == classes[:, None]).to(terms.loss)
+    names = ("loss", "gradient", "curvature", "lambda_1", "quadratic", "adversarial_loss")
+    return BoundTerms(terms.rho, *(member @ getattr(terms, name) / member.sum(1) for name in names))
 
 
 @dataclass(frozen=True)
@@ -150,7 +174,7 @@ class TransferTerms:
 
     Two assumptions of Proposition 1 cannot be checked. L, the Lipschitz constant of the adversarial loss in the
     features, is a supremum: `slope` bounds L from below, and `least_lipschitz` is the smallest L with which (3) holds.
-    The other assumption is convexity, which no network was shown to have.
+    The other assumption is convexity, which `robust.theory.convexity` refutes where a pair of images violates it.
     """
 
     loss: Tensor
@@ -162,7 +186,9 @@ class TransferTerms:
     distance: Tensor
     """|h(x') - E h(x)|, the smallest sigma of Proposition 1 for this example"""
     slope: Tensor
-    """largest |difference of adversarial losses| / |difference of features| of two real examples of the class, <= L"""
+    """largest |difference of l~adv| / |difference of features| of two real examples of the class, <= L"""
+    quadratic: Tensor
+    """l~adv(x'), the left side of (3)"""
     adversarial_loss: Tensor
     """largest loss that PGD found in the ball around the distilled example"""
 
@@ -172,8 +198,12 @@ class TransferTerms:
 
     @property
     def least_lipschitz(self) -> Tensor:
-        """The least L >= 0 with which (3) holds for the example; infinite if none does (distance 0)."""
-        excess = (self.adversarial_loss - self.bound(0.0)).clamp_min(0)
+        """The least L >= 0 with which (3) holds for the example; infinite if none does (distance 0).
+
+        0 does not confirm the Proposition: it says that the loss of the distilled example is so small that (3) holds
+        without the term L sigma.
+        """
+        excess = (self.quadratic - self.bound(0.0)).clamp_min(0)
         return torch.where(excess > 0, excess / self.distance, excess)
 
 
@@ -215,6 +245,6 @@ def transfer_terms(
         shifts = distilled_features[of_distilled].flatten(1) - features.mean(0)
         terms["distance"][of_distilled] = norms(shifts).to(terms["distance"])
         apart = torch.cdist(features, features).clamp_min(torch.finfo(features.dtype).tiny)
-        losses = real.adversarial_loss[of_real]
+        losses = real.quadratic[of_real]
         terms["slope"][of_distilled] = ((losses[:, None] - losses).abs() / apart).amax().to(terms["slope"])
-    return TransferTerms(**terms, adversarial_loss=distilled.adversarial_loss)
+    return TransferTerms(**terms, quadratic=distilled.quadratic, adversarial_loss=distilled.adversarial_loss)

@@ -61,7 +61,7 @@ EXAMPLES = [
     GaussianNoise(),
     GradientNorm(),
     RobustTeacher(torch.nn.Identity()),
-    BoundTerms(0.1, ONE, ONE, ONE, ONE, ONE),
+    BoundTerms(0.1, ONE, ONE, ONE, ONE, ONE, ONE),
     AttackResult("pgd", ONE.bool(), BALL, "white"),
     Certification(),
 ]

@@ -8,7 +8,7 @@ from torch.autograd.functional import hessian as slow_hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robust import Normalize, cross_entropy
-from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
+from robust.theory.bounds import BoundTerms, bound_terms, class_means, transfer_terms
 from robust.theory.hessian import hessian_vector_product
 from robust.theory.landscape import loss_surface
 from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
@@ -307,6 +307,7 @@ def test_on_a_quadratic_the_bound_is_met_where_the_gradient_is_the_top_eigenvect
         (terms.lambda_1, 3.0),
         (terms.curvature, 0.06),
         (terms.bound, 2.2),
+        (terms.quadratic, 2.2),
         (terms.adversarial_loss, 2.2),
     ):
         torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), rtol=1e-6, atol=0)
@@ -320,6 +321,7 @@ def test_elsewhere_it_is_strict():
     # the best of |v| <= rho spends all on directions 1 and 2: a trust-region problem, solved on a fine circle
     angle = torch.linspace(0, 3.15, 100001, dtype=torch.float64)
     exact = (2 + 0.7 * 0.2 * angle.cos() + 0.02 * (angle.cos() ** 2 + 3 * angle.sin() ** 2)).max()
+    torch.testing.assert_close(terms.quadratic, exact[None], rtol=1e-9, atol=0)
     torch.testing.assert_close(terms.adversarial_loss, exact[None], rtol=1e-4, atol=0)
     assert terms.holds.all()
     assert terms.bound > terms.adversarial_loss + 0.01
@@ -337,6 +339,7 @@ def test_a_third_order_term_is_seen():
     steep = of_loss(lambda x: (10 * (x[:, 0] - 0.5)).exp())
     terms = bound_terms(steep, CENTRE, CLASS_0, 0.1)
     torch.testing.assert_close(terms.bound, torch.tensor([2.5], dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(terms.quadratic, terms.bound)
     torch.testing.assert_close(terms.adversarial_loss, torch.ones(1, dtype=torch.float64).exp())
     assert not terms.holds.any()
 
@@ -376,9 +379,9 @@ def test_rho_and_pixels_are_checked():
 # Bound (3)
 
 
-def terms(loss, gradient, lambda_1, adversarial_loss, rho=0.5):
-    loss, gradient, lambda_1, adversarial_loss = map(torch.tensor, (loss, gradient, lambda_1, adversarial_loss))
-    return BoundTerms(rho, loss, gradient, rho**2 / 2 * lambda_1.clamp_min(0), lambda_1, adversarial_loss)
+def terms(loss, gradient, lambda_1, quadratic, rho=0.5):
+    loss, gradient, lambda_1, quadratic = map(torch.tensor, (loss, gradient, lambda_1, quadratic))
+    return BoundTerms(rho, loss, gradient, rho**2 / 2 * lambda_1.clamp_min(0), lambda_1, quadratic, quadratic + 1)
 
 
 def test_the_terms_of_a_transfer_by_hand():
@@ -398,7 +401,8 @@ def test_the_terms_of_a_transfer_by_hand():
         ("curvature", [1.5, 0.0, 1.5]),
         ("distance", [5.0, 0.0, 0.0]),
         ("slope", [1.5, 0.0, 1.5]),
-        ("adversarial_loss", [4.7, 9.0, 5.5]),
+        ("quadratic", [4.7, 9.0, 5.5]),
+        ("adversarial_loss", [5.7, 10.0, 6.5]),
         ("least_lipschitz", [0.2, float("inf"), float("inf")]),
     ):
         torch.testing.assert_close(getattr(found, name), torch.tensor(expected), msg=name)
@@ -416,7 +420,23 @@ def test_a_set_against_itself_needs_no_lipschitz_constant_where_the_loss_is_leve
         mine = targets == c
         assert (found.distance[mine] > 0).all() or mine.sum() == 1
         torch.testing.assert_close(found.bound(0.0)[mine], ours.bound[mine].mean().expand(int(mine.sum())))
-    assert (found.bound(found.least_lipschitz + 1e-9) >= found.adversarial_loss).logical_or(found.distance == 0).all()
+    assert (found.bound(found.least_lipschitz + 1e-9) >= found.quadratic).logical_or(found.distance == 0).all()
+
+
+def test_the_terms_of_a_class_are_the_means_over_its_images():
+    found = class_means(
+        terms([1.0, 3.0, 5.0], [0.1, 0.3, 0.5], [8.0, 16.0, 2.0], [2.0, 5.0, 9.0]), torch.tensor([7, 7, 2])
+    )
+    for name, expected in (
+        ("loss", [5.0, 2.0]),
+        ("gradient", [0.5, 0.2]),
+        ("lambda_1", [2.0, 12.0]),
+        ("curvature", [0.25, 1.5]),
+        ("quadratic", [9.0, 3.5]),
+        ("adversarial_loss", [10.0, 4.5]),
+    ):
+        torch.testing.assert_close(getattr(found, name), torch.tensor(expected), msg=name)
+    assert found.rho == 0.5
 
 
 def test_sets_that_do_not_fit_are_refused():
