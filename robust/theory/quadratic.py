@@ -49,8 +49,10 @@ class QuadraticModel:
     losses: Tensor
     """l(x), (N,)"""
     eigenvalues: Tensor
-    """of the Hessian in the space, (N, M), ascending; the last is lambda_1. float64, nats per unit of length^2. Where the
-    the space has fewer than M dimensions, the first are below all others and have slopes of 0"""
+    """of the Hessian in the space, (N, M), ascending; the last is lambda_1. float64, nats per unit of length^2.
+
+    Where the space has fewer than M dimensions, the first are below all others and have slopes of 0.
+    """
     slopes: Tensor
     """of the loss along their eigenvectors, (N, M), float64; the whole gradient is in the space"""
 
