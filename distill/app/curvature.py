@@ -2,11 +2,10 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,21 +19,33 @@ from distill.errors import InputError
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.trained import students_of
 from distill.reports.figures import curve, histogram, surface
-from distill.reports.tables import aligned
+from distill.reports.settings import distinct_labels
+from distill.reports.theory import MeasuredSide, MeasuredStudent, to_csv, to_text
+from distill.reports.theory_figures import draw_predictions, draw_terms
 from distill.runs.description import difference
 from distill.runs.files import write_text
 from distill.runs.own_files import read_record
 from distill.runs.progress import progress
 from distill.runs.threads import one_thread
 from distill.training.features import embedding
-from robust import PGD, Threat, threat_named, withstands
+from robust import PGD, Threat, robust_accuracy, threat_named, withstands
 from robust.ranges import Count, Positive, Range, check_ranges
 from robust.theory.bounds import BoundTerms, bound_terms, transfer_terms
+from robust.theory.convexity import midpoint_gaps
 from robust.theory.landscape import loss_surface
-from robust.theory.spectrum import finite_difference_curvature, gradient_cosine, top_eigenvalue
+from robust.theory.quadratic import quadratic_model
+from robust.theory.spectrum import finite_difference_curvature
 from robust.threat import family_of
 
 __all__ = ["run_curvature"]
+
+HISTOGRAMS = {
+    "lambda_1": "λ1, largest eigenvalue of the input Hessian of the loss (nats per pixel²)",
+    "cosine": "|cos| of the gradient and v1, the eigenvector of λ1",
+}
+"""property of the quadratic models of test images -> label of its axis"""
+RADII = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""of the figure of the terms, relative to rho"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class CurvatureCommand:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of runs of a method; several runs share the figures, which are saved in the first folder"""
     images: Count = 200
-    """number of test images, balanced over classes"""
+    """largest number of images of each kind (test, training, distilled), balanced over classes"""
     students: Count = 3
     """largest number of students"""
     rho: Annotated[float, Range(above=0, most=1e4)] | None = None
@@ -67,7 +78,7 @@ class CurvatureCommand:
 
 
 def run_curvature(flags: list[str]) -> int:
-    """Print a line of measurements for each run and draw the figures.
+    """Print the measurements of each run, and draw the figures.
 
     Returns:
         the exit code.
@@ -82,149 +93,131 @@ def run_curvature(flags: list[str]) -> int:
     for path in command.runs:
         if not (path / "results.jsonl").exists():
             raise InputError(f"{path} is not the folder of a finished run: it has no results.jsonl")
-    if command.images < 1 or command.students < 1 or not command.h > 0 or not (command.rho is None or command.rho > 0):
-        raise InputError(
-            f"images {command.images}, students {command.students}, h {command.h}, rho {command.rho}: all must be > 0"
-        )
     _radii(command.eps)
     device = find_device(command.device)
-    lines, eigenvalues, curves = [], {}, {}
-    total = len(command.runs) * (3 * command.students + 1)
+    runs = [_Run(path, command, device) for path in dict.fromkeys(command.runs)]
+    labels = distinct_labels([run.experiment for run in runs])
+    measured: dict[str, list[MeasuredStudent]] = {}
+    stacks: dict[str, Mapping[str, Sequence[BoundTerms]]] = {}
+    curves = {}
+    total = sum(3 * len(run.models) + 2 for run in runs)
     with warnings.catch_warnings(record=True) as caught, progress("curvature", total, 0, "task") as bar:
         warnings.simplefilter("always")
-        for path in command.runs:
-            run = _Run(path, command, device)
-            found = [_measure(run, model, command, bar.update) for model in run.models]
-            lines.append([run.label, *_cells(found)])
-            eigenvalues[run.label] = torch.cat([one.terms.lambda_1 for one in found])
-            curves[run.label] = _curve(run, command.eps)
+        for label, run in zip(labels, runs, strict=True):
+            measured[label] = [_measure(run, model, command, bar.update) for model in run.models]
+            stacks[label] = _over_radii(run, measured[label][0])
+            bar.update()
+            curves[label] = _curve(run, command.eps)
             bar.update()
     for line in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"run.sh: {line}", file=sys.stderr)  # eigenvalues that have not converged
+    settings = {"rho": f"{runs[0].rho:g}", "h": f"{command.h:g}", "threat": f"linf {runs[0].linf.written}"}
     folder = command.runs[0] / "curvature"
-    histogram(folder / "lambda_1.png", eigenvalues)
+    for name, axis in HISTOGRAMS.items():
+        found = {label: torch.cat([getattr(one.test, name) for one in of]) for label, of in measured.items()}
+        histogram(folder / f"{name}.png", found, axis=axis)
+    draw_terms(folder / "bound.png", stacks)
     curve(folder / "accuracy.png", curves, radius="radius ε of PGD-10 (linf), pixels in [0, 1]")
-    first = _Run(command.runs[0], command, device)
-    _draw_surface(first, folder / "loss.png")
-    table = aligned([["", *HEADER], *lines])
-    text = f"{table}{_legend(first, command)}\n"
+    _draw_surface(runs[0], folder / "loss.png")
+    if len(runs) > 1:
+        draw_predictions(folder / "predictions.png", measured, settings["threat"])
+    text = to_text(measured, settings)
     write_text(folder / "curvature.txt", text)
+    write_text(folder / "curvature.csv", to_csv(measured, settings))
     print(text, end="")
     print(f"saved in {folder}: {', '.join(sorted(path.name for path in folder.glob('[!.]*')))}")
     return 0
 
 
 class _Run:
-    """A finished run, read from its folder: students, some test images, the distilled set."""
+    """A finished run, read from its folder: students, some images of each kind."""
 
     def __init__(self, path: Path, command: CurvatureCommand, device: torch.device):
         rows = find_rows([path])
         content = read_record(path) or {}
-        experiment = content.get("experiment") or {}
-        if not (path / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {*experiment}:
+        self.experiment: dict[str, Any] = content.get("experiment") or {}
+        if not (path / "distilled.safetensors").exists() or not {"dataset", "image_size", "split"} <= {
+            *self.experiment
+        }:
             raise InputError(f"{path} has no distilled set; give the folder of a method's run")
-        check_packages(path, [experiment["dataset"], rows[0].backbone], command.packages.split(","))
-        self.distilled = DistilledSet.load(path).to(device)
-        settings = (experiment["image_size"], experiment["split"], command.damaged, experiment.get("blur", 0.0))
-        train, test = real_data(experiment["dataset"], command.data_dir, *settings)
+        check_packages(path, [self.experiment["dataset"], rows[0].backbone], command.packages.split(","))
+        distilled = DistilledSet.load(path).to(device)
+        settings = (self.experiment["image_size"], self.experiment["split"], command.damaged)
+        blur = self.experiment.get("blur", 0.0)
+        train, test = real_data(self.experiment["dataset"], command.data_dir, *settings, blur)
         found = identity_of(train, test)
         if content.get("data") != found:
             other = difference(content.get("data"), found)
             raise InputError(
                 f"{path} used other data than {command.data_dir} has ({other}): give the --data-dir of the run"
             )
-        test = test.subset(command.images).to(device)
-        self.images, self.labels = test.images[:], test.labels  # a small subset, read into memory
         one_thread(device)
+        some, real = (images.subset(command.images).to(device) for images in (test, train))
+        self.images, self.labels = some.images[:], some.labels  # small subsets, read into memory
+        self.real_images, self.real_labels = real.images[:], real.labels
+        labels = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+        count = min(len(labels), command.images)  # of a set whose order is that of its classes
+        which = torch.linspace(0, len(labels) - 1, count, device=device).round().long()
+        which = which[torch.isin(labels[which], self.real_labels)]
+        if not len(which):
+            raise InputError(f"none of the {command.images} training images has a class of the set; give more --images")
+        # attacks need pixels; distilled images may leave [0, 1]
+        self.distilled_images, self.distilled_labels = distilled.images[:][which].clamp(0, 1), labels[which]
         row = rows[0]
-        self.label = f"{row.method} {row.dataset} ipc {row.ipc} seed {row.seed}"
         count = min(command.students, 1 + max(each.student or 0 for each in rows))
-        own = row.loss == "own"
-        self.models: list[nn.Module] = students_of(path, self.distilled, row.backbone, count, own=own)
+        self.models: list[nn.Module] = students_of(path, distilled, row.backbone, count, own=row.loss == "own")
         channels, size, _ = test.image_shape
-        self.rho = command.rho if command.rho is not None else threat_named("l2", family_of(channels, size)).eps
+        family = family_of(channels, size)
+        self.rho = command.rho if command.rho is not None else threat_named("l2", family).eps
+        self.linf = threat_named("linf", family)
 
 
-@dataclass(frozen=True)
-class _Measures:
-    """Measurements of one student: the last two over the distilled images, the others over the test images."""
-
-    terms: BoundTerms
-    cosine: Tensor
-    finite: Tensor
-    of_distilled: BoundTerms
-    lipschitz: Tensor
-
-
-HEADER = ("λ1", "distilled λ1", "|cos(grad, v1)|", "eq. 7", "loss", "rho|grad|", "rho²λ1/2", "bound (2)", "PGD loss")
-HEADER += ("(2) holds", "distilled: (2) holds", "(3): L ≥")
-
-
-def _measure(run: _Run, model: nn.Module, command: CurvatureCommand, done: Callable[[], object]) -> _Measures:
+def _measure(run: _Run, model: nn.Module, command: CurvatureCommand, done: Callable[[], object]) -> MeasuredStudent:
+    """Return the measurements of a student; `done` is called after each kind of images."""
     x, y = run.images, run.labels
-    labels = run.distilled.labels if run.distilled.labels.ndim == 1 else run.distilled.labels.argmax(1)
-    distilled = run.distilled.images[:].clamp(0, 1)  # attacks need pixels; distilled images may leave [0, 1]
     generator = torch.Generator().manual_seed(0)
-    terms = bound_terms(model, x, y, run.rho, generator=generator)
+    with torch.no_grad():
+        clean = 100 * (model(x).argmax(1) == y).double().mean().item()
+    robust = robust_accuracy(model, x, y, PGD(run.linf), generator=generator)
+    on_test = quadratic_model(model, x, y, generator=generator)
+    finite = finite_difference_curvature(model, x, y, h=command.h)
     done()
-    of_distilled = bound_terms(model, distilled, labels, run.rho, generator=generator)
+    real = _side(run, model, run.real_images, run.real_labels, generator)
+    gaps = midpoint_gaps(model, run.real_images, run.real_labels, generator=generator)
     done()
-    _, vectors = top_eigenvalue(model, x, y, generator=generator)
-    cosine, finite = gradient_cosine(model, x, y, vectors), finite_difference_curvature(model, x, y, h=command.h)
-    done()
-    lipschitz = torch.zeros(0)
-    present = torch.isin(labels, y)
-    if present.any():
-        some = BoundTerms(
-            run.rho,
-            *(
-                getattr(of_distilled, name)[present]
-                for name in ("loss", "gradient", "curvature", "lambda_1", "adversarial_loss")
-            ),
-        )
-        with torch.no_grad():
-            features = [embedding(model, part) for part in (x, distilled[present])]
-        transfer = transfer_terms(
-            terms,
-            some,
-            real_targets=y,
-            distilled_targets=labels[present],
-            real_features=features[0],
-            distilled_features=features[1],
-        )
-        lipschitz = transfer.least_lipschitz
-    return _Measures(terms, cosine, finite, of_distilled, lipschitz)
-
-
-def _cells(found: list[_Measures]) -> list[str]:
-    """Return the means over images and students as texts, in the order of HEADER."""
-
-    def mean(of: list[Tensor]) -> str:
-        return f"{fmean(each.double().mean().item() for each in of):.3g}"
-
-    terms, distilled = [one.terms for one in found], [one.of_distilled for one in found]
-    return [
-        mean([t.lambda_1 for t in terms]),
-        mean([t.lambda_1 for t in distilled]),
-        mean([one.cosine for one in found]),
-        mean([one.finite for one in found]),
-        mean([t.loss for t in terms]),
-        mean([t.gradient for t in terms]),
-        mean([t.curvature for t in terms]),
-        mean([t.bound for t in terms]),
-        mean([t.adversarial_loss for t in terms]),
-        *(f"{100 * fmean(t.holds.double().mean().item() for t in of):.1f} %" for of in (terms, distilled)),
-        f"{max(one.lipschitz.max().item() for one in found):.3g}",
-    ]
-
-
-def _legend(run: _Run, command: CurvatureCommand) -> str:
-    return (
-        f"means over {len(run.images)} test images and {len(run.models)} students; λ1: largest eigenvalue of the input "
-        f"Hessian (nats per pixel²), v1 its vector; eq. 7: its finite difference at h = {command.h:g}; (2) bounds the "
-        f"loss in an L2 ball of rho = {run.rho:g}, PGD loss: found there by 20 steps; (3), from the test images to the "
-        "distilled images, holds for all of them if the loss has this Lipschitz constant in the last layer's features"
+    distilled = _side(run, model, run.distilled_images, run.distilled_labels, generator)
+    with torch.no_grad():
+        features = [embedding(model, side.images) for side in (real, distilled)]
+    transfer = transfer_terms(
+        real.terms,
+        distilled.terms,
+        real_targets=real.classes,
+        distilled_targets=distilled.classes,
+        real_features=features[0],
+        distilled_features=features[1],
     )
+    done()
+    return MeasuredStudent(clean, robust, on_test, finite, real, distilled, transfer, gaps)
+
+
+def _side(run: _Run, model: nn.Module, images: Tensor, classes: Tensor, generator: torch.Generator) -> MeasuredSide:
+    around = quadratic_model(model, images, classes, generator=generator)
+    terms = bound_terms(model, images, classes, run.rho, around=around, generator=generator)
+    return MeasuredSide(images, classes, around, terms)
+
+
+def _over_radii(run: _Run, student: MeasuredStudent) -> dict[str, list[BoundTerms]]:
+    """Return the terms of both kinds of images at several radii, for the first student."""
+    found = {}
+    for name, side in (("training images", student.real), ("distilled images", student.distilled)):
+        terms = [
+            side.terms
+            if factor == 1
+            else bound_terms(run.models[0], side.images, side.classes, factor * run.rho, around=side.around)
+            for factor in RADII
+        ]
+        found[name] = terms
+    return found
 
 
 def _radii(eps: str) -> list[float]:

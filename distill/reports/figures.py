@@ -1,4 +1,4 @@
-"""Figures as files: curvature as histograms, the loss around an image, accuracy against the attack's radius.
+"""Figures as files: distributions as histograms, the loss around an image, accuracy against the attack's radius.
 
 They are drawn by matplotlib's Agg canvas without pyplot, so that no window, style or figure of the caller changes.
 Lengths are in pixels of [0, 1] unless a label says otherwise.
@@ -24,15 +24,16 @@ SPREAD = 30
 """ratio of the 95th to the 5th percentile of the positive values from which a histogram has a logarithmic axis"""
 
 
-def histogram(path: Path, values: Mapping[str, Tensor], *, bins: int = 40) -> None:
-    """Draw the distribution of lambda_1 over examples, one outline a label over common bins, medians dashed.
+def histogram(path: Path, values: Mapping[str, Tensor], *, axis: str, bins: int = 40) -> None:
+    """Draw the distribution of a quantity over examples, one outline a label over common bins, medians dashed.
 
     The axis is logarithmic where the values spread over decades and almost all are positive; the legend counts the
     others. Else the axis is linear.
 
     Args:
         path: the PNG, 7 x 4.2 inches.
-        values: label -> eigenvalues (N,), as of `robust.spectrum.top_eigenvalue`, nats per pixel^2.
+        values: label -> the quantity of each example (N,), such as eigenvalues.
+        axis: name of the quantity, with its unit.
         bins: of the axis.
 
     Raises:
@@ -60,7 +61,7 @@ def histogram(path: Path, values: Mapping[str, Tensor], *, bins: int = 40) -> No
             axes.axvline(v.median().item(), ymax=1 / room, color=colour, linestyle="--", linewidth=1)
     if logarithmic:
         axes.set_xscale("log")
-    axes.set_xlabel("λ₁, largest eigenvalue of the input Hessian of the loss (nats per pixel²)")
+    axes.set_xlabel(axis)
     axes.set_ylabel("share of the examples (%)")
     axes.set_ylim(0, axes.get_ylim()[1] * room)
     axes.legend(loc="upper left", frameon=False, fontsize="small")

@@ -1,6 +1,6 @@
 """The settings that differ between runs, from their experiment.json: rows have only a hash of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from distill.errors import InputError
 from distill.evaluation.rows import LineKey, Row
 from distill.runs.own_files import read_record
 
-__all__ = ["config_notes", "differing_settings", "settings_of"]
+__all__ = ["config_notes", "differing_settings", "distinct_labels", "settings_of"]
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -74,3 +74,46 @@ def _differences(first: Path, other: Path) -> str:
         one, two = (record.get(part) or {} for record in records)
         found += differing_settings({k: v for k, v in one.items() if k != "seed"}, two)
     return ", ".join(found)
+
+
+def distinct_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a label for each run: its method, and the settings in which it differs from another run of that method.
+
+    Args:
+        runs: the settings of each, as of `settings_of`.
+
+    Returns:
+        the labels, all different; a number is added to runs with the same settings.
+
+    >>> dc, guard = {"method": "dc", "seed": 0}, {"method": "guard_dc", "seed": 0, "config": {"weight": 1}}
+    >>> distinct_labels([dc, dc | {"seed": 1}, guard])
+    ['dc, seed 0', 'dc, seed 1', 'guard_dc']
+    >>> distinct_labels([guard, guard | {"config": {"weight": 3}}, guard])
+    ['guard_dc, weight 1 (1)', 'guard_dc, weight 3', 'guard_dc, weight 1 (2)']
+    """
+    flat = [dict(_flattened(run)) for run in runs]
+    labels = [str(run.get("method", "run")) for run in runs]
+    for name in dict.fromkeys(name for settings in flat for name in settings if name not in ("method", "class")):
+        values: dict[str, set[str]] = {}
+        for label, settings in zip(labels, flat, strict=True):
+            values.setdefault(label.partition(",")[0], set()).add(str(settings.get(name)))
+        labels = [
+            f"{label}, {name.rpartition('.')[2]} {settings[name]}"
+            if name in settings and len(values[label.partition(",")[0]]) > 1
+            else label
+            for label, settings in zip(labels, flat, strict=True)
+        ]
+    again = [label for label in labels if labels.count(label) > 1]
+    return [
+        f"{label} ({labels[: number + 1].count(label)})" if label in again else label
+        for number, label in enumerate(labels)
+    ]
+
+
+def _flattened(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings with their paths: ("config.lr", 0.1)."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{before}{name}.")
+        elif name != "class":
+            yield f"{before}{name}", value

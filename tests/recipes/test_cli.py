@@ -258,12 +258,17 @@ def test_every_column_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest
 
     assert run("curvature", first, second, "--data-dir", data, "--images", "10", "--students", "1") == 0
     printed = capsys.readouterr().out
-    assert "|cos(grad, v1)|" in printed
+    assert "training images, bound (2) at rho = 0.2 (nats)" in printed
+    assert max(map(len, printed.partition("\nMeans over")[0].splitlines())) <= 100
     assert sorted(path.name for path in (first / "curvature").iterdir()) == [
         "accuracy.png",
+        "bound.png",
+        "cosine.png",
+        "curvature.csv",
         "curvature.txt",
         "lambda_1.png",
         "loss.png",
+        "predictions.png",
     ]
     assert run("table", tmp_path, "--indices") == 0
     printed = capsys.readouterr().out
