@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from distill.evaluation.rows import ColumnKey, Row
 from distill.reports.indices import UNBIASED
-from distill.reports.paper import PAPER, Figure
+from distill.reports.paper import PAPER, Figure, half_width
 from distill.reports.settings import config_notes
 from distill.reports.summary import Summary, headings, summary
 from distill.reports.tables import Style, csv_fields, doubtful, figure, written_csv
@@ -24,16 +24,26 @@ __all__ = ["FULL", "LAYOUTS"]
 FULL = "full"
 """the method that distils nothing, an upper bound"""
 FIELDS = ("dataset", "ipc", "method", "backbone", "loss", "recipe", "attack", "threat", "mean", "std", "n")
-FIELDS += ("paper", "paper_std", "difference", "verdict", "advised", "advised_mean", "how", "config")
+FIELDS += (
+    "paper",
+    "paper_std",
+    "difference",
+    "difference_half_width",
+    "verdict",
+    "advised",
+    "advised_mean",
+    "how",
+    "config",
+)
 """columns of the CSV; `labels` follows where lines differ in it"""
 RANKED = f"{UNBIASED}@"
 """beginning of the columns that methods are ranked by"""
 STUDENTS = "n"
 """heading of the column that counts students"""
 NOTE = (
-    "Accuracy in percent, mean ± standard deviation over n students of all seeds (the paper's number, difference). A "
-    "figure that a check doubts is marked by ?, with the figure of the attack that the check advises. The paper's "
-    "numbers are at its own size: distill/reports/paper.py."
+    "Accuracy in percent, mean ± standard deviation over n students of all seeds (the paper's number, difference ± "
+    "half its 95 % interval over students and test images). A figure that a check doubts is marked by ?, with the "
+    "figure of the attack that the check advises. The paper's numbers are at its own size: distill/reports/paper.py."
 )
 
 
@@ -52,7 +62,17 @@ class Number:
         """Return it in a layout's own bold and style."""
         ours = figure(self.ours, style)
         ours = bold(ours) if self.best else ours
-        return ours if self.paper is None else f"{ours} ({self.paper[0]:.1f}, {self.ours.mean - self.paper[0]:+.1f})"
+        if self.paper is None:
+            return ours
+        beside = "" if self.half_width is None else f"{style.plus_minus}{self.half_width:.1f}"
+        return f"{ours} ({self.paper[0]:.1f}, {self.ours.mean - self.paper[0]:+.1f}{beside})"
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the 95 % interval of the difference to the paper; None without one, or for one student."""
+        if self.paper is None:
+            return None
+        return half_width(self.ours.mean, self.ours.std, self.ours.n, self.ours.images, self.paper)
 
 
 class Line(NamedTuple):
@@ -229,6 +249,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             paper, paper_std = number.paper or (None, None)
             found = {"paper": paper, "paper_std": paper_std}
             found["difference"] = None if paper is None else number.ours.mean - paper
+            found["difference_half_width"] = number.half_width
             rounded = {name: "" if value is None else f"{value:.2f}" for name, value in found.items()}
             lines.append(csv_fields(number.ours) | {"ipc": ipc} | rounded)
     columns = (*FIELDS, "labels") if len({line["labels"] for line in lines}) > 1 else FIELDS

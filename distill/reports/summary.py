@@ -37,6 +37,8 @@ class Summary:
     """mean time of an epoch of the students' training"""
     version: str = ""
     """versions of the program that evaluated the students, joined; "" where no row has one"""
+    images: int = 0
+    """test images, the fewest of any student"""
 
     @property
     def ok(self) -> bool:
@@ -86,6 +88,7 @@ def _summary(line: LineKey, column: ColumnKey, seed: int | None, distilled: str 
         advised_mean=fmean(after) if advised else None,
         epoch_seconds=fmean(row.epoch_seconds for row in members),
         version=", ".join(dict.fromkeys(row.version for row in members if row.version)),
+        images=min(row.images for row in members),
     )
 
 

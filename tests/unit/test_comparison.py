@@ -40,7 +40,7 @@ def test_markdown_has_the_papers_number_the_difference_and_the_best_in_bold() ->
     assert lines[0] == "cifar10, ipc 10, students convnet"
     assert lines[2] == "| method | students | clean | linf 2/255 | n |"
     assert lines[4:8] == [
-        "| dc | cross_entropy | **45.0 ± 1.4** (45.3, -0.3) | 20.5 ± 0.7 (18.8, +1.7) | 2 |",
+        "| dc | cross_entropy | **45.0 ± 1.4** (45.3, -0.3 ± 17.7) | 20.5 ± 0.7 (18.8, +1.7 ± 11.3) | 2 |",
         "| guard_dc | cross_entropy | 43.0 | **24.5** (23.5, +1.0) | 1 |",
         "| full | cross_entropy | 80.0 | 30.0 | 1 |",
         "| tesla | own | 40.0 | - | 1 |",
@@ -57,7 +57,7 @@ def test_latex_has_the_groups_side_by_side() -> None:
     assert lines[3] == r" & \multicolumn{3}{c}{cifar10, ipc 10} & \multicolumn{2}{c}{mnist-16px, ipc 10} \\"
     assert lines[4] == r"method & clean & linf 2/255 & n & clean & n \\"
     assert lines[6] == (
-        r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3) & 20.5 $\pm$ 0.7 (18.8, +1.7) & 2 & "
+        r"dc & \textbf{45.0 $\pm$ 1.4} (45.3, -0.3 $\pm$ 17.7) & 20.5 $\pm$ 0.7 (18.8, +1.7 $\pm$ 11.3) & 2 & "
         r"\sout{30.0} ? (96.4, -66.4) & 1 \\"
     )
     assert lines[7] == r"guard\_dc & 43.0 & \textbf{24.5} (23.5, +1.0) & 1 & - & - \\"
@@ -104,7 +104,7 @@ def test_every_seed_config_and_threat_has_its_place() -> None:
     two = [row("dc", "linf", 20.0), row("dc", "linf", 5.0, threat="linf:8/255")]
     lines = [" ".join(line.split()) for line in LAYOUTS["md"](seeds + other + two).splitlines()]
     assert lines[2] == "| method | students | config | clean | linf 2/255 | linf 8/255 | n |"
-    assert lines[4] == "| dc | cross_entropy | abc | 41.0 ± 0.9 (45.3, -4.3) | **20.0** (18.8, +1.2) | **5.0** | 9/1 |"
+    assert lines[4] == "| dc | cross_entropy | abc | 41.0 ± 0.9 (45.3, -4.3 ± 12.4) | **20.0** (18.8, +1.2) | **5.0** | 9/1 |"
     assert lines[5] == "| dc | cross_entropy | other | **90.0** (45.3, +44.7) | - | - | 1 |"
     assert r"dc (abc) & 41.0" in LAYOUTS["tex"](seeds + other)
     csv_lines = list(csv.DictReader(io.StringIO(LAYOUTS["csv"](seeds + other + two))))
