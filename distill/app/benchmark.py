@@ -16,6 +16,7 @@ from distill.app.cell_plan import part_of
 from distill.app.cell_runs import print_cells, report_failures, run_missing
 from distill.app.cells import Cell
 from distill.app.flags import parse
+from distill.app.report import NAME, write_group_report
 from distill.errors import InputError
 from distill.evaluation.row_files import find_rows
 from distill.methods.method import Method
@@ -52,7 +53,9 @@ def run_benchmark(flags: list[str], methods: Mapping[str, Method]) -> int:
     failed |= {cell: trouble for cell, trouble in damaged.items() if cell in mine}
     print(text, end="")
     if text:
-        print(f"saved in {folder}: {', '.join(f'table.{ending}' for ending in LAYOUTS)}", file=sys.stderr)
+        done = [cell.folder for cell in cells if cell.done and cell not in damaged]
+        write_group_report(done, "The benchmark", folder / NAME)
+        print(f"saved in {folder}: {', '.join([*(f'table.{ending}' for ending in LAYOUTS), NAME])}", file=sys.stderr)
     return report_failures(failed, mine, logs)
 
 

@@ -15,6 +15,7 @@ from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
 from distill.app.processes import number_of_processes, work_together
+from distill.app.report import finish
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet
@@ -24,7 +25,7 @@ from distill.evaluation.rows import RunDescription
 from distill.experiment import Experiment, Recipe
 from distill.methods.method import Method
 from distill.reports.grid import save_grid
-from distill.reports.outcome import finish, missing_columns, show
+from distill.reports.outcome import missing_columns, show
 from distill.runs.locks import locked
 from distill.runs.ranks import alone, barrier, is_main_process, reports_to_user, shows_progress
 from distill.runs.run import Run

@@ -14,6 +14,7 @@ from distill.app.flags import find_device, parse, peek
 from distill.app.processes import number_of_processes, work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
+from distill.app.report import finish
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data_at
 from distill.data import DATASETS, check_dataset, label
 from distill.data.shards import Shards
@@ -25,7 +26,7 @@ from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import RunDescription
 from distill.experiment import Evaluation
 from distill.published.reading import Read, Reading, is_ours
-from distill.reports.outcome import finish, missing_columns, show
+from distill.reports.outcome import missing_columns, show
 from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable

@@ -43,7 +43,9 @@ from distill.reports.frontier import (
     to_text,
 )
 from distill.reports.frontier_figure import draw_frontier
+from distill.reports.group_page import frontier_page
 from distill.reports.outcome import bools_of
+from distill.reports.page import render
 from distill.runs.files import write_text
 from distill.runs.provenance import computed_with
 
@@ -53,7 +55,7 @@ STRONGEST = "autoattack"
 """attack of --autoattack"""
 BETWEEN_REPORTS = 60.0
 """seconds between two reports while cells run; a report takes seconds"""
-FILES = ("frontier.md", "frontier.csv", "frontier.png", "frontier.svg")
+FILES = ("frontier.md", "frontier.csv", "frontier.png", "frontier.svg", "report.html")
 
 
 def run_frontier(flags: list[str], methods: Mapping[str, Method]) -> int:
@@ -241,7 +243,8 @@ class _Report:
         command = f"`bash run.sh frontier {shlex.join(_shown_flags(self.command))}`"
         write_text(self.folder / FILES[0], f"{command}\n\n{to_markdown(frontier, lines)}")
         write_text(self.folder / FILES[1], to_csv(frontier, lines))
-        draw_frontier(frontier, [self.folder / name for name in FILES[2:]])
+        draw_frontier(frontier, [self.folder / name for name in FILES[2:4]])
+        write_text(self.folder / FILES[4], render(frontier_page(self.folder)))
         self.last = time.monotonic()
         return to_text(frontier, lines), damaged
 

@@ -21,6 +21,7 @@ from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
 from distill.app.registry import find_methods, method_named, protocols_of
 from distill.app.relabel import run_relabel
+from distill.app.report import run_report
 from distill.app.rerun import run_rerun
 from distill.app.table import run_table
 from distill.data import DATASETS, check_dataset
@@ -43,6 +44,7 @@ on them are accurate and resist adversarial attacks.
   bash run.sh frontier DATASET [--flags]   methods at several strengths: robust accuracy at equal clean accuracy, figure
   bash run.sh compare A... --against B...  compare two groups of runs on the same test images: differences, p-values
   bash run.sh curvature RUN                measure the curvature of the students' loss and the paper's bound; plots
+  bash run.sh report [RUN ...]             one HTML file of a run, of several, or of a frontier; opens from a mail
   bash run.sh table [RUNS ...]             print all finished runs as one table: --format {formats}
   bash run.sh list                         list methods, data sets, backbones, attacks, losses, recipes
   bash run.sh test                         run the test suite
@@ -121,6 +123,7 @@ def command(arguments: list[str]) -> int:
         "frontier": partial(run_frontier, methods=methods),
         "compare": run_compare,
         "curvature": run_curvature,
+        "report": run_report,
         "table": run_table,
         "rerun": partial(run_rerun, methods=methods),
         "list": partial(run_list, methods=methods),

@@ -3,6 +3,7 @@
 students/K.safetensors            weights of student K (of the network behind the normalisation)
 students/K-*.safetensors          its results for each test image (`distill.evaluation.student_results`)
 students/surrogate-*.safetensors  networks that transfer attacks are made on
+students/shown.safetensors        what reports show: the students' answers, a few adversarial images
 
 A network that the method trained on the real data, where it has one (`distill.training.protocol`), is evaluated in the
 same way: students/teacher-*, and its rows are in teacher.jsonl.
@@ -22,6 +23,7 @@ from distill.evaluation.classes import check, in_order_of
 from distill.evaluation.results import all_columns
 from distill.evaluation.row_files import FILE, write_rows
 from distill.evaluation.rows import Row, RunDescription, StudentDescription
+from distill.evaluation.shown import save_shown
 from distill.evaluation.student_tasks import StudentTasks
 from distill.evaluation.trained import Trained
 from distill.experiment import Evaluation
@@ -89,6 +91,7 @@ def evaluate(
         done = do_all(tasks, bar)
     if not is_main_process():
         return []
+    save_shown(trained, test, columns)
     shared = StudentDescription(
         **vars(description),
         test=test.digest[:16],

@@ -20,7 +20,7 @@ from distill.runs.files import write_text
 from distill.runs.foreign import read_text
 from distill.runs.own_files import fingerprint_of_folder, read_run_file
 
-__all__ = ["bools_of", "finish", "missing_columns", "show", "verdict_of"]
+__all__ = ["bools_of", "missing_columns", "show", "verdict_of", "write_tables"]
 
 HEADER = ("", "accuracy", "95 % interval", "advised", "distance", "seconds", "verdict")
 """headings of the printed table of a run"""
@@ -57,11 +57,10 @@ def _has_tables(folder: Path) -> bool:
         return False
 
 
-def finish(rows: list[Row], folder: Path) -> int:
-    """Write the tables of a run and print it; table.csv is the last file, and says that the run is finished."""
+def write_tables(rows: list[Row], folder: Path) -> None:
+    """Write the tables of a run; table.csv is the last file of its results, and says that the run is finished."""
     for name, form in TABLES.items():
         write_text(folder / name, render(rows, form))
-    return show(folder)
 
 
 def show(folder: Path) -> int:

@@ -9,7 +9,7 @@ from distill.errors import InputError
 from distill.evaluation.rows import LineKey, Row
 from distill.runs.own_files import read_record
 
-__all__ = ["config_notes", "differing_settings", "distinct_labels", "settings_of"]
+__all__ = ["config_notes", "differing_settings", "distinct_labels", "flattened", "settings_of"]
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def distinct_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> distinct_labels([guard, guard | {"config": {"weight": 3}}, guard])
     ['guard_dc, weight 1 (1)', 'guard_dc, weight 3', 'guard_dc, weight 1 (2)']
     """
-    flat = [dict(_flattened(run)) for run in runs]
+    flat = [dict(flattened(run)) for run in runs]
     labels = [str(run.get("method", "run")) for run in runs]
     for name in dict.fromkeys(name for settings in flat for name in settings if name not in ("method", "class")):
         values: dict[str, set[str]] = {}
@@ -110,10 +110,10 @@ def distinct_labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _flattened(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the settings with their paths: ("config.lr", 0.1)."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flattened(value, f"{before}{name}.")
+            yield from flattened(value, f"{before}{name}.")
         elif name != "class":
             yield f"{before}{name}", value

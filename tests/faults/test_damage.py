@@ -51,8 +51,22 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
     "of another run": lambda path, other: shutil.copy(other, path),
     "its lines twice": lambda path, other: path.write_bytes(2 * path.read_bytes()),
 }
-FINISHED = ["experiment.json", "distilled.safetensors", "results.jsonl", "table.csv", "table.md", "grid.png"]
-FINISHED += ["metrics.jsonl", "students/0.safetensors", "students/1-correct.safetensors", ".lock"]
+FINISHED = [
+    "experiment.json",
+    "distilled.safetensors",
+    "results.jsonl",
+    "table.csv",
+    "table.md",
+    "grid.png",
+    "report.html",
+]
+FINISHED += [
+    "metrics.jsonl",
+    "students/0.safetensors",
+    "students/1-correct.safetensors",
+    "students/shown.safetensors",
+    ".lock",
+]
 HALF_WAY = ["experiment.json", "state.pt", "metrics.jsonl"]
 WITHOUT_STUDENT = ["distilled.safetensors", "students/0.safetensors", "students/0-correct.safetensors"]
 CASES = [("finished", name) for name in FINISHED]

@@ -104,7 +104,10 @@ def test_every_seed_config_and_threat_has_its_place() -> None:
     two = [row("dc", "linf", 20.0), row("dc", "linf", 5.0, threat="linf:8/255")]
     lines = [" ".join(line.split()) for line in LAYOUTS["md"](seeds + other + two).splitlines()]
     assert lines[2] == "| method | students | config | clean | linf 2/255 | linf 8/255 | n |"
-    assert lines[4] == "| dc | cross_entropy | abc | 41.0 ± 0.9 (45.3, -4.3 ± 12.4) | **20.0** (18.8, +1.2) | **5.0** | 9/1 |"
+    assert (
+        lines[4]
+        == "| dc | cross_entropy | abc | 41.0 ± 0.9 (45.3, -4.3 ± 12.4) | **20.0** (18.8, +1.2) | **5.0** | 9/1 |"
+    )
     assert lines[5] == "| dc | cross_entropy | other | **90.0** (45.3, +44.7) | - | - | 1 |"
     assert r"dc (abc) & 41.0" in LAYOUTS["tex"](seeds + other)
     csv_lines = list(csv.DictReader(io.StringIO(LAYOUTS["csv"](seeds + other + two))))
