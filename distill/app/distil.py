@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from distill.app.estimate import estimate, human
+from distill.app.estimate import estimate
 from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
@@ -27,6 +27,7 @@ from distill.methods.method import Method
 from distill.reports.grid import save_grid
 from distill.reports.outcome import missing_columns, show
 from distill.runs.locks import locked
+from distill.runs.progress import human
 from distill.runs.ranks import alone, barrier, is_main_process, reports_to_user, shows_progress
 from distill.runs.run import Run
 from distill.runs.threads import by_itself, one_thread

@@ -25,7 +25,7 @@ from distill.training.work import PROBE, STEPS, Step, Work, training_steps
 from robust import loss_named
 from robust.spec import split_spec
 
-__all__ = ["estimate", "human"]
+__all__ = ["estimate"]
 
 STANDING = 0.6  # share of test images attacked through all steps: many are misclassified, and attacks stop early
 GRADIENTS = {  # per image, for attacks without a field `steps`; a forward pass alone counts as a third
@@ -145,16 +145,3 @@ def _seconds(step: Step, network: nn.Module, shape: tuple[int, int, int]) -> flo
     while len(times) < 3 and sum(times) < 0.1:
         times.append(timed())
     return sorted(times)[len(times) // 2]
-
-
-def human(seconds: float) -> str:
-    """Return a duration as text with a suitable unit.
-
-    >>> [human(s) for s in (40, 150, 9000, 300000, 1.2e7)]
-    ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days', '139 days']
-    """
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 1.5 * length:
-            count = seconds / length
-            return f"{count:.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
-    return f"{seconds:.0f} seconds"

@@ -17,6 +17,7 @@ from distill.reports.outcome import show, write_tables
 from distill.reports.page import Page, render
 from distill.reports.run_page import run_page
 from distill.runs.files import write_text
+from distill.runs.memory import record_peak_memory
 
 __all__ = ["NAME", "finish", "run_report", "write_group_report"]
 
@@ -95,6 +96,7 @@ def finish(rows: list[Row], folder: Path) -> int:
         the exit code.
     """
     write_tables(rows, folder)
+    record_peak_memory(folder)
     try:
         write_text(folder / NAME, render(run_page(folder)))
     except InputError as error:

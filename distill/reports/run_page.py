@@ -26,7 +26,9 @@ from distill.reports.summary import headings
 from distill.reports.svg import Mark, interval_bar, line_chart
 from distill.reports.tables import milliseconds
 from distill.runs.foreign import read_text
+from distill.runs.memory import peak_memory
 from distill.runs.own_files import read_record
+from distill.runs.progress import human
 from distill.runs.scalars import METRICS
 from robust import Threat
 
@@ -73,7 +75,7 @@ def run_page(folder: Path) -> Page:
             Section("Classes", [] if shown is None else _classes(shown, bools, distilled.classes)),
             Section("Distillation", list(_curves(folder / METRICS))),
             Section("Curvature", list(_curvature(folder / "curvature"))),
-            Section("How to repeat this run", _provenance(rows, record, distilled)),
+            Section("How to repeat this run", _provenance(folder, rows, record, distilled)),
         ],
         summary=_sentences(rows, bools),
     )
@@ -301,7 +303,7 @@ def _curvature(folder: Path) -> Iterator[Part]:
         yield Code(read_text(folder / "curvature.txt"))
 
 
-def _provenance(rows: Sequence[Row], record: Mapping[str, Any], distilled: DistilledSet) -> list[Part]:
+def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any], distilled: DistilledSet) -> list[Part]:
     first, made_by = rows[0], record.get("made_by") or {}
     data, versions = record.get("data") or {}, made_by.get("versions") or {}
     facts = {
@@ -314,11 +316,26 @@ def _provenance(rows: Sequence[Row], record: Mapping[str, Any], distilled: Disti
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "device": made_by.get("device") or "unknown",
         "config": first.config,
+        "time": _times(folder, rows),
+        "memory": _memory(folder),
     }
     settings = {name: str(value) for name, value in flattened(record.get("experiment") or {})}
     parts: list[Part] = [Code(command)] if (command := command_of(made_by.get("command"))) else []
     known = {name: text for name, text in facts.items() if text}
     return [*parts, Facts(known), Facts(settings, title="All settings")] if settings else [*parts, Facts(known)]
+
+
+def _times(folder: Path, rows: Sequence[Row]) -> str:
+    """Return how long the parts of the run took, over all processes that worked on it."""
+    steps = [step["seconds"] for step in _scalars(folder / METRICS) if "seconds" in step]
+    parts = {"distillation": sum(steps), "attacks": sum(row.seconds for row in rows)}
+    return ", ".join(f"{name} {human(seconds)}" for name, seconds in parts.items() if seconds)
+
+
+def _memory(folder: Path) -> str:
+    found = {"process": "", "device": " on the device"}
+    peaks = peak_memory(folder)
+    return ", ".join(f"{peaks[name] / 2**30:.2g} GiB{where}" for name, where in found.items() if peaks.get(name))
 
 
 def command_of(words: Any) -> str:

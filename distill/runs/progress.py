@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from distill.runs.ranks import shows_progress
 
-__all__ = ["progress"]
+__all__ = ["human", "progress"]
 
 
 def progress(description: str, total: int, done: int = 0, unit: str = "it") -> tqdm:
@@ -32,3 +32,16 @@ def progress(description: str, total: int, done: int = 0, unit: str = "it") -> t
         leave=not terminal,
         disable=not shows_progress(),
     )
+
+
+def human(seconds: float) -> str:
+    """Return a duration as text with a suitable unit.
+
+    >>> [human(s) for s in (40, 150, 9000, 300000, 1.2e7)]
+    ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days', '139 days']
+    """
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            count = seconds / length
+            return f"{count:.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
+    return f"{seconds:.0f} seconds"

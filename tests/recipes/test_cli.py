@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--backbone", "convnet:width=4", "--iterations", "2", "--outer-loop", "2", "--inner-loop", "1"]
 SMALL += ["--batch-real", "8", "--students", "2", "--student.epochs", "20", "--ipc", "1"]
 SMALL_STUDENTS = ["--backbone", "convnet:width=4", "--students", "1", "--student.epochs", "5"]
-FILES = "distilled.safetensors experiment.json grid.png metrics.jsonl report.html results.jsonl students table.csv "
-FILES += "table.md"
+FILES = "distilled.safetensors experiment.json grid.png memory.json metrics.jsonl report.html results.jsonl "
+FILES += "students table.csv table.md"
 
 
 def run(*words: str | Path) -> int:

@@ -52,7 +52,15 @@ def test_every_recipe_runs_and_leaves_a_whole_folder(
     folder = place(tmp_path, method)
     names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
-        *("distilled.safetensors", "experiment.json", "grid.png", "pictures", "report.html", "results.jsonl"),
+        *(
+            "distilled.safetensors",
+            "experiment.json",
+            "grid.png",
+            "memory.json",
+            "pictures",
+            "report.html",
+            "results.jsonl",
+        ),
         *("students", "table.csv", "table.md", "teacher.jsonl"),
     }
     made = DistilledSet.load(folder)
