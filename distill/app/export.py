@@ -33,9 +33,9 @@ class ExportCommand:
 
     path: tyro.conf.Positional[Path]
     """distilled.safetensors, or the folder of its run"""
-    to: Literal["dc", "mtt", "imagefolder", "npz", "hf"]
+    to: Literal["dc", "mtt", "imagefolder", "npz", "hf", "hub"]
     """dc: res_*.pt, mtt: images_best.pt and labels_best.pt, imagefolder: CLASS/NNNN.png, npz: one exact NumPy file,
-    hf: a folder of Hugging Face datasets (docs/published.md)"""
+    hf: a folder of Hugging Face datasets, hub: a repository for the Hugging Face Hub (docs/published.md)"""
     out: Path | None = None
     """folder to write to; None: export/FORMAT beside the set"""
     overwrite: bool = False
@@ -105,8 +105,8 @@ def export(distilled: DistilledSet, folder: Path, form: str, out: Path, *, overw
                 f"{out / foreign[0]} {problem}, and no export wrote it (files: {len(foreign)}); give another --out"
             )
         if (differ or stale) and not overwrite:
-            first, count = (differ or stale)[0], len(differ or stale)
-            problem = "has other content" if differ else "belongs to another set, and would be read with this set"
+            first, count = (stale or differ)[0], len(stale or differ)
+            problem = "belongs to another set, and would be read with this set" if stale else "has other content"
             raise InputError(f"{out / first} {problem} (files: {count}); give another --out, or --overwrite to replace")
         out.mkdir(parents=True, exist_ok=True)
         # The manifest lists both versions until the new one is complete, so that a killed export can be repeated.

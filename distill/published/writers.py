@@ -15,6 +15,8 @@ from distill.data.pictures import write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
+from distill.published.card import card
+from distill.published.hub import write_hub
 from distill.training.whiten import preprocessing
 from robust import Normalize
 
@@ -22,6 +24,13 @@ __all__ = ["AS_MTT", "EXPORTS"]
 
 AS_MTT = ("mtt", "tesla", "guard_mtt", "datm", "mtt_learned_labels", "tesla_learned_labels")
 """methods with the whitening (ZCA of pixels) and the learned learning rate of MTT's code"""
+
+
+IMAGEFOLDER = """\
+from torchvision.datasets import ImageFolder
+
+images = ImageFolder("FOLDER OF THIS FILE")"""
+"""how an image folder is read"""
 
 
 def write_dc(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
@@ -71,7 +80,7 @@ def write_mtt(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
 
 
 def write_imagefolder(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
-    """Write `CLASS/NNNN.png`.
+    """Write `CLASS/NNNN.png`, and README.md, a dataset card.
 
     Returns:
         messages for the user.
@@ -81,6 +90,7 @@ def write_imagefolder(distilled: DistilledSet, folder: Path, out: Path) -> list[
     """
     _refuse_soft_labels(distilled, "imagefolder")
     write_pictures(distilled.images, distilled.labels, distilled.classes, out)
+    (out / "README.md").write_text(card(distilled, folder, IMAGEFOLDER), encoding="utf-8")
     outside = sum(int(((part < 0) | (part > 1)).sum()) for part in distilled.images.split(256))
     return [
         "imagefolder: lossy: PNG has 8 bits. Pixels are rounded to 1/255 and clipped to [0, 1] "
@@ -151,6 +161,7 @@ EXPORTS: dict[str, Callable[[DistilledSet, Path, Path], list[str]]] = {
     "imagefolder": write_imagefolder,
     "npz": write_npz,
     "hf": write_hf,
+    "hub": write_hub,
 }
 """name of a format -> function (set, folder of the set's file, output folder) -> lines for the user
 

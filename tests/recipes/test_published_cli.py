@@ -199,7 +199,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
         ("evaluate SET --dataset folder --source ours", "no set of ours"),
         ("evaluate EMPTY --dataset folder", "no distilled set that is known: the folder has nothing"),
         ("evaluate NOWHERE --source dc", "NOWHERE is not there; --source is for published sets"),
-        ("export", "export takes a path first: bash run.sh export RUN --to dc|mtt|imagefolder|npz|hf"),
+        ("export", "export takes a path first: bash run.sh export RUN --to dc|mtt|imagefolder|npz|hf|hub"),
         ("export NOWHERE --to dc", "there is no file NOWHERE"),
         ("export NOWHERE --to csv", "invalid choice"),
         ("export NOWHERE", "--to"),
@@ -243,7 +243,11 @@ def test_export_says_where(published: Path, data: Path, tmp_path: Path, capsys: 
     out, err = capsys.readouterr()
     assert out.strip() == str(folder / "export" / "imagefolder")
     assert "lossy" in err
-    assert sorted(path.name for path in (folder / "export" / "imagefolder").glob("[!.]*")) == ["above", "below"]
+    assert sorted(path.name for path in (folder / "export" / "imagefolder").glob("[!.]*")) == [
+        "README.md",
+        "above",
+        "below",
+    ]
 
 
 def write_fkd(folder: Path, order_seed: int = 42) -> Path:
