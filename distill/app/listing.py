@@ -1,4 +1,4 @@
-"""`bash run.sh list`: every name that a flag accepts; and the lists of methods in the README and in the docs."""
+"""`bash run.sh list`: every name that a flag accepts; and the list of methods in the docs."""
 
 from collections.abc import Mapping
 
@@ -70,7 +70,7 @@ def usage_of(method: Method) -> str:
 
 
 def as_markdown(methods: Mapping[str, Method], pages: str) -> str:
-    """Return the table of methods of the README and of the docs' index.
+    """Return the table of methods of the docs' index.
 
     Args:
         methods: all methods, by name.

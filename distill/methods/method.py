@@ -49,7 +49,7 @@ class Method:
     """name on the command line, in folders and in tables: lower-case letters, digits and underscores; for a method of
     another package, `package.module:name`"""
     summary: str
-    """one line without a full stop, for `list`, `--help`, the README and the docs"""
+    """one line without a full stop, for `list`, `--help` and the docs"""
     paper: str
     """authors, venue and identifier of the paper"""
     page: str

@@ -1,4 +1,4 @@
-"""Stores the lists of methods of README.md and docs/methods/index.md anew: `python -m tests.golden.lists`."""
+"""Stores the list of methods of docs/methods/index.md anew: `python -m tests.golden.lists`."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from distill.app.registry import find_methods
 __all__ = ["PAGES", "with_list"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"README.md": "docs/methods/", "docs/methods/index.md": ""}
+PAGES = {"docs/methods/index.md": ""}
 """page -> folder of the methods' pages, relative to it"""
 TABLE = re.compile(r"^\| method \| what it does \| paper \|\n(?:\|.*\n)+", re.MULTILINE)
 

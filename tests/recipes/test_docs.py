@@ -51,9 +51,14 @@ def test_the_examples_are_in_it(site: Path) -> None:
     assert page.count("GUARD, was:") == len(list((ROOT / "examples").glob("*.py"))) + 1  # the text has it too
 
 
-@pytest.mark.parametrize("name", ["index", "loss"])
+def test_the_readme_names_every_method() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in find_methods() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["docs/index", "docs/loss", "README"])
 def test_python_in_the_docs_runs(name: str) -> None:
-    blocks = FENCE.findall((DOCS / f"{name}.md").read_text())
+    blocks = FENCE.findall((ROOT / f"{name}.md").read_text())
     assert blocks
     network = torch.nn.Linear(7, 3)
     names = {"torch": torch, "model": network, "x": torch.ones(2, 7), "y": torch.tensor([0, 2])}
@@ -95,6 +100,7 @@ ROW = re.compile(r"^\| `(\w+)` \|((?: [\d.]+ / [\d.]+ / [\d.]+ / [\d.]+ \|){4})$
 
 
 def test_numbers_of_the_readme_and_of_the_methods_are_those_of_the_benchmark() -> None:
+    """Hold the glance of the benchmark's page, the pages of methods and the README's table equal to the tables."""
     page = (DOCS / "benchmark.md").read_text()
     cells: dict[str, list[str]] = {}
     for title in ("CIFAR-10 at 16 px, one", "CIFAR-10 at 16 px, ten", "MNIST at 16 px, one", "MNIST at 16 px, ten"):
@@ -105,7 +111,13 @@ def test_numbers_of_the_readme_and_of_the_methods_are_those_of_the_benchmark() -
             means = re.findall(r"\| \**([\d.]+)", f"|{row}")
             cells.setdefault(method, []).append(" / ".join(means))
     expected = {method: f" {' | '.join(found)} |" for method, found in cells.items()}
-    assert dict(ROW.findall((ROOT / "README.md").read_text())) == expected
+    assert dict(ROW.findall(page)) == expected
+    readme = (ROOT / "README.md").read_text()
+    (names,) = re.findall(r"^\| \| (`random`.*) \|$", readme, re.MULTILINE)
+    for title, place in (("clean", 0), ("PGD-10, linf 2/255", 2)):
+        (line,) = re.findall(rf"^\| {title} \| (.*) \|$", readme, re.MULTILINE)
+        for name, number in zip(re.findall(r"`(\w+)`", names), line.split(" | "), strict=True):
+            assert number == cells[name][1].split(" / ")[place], f"{name}, {title}"
     found = [row for path in PAGES_OF_METHODS for row in ROW.findall(path.read_text())]
     assert {method for method, _ in found} == set(expected)
     assert all(row == expected[method] for method, row in found)
