@@ -34,11 +34,24 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
 
     >>> print(unknown("method", "guard_cd", ["dc", "guard_dc"]))
     unknown method 'guard_cd'; did you mean 'guard_dc'? Known: dc, guard_dc
+    >>> print(unknown("data set", "CIFAR-10", ["cifar100", "cifar10"]))
+    unknown data set 'CIFAR-10'; did you mean 'cifar10'? Known: cifar100, cifar10
     """
     names = list(known)
-    close = get_close_matches(value, names, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else "."
+    close = _meant(value, names)
+    hint = f"; did you mean '{close}'?" if close else "."
     return InputError(f"unknown {kind} '{value}'{hint} Known: {', '.join(names)}")
+
+
+def _meant(value: str, names: list[str]) -> str | None:
+    """Return the name that a value is in other letters, else the first that it begins, else the most similar one."""
+
+    def letters(text: str) -> str:
+        return "".join(filter(str.isalnum, text)).lower()
+
+    same = [name for name in names if letters(name) == letters(value)]
+    begun = [name for name in names if name.startswith(f"{value.lower()}_")]
+    return next(iter([*same, *begun, *get_close_matches(value.lower(), names, n=1)]), None)
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,29 @@ from robust.losses import written
 __all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
 
 T = TypeVar("T")
+SLIPS = {
+    "lambda": "--real-loss guard:weight=VALUE",
+    "weight": "--real-loss guard:weight=VALUE",
+    "h": "--real-loss guard:h=VALUE",
+    "dataset": "the data set as the second word: bash run.sh METHOD DATASET",
+    "method": "the method as the first word: bash run.sh METHOD DATASET",
+    "model": "--backbone",
+    "net": "--backbone",
+    "arch": "--backbone",
+    "gpu": "--device cuda:N",
+    "epsilon": "--eps",
+    "attack": "--attacks",
+    "data-path": "--data-dir",
+    "save-path": "--runs",
+    "iteration": "--iterations",
+    "num-eval": "--students",
+    "num-exp": "one run for each --seed",
+    "epoch-eval-train": "--student.epochs",
+    "dsa-strategy": "--augment",
+    "dis-metric": "--distance",
+    "images-per-class": "--ipc",
+}
+"""flags that people write out of habit, those of DC's code among them -> what they are called here"""
 
 
 def peek(flags: list[str], *names: str) -> dict[str, str | None]:
@@ -117,7 +140,19 @@ def parse(
             raise
         text = message.getvalue().split("For full helptext")[0]  # a title, then the text in a frame
         lines = [line.strip("│ ") for line in text.splitlines()[1:] if line.strip("│─- ")]
-        raise InputError(f"{_shortened(' '.join(' '.join(lines).split()))}; see {program} --help") from None
+        message_of_tyro = _shortened(" ".join(" ".join(lines).split()))
+        raise InputError(f"{_with_names_here(message_of_tyro)}; see {program} --help") from None
+
+
+def _with_names_here(message: str) -> str:
+    """Return a message about an unknown flag with what the flag is called here, where SLIPS has it.
+
+    >>> _with_names_here("Unrecognized options: --lambda, 3; did you mean --damaged")
+    'Unrecognized options: --lambda, 3; write --real-loss guard:weight=VALUE'
+    """
+    found = re.match(r"(Unrecognized options: --([\w-]+)[^;]*)", message)
+    name = found[2].replace("_", "-").lower() if found else ""
+    return f"{found[1]}; write {SLIPS[name]}" if found and name in SLIPS else message
 
 
 def _shortened(text: str) -> str:
