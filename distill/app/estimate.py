@@ -9,6 +9,7 @@ that number, time grows with the number of images). Checked against whole runs i
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,14 +19,14 @@ from torch import nn
 
 from distill.evaluation.column_kinds import AttackColumn, Column
 from distill.evaluation.columns import columns
-from distill.experiment import Recipe
+from distill.experiment import Evaluation, Recipe
 from distill.methods.method import StudentWorkOf, WorkOf
 from distill.models import build
 from distill.training.work import PROBE, STEPS, Step, Work, training_steps
 from robust import loss_named
 from robust.spec import split_spec
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "estimate_students"]
 
 STANDING = 0.6  # share of test images attacked through all steps: many are misclassified, and attacks stop early
 GRADIENTS = {  # per image, for attacks without a field `steps`; a forward pass alone counts as a third
@@ -104,6 +105,40 @@ def estimate(
         count = epochs * ipc * num_classes / batch / STEPS
         of_training += total([(count, partial(training_steps, images=batch))], built(evaluation.transfer_backbone))
     return of_distilling / distils + of_training + of_attacks
+
+
+@dataclass(frozen=True)
+class _Students:
+    """A config of which only the students' network is used."""
+
+    backbone: str
+
+
+def estimate_students(
+    backbone: str,
+    evaluation: Evaluation,
+    images: int,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    examples: int,
+    tests: int,
+    *,
+    evaluates: int = 1,
+) -> float:
+    """Return the seconds of training and attacking students of the standard protocol on the CPU.
+
+    Args:
+        backbone: the students' network.
+        evaluation: of the students.
+        images: size of the distilled set.
+        shape: (C, H, W) of an image.
+        num_classes: classes of the data set.
+        examples: size of the training set.
+        tests: size of the test set.
+        evaluates: number of processes.
+    """
+    recipe, ipc = Recipe(_Students(backbone), evaluation), -(-images // num_classes)
+    return estimate(recipe, lambda *_: [], ipc, shape, num_classes, examples, tests, evaluates=evaluates)
 
 
 def _gradients(column: Column) -> int:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from distill.app.estimate import estimate_students
 from distill.app.flags import find_device, parse, peek
 from distill.app.processes import number_of_processes, work_together
 from distill.app.published import imported
@@ -31,7 +32,8 @@ from distill.reports.tables import render
 from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
 from distill.runs.locks import locked
-from distill.runs.ranks import is_main_process
+from distill.runs.progress import human
+from distill.runs.ranks import alone, is_main_process, reports_to_user
 from distill.runs.run import Run
 from distill.runs.threads import one_thread
 from distill.training.protocol import ProtocolOf, selected_protocol
@@ -197,7 +199,52 @@ def run_judgements(
         return 0
 
     missing = any(columns != [] for columns in absent)
+    if authors_protocol is None and None in absent:
+        new = [each for each, columns in zip(judgements, absent, strict=True) if columns is None]
+        _announce(new, name, data, distilled, (len(train), len(test)), processes)
     return work_together(processes if missing else 1, device, words, work)
+
+
+def _announce(
+    judgements: Sequence[Judgement],
+    name: str,
+    data: str,
+    distilled: DistilledSet,
+    sizes: tuple[int, int],
+    processes: int,
+) -> None:
+    """Print what is evaluated, and on a CPU how long it takes.
+
+    Args:
+        judgements: the evaluations to be made, of the standard protocol.
+        name: of the set.
+        data: name of the real data.
+        distilled: the set, on the device to work on.
+        sizes: of the real training set and of the test set.
+        processes: that train and attack students.
+    """
+    if not reports_to_user():
+        return
+    students, device = sum(each.evaluation.students for each in judgements), distilled.images.device
+    text = f"evaluate {name} on {data}: {students} student{'s' * (students > 1)}"
+    if device.type != "cpu":
+        print(f"{text}, on {device}", file=sys.stderr)
+        return
+    shape, classes = tuple(distilled.images.shape[1:]), len(distilled.classes)
+    with alone():  # under torchrun only this process estimates
+        seconds = sum(
+            estimate_students(
+                each.backbone,
+                each.evaluation,
+                len(distilled.labels),
+                (shape[0], shape[1], shape[2]),
+                classes,
+                *sizes,
+                evaluates=processes,
+            )
+            for each in judgements
+        )
+    print(f"{text}, about {human(seconds)} on this CPU", file=sys.stderr)
 
 
 def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judgement:
