@@ -20,6 +20,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors does not
     shards            names of the files with the images, where they are not in this file
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -33,11 +34,11 @@ from distill.data.imageset import ImageSet
 from distill.data.shards import Shards
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.runs.files import read_tensors, write_tensors
+from distill.runs.files import hash_of, read_tensors, write_tensors
 from distill.runs.foreign import brief
 from robust.ranges import Positive, check_number
 
-__all__ = ["DistilledSet", "is_probability"]
+__all__ = ["DistilledSet", "digest_of", "is_probability"]
 
 FORMAT = "guard-distilled-1"
 SHARD = 2**30
@@ -263,3 +264,11 @@ class DistilledSet:
 def is_probability(labels: Tensor) -> bool:
     """Return whether each row of labels (N, K) is a distribution: >= 0, and its sum is 1 within a percent."""
     return bool((labels >= -1e-6).all() and ((labels.sum(1) - 1).abs() < 0.01).all())
+
+
+def digest_of(file: Path) -> str:
+    """Return the sha256 of a distilled set's file; for a set in several files the sha256 of the hashes of all files."""
+    images = DistilledSet.load(file).images
+    shards = images.paths if isinstance(images, Shards) else []
+    digests = [hash_of(path) for path in (file, *shards)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

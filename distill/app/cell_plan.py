@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
-from distill.app.evaluate import Judgement, digest_of, folder_of
+from distill.app.evaluate import Judgement, folder_of
 from distill.app.flags import flags_of
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import label
+from distill.distilled import digest_of
 from distill.errors import InputError, unknown
 from distill.experiment import Experiment
 from distill.methods.method import Method

@@ -11,14 +11,13 @@ from typing import Annotated, Any
 import tyro
 
 from distill.app.estimate import estimate
-from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
 from distill.app.processes import number_of_processes, work_together
 from distill.app.report import finish
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
-from distill.distilled import DistilledSet
+from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError, unknown
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.rows import RunDescription

@@ -1,6 +1,5 @@
 """`bash run.sh evaluate PATH`: train students on an existing distilled set and attack them."""
 
-import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,7 @@ from distill.app.registry import check_packages
 from distill.app.report import finish
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data_at
 from distill.data import DATASETS, check_dataset, label
-from distill.data.shards import Shards
-from distill.distilled import DistilledSet
+from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
 from distill.evaluation.classes import check
 from distill.evaluation.evaluate import evaluate
@@ -29,7 +27,6 @@ from distill.experiment import Evaluation
 from distill.published.reading import Read, Reading, is_ours
 from distill.reports.outcome import missing_columns, show
 from distill.reports.tables import render
-from distill.runs.files import hash_of
 from distill.runs.foreign import reachable
 from distill.runs.locks import locked
 from distill.runs.progress import human
@@ -41,7 +38,7 @@ from robust.ranges import Whole, check_ranges
 from sre2l.pipeline import protocol as of_stored_labels
 
 PROGRAM = "bash run.sh evaluate PATH"
-__all__ = ["Judgement", "digest_of", "folder_of", "run_evaluate", "run_judgements"]
+__all__ = ["Judgement", "folder_of", "run_evaluate", "run_judgements"]
 
 
 @dataclass(frozen=True)
@@ -254,14 +251,6 @@ def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judg
     if (early["--recipe"] or ("quick" if device.type == "cpu" else "paper")) == "quick":
         return Judgement(digest, dataset, backbone, Evaluation(3, test_images=2000), "quick")
     return Judgement(digest, dataset, backbone, Evaluation(50), "paper")
-
-
-def digest_of(file: Path) -> str:
-    """Return the sha256 of a distilled set's file; for a set in several files the sha256 of the hashes of all files."""
-    images = DistilledSet.load(file).images
-    shards = images.paths if isinstance(images, Shards) else []
-    digests = [hash_of(path) for path in (file, *shards)]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Path:

@@ -11,14 +11,13 @@ import tyro
 
 from baselines.robust_labels.labels import EPOCHS, RobustLabels, check_teachers
 from baselines.robust_labels.views import with_views
-from distill.app.evaluate import digest_of
 from distill.app.flags import find_device, parse, peek
 from distill.app.processes import work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
 from distill.app.start import RunOptions, identity_of, real_data_at
 from distill.data import check_dataset, facts_of
-from distill.distilled import DistilledSet
+from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
 from distill.evaluation.classes import check, in_order_of
 from distill.published.reading import Read, Reading, is_ours

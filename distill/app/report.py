@@ -19,7 +19,7 @@ from distill.reports.run_page import run_page
 from distill.runs.files import write_text
 from distill.runs.memory import record_peak_memory
 
-__all__ = ["NAME", "finish", "run_report", "write_group_report"]
+__all__ = ["NAME", "ReportCommand", "finish", "run_report", "write_group_report"]
 
 NAME = "report.html"
 """of the file in the folder of a run"""

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import tyro
 
 from distill.app.distil import run_experiment
-from distill.app.evaluate import Judgement, digest_of, folder_of, run_judgements
+from distill.app.evaluate import Judgement, folder_of, run_judgements
 from distill.app.flags import parse
 from distill.app.registry import check_packages, method_named, protocols_of
 from distill.app.start import RunOptions
 from distill.data import check_dataset, facts_named, label
-from distill.distilled import DistilledSet
+from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError, one_line
 from distill.experiment import Evaluation, Experiment
 from distill.methods.method import Method

@@ -10,7 +10,6 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.evaluation.frontier import holm
 from distill.evaluation.intervals import accuracy_interval
@@ -21,6 +20,7 @@ from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Page, Part, Picture, Pictures, Section, Table, Text
 from distill.reports.pictures import row_of_images
 from distill.reports.run_page import accuracy_cell
+from distill.reports.sets import set_of_run
 from distill.reports.settings import distinct_labels, settings_of
 from distill.reports.summary import headings
 from distill.reports.svg import Mark, line_chart
@@ -188,7 +188,9 @@ def _clean_against_robust(groups: Sequence[_Group]) -> list[Part]:
 def _images(groups: Sequence[_Group]) -> list[Part]:
     rows = []
     for group in groups[:SETS]:
-        distilled = DistilledSet.load(group.folders[0])
+        distilled = set_of_run(group.folders[0], group.rows[0].set)
+        if distilled is None:
+            continue
         classes = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
         which = [int((classes == c).nonzero()[0]) for c in classes.unique()[:COLUMNS]]
         names = ", ".join(distilled.classes[int(classes[place])] for place in which)

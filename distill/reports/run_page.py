@@ -21,6 +21,7 @@ from distill.evaluation.shown import Examples, Shown, read_shown
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Code, Facts, Page, Part, Picture, Pictures, Section, Table
 from distill.reports.pictures import difference, row_of_images
+from distill.reports.sets import set_of_run
 from distill.reports.settings import flattened
 from distill.reports.summary import headings
 from distill.reports.svg import Mark, interval_bar, line_chart
@@ -59,7 +60,8 @@ def run_page(folder: Path) -> Page:
     """
     rows, record = find_rows([folder]), read_record(folder) or {}
     first, bools = rows[0], bools_of(folder, rows)
-    distilled, shown = DistilledSet.load(folder), read_shown(folder)
+    distilled, shown = set_of_run(folder, first.set), read_shown(folder)
+    classes = _names_of_classes(record, distilled, shown)
     students = 1 + max(row.student or 0 for row in rows)
     when = datetime.fromtimestamp((folder / FILE).stat().st_mtime, UTC)
     facts = [f"seed {first.seed}", f"recipe {first.recipe}", _count(students, f"student {first.backbone}")]
@@ -70,15 +72,26 @@ def run_page(folder: Path) -> Page:
         ", ".join(facts),
         [
             Section("Results", _results(rows, bools)),
-            Section("Distilled images", [images_of_classes(distilled)]),
-            Section("What an attack changes", [] if examples is None else _attacked(examples, distilled.classes)),
-            Section("Classes", [] if shown is None else _classes(shown, bools, distilled.classes)),
+            Section("Distilled images", [images_of_classes(distilled)] if distilled else []),
+            Section("What an attack changes", [] if examples is None else _attacked(examples, classes)),
+            Section("Classes", [] if shown is None else _classes(shown, bools, classes)),
             Section("Distillation", list(_curves(folder / METRICS))),
             Section("Curvature", list(_curvature(folder / "curvature"))),
-            Section("How to repeat this run", _provenance(folder, rows, record, distilled)),
+            Section("How to repeat this run", _provenance(folder, rows, record)),
         ],
         summary=_sentences(rows, bools),
     )
+
+
+def _names_of_classes(record: Mapping[str, Any], distilled: DistilledSet | None, shown: Shown | None) -> Sequence[str]:
+    """Return the names of the classes: of the set, else of the record, else their numbers."""
+    if distilled is not None:
+        return distilled.classes
+    names = (record.get("data") or {}).get("classes")
+    if isinstance(names, list):
+        return names
+    count = 0 if shown is None else 1 + int(torch.cat([shown.answers.flatten(), shown.labels]).max())
+    return [str(number) for number in range(count)]
 
 
 def _count(number: int, noun: str) -> str:
@@ -303,12 +316,12 @@ def _curvature(folder: Path) -> Iterator[Part]:
         yield Code(read_text(folder / "curvature.txt"))
 
 
-def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any], distilled: DistilledSet) -> list[Part]:
+def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any]) -> list[Part]:
     first, made_by = rows[0], record.get("made_by") or {}
     data, versions = record.get("data") or {}, made_by.get("versions") or {}
     facts = {
         "data": "; ".join(f"{name} {data[name]}" for name in ("train", "test") if name in data),
-        "set": f"{len(distilled.labels)} images, hash {first.set}",
+        "set": f"hash {first.set}",
         "labels": first.regime or "hard",
         "students": f"protocol {first.protocol or 'standard'}, loss {first.loss}, "
         f"{milliseconds(first.epoch_seconds)} ms per epoch",

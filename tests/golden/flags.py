@@ -22,6 +22,7 @@ from distill.app.export import ExportCommand
 from distill.app.frontier_cells import FrontierCommand
 from distill.app.registry import find_methods
 from distill.app.relabel import RelabelCommand
+from distill.app.report import ReportCommand
 from distill.app.rerun import RerunCommand
 from distill.app.start import RunOptions
 from distill.app.table import TableCommand
@@ -39,6 +40,7 @@ COMMANDS = {
     "frontier": FrontierCommand(tyro.MISSING),
     "compare": CompareCommand(),
     "curvature": CurvatureCommand(tyro.MISSING),
+    "report": ReportCommand(),
     "table": TableCommand(),
     "relabel PATH": RelabelCommand(RobustLabels()),
     "rerun": RerunCommand(tyro.MISSING),

@@ -34,6 +34,7 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert "2 of 4 cells failed" in err
     assert sorted(path.name for path in (tmp_path / "benchmark").iterdir()) == [
         "logs",
+        "report.html",
         "table.csv",
         "table.md",
         "table.tex",

@@ -145,6 +145,19 @@ def test_a_run_of_an_earlier_version_has_a_report_without_examples(first: Path, 
     assert page.headings == ["Results", "Distilled images", "How to repeat this run"]
 
 
+def test_an_evaluation_shows_the_set_where_it_was(first: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(first, tmp_path / "run")
+    words = ["--data-dir", data, "--runs", tmp_path / "runs", "--students", "1", "--student.epochs", "5"]
+    assert run("evaluate", tmp_path / "run", *words, "--attacks", "fgsm@2/255") == 0
+    (path,) = (tmp_path / "runs").rglob("report.html")
+    assert Words(path.read_text()).headings == ["Results", "Distilled images", "Classes", "How to repeat this run"]
+    shutil.rmtree(tmp_path / "run")
+    assert run("report", path.parent) == 0
+    page = Words(path.read_text())
+    assert page.headings == ["Results", "Classes", "How to repeat this run"]
+    assert "above" in page.text  # the name of a class
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
