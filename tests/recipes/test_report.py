@@ -150,11 +150,12 @@ def test_an_evaluation_shows_the_set_where_it_was(first: Path, data: Path, tmp_p
     words = ["--data-dir", data, "--runs", tmp_path / "runs", "--students", "1", "--student.epochs", "5"]
     assert run("evaluate", tmp_path / "run", *words, "--attacks", "fgsm@2/255") == 0
     (path,) = (tmp_path / "runs").rglob("report.html")
-    assert Words(path.read_text()).headings == ["Results", "Distilled images", "Classes", "How to repeat this run"]
+    without_set = ["Results", "What an attack changes", "Classes", "How to repeat this run"]
+    assert Words(path.read_text()).headings == [without_set[0], "Distilled images", *without_set[1:]]
     shutil.rmtree(tmp_path / "run")
     assert run("report", path.parent) == 0
     page = Words(path.read_text())
-    assert page.headings == ["Results", "Classes", "How to repeat this run"]
+    assert page.headings == without_set
     assert "above" in page.text  # the name of a class
 
 
