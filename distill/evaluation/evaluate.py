@@ -87,7 +87,8 @@ def evaluate(
     barrier()
     students = StudentTasks(trained, test, columns, None if own is None else own.teacher)
     tasks = students.tasks()
-    with run.progress("students and attacks", sum(task.units for task in tasks), unit="task") as bar:
+    with run.progress("students and attacks", sum(task.units for task in tasks), unit="part") as bar:
+        students.move = bar.update
         done = do_all(tasks, bar)
     if not is_main_process():
         return []

@@ -1,8 +1,9 @@
 """The tasks of an evaluation, which all processes of a run take, and the rows that follow from their results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,9 @@ from distill.runs.tasks import Task
 
 __all__ = ["StudentTasks"]
 
+TRAINING = 10
+"""units of the progress bar that the training of a student has; a column of a part of the images has one"""
+
 
 class StudentTasks:
     """The networks of an evaluation under the columns of its table.
@@ -46,6 +50,8 @@ class StudentTasks:
         self.measured = sorted(measured, key=size_of_ball)
         self.surrogates: set[Surrogate] = {column.surrogate for column in _transfers(self.measured)}
         self.network = lru_cache(2)(self._network)  # tasks of one student follow each other
+        self.move: Callable[[int], object] = lambda units: None
+        """moves the progress bar by some units, within a task"""
 
     def tasks(self) -> list[Task]:
         """Return all tasks; the result of "verdicts of NAME" is the verdict of each column."""
@@ -58,7 +64,8 @@ class StudentTasks:
         training = {number: group for group in trained.groups() for number in group}
         for group in dict.fromkeys(training.values()):
             title = f"student {group[0]}" if len(group) == 1 else f"students {group[0]} to {group[-1]}"
-            tasks.append(Task(f"train {group}", partial(self._train, group), units=len(group), title=title))
+            units_of_group = TRAINING * len(group)
+            tasks.append(Task(f"train {group}", partial(self._train, group), units=units_of_group, title=title))
         names = [*training, *(["teacher"] if self.teacher is not None else [])]
         own = {name: (f"train {training[name]}",) if name in training else () for name in names}
         for name in names:  # before the parts: long tasks come first, so that no process waits long at the end
@@ -109,7 +116,16 @@ class StudentTasks:
     # --- the work of a task: it takes the results of the tasks that it needs -----------------------------------------
 
     def _train(self, group: range, _: Mapping[str, Any]) -> None:
-        self.trained.train(group)
+        if len(group) > 1:
+            self.trained.train(group)
+            return
+        epochs, done = self.trained.evaluation.student.epochs + 1, count(1)
+
+        def each_epoch() -> None:
+            number = next(done)
+            self.move(TRAINING * number // epochs - TRAINING * (number - 1) // epochs)
+
+        self.trained.train(group, each_epoch)
 
     def _train_surrogate(self, name: Surrogate, _: Mapping[str, Any]) -> None:
         self.trained.surrogate(name)

@@ -80,14 +80,19 @@ class Trained:
         size = TOGETHER if together else 1
         return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
-    def train(self, numbers: range) -> None:
-        """Train the students of a group, unless they are saved."""
+    def train(self, numbers: range, each_epoch: Callable[[], object] | None = None) -> None:
+        """Train the students of a group, unless they are saved.
+
+        Args:
+            numbers: of the students.
+            each_epoch: called after each epoch of a student that is trained alone by the standard protocol.
+        """
         generators = [self.run.generator("student", number, "training") for number in numbers]
 
         def train(networks: list[nn.Module]) -> None:
             training = self.evaluation.student
             if len(networks) == 1:
-                self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0])
+                self._train_on_distilled(networks[0], str(numbers[0]), training, generators[0], each_epoch)
             else:
                 arguments = (self.images, self.distilled.labels, training, generators, self.augmentation)
                 train_together(networks, *arguments)
@@ -145,7 +150,12 @@ class Trained:
         return nn.Sequential(self.normalize, network).eval(), float(facts.get("seconds", 0.0))
 
     def _train_on_distilled(
-        self, network: nn.Module, name: str, training: Training, generator: torch.Generator
+        self,
+        network: nn.Module,
+        name: str,
+        training: Training,
+        generator: torch.Generator,
+        each_epoch: Callable[[], object] | None = None,
     ) -> None:
         if self.own is not None:
             self.own.train(network, name)
@@ -156,7 +166,8 @@ class Trained:
             normalize = cast(Normalize, self.normalize)  # only a method's own protocol has another first layer
             on_pixels = InPixels(loss_named(training.loss, family_of(channels, size)), normalize)
             loss = drawing_from(on_pixels, generator)
-        train_student(network, self.images, self.distilled.labels, training, generator, self.augmentation, loss)
+        how = {"augmentation": self.augmentation, "loss": loss, "each_epoch": each_epoch}
+        train_student(network, self.images, self.distilled.labels, training, generator, **how)
 
     def _train_on_real(self, network: nn.Module) -> None:
         training = self.evaluation.student

@@ -83,6 +83,7 @@ def train_epochs(
     generator: torch.Generator,
     augmentation: Augmentation | None = None,
     loss: Loss | None = None,
+    each_epoch: Callable[[], object] | None = None,
 ) -> None:
     """Train a network in place, in training mode, over shuffled epochs.
 
@@ -96,6 +97,7 @@ def train_epochs(
         generator: CPU generator of the order and of the augmentation.
         augmentation: drawn again for every batch, with separate parameters for each image.
         loss: (network, images, labels) -> scalar; None is cross-entropy.
+        each_epoch: called after each epoch, such as to move a progress bar.
     """
     loss = loss or (lambda network, x, y: F.cross_entropy(network(x), y))
     network.train()
@@ -104,6 +106,8 @@ def train_epochs(
             optimizer.zero_grad()
             loss(network, x, y).backward()
             optimizer.step()
+        if each_epoch is not None:
+            each_epoch()
 
 
 def _epoch(
@@ -136,6 +140,7 @@ def train_student(
     generator: torch.Generator,
     augmentation: Augmentation | None = None,
     loss: Loss | None = None,
+    each_epoch: Callable[[], object] | None = None,
 ) -> None:
     """Train a student in place by the standard protocol; arguments as in `train_epochs`."""
     for lr, epochs in _phases(training):
@@ -150,6 +155,7 @@ def train_student(
             generator=generator,
             augmentation=augmentation,
             loss=loss,
+            each_epoch=each_epoch,
         )
 
 

@@ -1,11 +1,16 @@
 """Students trained together are those trained singly."""
 
 import copy
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from distill.evaluation.student_tasks import TRAINING as UNITS
+from distill.evaluation.student_tasks import StudentTasks
+from distill.experiment import Evaluation
 from distill.models import build
 from distill.training.augment import augmentation
 from distill.training.students import Training, fits_together, train_student, train_together
@@ -48,3 +53,29 @@ def test_what_fits_together(device: str, fits: bool) -> None:
     assert not fits_together(students(1, "convnet:width=4,depth=2,norm=batch")[0], images, 256)
     dropping = torch.nn.Sequential(copy.deepcopy(network), torch.nn.Dropout(0.5))
     assert not fits_together(dropping, images, 256)
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 20])
+def test_each_epoch_is_told_so_that_a_bar_moves_within_the_training(epochs: int) -> None:
+    """A bar stood still for minutes while a student was trained."""
+    told: list[int] = []
+    images, labels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.arange(4) % 3
+    training, generator = Training(epochs=epochs), torch.Generator().manual_seed(0)
+    train_student(students(1)[0], images, labels, training, generator, each_epoch=lambda: told.append(1))
+    assert len(told) == epochs + 1  # the field's protocol counts from 0
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 20, 1000])
+def test_the_training_of_a_student_moves_the_bar_by_its_units(epochs: int) -> None:
+    moved: list[int] = []
+    tasks = StudentTasks.__new__(StudentTasks)
+    tasks.move = moved.append
+
+    def train(group: range, each_epoch: Callable[[], object]) -> None:
+        for _ in range(epochs + 1):
+            each_epoch()
+
+    tasks.trained = SimpleNamespace(evaluation=Evaluation(student=Training(epochs=epochs)), train=train)  # type: ignore[assignment]
+    tasks._train(range(1), {})
+    assert sum(moved) == UNITS
+    assert min(moved) >= 0
