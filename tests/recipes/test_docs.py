@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -56,7 +57,35 @@ def test_the_readme_names_every_method() -> None:
     assert [name for name in find_methods() if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("name", ["docs/index", "docs/loss", "README"])
+def _flags_by_command() -> dict[str, set[str]]:
+    """Return the flags of each command and each method, from the pinned list."""
+    sections = (ROOT / "tests" / "golden" / "flags.txt").read_text().split("\n\n")
+    found = {part.split()[0]: set(re.findall(r"^ +(--[\w.-]+) ", part, re.MULTILINE)) for part in sections if part}
+    shared = found.pop("METHOD")
+    return {name: flags | shared if name in find_methods() else flags for name, flags in found.items()}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda path: path.stem)
+def test_every_command_of_a_page_has_flags_that_exist(path: Path) -> None:
+    known = _flags_by_command()
+    of_any = set[str]().union(*known.values()) | {"--version", "--help", "--fast", "--threads", "--long"}
+    code = re.findall(r"```[^\n]*\n(.*?)```|`([^`]+)`", path.read_text(), re.DOTALL)
+    lines = [line for block, _ in code for line in block.replace("\\\n", " ").splitlines()]
+    lines += [" ".join(inline.split()) for _, inline in code]
+    for line in lines:
+        for text in re.findall(r"bash run\.sh ([^#|;&]+)", line):
+            try:
+                first, *rest = shlex.split(text.replace("[", "").replace("]", ""))
+            except ValueError:  # a command that is cut short by ...
+                continue
+            allowed = known.get(first, of_any)
+            wrong = [
+                word for word in rest if word.startswith("--") and word.partition("=")[0] not in allowed | {"--help"}
+            ]
+            assert not wrong, f"{text.strip()}: {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("name", ["docs/index", "docs/loss", "docs/how-to/tasks", "README"])
 def test_python_in_the_docs_runs(name: str) -> None:
     blocks = FENCE.findall((ROOT / f"{name}.md").read_text())
     assert blocks
