@@ -16,6 +16,7 @@ __all__ = ["draw_predictions", "draw_terms"]
 
 COLOURS = ("#56B4E9", "#E69F00", "#CC79A7")
 """of the terms; of Okabe and Ito, which colour-blind readers tell apart"""
+MARKERS = "os^Dv<>P*X"
 Sides = Mapping[str, Sequence[BoundTerms]]
 """"training images" or "distilled images" -> the terms at each radius, ascending"""
 
@@ -77,7 +78,8 @@ def draw_predictions(path: Path, runs: Mapping[str, Sequence[MeasuredStudent]], 
     }
     for axes, (name, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for number, run in enumerate(runs):
-            look = {"color": f"C{number % 10}", "marker": "os^Dv<>P*X"[number % 10], "markersize": 8}
+            marker = MARKERS[(number + number // 10) % len(MARKERS)]  # runs of one colour have another marker
+            look = {"color": f"C{number % 10}", "marker": marker, "markersize": 8}
             axes.plot(curvatures[run], values[run], linestyle="", label=run, **look)
         axes.set_xscale("log" if min(curvatures.values()) > 0 else "linear")
         axes.set_xlabel("λ1 on test images, mean (nats per pixel²)")

@@ -14,6 +14,7 @@ import torch
 import robust
 from distill.app.registry import find_methods
 from tests.golden.lists import PAGES, with_list
+from tests.golden.results import TABLES, with_table
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -120,6 +121,12 @@ def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.Mo
     expected = "Sum:\n\n  - a\n    of two\n  - b\n\n\n```pycon\n>>> 1 + 1\n2\n```\n\nMore."
     assert as_markdown(text) == expected
     assert as_markdown(">>> 1\n1").endswith("\n1\n```")
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_tables_of_results_are_those_of_the_stored_files(page: str) -> None:
+    text = (ROOT / page).read_text()
+    assert with_table(page) == text, f"{page} has other numbers; store the table: python -m tests.golden.results"
 
 
 # --- numbers that stand in several places ------------------------------------------------------------------------
