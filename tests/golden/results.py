@@ -37,8 +37,17 @@ def theory_table() -> str:
             place = line["images"].partition(",")[0], line["term"]
             found.setdefault(line["run"], {})[place] = float(line["mean over students"])
     lines = [["set", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
-    lines += [[f"`{run}`", *(f"{values[place]:.3g}" for place in COLUMNS.values())] for run, values in found.items()]
+    lines += [[_short(run), *(f"{values[place]:.3g}" for place in COLUMNS.values())] for run, values in found.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _short(run: str) -> str:
+    """Return the label of a run as the table has it.
+
+    >>> _short("mtt_robust_labels, teacher pgd_at:steps=3@4/255"), _short("guard_dc, weight 3.0")
+    ('mtt, PGD labels 4/255', 'guard_dc, weight 3')
+    """
+    return run.removesuffix(".0").replace("_robust_labels, teacher pgd_at:steps=3@", ", PGD labels ")
 
 
 TABLES = {"docs/theory.md": (re.compile(r"^\| set \| clean \|.*\n(?:\|.*\n)+", re.MULTILINE), theory_table)}
