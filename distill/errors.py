@@ -34,8 +34,8 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> InputError:
 
     >>> print(unknown("method", "guard_cd", ["dc", "guard_dc"]))
     unknown method 'guard_cd'; did you mean 'guard_dc'? Known: dc, guard_dc
-    >>> print(unknown("data set", "CIFAR-10", ["cifar100", "cifar10"]))
-    unknown data set 'CIFAR-10'; did you mean 'cifar10'? Known: cifar100, cifar10
+    >>> print(unknown("backbone", "ResNet-18", ["resnet18_ap", "resnet18"]))
+    unknown backbone 'ResNet-18'; did you mean 'resnet18'? Known: resnet18_ap, resnet18
     """
     names = list(known)
     close = _meant(value, names)
@@ -51,7 +51,8 @@ def _meant(value: str, names: list[str]) -> str | None:
 
     same = [name for name in names if letters(name) == letters(value)]
     begun = [name for name in names if name.startswith(f"{value.lower()}_")]
-    return next(iter([*same, *begun, *get_close_matches(value.lower(), names, n=1)]), None)
+    similar = get_close_matches(value, names, n=1) or get_close_matches(value.lower(), names, n=1)
+    return next(iter([*same, *begun, *similar]), None)
 
 
 def printable(text: str) -> str:

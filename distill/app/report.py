@@ -100,5 +100,5 @@ def finish(rows: list[Row], folder: Path) -> int:
     try:
         write_text(folder / NAME, render(run_page(folder)))
     except InputError as error:
-        print(f"run.sh: no report: {error}", file=sys.stderr)
+        print(f"warning: no report: {error}", file=sys.stderr)
     return show(folder)

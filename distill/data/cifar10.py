@@ -28,6 +28,7 @@ FACTS = Facts(
     },
     official="CIFAR10",
     whitened=("kip", "frepo"),
+    terms="CIFAR-10 (Krizhevsky 2009) has no stated licence; it is used for research.",
 )
 
 

@@ -26,6 +26,7 @@ FACTS = Facts(
     },
     official="CIFAR100",
     whitened=("kip", "frepo"),
+    terms="CIFAR-100 (Krizhevsky 2009) has no stated licence; it is used for research.",
 )
 
 

@@ -22,6 +22,8 @@ FACTS = Facts(
     mean=(0.3059,),  # mean and std: measured on the training part
     std=(0.3765,),
     flips=False,
+    licence="cc-by-4.0",
+    terms="scikit-learn's digits are a part of UCI's optdigits, shared under CC BY 4.0.",
 )
 
 

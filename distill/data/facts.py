@@ -56,6 +56,10 @@ class Facts:
     """whether users may have only some of the classes; `classes` and `examples` are the numbers of the whole set"""
     derived: bool = False
     """whether no paper uses this set: the user's images, or a data set of another package"""
+    licence: str = "unknown"
+    """of the images, as the Hugging Face Hub names it"""
+    terms: str = ""
+    """a sentence about the licence, for dataset cards; empty: it is not known"""
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.channels not in (1, 3) or self.size < 1 or self.examples < 1:

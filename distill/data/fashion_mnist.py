@@ -20,6 +20,8 @@ FACTS = Facts(
     std=_OFFICIAL[1],
     constants={"dc": _OFFICIAL, "frepo": _OFFICIAL},
     official="FashionMNIST",
+    licence="mit",
+    terms="Fashion-MNIST (Zalando) is shared under the MIT licence.",
 )
 
 

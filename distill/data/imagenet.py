@@ -27,6 +27,8 @@ FACTS = Facts(
     files=True,
     view="crop",
     parts=True,
+    licence="other",
+    terms="ImageNet is for non-commercial research and education; its terms of access apply.",
 )
 _BELOW = ("imagenet", "ILSVRC2012", "imagenet-1k")
 

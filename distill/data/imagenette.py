@@ -31,6 +31,8 @@ FACTS = Facts(
     files=True,
     view="crop",
     parts=True,
+    licence="other",
+    terms="Imagenette is a part of ImageNet: non-commercial research and education.",
 )
 _BELOW = ("imagenette2", "imagenette2-320", "imagenette2-160", "imagenette-224", "imagenette")
 

@@ -22,6 +22,8 @@ FACTS = Facts(
     official="MNIST",
     flips=False,
     dc_students="dc:crop_scale_rotate",
+    licence="cc-by-sa-3.0",
+    terms="MNIST (LeCun, Cortes, Burges) is shared under CC BY-SA 3.0.",
 )
 
 

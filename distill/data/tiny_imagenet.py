@@ -39,6 +39,8 @@ FACTS = Facts(
     whitened=("frepo",),
     files=True,
     parts=True,
+    licence="other",
+    terms="Tiny-ImageNet is a part of ImageNet: non-commercial research and education.",
 )
 
 

@@ -3,24 +3,14 @@
 import json
 from pathlib import Path
 
+from distill.data import facts_named
 from distill.distilled import DistilledSet
 from distill.runs.foreign import read_text
 from distill.runs.own_files import read_record
 
-__all__ = ["LICENCES", "card"]
+__all__ = ["card"]
 
-LICENCES: dict[str, tuple[str, str]] = {
-    "mnist": ("cc-by-sa-3.0", "MNIST (LeCun, Cortes, Burges) is shared under CC BY-SA 3.0."),
-    "fashion_mnist": ("mit", "Fashion-MNIST (Zalando) is shared under the MIT licence."),
-    "digits": ("cc-by-4.0", "scikit-learn's digits are a part of UCI's optdigits, shared under CC BY 4.0."),
-    "cifar10": ("unknown", "CIFAR-10 (Krizhevsky 2009) has no stated licence; it is used for research."),
-    "cifar100": ("unknown", "CIFAR-100 (Krizhevsky 2009) has no stated licence; it is used for research."),
-    "imagenet": ("other", "ImageNet is for non-commercial research and education; its terms of access apply."),
-    "tiny_imagenet": ("other", "Tiny-ImageNet is a part of ImageNet: non-commercial research and education."),
-    "imagenette": ("other", "Imagenette is a part of ImageNet: non-commercial research and education."),
-}
-"""data set -> the Hub's name of its licence, and a sentence about it"""
-UNKNOWN = ("unknown", "The licence of the real images is not known to this program; state it before you share the set.")
+UNKNOWN = "The licence of the real images is not known to this program; state it before you share the set."
 CITATION = """\
 @inproceedings{xue2025guard,
   title     = {Towards Adversarially Robust Dataset Distillation by Curvature Regularization},
@@ -42,8 +32,7 @@ def card(distilled: DistilledSet, folder: Path, use: str, configs: str = "") -> 
     Returns:
         the card: front matter, what the set is, results, use, licence, citation.
     """
-    name = distilled.dataset.partition("-")[0]
-    licence, about = LICENCES.get(name, UNKNOWN)
+    facts = facts_named(distilled.dataset)
     images, size = len(distilled.labels), distilled.images.shape[-1]
     labels = "soft labels" if distilled.labels.ndim == 2 else "hard labels"
     by = f" made by `{distilled.method}`" if distilled.method else ""
@@ -52,7 +41,7 @@ def card(distilled: DistilledSet, folder: Path, use: str, configs: str = "") -> 
     teacher = f" The labels are those of a teacher trained by {distilled.teacher}." if distilled.teacher else ""
     front = [
         "---",
-        f"license: {licence}",
+        f"license: {facts.licence}",
         "task_categories: [image-classification]",
         f"pretty_name: {json.dumps(f'{distilled.dataset}, distilled by {distilled.method or chr(63)}')}",
         f"size_categories: [{'n<1K' if images < 1000 else '1K<n<10K' if images < 10_000 else '10K<n<100K'}]",
@@ -80,7 +69,7 @@ def card(distilled: DistilledSet, folder: Path, use: str, configs: str = "") -> 
 
 ## Licence of the real images
 
-{about}
+{facts.terms or UNKNOWN}
 
 ## Citation
 
