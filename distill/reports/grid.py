@@ -4,28 +4,54 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from distill.distilled import DistilledSet
 from distill.runs.files import write_atomic
 
-__all__ = ["save_grid"]
+__all__ = ["LINE", "picture", "save_grid"]
 
+GAP = 8
+"""pixels between a name and its row"""
+LONGEST = 24
+"""most characters of a name that are shown"""
 LINE = 2
 """width in pixels of the black lines between images and around them"""
 
 
 def save_grid(distilled: DistilledSet, path: Path) -> None:
-    """Draw the images, cut to [0, 1], one row a class (at most 50 images of it), small ones enlarged."""
-    classes = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+    """Draw the images, one row a class (at most 50 images of it), with the names of the classes beside the rows."""
+    classes, grid = _classes(distilled), picture(distilled)
+    names = [_shown(distilled.classes[c]) for c in classes.unique().tolist()]
+    height = grid.height / len(names)
+    font = ImageFont.load_default(size=max(9, min(15, round(height / 4))))
+    margin = round(max(font.getlength(name) for name in names)) + 2 * GAP
+    whole = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    whole.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(whole)
+    for number, name in enumerate(names):
+        draw.text((margin - GAP, (number + 0.5) * height), name, fill="black", font=font, anchor="rm")
+    write_atomic(path, lambda file: whole.save(file, format="png"))
+
+
+def _classes(distilled: DistilledSet) -> Tensor:
+    return distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+
+
+def picture(distilled: DistilledSet) -> Image.Image:
+    """Return the images without names, cut to [0, 1], one row a class, small ones enlarged."""
+    classes = _classes(distilled)
     rows = [distilled.images[classes == c][:50] for c in classes.unique()]
     across = max(map(len, rows))
     images = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, across - len(row)), value=1.0) for row in rows]
     scale = max(1, 64 // distilled.images.shape[-1]) if across <= 10 else max(1, 32 // distilled.images.shape[-1])
     grid = [F.interpolate(row.clamp(0, 1), scale_factor=scale, mode="nearest") for row in images]
-    picture = Image.fromarray(_joined(torch.stack(grid)).numpy())
-    write_atomic(path, lambda file: picture.save(file, format="png"))
+    return Image.fromarray(_joined(torch.stack(grid)).numpy())
 
 
 def _joined(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torchvision.utils import save_image
 from distill.distilled import FORMAT, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
-from distill.reports.grid import save_grid
+from distill.reports.grid import picture, save_grid
 from distill.runs.files import read_tensors, write_tensors
 
 SET = DistilledSet(
@@ -117,7 +117,7 @@ def test_the_grid_has_the_bytes_of_torchvision(shape: tuple[int, ...], labels: l
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
     one = (0.5,) * channels
     part = replace(SET, images=images, labels=torch.tensor(labels), mean=one, std=one)
-    save_grid(part, tmp_path / "grid.png")
+    picture(part).save(tmp_path / "grid.png")
     rows = [images[part.labels == c] for c in part.labels.unique()]
     across = max(map(len, rows))
     scale = max(1, (64 if across <= 10 else 32) // shape[-1])
@@ -128,11 +128,23 @@ def test_the_grid_has_the_bytes_of_torchvision(shape: tuple[int, ...], labels: l
     assert (tmp_path / "grid.png").read_bytes() == (tmp_path / "torchvision.png").read_bytes()
 
 
-def test_the_grid_has_a_row_a_class(tmp_path: Path) -> None:
-    save_grid(SET, tmp_path / "grid.png")
-    picture = Image.open(tmp_path / "grid.png")
-    assert picture.size == (2 * (64 + 2) + 2, 3 * (64 + 2) + 2)
-    assert picture.getpixel((34, 34)) != picture.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
+def test_the_grid_has_a_row_a_class_with_its_name() -> None:
+    grid = picture(SET)
+    assert grid.size == (2 * (64 + 2) + 2, 3 * (64 + 2) + 2)
+    assert grid.getpixel((34, 34)) != grid.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a cat", "Füchse", "a very long name of a class")])
+def test_names_stand_left_of_the_rows(names: tuple[str, ...], tmp_path: Path) -> None:
+    named, grid = replace(SET, classes=names), picture(SET)
+    save_grid(named, tmp_path / "grid.png")
+    whole = Image.open(tmp_path / "grid.png")
+    margin = whole.width - grid.width
+    assert whole.crop((margin, 0, whole.width, whole.height)).tobytes() == grid.tobytes()
+    for row in range(3):
+        beside = whole.crop((0, row * 66, margin, row * 66 + 68)).convert("L")
+        assert beside.getextrema()[0] < 128  # a name
+        assert beside.crop((0, 0, margin, 15)).getextrema() == (255, 255)  # in the middle of its row
 
 
 @pytest.mark.parametrize(
