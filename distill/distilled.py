@@ -95,6 +95,11 @@ class DistilledSet:
     training_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """tensors that this protocol needs, by name"""
 
+    @property
+    def image_classes(self) -> Tensor:
+        """The class of each image, (N,): of soft labels the most probable one."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
     def __post_init__(self) -> None:
         for what in ("dataset", "method"):  # folders and files are named by them
             name = getattr(self, what)

@@ -155,14 +155,14 @@ class _Run:
         some, real = (images.subset(command.images).to(device) for images in (test, train))
         self.images, self.labels = some.images[:], some.labels  # small subsets, read into memory
         self.real_images, self.real_labels = real.images[:], real.labels
-        labels = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+        labels = distilled.image_classes
         count = min(len(labels), command.images)  # of a set whose order is that of its classes
         which = torch.linspace(0, len(labels) - 1, count, device=device).round().long()
         which = which[torch.isin(labels[which], self.real_labels)]
         if not len(which):
             raise InputError(f"none of the {command.images} training images has a class of the set; give more --images")
         # attacks need pixels; distilled images may leave [0, 1]
-        self.distilled_images, self.distilled_labels = distilled.images[:][which].clamp(0, 1), labels[which]
+        self.distilled_images, self.distilled_labels = distilled.images[which].clamp(0, 1), labels[which]
         row = rows[0]
         count = min(command.students, 1 + max(each.student or 0 for each in rows))
         self.models: list[nn.Module] = students_of(path, distilled, row.backbone, count, own=row.loss == "own")

@@ -116,9 +116,6 @@ class StudentTasks:
     # --- the work of a task: it takes the results of the tasks that it needs -----------------------------------------
 
     def _train(self, group: range, _: Mapping[str, Any]) -> None:
-        if len(group) > 1:
-            self.trained.train(group)
-            return
         epochs, done = self.trained.evaluation.student.epochs + 1, count(1)
 
         def each_epoch() -> None:

@@ -39,11 +39,12 @@ def card(distilled: DistilledSet, folder: Path, use: str, configs: str = "") -> 
     made_by = (read_record(folder) or {}).get("made_by") or {}
     commit = f", commit {made_by['commit']}" if made_by.get("commit") else ""
     teacher = f" The labels are those of a teacher trained by {distilled.teacher}." if distilled.teacher else ""
+    title = f"{distilled.dataset}, distilled by {distilled.method or '?'}"
     front = [
         "---",
         f"license: {facts.licence}",
         "task_categories: [image-classification]",
-        f"pretty_name: {json.dumps(f'{distilled.dataset}, distilled by {distilled.method or chr(63)}')}",
+        f"pretty_name: {json.dumps(title)}",
         f"size_categories: [{'n<1K' if images < 1000 else '1K<n<10K' if images < 10_000 else '10K<n<100K'}]",
         "tags: [dataset-distillation, adversarial-robustness]",
         *configs.splitlines(),

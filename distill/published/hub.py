@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.published.card import card
 
-__all__ = ["write_hub"]
+__all__ = ["as_pictures", "datasets_for", "write_hub"]
 
 PARQUET = "data/train-00000-of-00001.parquet"
 CONFIGS = """\
@@ -23,6 +25,32 @@ images = load_dataset("PATH OR NAME OF THIS REPOSITORY", split="train")
 print(images.features["label"].names, images[0]["image"], images[0]["label"])"""
 
 
+def datasets_for(form: str) -> Any:
+    """Return the package datasets without its progress bars: an optional dependency that is slow to import.
+
+    Args:
+        form: the export that needs it.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"export to {form} needs the package datasets: pip install datasets; or use --to npz"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def as_pictures(images: Tensor) -> list[Any]:
+    """Return images (N, C, H, W) as pictures of PIL, 8 bits, cut to [0, 1]."""
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    return [to_pil_image((image.clamp(0, 1) * 255).round().byte()) for image in images]
+
+
 def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     """Write README.md, data/*.parquet and distilled.safetensors.
 
@@ -35,23 +63,16 @@ def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     Raises:
         InputError: the package datasets is missing.
     """
-    try:
-        import datasets  # an optional dependency that is slow to import
-    except ImportError:
-        raise InputError("export to hub needs the package datasets: pip install datasets; or use --to npz") from None
-    from torchvision.transforms.v2.functional import to_pil_image
-
+    datasets = datasets_for("hub")
     images, labels = distilled.images[:], distilled.labels
-    classes = labels if labels.ndim == 1 else labels.argmax(1)
     features: dict[str, Any] = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(distilled.classes))}
     columns: dict[str, Any] = {
-        "image": [to_pil_image((image.clamp(0, 1) * 255).round().byte()) for image in images],
-        "label": classes.tolist(),
+        "image": as_pictures(images),
+        "label": distilled.image_classes.tolist(),
     }
     if labels.ndim == 2:
         features["soft_label"] = datasets.Sequence(datasets.Value("float32"), length=labels.shape[1])
         columns["soft_label"] = labels.tolist()
-    datasets.disable_progress_bars()
     (out / PARQUET).parent.mkdir(parents=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     table.to_parquet(str(out / PARQUET))

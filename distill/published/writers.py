@@ -16,7 +16,7 @@ from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.card import card
-from distill.published.hub import write_hub
+from distill.published.hub import as_pictures, datasets_for, write_hub
 from distill.training.whiten import preprocessing
 from robust import Normalize
 
@@ -118,20 +118,13 @@ def write_hf(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     Raises:
         InputError: the package datasets is missing.
     """
-    try:
-        import datasets  # an optional dependency that is slow to import
-    except ImportError:
-        raise InputError("export to hf needs the package datasets: pip install datasets; or use --to npz") from None
-    from torchvision.transforms.v2.functional import to_pil_image
-
+    datasets = datasets_for("hf")
     images, hard = distilled.images[:], distilled.labels.ndim == 1
     name = "label" if hard else "soft_label"
     kind = datasets.ClassLabel(names=list(distilled.classes)) if hard else datasets.Sequence(datasets.Value("float32"))
     exact = datasets.Array3D(tuple(images.shape[1:]), "float32")
     features = datasets.Features({"image": datasets.Image(), "pixels": exact, name: kind})
-    pictures = [to_pil_image((image.clamp(0, 1) * 255).round().byte()) for image in images]
-    columns = {"image": pictures, "pixels": list(images.numpy()), name: distilled.labels.tolist()}
-    datasets.disable_progress_bars()
+    columns = {"image": as_pictures(images), "pixels": list(images.numpy()), name: distilled.labels.tolist()}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(out))
     return [f"hf: column pixels is exact, column image has 8 bits for viewing{_whitening_note(distilled)}"]
 

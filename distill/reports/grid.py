@@ -22,7 +22,7 @@ LINE = 2
 
 def save_grid(distilled: DistilledSet, path: Path) -> None:
     """Draw the images, one row a class (at most 50 images of it), with the names of the classes beside the rows."""
-    classes, grid = _classes(distilled), picture(distilled)
+    classes, grid = distilled.image_classes, picture(distilled)
     names = [_shown(distilled.classes[c]) for c in classes.unique().tolist()]
     height = grid.height / len(names)
     font = ImageFont.load_default(size=max(9, min(15, round(height / 4))))
@@ -35,17 +35,13 @@ def save_grid(distilled: DistilledSet, path: Path) -> None:
     write_atomic(path, lambda file: whole.save(file, format="png"))
 
 
-def _classes(distilled: DistilledSet) -> Tensor:
-    return distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
-
-
 def _shown(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
 
 
 def picture(distilled: DistilledSet) -> Image.Image:
     """Return the images without names, cut to [0, 1], one row a class, small ones enlarged."""
-    classes = _classes(distilled)
+    classes = distilled.image_classes
     rows = [distilled.images[classes == c][:50] for c in classes.unique()]
     across = max(map(len, rows))
     images = [F.pad(row, (0, 0, 0, 0, 0, 0, 0, across - len(row)), value=1.0) for row in rows]

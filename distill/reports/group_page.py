@@ -1,6 +1,5 @@
 """The page of several runs: a table, differences with p-values, clean against robust accuracy, the images."""
 
-import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import ColumnKey, LineKey, Row
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Page, Part, Picture, Pictures, Section, Table, Text
-from distill.reports.pictures import row_of_images
+from distill.reports.pictures import file_address, row_of_images
 from distill.reports.run_page import accuracy_cell
 from distill.reports.sets import set_of_run
 from distill.reports.settings import distinct_labels, settings_of
@@ -191,7 +190,7 @@ def _images(groups: Sequence[_Group]) -> list[Part]:
         distilled = set_of_run(group.folders[0], group.rows[0].set)
         if distilled is None:
             continue
-        classes = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+        classes = distilled.image_classes
         which = [int((classes == c).nonzero()[0]) for c in classes.unique()[:COLUMNS]]
         names = ", ".join(distilled.classes[int(classes[place])] for place in which)
         images = row_of_images(distilled.images[torch.tensor(which)])
@@ -211,14 +210,12 @@ def frontier_page(folder: Path) -> Page:
     """
     try:
         lines = list(csv.DictReader(io.StringIO(read_text(folder / "frontier.csv"))))
-        figure = base64.b64encode((folder / "frontier.svg").read_bytes()).decode()
+        figure = file_address(folder / "frontier.svg")
         command, notes = read_text(folder / "frontier.md").split("\n", 1)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no whole frontier ({error}); run the command of the frontier again") from None
     attacks = list(dict.fromkeys(line["attack"] for line in lines))
-    picture = Picture(
-        f"data:image/svg+xml;base64,{figure}", "Clean against robust accuracy of all methods and controls"
-    )
+    picture = Picture(figure, "Clean against robust accuracy of all methods and controls")
     caption = (
         "Clean accuracy against accuracy under attack. Crosses are 95 % intervals, grey markers are controls, and the "
         "dashed line is the clean accuracy of the comparison."

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from distill.reports.grid import LINE
 
-__all__ = ["data_address", "difference", "row_of_images"]
+__all__ = ["data_address", "difference", "file_address", "row_of_images"]
 
 SMALL = 64
 """side up to which images are stored without loss"""
@@ -48,4 +49,17 @@ def data_address(image: Tensor) -> str:
     kind, options = ("png", {}) if image.shape[1] <= SMALL else ("webp", {"quality": 88})
     file = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(file, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _address(kind, file.getvalue())
+
+
+def file_address(path: Path) -> str:
+    """Return a picture of a file, .png or .svg, as a data address.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return _address({".svg": "svg+xml"}.get(path.suffix, path.suffix[1:]), path.read_bytes())
+
+
+def _address(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

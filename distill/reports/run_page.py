@@ -1,6 +1,5 @@
 """The page of one run: its table, its images, what an attack changes, and how to repeat it."""
 
-import base64
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from distill.evaluation.rows import ColumnKey, Row
 from distill.evaluation.shown import Examples, Shown, read_shown
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Code, Facts, Page, Part, Picture, Pictures, Section, Table
-from distill.reports.pictures import difference, row_of_images
+from distill.reports.pictures import difference, file_address, row_of_images
 from distill.reports.sets import set_of_run
 from distill.reports.settings import flattened
 from distill.reports.summary import headings
@@ -62,6 +61,7 @@ def run_page(folder: Path) -> Page:
     first, bools = rows[0], bools_of(folder, rows)
     distilled, shown = set_of_run(folder, first.set), read_shown(folder)
     classes = _names_of_classes(record, distilled, shown)
+    steps = _scalars(folder / METRICS)
     students = 1 + max(row.student or 0 for row in rows)
     when = datetime.fromtimestamp((folder / FILE).stat().st_mtime, UTC)
     facts = [f"seed {first.seed}", f"recipe {first.recipe}", _count(students, f"student {first.backbone}")]
@@ -75,9 +75,9 @@ def run_page(folder: Path) -> Page:
             Section("Distilled images", [images_of_classes(distilled)] if distilled else []),
             Section("What an attack changes", [] if examples is None else _attacked(examples, classes)),
             Section("Classes", [] if shown is None else _classes(shown, bools, classes)),
-            Section("Distillation", list(_curves(folder / METRICS))),
+            Section("Distillation", list(_curves(steps))),
             Section("Curvature", list(_curvature(folder / "curvature"))),
-            Section("How to repeat this run", _provenance(folder, rows, record)),
+            Section("How to repeat this run", _provenance(folder, rows, record, steps)),
         ],
         summary=_sentences(rows, bools),
     )
@@ -192,7 +192,7 @@ def _mark(eps: float, bools: Tensor) -> Mark:
 
 def images_of_classes(distilled: DistilledSet, images: int = IMAGES) -> Pictures:
     """Return the images of a set, a row for each class."""
-    classes = distilled.labels if distilled.labels.ndim == 1 else distilled.labels.argmax(1)
+    classes = distilled.image_classes
     present = classes.unique().tolist()
     rows = []
     for c in present[:CLASSES]:
@@ -267,9 +267,8 @@ def _heat(share: float) -> Markup:
 # --- how it was made ----------------------------------------------------------------------------------------------
 
 
-def _curves(path: Path) -> Iterator[Part]:
+def _curves(steps: Sequence[Mapping[str, float]]) -> Iterator[Part]:
     """Yield a chart for each of the first scalars of the distillation."""
-    steps = _scalars(path)
     names = [name for name in dict.fromkeys(name for step in steps for name in step) if name not in ("step", "seconds")]
     for name in sorted(names, key=lambda name: name != "loss")[:CURVES]:
         points = [(step["step"], step[name]) for step in steps if name in step]
@@ -310,13 +309,14 @@ CURVATURE = {
 def _curvature(folder: Path) -> Iterator[Part]:
     for name, caption in CURVATURE.items():
         if (folder / name).exists():
-            address = f"data:image/png;base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
-            yield Pictures([Picture(address, caption)], caption, wide=True)
+            yield Pictures([Picture(file_address(folder / name), caption)], caption, wide=True)
     if (folder / "curvature.txt").exists():
         yield Code(read_text(folder / "curvature.txt"))
 
 
-def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any]) -> list[Part]:
+def _provenance(
+    folder: Path, rows: Sequence[Row], record: Mapping[str, Any], steps: Sequence[Mapping[str, float]]
+) -> list[Part]:
     first, made_by = rows[0], record.get("made_by") or {}
     data, versions = record.get("data") or {}, made_by.get("versions") or {}
     facts = {
@@ -329,7 +329,7 @@ def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any]) ->
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "device": made_by.get("device") or "unknown",
         "config": first.config,
-        "time": _times(folder, rows),
+        "time": _times(steps, rows),
         "memory": _memory(folder),
     }
     settings = {name: str(value) for name, value in flattened(record.get("experiment") or {})}
@@ -338,10 +338,10 @@ def _provenance(folder: Path, rows: Sequence[Row], record: Mapping[str, Any]) ->
     return [*parts, Facts(known), Facts(settings, title="All settings")] if settings else [*parts, Facts(known)]
 
 
-def _times(folder: Path, rows: Sequence[Row]) -> str:
+def _times(steps: Sequence[Mapping[str, float]], rows: Sequence[Row]) -> str:
     """Return how long the parts of the run took, over all processes that worked on it."""
-    steps = [step["seconds"] for step in _scalars(folder / METRICS) if "seconds" in step]
-    parts = {"distillation": sum(steps), "attacks": sum(row.seconds for row in rows)}
+    distillation = sum(step["seconds"] for step in steps if "seconds" in step)
+    parts = {"distillation": distillation, "attacks": sum(row.seconds for row in rows)}
     return ", ".join(f"{name} {human(seconds)}" for name, seconds in parts.items() if seconds)
 
 

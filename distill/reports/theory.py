@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from distill.reports.tables import aligned, written_csv
@@ -192,4 +191,6 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     """
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return None
+    from scipy.stats import spearmanr  # here, because it takes a part of a second that --help does not need
+
     return float(spearmanr(first, second)[0])  # pyright: ignore[reportArgumentType]  # scipy's stubs have tuples of objects
