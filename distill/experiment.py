@@ -31,11 +31,13 @@ class Evaluation:
     students: Annotated[int, Range(least=1, most=10_000)] = 5
     """networks trained on the distilled set, each from its own initialisation"""
     attacks: str = field(default="linf_star,linf,l2,pgd_ce_margin@linf", metadata=COLUMNS)
-    """NAME[:field=value,...][@THREAT],...: `bash run.sh list` has the names. Clean accuracy is always included"""
+    """attacks on the students, separated by commas; each is NAME[:field=value,...][@THREAT], with a name from
+    `bash run.sh list`. Clean accuracy is always included"""
     threat: str = field(default="linf_star", metadata=COLUMNS)
     """threat of attacks without their own: linf_star, linf, l2, aaai25, standard, standard_l2, 8/255, l2:0.5"""
     eps: str = field(default="", metadata=COLUMNS)
-    """a curve: 0,1/255,2/255,4/255,8/255 runs attacks without their own threat at each size, in the norm of --threat"""
+    """sizes for a curve, such as 0,1/255,2/255,4/255; attacks without their own threat run at each, in the norm of
+    --threat"""
     surrogate_epochs: Count = 10
     """epochs for which the network of `transfer` is trained on the real data"""
     transfer_backbone: str = "alexnet"
@@ -43,10 +45,10 @@ class Evaluation:
     test_images: Count | None = None
     """class-balanced part of the test set, drawn once for all runs; None for all"""
     protocol: Literal["standard", "own"] = "standard"
-    """how students are trained, and on which labels. standard: by --student.*, the same for all methods, on the labels
-    of the set: classes (hard), learned probabilities (soft), or those of a teacher (METHOD_robust_labels). own: by the
-    method's own protocol; sre2l, cda: a teacher's labels of every crop; sldd, frepo, kip: the labels that were learned;
-    others: those of the set"""
+    """training of the students: standard, the same for all methods, or own, the method's. standard is on the labels
+    of the set: classes (hard), learned probabilities (soft), or a teacher's (METHOD_robust_labels). With own, sre2l
+    and cda train on a teacher's labels of every crop; sldd, frepo and kip on the labels that were learned; others on
+    the labels of the set"""
     student: Training = field(default_factory=Training)
     """how a student of the standard protocol is trained"""
 
@@ -93,16 +95,16 @@ class Experiment:
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
     """students and attacks"""
     recipe: str = "paper"
-    """preset that the other flags start from: paper (the paper's settings), quick (minutes on two cores), or another
-    preset of the method: `bash run.sh list`"""
+    """preset that the other flags start from: paper, or quick (minutes on two cores); `bash run.sh list` has further
+    presets of some methods"""
     ipc: Count = 1
     """distilled images per class"""
     seed: Whole = 0
-    """root of all randomness: initial images, networks, batches, students, attacks"""
+    """root of all randomness; initial images, networks, batches, students and attacks depend on it"""
     image_size: Annotated[int, Range(least=4, most=1024, hint="pixels")] | None = None
-    """side in pixels to which images are resized first (area); None for the size of the data set"""
+    """side in pixels to which images are resized first; None for the size of the data set. Areas are averaged"""
     split: Literal["test", "validation"] = "test"
-    """evaluate on the test set, or, to choose hyper-parameters, on a tenth of the training set that is held out"""
+    """images for evaluation: the test set, or, to choose hyper-parameters, a held-out tenth of the training set"""
     blur: NonNegative = field(default=0.0, metadata=LATER)
     """standard deviation in pixels of a Gaussian blur of the training images, after they are resized; 0 for none.
     Images for evaluation are not blurred. A control: how much robustness comes from smooth images alone"""

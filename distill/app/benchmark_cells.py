@@ -78,7 +78,7 @@ class BenchmarkCommand:
     runs: Path = RunOptions.runs
     """folder of all runs; the tables are in the subfolder benchmark/"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto uses all GPUs, or the CPU if there is none"""
+    """cpu, cuda, cuda:1 or mps; auto uses all GPUs, or the CPU if there is none"""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -11,7 +11,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from distill.app.flags import find_device, parse
+from distill.app.flags import HELP, find_device, parse
 from distill.app.registry import check_packages
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.distilled import DistilledSet
@@ -71,7 +71,7 @@ class CurvatureCommand:
     damaged: Literal["refuse", "skip"] = "refuse"
     """unreadable image files: refuse ends with an error at the first; skip checks all files first and omits these"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
+    """cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -86,7 +86,7 @@ def run_curvature(flags: list[str]) -> int:
     Raises:
         InputError: a folder is not a run of a method, or a value is out of range.
     """
-    helping = {"-h", "--help"} & {*flags}
+    helping = {*HELP} & {*flags}
     if (not flags or flags[0].startswith("-")) and not helping:
         raise InputError("curvature takes the folder of a run: bash run.sh curvature RUN")
     command = parse(CurvatureCommand, CurvatureCommand(()), flags, "bash run.sh curvature")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from distill.app.estimate import estimate_students
-from distill.app.flags import find_device, parse, peek
+from distill.app.flags import HELP, find_device, parse, peek
 from distill.app.processes import number_of_processes, work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
@@ -64,7 +64,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """All flags of `bash run.sh evaluate PATH`."""
+    """Train students on a distilled set, ours or a published one, and attack them."""
 
     judgement: Annotated[Judgement, tyro.conf.arg(name="")]
     place: Annotated[RunOptions, tyro.conf.arg(name="")]
@@ -91,7 +91,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
         InputError: the path is missing or is not a distilled set, the method has no authors' protocol, or a network or
             an attack is unknown.
     """
-    helping = flags[:1] in (["-h"], ["--help"])
+    helping = flags[:1] and flags[0] in HELP
     if not flags or (flags[0].startswith("-") and not helping):
         raise InputError(
             "evaluate takes a path first: distilled.safetensors, the folder of its run, or a published set"
@@ -269,7 +269,7 @@ def folder_of(name: str, digest: str, dataset: str, seed: int, other: str) -> Pa
 
 def _published(path: Path, flags: list[str], read: Read) -> Path | None:
     """Import a published set and return the new folder; None if the path is a set of this program."""
-    if {"-h", "--help"} & {*flags} and is_ours(path, Reading()):
+    if {*HELP} & {*flags} and is_ours(path, Reading()):
         return None
     dataset = peek(flags, "--dataset")["--dataset"]
     default = EvaluateCommand(Judgement("", dataset or "", "convnet", Evaluation(), "quick"), RunOptions())

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from distill.app.flags import parse
+from distill.app.flags import HELP, parse
 from distill.data.pictures import picture_folders
 from distill.distilled import DistilledSet
 from distill.errors import InputError
@@ -51,7 +51,7 @@ def run_export(flags: list[str]) -> int:
     Raises:
         InputError: the set is missing, the format cannot store it, or other files block the output folder.
     """
-    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+    if not flags or (flags[0].startswith("-") and flags[0] not in HELP):
         raise InputError(f"export takes a path first: bash run.sh export RUN --to {'|'.join(EXPORTS)}")
     default = ExportCommand(Path(), tyro.MISSING)
     command = parse(ExportCommand, default, flags, "bash run.sh export")

@@ -12,14 +12,17 @@ import tyro
 from tyro.constructors import ConstructorRegistry
 
 from distill.app.loss_flags import refuse_fields_as_flags
+from distill.app.short_help import MANY, flags_of_command, short_help
 from distill.errors import InputError, one_line
 from distill.runs.ranks import launched, local_rank
 from robust import Loss
 from robust.losses import written
 
-__all__ = ["find_device", "flags_of", "parse", "peek", "whole_number"]
+__all__ = ["HELP", "find_device", "flags_of", "parse", "peek", "whole_number"]
 
 T = TypeVar("T")
+HELP = ("-h", "--help", "--help-all")
+"""words that ask for help"""
 SLIPS = {
     "lambda": "--real-loss guard:weight=VALUE",
     "weight": "--real-loss guard:weight=VALUE",
@@ -123,14 +126,19 @@ def parse(
 
     Raises:
         InputError: a flag is wrong; the message of tyro, as one line.
-        SystemExit: after --help.
+        SystemExit: after --help or --help-all.
     """
     refuse_fields_as_flags(flags)
     message, config = io.StringIO(), (tyro.conf.AvoidSubcommands,)
+    how = {"default": default, "config": config, "registry": rules, "prog": program, "description": description}
+    if "--help-all" in flags:
+        flags = ["--help"]
+    elif ("--help" in flags or "-h" in flags) and len([*flags_of_command(default)]) > MANY:
+        print(short_help(default, program, description or (kind.__doc__ or "").split("\n")[0]), end="")
+        raise SystemExit(0)
     try:
         with redirect_stderr(message):
-            names = {"prog": program, "description": description}
-            return tyro.cli(kind, default=default, args=flags, config=config, registry=rules, **names)
+            return tyro.cli(kind, args=flags, **how)
     except ValueError as error:  # a field refuses its value
         raise InputError(_shortened(str(error))) from None
     except OverflowError:

@@ -16,7 +16,7 @@ import tyro
 from distill.app.cell_plan import part_of
 from distill.app.cell_runs import print_cells, report_failures, run_missing
 from distill.app.cells import Cell
-from distill.app.flags import parse
+from distill.app.flags import HELP, parse
 from distill.app.frontier_cells import (
     FrontierCommand,
     PlannedCurve,
@@ -71,7 +71,7 @@ def run_frontier(flags: list[str], methods: Mapping[str, Method]) -> int:
     Raises:
         InputError: a name is unknown, or a value out of range; then no cell was run.
     """
-    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+    if not flags or (flags[0].startswith("-") and flags[0] not in HELP):
         raise InputError("frontier takes a data set first: bash run.sh frontier DATASET [--flags]")
     command = parse(FrontierCommand, FrontierCommand(tyro.MISSING), flags, "bash run.sh frontier")
     methods = known_methods(command, methods)

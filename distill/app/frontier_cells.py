@@ -90,7 +90,7 @@ class FrontierCommand:
     runs: Path = RunOptions.runs
     """folder of all runs; the points are in the subfolder frontier/points/"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto uses all GPUs, or the CPU if there is none"""
+    """cpu, cuda, cuda:1 or mps; auto uses all GPUs, or the CPU if there is none"""
     out: Path | None = None
     """folder of tables and figure; None: the subfolder frontier/DATA-ipcN/ of --runs"""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from distill.app.flags import HELP
 from distill.data import DATASETS
 from distill.errors import InputError
 from distill.evaluation.columns import PRESETS, SPECIAL
@@ -31,7 +32,7 @@ def run_list(flags: list[str], methods: Mapping[str, Method]) -> int:
     Raises:
         InputError: there are words after `list`.
     """
-    if flags and flags[0] not in ("-h", "--help"):
+    if flags and flags[0] not in HELP:
         raise InputError(f"list takes no arguments, but got {' '.join(flags)}")
     lines = {
         "recipes": _recipes(methods),

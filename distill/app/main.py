@@ -16,6 +16,7 @@ from distill.app.distil import run_method
 from distill.app.evaluate import run_evaluate
 from distill.app.exit_codes import exit_code_of
 from distill.app.export import run_export
+from distill.app.flags import HELP
 from distill.app.frontier import run_frontier
 from distill.app.listing import run_list, usage_of
 from distill.app.published import read_published
@@ -56,10 +57,10 @@ on them are accurate and resist adversarial attacks.
   PATH     a distilled set: its file, the folder of its run, or a published set (with --dataset; docs/published.md)
   RUN      the folder of a run
 
-`bash run.sh METHOD DATASET --help` shows every flag with its default. A command uses all cores, or all GPUs;
---processes N sets the number, on which no result depends. Repeat a command to resume an interrupted run
-or to print the table of a finished run. Exit codes: 0 done, 1 internal error, 2 bad input or missing data,
-130 interrupted.
+`bash run.sh METHOD DATASET --help` shows the usual flags with their defaults, --help-all every flag.
+A command uses all cores, or all GPUs; --processes N sets the number, on which no result depends.
+Repeat a command to resume an interrupted run or to print the table of a finished run.
+Exit codes: 0 done, 1 internal error, 2 bad input or missing data, 130 interrupted.
 """
 
 
@@ -107,7 +108,7 @@ def command(arguments: list[str]) -> int:
         InputError: the command is unknown.
     """
     methods = find_methods()
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in (*HELP, "help"):
         names = {"methods": methods, "datasets": DATASETS, "formats": FORMATS, "exports": EXPORTS}
         print(USAGE.format(**{kind: ", ".join(known) for kind, known in names.items()}), end="")
         return 0
@@ -133,7 +134,7 @@ def command(arguments: list[str]) -> int:
     method = method_named(word, methods)
     if method is None:
         raise unknown("method", word, [*methods, *others, "test", "bench"])
-    if not rest or rest[0] in ("-h", "--help"):
+    if not rest or rest[0] in HELP:
         print(usage_of(method), end="")
         return 0 if rest else 2
     check_dataset(rest[0])

@@ -11,7 +11,7 @@ import tyro
 
 from baselines.robust_labels.labels import EPOCHS, RobustLabels, check_teachers
 from baselines.robust_labels.views import with_views
-from distill.app.flags import find_device, parse, peek
+from distill.app.flags import HELP, find_device, parse, peek
 from distill.app.processes import work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
@@ -79,7 +79,7 @@ def run_relabel(flags: list[str], read: Read) -> int:
         InputError: the path is missing or no distilled set, a teacher is impossible, or the folder of the new set holds
             another one.
     """
-    helping = flags[:1] in (["-h"], ["--help"])
+    helping = flags[:1] and flags[0] in HELP
     if not flags or (flags[0].startswith("-") and not helping):
         raise InputError("relabel takes a path first: bash run.sh relabel PATH --teacher pgd_at@4/255")
     if helping:

@@ -10,7 +10,7 @@ import tyro
 
 from distill.app.distil import run_experiment
 from distill.app.evaluate import Judgement, folder_of, run_judgements
-from distill.app.flags import parse
+from distill.app.flags import HELP, parse
 from distill.app.registry import check_packages, method_named, protocols_of
 from distill.app.start import RunOptions
 from distill.data import check_dataset, facts_named, label
@@ -64,7 +64,7 @@ def run_rerun(flags: list[str], methods: Mapping[str, Method]) -> int:
             distilled set differ from those of the run; the new run would overwrite the old run; the run has objects of
             another package that no flag names (--packages).
     """
-    if not flags or (flags[0].startswith("-") and flags[0] not in ("-h", "--help")):
+    if not flags or (flags[0].startswith("-") and flags[0] not in HELP):
         raise InputError("rerun takes the folder of a run first: bash run.sh rerun runs/METHOD/DATASET/ipcN/seedS")
     default = RerunCommand(tyro.MISSING)
     request = parse(RerunCommand, default, flags, "bash run.sh rerun")

@@ -42,7 +42,7 @@ class RunOptions:
     stages: Path | None = None
     """folder of what runs share (experts, teachers), DIR/stages; None: the subfolder stages/ of --runs"""
     device: str = "auto"
-    """cpu, cuda, cuda:1, mps, ...; auto uses a GPU if there is one"""
+    """cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one"""
     checkpoint_seconds: NonNegative = 30.0
     """seconds between checkpoints of a distillation: a killed run loses at most this time, or one longer iteration"""
     damaged: Literal["refuse", "skip"] = "refuse"

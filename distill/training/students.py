@@ -50,7 +50,8 @@ class Training:
     """
 
     epochs: Count = 1000
-    """E: as in the official code, E + 1 epochs are run, and the learning rate falls to a tenth after epoch E/2 + 1"""
+    """passes over the set, E; as in the official code E + 1 are run, and the learning rate falls to a tenth after epoch
+    E/2 + 1"""
     lr: Positive = 0.01
     """learning rate of SGD"""
     momentum: UpToOne = 0.9

@@ -35,7 +35,7 @@ def listed(program: str, capsys: pytest.CaptureFixture[str], words: list[str]) -
     """Return (flag, what its help says that it takes), of `METHOD DATASET --help`."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        resolve_flags(find_methods()[words[0]], words[1], ["--help"])
+        resolve_flags(find_methods()[words[0]], words[1], ["--help-all"])
     text = capsys.readouterr().out
     found = re.findall(r"^[│ ] +(?:-\w, )?(--[\w.-]+)(?:, --[\w.-]+)? +([A-Z{][^ ]*)", text, re.M)
     assert len(found) > 20, program

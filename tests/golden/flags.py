@@ -6,9 +6,8 @@ type, default. Flags that all methods share, with one default, stand once, in th
 
 import types
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 
@@ -24,6 +23,7 @@ from distill.app.registry import find_methods
 from distill.app.relabel import RelabelCommand
 from distill.app.report import ReportCommand
 from distill.app.rerun import RerunCommand
+from distill.app.short_help import flags_of_command
 from distill.app.start import RunOptions
 from distill.app.table import TableCommand
 from distill.data import FACTS
@@ -31,7 +31,7 @@ from distill.experiment import Evaluation, Experiment
 from robust import Loss
 from robust.losses.named import METAVAR, written
 
-__all__ = ["COMMANDS", "flags_of_command", "method_command", "text"]
+__all__ = ["COMMANDS", "listed", "method_command", "text"]
 
 COMMANDS = {
     "evaluate PATH": EvaluateCommand(Judgement("", "cifar10", "convnet", Evaluation(50), "paper"), RunOptions()),
@@ -57,28 +57,14 @@ def method_command(name: str) -> MethodCommand:
     return MethodCommand(Experiment(name, "cifar10", recipe.config, recipe.evaluation), RunOptions())
 
 
-def flags_of_command(command: Any, prefix: str = "--") -> Iterator[tuple[str, str, str]]:
-    """Yield name, type and default of each flag of a command, nested dataclasses included.
-
-    Args:
-        command: a dataclass with its defaults.
-        prefix: of the flags' names.
-    """
-    hints = get_type_hints(type(command), include_extras=True)
-    for field in fields(command):
-        hint, value = hints[field.name], getattr(command, field.name)
-        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        if tyro.conf.Suppress in marks:
-            continue
-        nameless = any(getattr(mark, "name", None) == "" for mark in marks)
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        if isinstance(value, Loss):
-            yield name, METAVAR, repr(written(value, "inputs"))
-        elif is_dataclass(value):
-            yield from flags_of_command(value, prefix if nameless else f"{name}.")
+def listed(command: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield name, type and default of each flag of a command, a dataclass with its defaults."""
+    for flag in flags_of_command(command):
+        if isinstance(flag.value, Loss):
+            yield flag.name, METAVAR, repr(written(flag.value, "inputs"))
         else:
-            shown = OF_MACHINE.get(field.name, "required" if value is tyro.MISSING else repr(_plain(value)))
-            yield field.name.upper() if tyro.conf.Positional in marks else name, _type(hint), shown
+            default = "required" if flag.value is tyro.MISSING else repr(_plain(flag.value))
+            yield flag.name, _type(flag.hint), OF_MACHINE.get(flag.field, default)
 
 
 def _plain(value: Any) -> Any:
@@ -106,8 +92,8 @@ def _type(hint: Any) -> str:
 
 def text() -> str:
     """Return the whole list."""
-    blocks = {name: list(flags_of_command(command)) for name, command in COMMANDS.items()}
-    methods = {name: list(flags_of_command(method_command(name))) for name in find_methods()}
+    blocks = {name: list(listed(command)) for name, command in COMMANDS.items()}
+    methods = {name: list(listed(method_command(name))) for name in find_methods()}
     first, *others = methods.values()
     shared = [flag for flag in first if all(flag in other for other in others)]
     blocks[SHARED] = shared

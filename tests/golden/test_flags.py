@@ -9,7 +9,7 @@ import pytest
 from distill.app.flags import parse
 from distill.app.loss_flags import rules_of_losses
 from distill.app.main import USAGE
-from tests.golden.flags import COMMANDS, flags_of_command, method_command, text
+from tests.golden.flags import COMMANDS, listed, method_command, text
 
 STORED = Path(__file__).with_name("flags.txt")
 ANEW = "python -m tests.golden.flags > tests/golden/flags.txt"
@@ -30,10 +30,10 @@ def test_the_list_does_not_depend_on_the_machine(monkeypatch: pytest.MonkeyPatch
 def test_the_list_has_what_help_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = COMMANDS[name] if name in COMMANDS else method_command(name)
     with pytest.raises(SystemExit):
-        parse(type(command), command, ["--help"], name, rules_of_losses("cifar10"))
+        parse(type(command), command, ["--help-all"], name, rules_of_losses("cifar10"))
     shown = set(re.findall(r"^[│ ]*(--[a-z][\w.-]*)", capsys.readouterr().out, re.MULTILINE))
-    listed = {flag for flag, _, _ in flags_of_command(command)}
-    assert {flag for flag in listed if flag.startswith("--")} == shown
+    names = {flag for flag, _, _ in listed(command)}
+    assert {flag for flag in names if flag.startswith("--")} == shown
 
 
 def test_every_command_is_in_the_list() -> None:
