@@ -14,7 +14,7 @@ from distill.app.estimate import estimate
 from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
 from distill.app.processes import number_of_processes, work_together
-from distill.app.report import finish
+from distill.app.report import finish, show_and_send
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet, digest_of
@@ -24,7 +24,8 @@ from distill.evaluation.rows import RunDescription
 from distill.experiment import Experiment, Recipe
 from distill.methods.method import Method
 from distill.reports.grid import save_grid
-from distill.reports.outcome import missing_columns, show
+from distill.reports.outcome import missing_columns
+from distill.reports.tracking import check_tracker
 from distill.runs.locks import locked
 from distill.runs.progress import human
 from distill.runs.ranks import alone, barrier, is_main_process, reports_to_user, shows_progress
@@ -112,6 +113,7 @@ def run_experiment(
     Raises:
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
+    check_tracker(options.track)
     device, dataset = find_device(options.device), experiment.dataset
     authors_protocol = selected_protocol(experiment.evaluation.protocol, method.name, method.protocol)
     processes, requested = number_of_processes(options, device)
@@ -138,7 +140,7 @@ def run_experiment(
     if absent == []:
         if shows_progress():
             print(f"finished already in {run.folder}", file=sys.stderr)
-            show(run.folder)
+            show_and_send(run.folder, options.track)
         return 0
     train, test = train.to(device), test.to(device)
     smallest = int(train.labels.bincount(minlength=train.num_classes).min())
@@ -176,7 +178,7 @@ def run_experiment(
             protocol = authors_protocol and authors_protocol(distilled, run.folder, run)
             how = {"own": protocol, "averaged": requested and processes > 1}
             rows = evaluate(distilled, train, test, experiment.evaluation, backbone, run, described, **how)
-            return finish(rows, run.folder) if is_main_process() else 0
+            return finish(rows, run.folder, options.track) if is_main_process() else 0
 
     return work_together(processes, device, words, work)
 

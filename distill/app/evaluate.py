@@ -14,7 +14,7 @@ from distill.app.flags import HELP, find_device, parse, peek
 from distill.app.processes import number_of_processes, work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
-from distill.app.report import finish
+from distill.app.report import finish, show_and_send
 from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data_at
 from distill.data import DATASETS, check_dataset, label
 from distill.distilled import DistilledSet, digest_of
@@ -25,8 +25,9 @@ from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import RunDescription
 from distill.experiment import Evaluation
 from distill.published.reading import Read, Reading, is_ours
-from distill.reports.outcome import missing_columns, show
+from distill.reports.outcome import missing_columns
 from distill.reports.tables import render
+from distill.reports.tracking import check_tracker
 from distill.runs.foreign import reachable
 from distill.runs.locks import locked
 from distill.runs.progress import human
@@ -139,6 +140,7 @@ def run_judgements(
         InputError: bad input, missing data, or data that are not the recorded ones.
     """
     file = path / "distilled.safetensors" if path.is_dir() else path
+    check_tracker(options.track)
     distilled, device, digest = DistilledSet.load(file), find_device(options.device), judgements[0].distilled
     name = distilled.method or path.stem
     processes, requested = number_of_processes(options, device)
@@ -181,7 +183,7 @@ def run_judgements(
             if columns == []:
                 if is_main_process():
                     print(f"finished already in {run.folder}", file=sys.stderr)
-                    show(run.folder)
+                    show_and_send(run.folder, options.track)
                 continue
             if columns:
                 run.notify(f"{run.folder} has trained students: they are evaluated under {', '.join(columns)} too")
@@ -190,7 +192,7 @@ def run_judgements(
                 how = {"own": protocol, "averaged": requested and processes > 1}
                 rows = evaluate(distilled, train, test, each.evaluation, each.backbone, run, description, **how)
                 if is_main_process():
-                    finish(rows, run.folder)
+                    finish(rows, run.folder, options.track)
         if len(runs) > 1 and is_main_process():
             print(f"\n{render(find_rows([run.folder for run in runs]), 'text')}", end="")
         return 0

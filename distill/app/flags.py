@@ -40,6 +40,7 @@ SLIPS = {
     "iteration": "--iterations",
     "num-eval": "--students",
     "num-exp": "one run for each --seed",
+    "wandb": "--track wandb",
     "epoch-eval-train": "--student.epochs",
     "dsa-strategy": "--augment",
     "dis-metric": "--distance",

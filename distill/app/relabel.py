@@ -102,6 +102,8 @@ def run_relabel(flags: list[str], read: Read) -> int:
 def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelCommand, words: list[str]) -> int:
     """Write the new set."""
     options, device = command.place, find_device(command.place.device)
+    if options.track != "none":
+        raise InputError(f"--track {options.track}: relabel makes a set without results; give --track to evaluate")
     facts = facts_of(dataset, options.data_dir, old.image_shape[1])
     labels = replace(command.labels, teacher_flip=command.labels.teacher_flip and facts.flips)
     (train, test), _ = real_data_at(dataset, options, old.image_shape[1])

@@ -16,10 +16,11 @@ from distill.reports.group_page import frontier_page, group_page
 from distill.reports.outcome import show, write_tables
 from distill.reports.page import Page, render
 from distill.reports.run_page import run_page
+from distill.reports.tracking import Tracker, check_tracker, send
 from distill.runs.files import write_text
 from distill.runs.memory import record_peak_memory
 
-__all__ = ["NAME", "ReportCommand", "finish", "run_report", "write_group_report"]
+__all__ = ["NAME", "ReportCommand", "finish", "run_report", "show_and_send", "write_group_report"]
 
 NAME = "report.html"
 """of the file in the folder of a run"""
@@ -41,6 +42,8 @@ class ReportCommand:
     """file to write; default: report.html in the folder"""
     runs: Path = RunOptions.runs
     """folder of all runs"""
+    track: Tracker = "none"
+    """experiment tracker that gets the run too, for one run"""
 
 
 def run_report(flags: list[str]) -> int:
@@ -55,10 +58,14 @@ def run_report(flags: list[str]) -> int:
     command = parse(ReportCommand, ReportCommand(), flags, "bash run.sh report")
     if sum([bool(command.places), command.benchmark, command.frontier]) > 1:
         raise InputError("report takes folders, or --benchmark, or --frontier; give one of them")
+    if command.track != "none" and not (len(command.places) == 1 and (command.places[0] / FILE).exists()):
+        raise InputError(f"--track {command.track} takes the folder of one finished run: report RUN --track ...")
+    check_tracker(command.track)
     page, folder = _page(command)
     path = command.out or folder / NAME
     write_text(path, render(page))
     print(path)
+    send(folder, command.track)
     return 0
 
 
@@ -87,8 +94,8 @@ def write_group_report(folders: Sequence[Path], title: str, path: Path) -> None:
     write_text(path, render(group_page(folders, title)))
 
 
-def finish(rows: list[Row], folder: Path) -> int:
-    """Write the tables and the report of a run, and print the run.
+def finish(rows: list[Row], folder: Path, tracker: Tracker) -> int:
+    """Write the tables and the report of a run, print the run, and send it to a tracker.
 
     The tables are first: table.csv says that the run is finished, and a report can be made again.
 
@@ -101,4 +108,15 @@ def finish(rows: list[Row], folder: Path) -> int:
         write_text(folder / NAME, render(run_page(folder)))
     except InputError as error:
         print(f"warning: no report: {error}", file=sys.stderr)
-    return show(folder)
+    return show_and_send(folder, tracker)
+
+
+def show_and_send(folder: Path, tracker: Tracker) -> int:
+    """Print a finished run and send it to a tracker.
+
+    Returns:
+        the exit code.
+    """
+    show(folder)
+    send(folder, tracker)
+    return 0

@@ -24,7 +24,7 @@ SECTIONS = {
     ),
     "How it is distilled": (
         *("real-loss", "expert-loss", "squeeze.loss", "teacher"),
-        *("backbone", "squeeze.epochs", "teacher-epochs", "select.factor", "recover.iterations"),
+        *("backbone", "squeeze.epochs", "select.factor", "recover.iterations"),
         *("iterations", "init", "augment", "lr-img"),
     ),
     "Students and attacks": (

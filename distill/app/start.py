@@ -13,6 +13,7 @@ from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
 from distill.models import build
+from distill.reports.tracking import Tracker
 from distill.runs.run import difference
 from distill.runs.threads import cores
 from robust import loss_named
@@ -52,6 +53,8 @@ class RunOptions:
 
     processes: Count | None = None
     """processes on this machine; None: the environment variable NPROC, else one for each core, or for each GPU"""
+    track: Tracker = "none"
+    """experiment tracker that gets the run when it ends: its settings, scalars and accuracies"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
