@@ -48,7 +48,7 @@ environment() {  # sets $python
         needed="$needed pytest xdist"
         files="tests/fast.txt -r $files"
         if [ "${2:-}" != --fast ]; then
-            needed="$needed ruff basedpyright mkdocs material mkdocstrings_handlers latex2mathml"
+            needed="$needed ruff basedpyright zensical mkdocstrings_handlers latex2mathml"
             files="tests/requirements.txt -r docs/requirements.txt -r ${files#tests/fast.txt -r }"
         fi
     fi

@@ -1,7 +1,7 @@
-"""A hook of mkdocs: converts formulas to MathML when the site is built; browsers show MathML without a script.
+"""A Markdown extension: formulas become MathML when the site is built; browsers show MathML without a script.
 
 Markdown has formulas as `$...$` within a line and as `$$` blocks. pymdownx.arithmatex finds them and leaves their LaTeX
-in elements of the class `arithmatex`; this hook converts each into a `<math>` element.
+in elements of the class `arithmatex`; this extension converts each into a `<math>` element.
 """
 
 import html
@@ -9,17 +9,34 @@ import re
 from typing import Any
 
 from latex2mathml.converter import convert
-from mkdocs.exceptions import PluginError
+from markdown import Extension, Markdown
+from markdown.postprocessors import Postprocessor
 
-__all__ = ["as_mathml", "on_page_content"]
+__all__ = ["as_mathml", "makeExtension"]
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 """the output of arithmatex with `generic: true`"""
 
 
-def on_page_content(html_of_page: str, **_: Any) -> str:
-    """Return the HTML of a page with its formulas as MathML; mkdocs calls this for every page."""
-    return FORMULA.sub(lambda found: as_mathml(html.unescape(found[3]), block=found[2] == "["), html_of_page)
+class _Formulas(Postprocessor):
+    """Replaces the elements of arithmatex."""
+
+    def run(self, text: str) -> str:
+        """Return the HTML of a page with its formulas as MathML."""
+        return FORMULA.sub(lambda found: as_mathml(html.unescape(found[3]), block=found[2] == "["), text)
+
+
+class _Extension(Extension):
+    """Runs after all other extensions."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        """Register the replacement."""
+        md.postprocessors.register(_Formulas(md), "mathml", 0)
+
+
+def makeExtension(**how: Any) -> Extension:
+    """Return the extension."""
+    return _Extension(**how)
 
 
 def as_mathml(latex: str, *, block: bool) -> str:
@@ -30,7 +47,7 @@ def as_mathml(latex: str, *, block: bool) -> str:
         block: whether it is a block instead of inline.
 
     Raises:
-        PluginError: the formula has a command or a brace that the converter does not know; the build then fails.
+        ValueError: the formula has a command or a brace that the converter does not know; the build then fails.
 
     >>> as_mathml("x", block=False)
     '<math xmlns="http://www.w3.org/1998/Math/MathML" display="inline"><mrow><mi>x</mi></mrow></math>'
@@ -38,7 +55,7 @@ def as_mathml(latex: str, *, block: bool) -> str:
     try:
         found = convert(latex, display="block" if block else "inline")
     except Exception as error:  # latex2mathml has no base class of its errors
-        raise PluginError(f"formula {latex!r}: {type(error).__name__} {error}") from None
+        raise ValueError(f"formula {latex!r}: {type(error).__name__} {error}") from None
     if unknown := re.search(r"\\\w+", found):
-        raise PluginError(f"formula {latex!r}: {unknown[0]} is unknown to latex2mathml")
+        raise ValueError(f"formula {latex!r}: {unknown[0]} is unknown to latex2mathml")
     return found

@@ -53,7 +53,7 @@ def test_the_workflows_run_what_people_run() -> None:
         if "run" in step
     }
     assert {"bash run.sh test", "python -m ruff check .", "python -m ruff format --check ."} <= commands
-    assert {"python -m basedpyright", "python -m mkdocs build --strict"} <= commands
+    assert {"python -m basedpyright", "python -m zensical build --strict"} <= commands
 
 
 def test_hooks_use_the_project_s_own_versions() -> None:
