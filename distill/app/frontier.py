@@ -243,7 +243,7 @@ class _Report:
         command = f"`bash run.sh frontier {shlex.join(_shown_flags(self.command))}`"
         write_text(self.folder / FILES[0], f"{command}\n\n{to_markdown(frontier, lines)}")
         write_text(self.folder / FILES[1], to_csv(frontier, lines))
-        draw_frontier(frontier, [self.folder / name for name in FILES[2:4]])
+        draw_frontier(frontier, self.folder / FILES[2])
         write_text(self.folder / FILES[4], render(frontier_page(self.folder)))
         self.last = time.monotonic()
         return to_text(frontier, lines), damaged

@@ -8,9 +8,11 @@ from typing import Literal
 import tyro
 
 from distill.app.flags import parse
+from distill.errors import InputError
 from distill.evaluation.row_files import find_rows
 from distill.reports.indices import indices
 from distill.reports.rivals import rival_notes
+from distill.reports.table_figure import draw_table
 from distill.reports.tables import render
 
 __all__ = ["run_table"]
@@ -24,17 +26,31 @@ class TableCommand:
     """folders of runs"""
     format: Literal["text", "markdown", "csv", "latex"] = "text"
     """csv has a line per seed and attack; the other formats average over seeds"""
+    plot: Path | None = None
+    """figure to write, FILE.png and FILE.svg: accuracy against eps where attacks have several radii, else a marker for
+    each column; of one data set"""
     indices: bool = False
     """add the composite indices RR, AE, CREI, DR, and IOR if there is a run of random images under the same labels
     (docs/robustness.md)"""
 
 
 def run_table(flags: list[str]) -> int:
-    """Print all finished runs."""
+    """Print all finished runs.
+
+    Returns:
+        the exit code.
+
+    Raises:
+        InputError: there is no finished run, or --plot names no picture or has several data sets.
+    """
     command = parse(TableCommand, TableCommand(), flags, "bash run.sh table")
+    if command.plot is not None and command.plot.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot is {command.plot}; it takes a file that ends in .png or .svg")
     rows = find_rows(command.places)
     print(render([*rows, *(indices(rows) if command.indices else [])], command.format), end="")
     if command.indices:
         notes = sys.stdout if command.format in ("text", "markdown") else sys.stderr
         print("".join(f"\n{note}" for note in rival_notes(rows)).removeprefix("\n" * (notes is sys.stderr)), file=notes)
+    if command.plot is not None:
+        draw_table(command.plot.with_suffix(".png"), rows)
     return 0

@@ -1,25 +1,18 @@
 """Figures as files: distributions as histograms, the loss around an image, accuracy against the attack's radius.
 
-They are drawn by matplotlib's Agg canvas without pyplot, so that no window, style or figure of the caller changes.
 Lengths are in pixels of [0, 1] unless a label says otherwise.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from distill.runs.files import write_atomic
+from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["curve", "histogram", "surface"]
 
-__all__ = ["DPI", "curve", "empty_figure", "histogram", "save_figure", "surface"]
-
-DPI = 150
-"""dots per inch of every figure"""
 SPREAD = 30
 """ratio of the 95th to the 5th percentile of the positive values from which a histogram has a logarithmic axis"""
 
@@ -52,7 +45,7 @@ def histogram(path: Path, values: Mapping[str, Tensor], *, axis: str, bins: int 
     for i, (label, v) in enumerate(groups.items()):
         shown = v[v > 0] if logarithmic else v
         left = "" if len(shown) == len(v) else f", {len(v) - len(shown)} not above 0 not shown"
-        share, colour = torch.full_like(shown, 100 / len(v)), f"C{i}"
+        share, colour = torch.full_like(shown, 100 / len(v)), COLOURS[i % len(COLOURS)]
         options = {"bins": edges.tolist(), "weights": share.tolist(), "color": colour}
         name = f"{label} (n = {len(v)}, median {v.median():.3g}{left})"
         axes.hist(shown.tolist(), histtype="stepfilled", alpha=0.2, **options)
@@ -64,6 +57,7 @@ def histogram(path: Path, values: Mapping[str, Tensor], *, axis: str, bins: int 
     axes.set_xlabel(axis)
     axes.set_ylabel("share of the examples (%)")
     axes.set_ylim(0, axes.get_ylim()[1] * room)
+    plain(axes)
     axes.legend(loc="upper left", frameon=False, fontsize="small")
     save_figure(figure, path)
 
@@ -92,7 +86,9 @@ def surface(path: Path, losses: Tensor, gradient_steps: Tensor, random_steps: Te
     along, beside = "along the gradient (pixels, L2)", "along a random direction (pixels, L2)"
     figure = empty_figure(10, 4.5)
     left, right = figure.add_subplot(1, 2, 1, projection="3d"), figure.add_subplot(1, 2, 2)
-    left.plot_surface(grid_down, grid_across, heights, cmap="viridis", rcount=60, ccount=60, linewidth=0)
+    left.plot_surface(
+        grid_down, grid_across, heights, cmap="viridis", rcount=60, ccount=60, linewidth=0, rasterized=True
+    )
     left.set(xlabel="gradient", ylabel="random", zlabel="loss (nats)")
     left.locator_params(nbins=4)
     left.set_box_aspect(None, zoom=0.75)  # pyright: ignore[reportArgumentType]  # larger, its labels reach into the other half
@@ -125,17 +121,18 @@ def curve(
         raise ValueError("no points to draw; give each label at least one")
     figure = empty_figure(6, 4.2)
     axes = figure.add_subplot()
-    for label, line in points.items():
+    for number, (label, line) in enumerate(points.items()):
         eps, accuracy, std = zip(*sorted(line, key=lambda point: point[0]), strict=True)
         if not all(0 <= a <= 100 for a in accuracy):
             raise ValueError(f"accuracies of {label!r} are {accuracy}; they must be percent, in [0, 100]")
         bars = None if all(s is None for s in std) else [s or 0.0 for s in std]
-        axes.errorbar(eps, accuracy, yerr=bars, label=label, marker="o", markersize=4, capsize=3, linewidth=1.5)
+        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
+        axes.errorbar(eps, accuracy, yerr=bars, label=label, capsize=3, linewidth=1.5, **look)
     axes.set_xlabel(radius)
     axes.set_ylabel("accuracy (%)")
     axes.set_xlim(left=min(0.0, *axes.get_xlim()))
     axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
+    plain(axes)
     axes.legend(frameon=False)
     save_figure(figure, path)
 
@@ -150,18 +147,3 @@ def _edges(values: Tensor, bins: int) -> tuple[Tensor, bool]:
         return torch.logspace(ends[0].item() - 1e-9, ends[1].item() + 1e-9, bins + 1, dtype=torch.float64), True
     room = 0.0 if high > low else 0.5 * high.abs().item() or 0.5
     return torch.linspace(low.item() - room, high.item() + room, bins + 1, dtype=torch.float64), False
-
-
-def empty_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure of a size in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure in the format of the path's ending, .png or .svg."""
-    write_atomic(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=DPI))

@@ -3,22 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.reports.figures import empty_figure, save_figure
 from distill.reports.frontier import CurveResult, Frontier
+from distill.reports.style import COLOURS, GREY, MARKERS, empty_figure, plain, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["draw_frontier"]
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B4513")
-"""Okabe and Ito's, which colour-blind readers tell apart, with brown for yellow, which is pale on white"""
-MARKERS = "osD^vP*X<>ph"
-"""a method has a marker of its own too"""
-GREY = "#777777"
 
-
-def draw_frontier(frontier: Frontier, paths: list[Path]) -> None:
+def draw_frontier(frontier: Frontier, path: Path) -> None:
     """Draw a panel for the column of the comparison, and one for AutoAttack where there is one.
 
     A point has its 95 % intervals as a cross, and is hollow where a check doubts the robust accuracy. A vertical line
@@ -26,7 +20,7 @@ def draw_frontier(frontier: Frontier, paths: list[Path]) -> None:
 
     Args:
         frontier: the results; at least one point.
-        paths: files to write, .png or .svg.
+        path: the PNG.
     """
     attacks = [frontier.attack]
     attacks += [name for name in frontier.attacks if name.startswith("autoattack") and name not in attacks]
@@ -37,8 +31,7 @@ def draw_frontier(frontier: Frontier, paths: list[Path]) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize="small")
     figure.suptitle(frontier.title, fontsize="medium")
-    for path in paths:
-        save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _panel(axes: "Axes", frontier: Frontier, attack: str) -> None:
@@ -59,7 +52,7 @@ def _panel(axes: "Axes", frontier: Frontier, attack: str) -> None:
     _fit(axes, frontier, attack)
     axes.set_xlabel("clean accuracy (%)")
     axes.set_ylabel(f"robust accuracy (%), {attack}")
-    axes.grid(alpha=0.25)
+    plain(axes)
 
 
 def _draw(axes: "Axes", curve: CurveResult, attack: str, look: dict[str, Any], zorder: int) -> None:

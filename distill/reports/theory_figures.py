@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from distill.reports.figures import empty_figure, save_figure
+from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
 from distill.reports.theory import MeasuredStudent, rank_correlation
 from robust.theory.bounds import BoundTerms
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_predictions", "draw_terms"]
 
-COLOURS = ("#56B4E9", "#E69F00", "#CC79A7")
-"""of the terms; of Okabe and Ito, which colour-blind readers tell apart"""
-MARKERS = "os^Dv<>P*X"
+OF_TERMS = ("#56B4E9", "#E69F00", "#CC79A7")
+"""colours of the terms, pale beside those of lines"""
 Sides = Mapping[str, Sequence[BoundTerms]]
 """"training images" or "distilled images" -> the terms at each radius, ascending"""
 
@@ -35,6 +34,7 @@ def draw_terms(path: Path, runs: Mapping[str, Sides]) -> None:
         for axes, (images, terms) in zip(axes_of_row, sides.items(), strict=True):
             _stack(axes, terms)
             axes.set_title(f"{label}: {images}", fontsize="medium")
+            plain(axes)
             axes.set_xlabel("rho, L2 radius (pixels)")
             axes.set_ylabel("loss (nats), mean")
     handles, labels = rows[0][0].get_legend_handles_labels()
@@ -49,7 +49,7 @@ def _stack(axes: "Axes", terms: Sequence[BoundTerms]) -> None:
     radii = [each.rho for each in terms]
     heights = [mean(name) for name in ("loss", "gradient", "curvature")]
     names = ["E l", "rho E |grad l|", "rho²/2 E λ1"]
-    axes.stackplot(radii, heights, labels=names, colors=COLOURS, alpha=0.65)
+    axes.stackplot(radii, heights, labels=names, colors=OF_TERMS, alpha=0.65)
     line = {"linewidth": 1.5, "markersize": 4}
     axes.plot(radii, mean("quadratic"), color="black", marker="o", label="E l~adv (quadratic)", **line)
     axes.plot(radii, mean("adversarial_loss"), color="#D55E00", marker="s", label="loss that PGD finds", **line)
@@ -78,14 +78,14 @@ def draw_predictions(path: Path, runs: Mapping[str, Sequence[MeasuredStudent]], 
     }
     for axes, (name, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for number, run in enumerate(runs):
-            marker = MARKERS[(number + number // 10) % len(MARKERS)]  # runs of one colour have another marker
-            look = {"color": f"C{number % 10}", "marker": marker, "markersize": 8}
+            marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # runs of one colour have another marker
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 8}
             axes.plot(curvatures[run], values[run], linestyle="", label=run, **look)
         axes.set_xscale("log" if min(curvatures.values()) > 0 else "linear")
         axes.set_xlabel("λ1 on test images, mean (nats per pixel²)")
         axes.set_ylabel(name)
         axes.margins(0.1)
-        axes.grid(alpha=0.3, which="both")
+        plain(axes)
         found = rank_correlation(list(curvatures.values()), list(values.values()))
         axes.set_title("" if found is None else f"rank correlation {found:.2f} ({len(runs)} runs)", fontsize="medium")
     handles, labels = figure.axes[0].get_legend_handles_labels()

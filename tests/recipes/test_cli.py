@@ -263,13 +263,19 @@ def test_every_column_from_end_to_end(data: Path, tmp_path: Path, capsys: pytest
     assert max(map(len, printed.partition("\nMeans over")[0].splitlines())) <= 100
     assert sorted(path.name for path in (first / "curvature").iterdir()) == [
         "accuracy.png",
+        "accuracy.svg",
         "bound.png",
+        "bound.svg",
         "cosine.png",
+        "cosine.svg",
         "curvature.csv",
         "curvature.txt",
         "lambda_1.png",
+        "lambda_1.svg",
         "loss.png",
+        "loss.svg",
         "predictions.png",
+        "predictions.svg",
     ]
     assert run("table", tmp_path, "--indices") == 0
     printed = capsys.readouterr().out

@@ -8,7 +8,8 @@ from PIL import Image
 
 from distill.errors import InputError
 from distill.reports import figures
-from distill.reports.figures import DPI, curve, surface
+from distill.reports.figures import curve, surface
+from distill.reports.style import DPI
 
 STEPS = torch.linspace(-1, 1, 9)
 LOSSES = STEPS[:, None].exp() + STEPS[:5].square()
@@ -62,10 +63,10 @@ def heights(axes):
     ids=["histogram", "one value", "surface", "curve"],
 )
 @pytest.mark.long
-def test_a_png_of_the_stated_size_is_alone_in_its_new_folder(draw, inches, tmp_path):
+def test_a_png_of_the_stated_size_and_an_svg_are_alone_in_their_new_folder(draw, inches, tmp_path):
     path = tmp_path / "new" / "figure.png"
     draw(path)
-    assert [found.name for found in path.parent.iterdir()] == ["figure.png"]
+    assert sorted(found.name for found in path.parent.iterdir()) == ["figure.png", "figure.svg"]
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.size == (round(inches[0] * DPI), round(inches[1] * DPI))

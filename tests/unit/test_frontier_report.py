@@ -111,7 +111,7 @@ def test_tables_have_doubts_and_what_is_compared(frontier: Frontier) -> None:
 def test_points_in_doubt_are_hollow(frontier: Frontier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(frontier_figure, "save_figure", lambda figure, _: drawn.append(figure))
-    draw_frontier(frontier, [tmp_path / "a.png"])
+    draw_frontier(frontier, tmp_path / "a.png")
     left, right = drawn[0].axes
     faces = [bars.lines[0].get_markerfacecolor() for bars in left.containers]
     assert len(faces) == 7
