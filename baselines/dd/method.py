@@ -10,6 +10,9 @@ labels, in normalised space without clamping. `--ipc` counts the images of a cla
 divides them among the steps: the paper's ten images are ten steps with one image of each class.
 
 DD:   "Dataset Distillation", Wang, Zhu, Torralba, Efros, 2018 (arXiv 1811.10959), algorithm 1.
+at_dd: the loss of the real batch is that of adversarial training, L_B at the points that PGD finds under theta_S; the
+      attack is a constant of the gradient. "Robust Dataset Learning" (Wu et al., 2022, arXiv 2211.10752) states this
+      problem: data on which plain training gives a robust network.
 SLDD: "Soft-Label Dataset Distillation and Text Dataset Distillation", Sucholutsky & Schonlau, IJCNN 2021 (arXiv
       1910.02551): labels are learned too. They start one-hot and are unconstrained: they may be negative or above 1.
 
@@ -33,7 +36,7 @@ Not implemented: networks from files, SLDD's other initial labels and its softma
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,17 +45,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from baselines.dd.unrolled import descent, drawn, hypergradient, untrained
+from baselines.dd.unrolled import cross_entropy_of, descent, drawn, hypergradient, untrained
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.experiment import LATER
 from distill.method_training import MethodTraining
 from distill.runs.divergence import check_finite
 from distill.runs.run import Run
 from distill.training.protocol import Protocol
 from distill.training.ridge import probabilities
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import Normalize
+from robust import CrossEntropy, Loss, Normalize
+from robust.losses import drawing_from, on_inputs
 from robust.ranges import Count, Positive, Range, check_ranges
 
 __all__ = ["Config", "distill", "protocol", "student_work", "work"]
@@ -97,6 +102,8 @@ class Config:
     """lr is multiplied by decay_factor every so many epochs"""
     decay_factor: Annotated[float, Range(above=0, most=1)] = 0.5
     """factor of the decay of lr, in (0, 1]"""
+    outer_loss: Loss = field(default=CrossEntropy(), metadata=LATER)
+    """loss of the real batch; h in normalised units, eps and sigma in pixels of [0, 1]"""
     crop_flip: bool = False
     """shift real images by up to 4 pixels (reflected border) and mirror them at random, as in DD's code for CIFAR-10"""
 
@@ -135,7 +142,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         InputError: distill_steps does not divide ipc, the network has BatchNorm, or the loss became NaN.
     """
     device, normalize = real.images.device, Normalize(real.mean, real.std).to(real.images.device)
-    count = steps(config, ipc)
+    count, of_pixels = steps(config, ipc), on_inputs(config.outer_loss, normalize)
     classes = torch.arange(real.num_classes).repeat_interleave(ipc // count).repeat(count, 1)  # (T, n) of the images
     state = run.restore() or _initial(real, classes, config, run)
     images, raw_lrs, labels = (state[name].to(device) for name in ("images", "raw_lrs", "labels"))
@@ -164,7 +171,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
                 x = cropped_and_flipped(x, run.generator("crop and flip", iteration))
             lrs = F.softplus(raw_lrs)
             nets = fixed or [network(number, iteration) for number in range(config.n_nets)]
-            each = [hypergradient(net, images, labels, lrs.detach(), x, y) for net in nets]
+            outer = cross_entropy_of
+            if config.outer_loss != CrossEntropy():
+                outer = drawing_from(of_pixels, run.generator("outer_loss", iteration))
+            each = [hypergradient(net, images, labels, lrs.detach(), x, y, outer) for net in nets]
             loss, by_images, by_lrs, *by_labels = (torch.stack(same).mean(0) for same in zip(*each, strict=True))
             found = {"loss": loss, "gradient of the images": by_images, "of the learning rates": by_lrs}
             check_finite("the distillation", iteration, found, REMEDY)
@@ -269,7 +279,7 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     distilled_steps = networks * config.distill_epochs * ipc * num_classes / probe / STEPS
     return [
         (distilled_steps, forward_and_backward),
-        (networks * real / batch / STEPS, partial(training_steps, images=batch)),
+        (networks * config.outer_loss.passes * real / batch / STEPS, partial(training_steps, images=batch)),
     ]
 
 

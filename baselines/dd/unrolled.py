@@ -1,6 +1,6 @@
 """DD's unrolled training, and its exact gradient with the graph of only one step (see `baselines.dd.method`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,20 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
 
-__all__ = ["descent", "drawn", "hypergradient", "untrained"]
+__all__ = ["cross_entropy_of", "descent", "drawn", "hypergradient", "untrained"]
 
 Parameters = dict[str, Tensor]
+Outer = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 
 
-def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
+def cross_entropy_of(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Return DD's loss of the real batch, the mean cross-entropy."""
+    return F.cross_entropy(model(x), y)
+
+
+def hypergradient(
+    net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x: Tensor, y: Tensor, outer: Outer = cross_entropy_of
+) -> list[Tensor]:
     """Return the loss on a real batch after the distilled steps, and the gradients of the loss.
 
     Args:
@@ -29,6 +37,7 @@ def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x
         lrs: (S,) learning rates; step s uses images[s mod T].
         x: (B, C, H, W) real images, normalised.
         y: (B,) classes of x.
+        outer: loss of the real batch under the trained network: (function of the images, x, y) -> a scalar.
 
     Returns:
         the loss (a scalar), its gradients by `images`, by `lrs`, and, where labels are vectors, by `labels`.
@@ -37,7 +46,7 @@ def hypergradient(net: nn.Module, images: Tensor, labels: Tensor, lrs: Tensor, x
     path = [dict(net.eval().named_parameters()), *descent(net, images, labels, lrs)]
     by_images, by_lrs, by_labels = torch.zeros_like(images), torch.zeros_like(lrs), torch.zeros_like(labels)
     last = _leaves(path.pop())
-    loss = F.cross_entropy(functional_call(net, last, (x,)), y)
+    loss = outer(lambda inputs: functional_call(net, last, (inputs,)), x, y)
     cotangent = torch.autograd.grad(loss, list(last.values()))
     for step in reversed(range(len(lrs))):
         batch, weights = step % len(images), _leaves(path.pop())

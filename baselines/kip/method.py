@@ -15,6 +15,9 @@ The labels of a set are for students of the standard protocol: classes, or the p
 The centred labels of the regression are stored in `training_tensors["labels"]`; `baselines.kip.least_squares` trains
 finite networks on them with the authors' protocol.
 
+at_kip: the real batch is attacked (`baselines.kip.attack`), as in adversarial KIP (Tsilivis, Su, Kempe, 2022, arXiv
+2207.11727). Loss and accuracy in metrics.jsonl are then those of the regression on attacked images.
+
 Deviations from the notebooks (google-research/kip): `zca` is this project's whitening of pixels, with the notebooks'
 ridge, 0.1 of the mean variance, but without first making each image zero-mean with unit norm: that step has no inverse,
 so the learned images could not be converted to pixels. A batch that is not divisible by the number of classes is
@@ -27,7 +30,7 @@ with the main process's images and labels after a step.
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,12 +38,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from baselines.kip.attack import attacked
 from baselines.kip.kernels import Kernel, convnet, fully_connected, pair_bytes
 from baselines.kip.least_squares import BATCH, protocol
 from baselines.kip.objective import objective
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.experiment import LATER
 from distill.method_training import MethodTraining
 from distill.runs.divergence import check_finite
 from distill.runs.divided import from_main
@@ -49,7 +54,7 @@ from distill.runs.run import Run
 from distill.training.ridge import centred, probabilities
 from distill.training.whiten import Whiten
 from distill.training.work import PROBE, STEPS, Work, training_steps
-from robust import Normalize
+from robust import Normalize, threat_named
 from robust.ranges import Count, NonNegative, Positive, check_ranges
 
 __all__ = ["Config", "distill", "objective", "protocol", "student_work", "work"]
@@ -100,11 +105,17 @@ class Config:
     """precision of kernel, regression and images; a ridge of 1e-6 needs float64"""
     chunk: Count | None = None
     """pairs of images whose kernel is computed at once; None: as many as need about 1 GiB"""
+    attack: str = field(default="", metadata=LATER)
+    """ball in which the regression is attacked at the real images, in pixels: 2/255, l2:0.5; "" for none"""
+    attack_steps: Count = field(default=10, metadata=LATER)
+    """steps of that attack (PGD)"""
     student_steps: Count = 5000
     """training steps of students with --protocol own"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.attack:
+            threat_named(self.attack)
 
 
 def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
@@ -141,8 +152,13 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
             drawn = [real.sample(c, per_class, run.generator("target", iteration, c)) for c in range(real.num_classes)]
-            targets = space(torch.cat(drawn)).to(dtype)
+            pixels = torch.cat(drawn)
             truth = classes.repeat_interleave(torch.tensor([len(each) for each in drawn], device=device))
+            if config.attack:
+                how = {"ridge": config.ridge, "chunk": chunk, "steps": config.attack_steps}
+                how |= {"threat": threat_named(config.attack), "generator": run.generator("attack", iteration)}
+                pixels = attacked(kernel, images, labels, pixels, truth, space, **how)
+            targets = space(pixels).to(dtype)
             loss, right = objective(kernel, images, labels, targets, truth, config.ridge, chunk)
             check_finite("the regression", iteration, {"loss": loss}, "--lr")
             gradients = torch.autograd.grad(loss, learned)
@@ -269,7 +285,9 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
             loss, _ = objective(kernel, x.requires_grad_(), labels, y, truth, max(config.ridge, 1e-6), chunk)
             torch.autograd.grad(loss, x)
 
-    return [(config.iterations * support * (support + target) / (images * (images + targets)), step)]
+    steps = config.iterations * support * (support + target) / (images * (images + targets))
+    attacks = config.attack_steps * target / (support + target) if config.attack else 0  # each about one gradient
+    return [(steps * (1 + attacks), step)]
 
 
 def student_work(config: Config, ipc: int, num_classes: int) -> list[Work]:

@@ -37,6 +37,9 @@ class Config:
     """learning rate of an expert (SGD, no momentum)"""
     batch_train: Count = 256
     """real images per training step of an expert"""
+    expert_average: NonNegative = field(default=0.0, metadata=LATER)
+    """length in epochs of the exponential average of an expert's weights that a trajectory stores (MAT); 0: the weights
+    themselves"""
     iterations: Count = 5000
     """K: steps of the images"""
     syn_steps: Annotated[int, Range(least=1, most=100_000)] = 20

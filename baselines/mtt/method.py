@@ -16,6 +16,7 @@ DATM:      "Towards Lossless Dataset Distillation via Difficulty-Aligned Traject
            (arXiv 2310.05773): learned labels, and start epochs t from early (easy) to late (hard).
 guard_mtt: MTT whose experts are trained with GUARD's curvature-regularised loss; only the field expert_loss differs.
            Neither paper has this combination: GUARD compares with unmodified MTT and TESLA.
+mat:       MTT from adversarially trained experts, whose weights are averaged (`baselines.mtt.mat`).
 mtt_learned_labels, tesla_learned_labels: learned labels that start at those of an adversarially trained teacher. No
            paper has this combination.
 
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from baselines.mtt.config import Config
 from baselines.mtt.initial import initial
 from baselines.mtt.matching import logits_at, match
+from baselines.mtt.step_lengths import compare_step_lengths
 from baselines.mtt.trajectories import Expert, Trajectories, experts
 from baselines.robust_labels.labels import check_teachers, squeezes
 from distill.data import ImageSet
@@ -85,6 +87,8 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     device = real.images.device
     space, whitening = _space(real, config, run)
     teachers = experts(real, space, _expert(config), config.num_experts, run)
+    if config.expert_average:
+        compare_step_lengths(teachers, real, space, _expert(config), config, run)
     network = build(config.backbone, like=real, generator=run.generator("network")).to(device)
     siamese = augmentation(config.augment, real.mean, real.std)
     classes = torch.arange(real.num_classes, device=device).repeat_interleave(ipc)
@@ -154,6 +158,7 @@ def _expert(config: Config) -> Expert:
         batch_size=config.batch_train,
         epoch_images=config.expert_images,
         seed=config.expert_seed,
+        average=config.expert_average,
     )
 
 

@@ -2,9 +2,10 @@
 
 A trajectory is  theta*_0, theta*_1, ..., theta*_E:  a snapshot before training on the real data and a snapshot after
 each epoch of SGD, as in buffer.py of MTT's official code (no momentum, no weight decay, constant learning rate, images
-augmented individually), with any loss. Each expert has a file, in a folder whose name depends on the data and on all
-fields of `Expert` (`Run.stage`). Runs with different seeds therefore share identical experts: existing experts are
-reused, missing experts are added, and an interrupted expert resumes after its last stored epoch.
+augmented individually), with any loss. With `average` a snapshot is an exponential average of the weights (MAT). Each
+expert has a file, in a folder whose name depends on the data and on all fields of `Expert` (`Run.stage`). Runs with
+different seeds therefore share identical experts: existing experts are reused, missing experts are added, and an
+interrupted expert resumes after its last stored epoch.
 
 Deviations: the experts are not evaluated on the test set; an epoch may use a random subset of the data; each random
 draw has a separate seed (`Run.generator`).
@@ -16,8 +17,8 @@ Experts are independent, so that the processes of a run divide them, each proces
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 from distill.data import ImageSet
 from distill.errors import InputError
+from distill.experiment import LATER
 from distill.models import build
 from distill.runs.description import describe
 from distill.runs.divergence import check_finite, remedy_of
@@ -45,7 +47,7 @@ from robust import Loss
 from robust.losses import drawing_from, on_inputs
 from robust.losses.in_pixels import Preprocessing
 
-__all__ = ["Expert", "Trajectories", "experts"]
+__all__ = ["AveragingSGD", "Expert", "Trajectories", "experts"]
 
 MONITORED_IMAGES = 1000
 """approximate number of training images for monitoring an expert's loss and accuracy"""
@@ -73,6 +75,37 @@ class Expert:
     """images per epoch, drawn anew in each epoch; None: all"""
     seed: int
     """root of the random seeds of all experts, independent of the seed of the run"""
+    average: float = field(default=0.0, metadata=LATER)
+    """length in epochs of the exponential average of the weights that the trajectory stores; 0: the weights"""
+
+
+class AveragingSGD(SGD):
+    """SGD that also keeps an exponential average of the parameters, updated after each step.
+
+    Args:
+        parameters: changed in place by `step`.
+        lr: learning rate.
+        decay: share of the average that a step keeps, in [0, 1).
+        average: the average so far, shaped like the parameters; changed in place.
+
+    >>> weight, mean = torch.ones(1, requires_grad=True), torch.ones(1)
+    >>> optimizer = AveragingSGD([weight], lr=1.0, decay=0.75, average=[mean])
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> weight.item(), mean.item()
+    (0.0, 0.75)
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float, *, decay: float, average: Sequence[Tensor]):
+        super().__init__(parameters, lr)
+        self.decay, self.average = decay, average
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the parameters by one step, and move their average towards them."""
+        super().step()
+        for mean, parameter in zip(self.average, self.parameters, strict=True):
+            mean.lerp_(parameter, 1 - self.decay)
 
 
 class Trajectories:
@@ -156,10 +189,12 @@ def _train(
         network.load_state_dict(state["network"])
         snapshots = list(state["snapshots"])
         bar.update(len(snapshots) - 1)
+    average = [p.detach().clone() for p in network.parameters()] if expert.average else []
+    vector_to_parameters(snapshots[-1].to(images, copy=True), average)
     for epoch in range(len(snapshots) - 1, expert.epochs):
         start = time.perf_counter()
-        _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch)
-        snapshots.append(_flat(network))
+        _epoch(network, images, real.labels, siamese, space, expert, stage, number, epoch, average)
+        snapshots.append(parameters_to_vector(average).cpu() if average else _flat(network))
         loss, accuracy = _loss_and_accuracy(network, images, real.labels)
         check_finite(f"expert {number}", epoch, {"loss": loss}, remedy, "epoch")
         bar.set_postfix(expert=number, loss=f"{loss:.3g}", accuracy=f"{accuracy:.1f}%", refresh=False)
@@ -190,16 +225,21 @@ def _epoch(
     stage: Run,
     number: int,
     epoch: int,
+    average: Sequence[Tensor],
 ) -> None:
-    """Train an expert in place for one epoch."""
+    """Train an expert in place for one epoch; `average` moves towards its weights, unless it is empty."""
     if expert.epoch_images is not None and expert.epoch_images < len(images):
         drawn = torch.randperm(len(images), generator=stage.generator("images", number, epoch))[: expert.epoch_images]
         images, labels = images[drawn.to(images.device)], labels[drawn.to(labels.device)]
+    optimizer = SGD(network.parameters(), expert.lr)
+    if average:
+        steps = expert.average * -(-len(images) // expert.batch_size)
+        optimizer = AveragingSGD(network.parameters(), expert.lr, decay=max(0.0, 1 - 1 / steps), average=average)
     train_epochs(
         network,
         images,
         labels,
-        SGD(network.parameters(), expert.lr),
+        optimizer,
         epochs=1,
         batch_size=expert.batch_size,
         generator=stage.generator("training", number, epoch),

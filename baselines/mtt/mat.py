@@ -1,0 +1,39 @@
+"""MAT: MTT whose experts are trained adversarially, and whose trajectories are averages of the experts' weights.
+
+"Matching adversarial trajectories" (arXiv 2503.12069, 2025). We know the paper's abstract and no code. It says: experts
+train on attacked images; their raw weights move too fast from snapshot to snapshot to be followed, so a trajectory
+stores an exponential moving average of them; students train plainly. Loss, radius, steps of the attack and the length
+of the average are our choices: PGD of five steps in the `linf` ball of the data set, and one epoch. Images are not
+whitened.
+"""
+
+from dataclasses import replace
+
+from baselines.mtt.recipes import method, recipe, smoke
+from distill.data import Facts
+from distill.experiment import Recipe
+from distill.methods.method import presets
+from robust import loss_named
+
+__all__ = ["METHODS"]
+
+LOSS = "pgd_at:steps=5"
+
+
+def _mat(name: str, facts: Facts, ipc: int) -> Recipe:
+    base = recipe(name, "mtt", facts, ipc)
+    loss = loss_named(f"{LOSS}@linf", facts.threats)
+    return replace(base, config=replace(base.config, expert_loss=loss, expert_average=1.0, zca=False))
+
+
+METHODS = (
+    method(
+        "mat",
+        "MTT with adversarially trained experts, whose weights are averaged",
+        "Matching adversarial trajectories, 2025, arXiv 2503.12069",
+        "mat",
+        presets(_mat, smoke=smoke),
+        strength=f"--expert-loss {LOSS}@{{1/255,2/255,4/255}}",
+        in_benchmark=False,
+    ),
+)
