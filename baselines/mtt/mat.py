@@ -1,10 +1,10 @@
 """MAT: MTT whose experts are trained adversarially, and whose trajectories are averages of the experts' weights.
 
-"Matching adversarial trajectories" (arXiv 2503.12069, 2025). We know the paper's abstract and no code. It says: experts
-train on attacked images; their raw weights move too fast from snapshot to snapshot to be followed, so a trajectory
-stores an exponential moving average of them; students train plainly. Loss, radius, steps of the attack and the length
-of the average are our choices: PGD of five steps in the `linf` ball of the data set, and one epoch. Images are not
-whitened.
+"Robust Dataset Distillation by Matching Adversarial Trajectories", Lai et al. 2025 (arXiv 2503.12069). We know the
+abstract and no code. Experts train on attacked images; their raw weights move too fast from snapshot to snapshot to be
+followed, so a trajectory stores an exponential moving average of them; students train plainly. Loss, radius, steps of
+the attack and the length of the average are our choices: PGD of five steps in the `linf` ball of the data set, and one
+epoch. Images are not whitened.
 """
 
 from dataclasses import replace
@@ -30,7 +30,7 @@ METHODS = (
     method(
         "mat",
         "MTT with adversarially trained experts, whose weights are averaged",
-        "Matching adversarial trajectories, 2025, arXiv 2503.12069",
+        "Lai et al. 2025, arXiv 2503.12069",
         "mat",
         presets(_mat, smoke=smoke),
         strength=f"--expert-loss {LOSS}@{{1/255,2/255,4/255}}",

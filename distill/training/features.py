@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from distill.errors import InputError
 
-__all__ = ["embedding", "taps"]
+__all__ = ["embedding", "features_and_logits", "taps"]
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Tanh, nn.ELU, nn.Hardswish, nn.ReLU6)
 
@@ -15,18 +15,28 @@ def embedding(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         InputError: the network has no such layer, or does not call it once with the images' features.
     """
+    return features_and_logits(network, images)[0]
+
+
+def features_and_logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the `embedding` of images, (N, D), and what the network returns for them, (N, K), in one pass.
+
+    Raises:
+        InputError: as `embedding`.
+    """
     linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
     seen: list[Tensor] = []
+    logits = images
     if linears:
         hook = linears[-1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
         try:
-            network(images)
+            logits = network(images)
         finally:
             hook.remove()
     if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(images):
         kind = type(network).__name__
         raise InputError(f"{kind} gives no features (N, D) to one last linear layer; take another backbone: convnet")
-    return seen[0]
+    return seen[0], logits
 
 
 def taps(network: nn.Module, images: Tensor) -> list[Tensor]:

@@ -1,0 +1,1 @@
+"""C2R: a curriculum by robust margins, and a contrast of clean and attacked images, in the pool of ROME."""
