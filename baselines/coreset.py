@@ -6,6 +6,11 @@ herding  repeatedly adds the image that brings the mean feature of the subset ne
 kcenter  starts with the image nearest to the mean of the class, then repeatedly adds the image that is farthest from
          the subset (Sener & Savarese 2018, arXiv 1708.00489, algorithm 1), separately in each class.
 
+mfc      covers each class by balls of one radius around few images, in pixels: repeatedly adds the image whose ball
+         has the most images that no ball has yet (Chen & Selvan 2024, arXiv 2402.05675; their demo takes
+         the first uncovered image instead). The radius is the smallest for which ipc balls suffice, by bisection.
+         The adversarial loss of the class is at most that of the centres with balls enlarged by the radius.
+
 Features are the input of the last layer of a network that was trained on the real data. Papers that compare with
 coresets do not say how long they trained that network; here it is `extractor_epochs` of SGD (momentum 0.9, weight decay
 5e-4).
@@ -40,9 +45,11 @@ from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
 from robust.ranges import Count, Positive, Range, check_ranges
 
-__all__ = ["METHODS", "Config", "distill", "herding", "k_center", "work"]
+__all__ = ["METHODS", "Config", "distill", "finite_cover", "herding", "k_center", "work"]
 
-Choice = Literal["random", "herding", "kcenter"]
+EXACT = 10**6
+"""pairs of points up to which every distance is tried as a radius; above, a thousand evenly spaced radii"""
+Choice = Literal["random", "herding", "kcenter", "mfc"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class Config:
     """
 
     choice: Annotated[Choice, tyro.conf.Suppress]
-    """random, herding or kcenter"""
+    """random, herding, kcenter or mfc"""
     backbone: str = "convnet"
     """network that extracts features, and network of the students"""
     extractor_epochs: Count = 20
-    """training epochs of the feature extractor on the real data; `random` has no extractor"""
+    """training epochs of the feature extractor on the real data; `random` and `mfc` have none"""
     batch_train: Count = 256
     """real images per training step of the extractor"""
     lr_net: Positive = 0.01
@@ -94,10 +101,14 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     if config.choice == "random":
         images = [real.sample(c, n, run.generator("random", c)) for c in classes]
     else:
-        features = _features(real, config, run)
-        choose = herding if config.choice == "herding" else k_center
         members = [(real.labels == c).nonzero().flatten() for c in classes]
-        images = [real.images[indices[choose(features[indices], n)]] for indices in members]
+        if config.choice == "mfc":
+            chosen = [finite_cover(real.images[indices].flatten(1), n) for indices in members]
+        else:
+            features = _features(real, config, run)
+            choose = herding if config.choice == "herding" else k_center
+            chosen = [choose(features[indices], n) for indices in members]
+        images = [real.images[indices[mine]] for indices, mine in zip(members, chosen, strict=True)]
     labels = torch.arange(real.num_classes, device=real.images.device)
     if config.factor == 1:
         selected, labels = torch.cat(images), labels.repeat_interleave(ipc)
@@ -161,6 +172,54 @@ def k_center(features: Tensor, n: int) -> Tensor:
     return torch.stack(selected)
 
 
+def finite_cover(points: Tensor, n: int) -> Tensor:
+    """Return the indices (n,) of the centres of the smallest equal balls that cover all points (N, D), greedily chosen.
+
+    Needs 4 N^2 bytes. Where fewer than n balls suffice, the points farthest from the centres fill up.
+
+    >>> finite_cover(torch.tensor([[0.0], [1.0], [2.0], [8.0], [9.0]]), 2).tolist()  # radius 1, around 1 and 8
+    [1, 3]
+    """
+    distances = torch.cdist(points, points).fill_diagonal_(0.0)
+    radii = distances.flatten().unique() if distances.numel() <= EXACT else _quantiles(distances)
+    low, high = 0, len(radii) - 1  # the largest radius covers all points by one ball
+    best = _cover(distances, radii[high], n)
+    while low < high:
+        middle = (low + high) // 2
+        found = _cover(distances, radii[middle], n)
+        if found is None:
+            low = middle + 1
+        else:
+            high, best = middle, found
+    assert best is not None
+    nearest = distances[best].amin(0)
+    nearest[best] = -1.0
+    while len(best) < n:
+        best = torch.cat([best, nearest.argmax()[None]])
+        nearest = torch.minimum(nearest, distances[best[-1]])
+        nearest[best[-1]] = -1.0
+    return best
+
+
+def _cover(distances: Tensor, radius: Tensor, most: int) -> Tensor | None:
+    """Return the centres of a greedy cover by balls of a radius; None where `most` balls do not suffice."""
+    inside, centres = distances <= radius, []
+    gains = inside.sum(1)  # points in a ball that no chosen ball has
+    left = torch.ones(len(distances), dtype=torch.bool, device=distances.device)
+    while left.any():
+        if len(centres) == most:
+            return None
+        centres.append(gains.argmax())
+        new = inside[centres[-1]] & left
+        gains, left = gains - inside[:, new].sum(1), left & ~new
+    return torch.stack(centres)
+
+
+def _quantiles(distances: Tensor) -> Tensor:
+    """Return a thousand radii, evenly spaced, up to the largest distance."""
+    return torch.linspace(0, float(distances.max()), 1001, device=distances.device)[1:]
+
+
 def _features(real: ImageSet, config: Config, run: Run) -> Tensor:
     """Return features (N, D) of the real images; runs with any ipc and choice share the trained extractor."""
     fields = {name: value for name, value in vars(config).items() if name not in ("choice", "augment", "factor")}
@@ -202,7 +261,7 @@ def _train(network: nn.Module, images: Tensor, labels: Tensor, config: Config, s
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
     """Return the work of the selection for the time estimate: the training steps of the extractor."""
-    if config.choice == "random":
+    if config.choice in ("random", "mfc"):
         return []
     small = min(config.batch_train, PROBE)
     steps = config.extractor_epochs * examples / small
@@ -246,5 +305,13 @@ METHODS = (
         "Sener, Savarese, ICLR 2018, arXiv 1708.00489",
         "coresets",
         presets(_recipe, "kcenter", smoke=_smoke),
+    ),
+    _method(
+        "mfc",
+        "real images whose balls, of one radius in pixels, cover all images of the class",
+        "Chen, Selvan 2024, arXiv 2402.05675",
+        "coresets",
+        presets(_recipe, "mfc", smoke=_smoke),
+        in_benchmark=False,
     ),
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from baselines.coreset import METHODS, Config, distill, herding, k_center, work
+from baselines.coreset import METHODS, Config, distill, finite_cover, herding, k_center, work
 from distill.app.main import main
 from distill.data import facts_named
 from distill.distilled import DistilledSet
@@ -42,7 +42,31 @@ def test_k_center_covers() -> None:
     assert sorted(k_center(torch.zeros(5, 2), 5).tolist()) == list(range(5))  # all equal
 
 
-@pytest.mark.parametrize("choice", ["random", "herding", "kcenter"])
+def covering_radius(points: torch.Tensor, centres: list[int]) -> float:
+    return torch.cdist(points, points[centres]).amin(1).max().item()
+
+
+def test_balls_of_the_smallest_radius_cover() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(40, 3, generator=generator)
+    for n in (1, 3, 8):
+        chosen = finite_cover(points, n).tolist()
+        assert len(set(chosen)) == n
+        radius = covering_radius(points, chosen)
+        random_ones = [torch.randperm(40, generator=generator)[:n].tolist() for _ in range(200)]
+        best = min(covering_radius(points, each) for each in random_ones)
+        assert radius <= 1.1 * best
+    assert finite_cover(points, 1).item() == torch.cdist(points, points).amax(1).argmin().item()  # the 1-centre
+    assert sorted(finite_cover(points, 40).tolist()) == list(range(40))
+    assert len(set(finite_cover(torch.zeros(5, 2), 3).tolist())) == 3  # all equal: one ball suffices, two fill up
+
+
+def test_a_greedy_cover_takes_the_fullest_ball_first() -> None:
+    points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0], [11.0]])
+    assert finite_cover(points, 2).tolist() == [1, 4]  # radius 2: the ball around 1 has four points
+
+
+@pytest.mark.parametrize("choice", ["random", "herding", "kcenter", "mfc"])
 def test_the_images_are_real_of_their_class_and_chosen_again(choice: str, tmp_path: Path) -> None:
     real, config = toy(), Config(choice, "convnet:width=4", extractor_epochs=2, batch_train=16)
     found = distill(real, 3, config, Run(tmp_path / "a", None).begin())
@@ -99,7 +123,7 @@ def test_recipes_and_their_work(name: str) -> None:
             assert quick.config.choice == paper.config.choice == name
             assert (paper.evaluation.students, quick.evaluation.students) == (50, 3)
             counts = [count for count, _ in work(quick.config, ipc, 10, 1600)]
-            assert counts == ([] if name == "random" else [5 * 1600 / 32 / 5])
+            assert counts == ([] if name in ("random", "mfc") else [5 * 1600 / 32 / 5])
 
 
 def test_values_out_of_range_are_refused() -> None:
