@@ -44,6 +44,7 @@ __all__ = [
     "MeanTeacher",
     "RobustLabels",
     "Teacher",
+    "TeacherText",
     "check_teachers",
     "labels_of",
     "labels_recipe",

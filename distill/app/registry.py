@@ -13,7 +13,8 @@ from pathlib import Path
 import baselines
 import distill.methods
 import sre2l
-from baselines.robust_labels.recipes import named
+from baselines.robust_features.method import named as named_features
+from baselines.robust_labels.recipes import named as named_labels
 from distill.errors import InputError
 from distill.methods.method import Method
 from distill.outside import object_of_package
@@ -50,8 +51,9 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """Return a method by name, None for an unknown name.
 
     Args:
-        name: a key of `find_methods`; METHOD_robust_labels and the like, for any method of images; or
-            `package.module:name`, which folders and tables then show as the method's name.
+        name: a key of `find_methods`; METHOD_robust_labels and the like, for any method of images;
+            METHOD_robust_features, for any method; or `package.module:name`, which folders and tables then show as the
+            method's name.
         methods: the result of `find_methods`.
 
     Raises:
@@ -59,8 +61,9 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
-    if (with_labels := named(name, methods)) is not None:
-        return with_labels
+    for named in (named_labels, named_features):
+        if (found := named(name, methods)) is not None:
+            return found
     expected = "a distill.methods.method.Method"
     found = object_of_package(name, "method", lambda it: isinstance(it, Method), expected)
     return found and replace(found, name=name)
