@@ -7,7 +7,7 @@ import csv
 import re
 from pathlib import Path
 
-__all__ = ["TABLES", "theory_table", "with_table"]
+__all__ = ["TABLES", "frontier_comparison", "frontier_points", "frontier_short", "theory_table", "with_table"]
 
 ROOT = Path(__file__).parents[2]
 TEST, REAL, TRANSFER = "test images", "training images", "from training to distilled images"
@@ -32,13 +32,12 @@ COLUMNS = {
 def theory_table() -> str:
     """Return the table of docs/theory.md: a line for each run."""
     found: dict[str, dict[tuple[str, str], float]] = {}
-    with open(ROOT / "docs" / "results" / "theory-cifar10-16px.csv", encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            place = line["images"].partition(",")[0], line["term"]
-            found.setdefault(line["run"], {})[place] = float(line["mean over students"])
+    for line in _read("theory-cifar10-16px.csv"):
+        place = line["images"].partition(",")[0], line["term"]
+        found.setdefault(line["run"], {})[place] = float(line["mean over students"])
     lines = [["set", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     lines += [[_short(run), *(f"{values[place]:.3g}" for place in COLUMNS.values())] for run, values in found.items()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _table(lines)
 
 
 def _short(run: str) -> str:
@@ -50,16 +49,99 @@ def _short(run: str) -> str:
     return run.removesuffix(".0").replace("_robust_labels, teacher pgd_at:steps=3@", ", PGD labels ")
 
 
-TABLES = {"docs/theory.md": (re.compile(r"^\| set \| clean \|.*\n(?:\|.*\n)+", re.MULTILINE), theory_table)}
-"""page -> (its table, the function that makes it)"""
+FRONTIER = "frontier-cifar10-16px.csv"
+SHORT = {
+    ("dc", "epochs 1000"): "`dc`, hard labels",
+    ("guard_dc", "weight=3"): "`guard_dc`, hard labels",
+    ("mtt", "epochs 1000"): "`mtt`, hard labels",
+    ("random_plain_views", "recipe"): "random real images, a plain teacher's label for every view",
+    ("random_guard_views", "weight=3"): "random real images, a GUARD teacher's label for every view",
+    ("random_robust_views", "steps=3@4/255"): "random real images, an adversarially trained teacher's",
+}
+"""(method, setting) of a point of the frontier -> how the README names it"""
+ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/255": "AutoAttack"}
+"""column of `frontier.csv` -> its heading, at linf 2/255"""
+
+
+def frontier_points() -> str:
+    """Return the table of the points of docs/frontier.md: a line for each method at a strength."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for line in _read(FRONTIER):
+        if line["kind"] == "point":
+            place = line["method"], line["setting"], f"{line['sets']}, {line['students']}"
+            means = found.setdefault(place, {"clean": f"{float(line['clean']):.1f}"})
+            means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+    columns = ["clean", *(name for name in ATTACKS.values() if any(name in means for means in found.values()))]
+    lines = [["method", "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
+    for (method, setting, count), means in found.items():
+        lines.append([_code(method), setting, *(means.get(name, "") for name in columns), count])
+    return _table(lines)
+
+
+def frontier_comparison() -> str:
+    """Return the table of the comparison at equal clean accuracy, under APGD-T and AutoAttack."""
+    lines = [["method", "attack", "clean", "robust", "difference to `dc`", "p"], ["---"] * 6]
+    for line in _read(FRONTIER):
+        if line["kind"] == "equal_clean" and line["attack"] != "linf" and line["difference"]:
+            clean = f"{float(line['clean']):.1f}" + (", less accurate" if line["reach"] == "below" else "")
+            interval = f"{float(line['low']):+.1f} to {float(line['high']):+.1f}"
+            difference = f"{float(line['difference']):+.1f} ({interval})"
+            p = f"{float(line['p_holm']):.2g}" if line["p_holm"] else "-"
+            attack = ATTACKS[line["attack"]]
+            lines.append([_code(line["method"]), attack, clean, f"{float(line['robust']):.1f}", difference, p])
+    return _table(lines)
+
+
+def frontier_short() -> str:
+    """Return the table of the README: a few points of the frontier, with what their images and labels are."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in _read(FRONTIER):
+        if line["kind"] == "point":
+            means = found.setdefault((line["method"], line["setting"]), {"clean": line["clean"]})
+            means[ATTACKS[line["attack"]]] = line["robust"]
+    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in found[place] for place in SHORT)]
+    lines = [["images and labels", *columns], ["---"] * (1 + len(columns))]
+    lines += [[words, *(f"{float(found[place][name]):.1f}" for name in columns)] for place, words in SHORT.items()]
+    return _table(lines)
+
+
+def _read(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "docs" / "results" / name, encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def _code(method: str) -> str:
+    """Return a method as a table has it; a control's own words stay text.
+
+    >>> _code("guard_dc"), _code("dc, blurred")
+    ('`guard_dc`', '`dc`, blurred')
+    """
+    name, comma, rest = method.partition(",")
+    return f"`{name}`{comma}{rest}"
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+TABLES = {
+    "docs/theory.md": [(r"^\| set \| clean \|.*\n(?:\|.*\n)+", theory_table)],
+    "README.md": [(r"^\| images and labels \|.*\n(?:\|.*\n)+", frontier_short)],
+    "docs/frontier.md": [
+        (r"^\| method \| setting \|.*\n(?:\|.*\n)+", frontier_points),
+        (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
+    ],
+}
+"""page -> its tables, each with the function that makes it"""
 
 
 def with_table(page: str) -> str:
-    """Return the text of a page with its table made anew; the rest stays."""
+    """Return the text of a page with its tables made anew; the rest stays."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    pattern, made = TABLES[page]
-    (table,) = pattern.findall(text)
-    return text.replace(table, made())
+    for pattern, made in TABLES[page]:
+        (table,) = re.findall(pattern, text, re.MULTILINE)
+        text = text.replace(table, made())
+    return text
 
 
 if __name__ == "__main__":
