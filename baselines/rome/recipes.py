@@ -23,7 +23,8 @@ def settings(name: str, facts: Facts, ipc: int) -> dict[str, Any]:
         facts: of the data set.
         ipc: images per class.
     """
-    factor = 2 if facts.size % 2 == 0 else 1
+    # a small set has too few real images to fill four corners; classes may be smaller than the mean
+    factor = 2 if facts.size % 2 == 0 and facts.examples >= 8 * ipc * facts.classes else 1
     fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips), "factor": factor}
     if name == "paper":  # command.txt and the defaults of the released code
         fields |= {"backbone": convnet_for(facts.depth), "pool_every": 5 if ipc == 1 else 30}

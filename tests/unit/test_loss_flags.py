@@ -104,7 +104,7 @@ def test_the_size_of_the_images_decides_the_names_too() -> None:
 
 def test_help_has_the_default_in_the_grammar(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        resolved("guard_mtt", "digits", "--help")
+        resolved("guard_mtt", "digits", "--help-all")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--expert-loss NAME:field=value@THREAT" in text
     assert "(default: guard:weight=0.1,fraction=0.25)" in text

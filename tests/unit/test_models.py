@@ -76,7 +76,7 @@ def test_all_recipes_have_the_depth_of_the_images_size() -> None:
     """The field's rule: depth 3 at 32 px, 4 at 64, 5 above; students of one table are then of one depth."""
     found = {"cifar10": set(), "tiny_imagenet": set(), "imagenette": set(), "imagenet": set()}
     for name, method in find_methods().items():
-        if name.endswith(("sre2l", "cda", "rded")) or name in ("dd", "sldd", "dim"):  # other networks or sizes
+        if name.endswith(("sre2l", "cda", "rded")) or name in ("dd", "at_dd", "sldd", "dim"):  # other networks
             continue
         for dataset, depths in found.items():
             for preset in ("paper", "quick"):
