@@ -7,13 +7,15 @@ what it approximates, the loss at the points that an attack on the current netwo
     fast_at_METHOD   the same with one step of 1.25 eps (Wong, Rice, Kolter, ICLR 2020, arXiv 2001.03994)
     trades_METHOD    l(x) + beta KL(f(x) || f(x + delta)) (Zhang et al., ICML 2019, arXiv 1901.08573)
 
-METHOD is dc, dsa, dcc (real batches that gradients match), cafe (its discrimination term), dm (training of its
-extractor), dd (the real batch after the unrolled training) or kip (the real batch of the regression). The synthetic
-side stays plain, and so do the students. One field of the recipe differs from that of guard_METHOD, or of METHOD. No
-paper has these combinations; they are the controls that GUARD's cost has to beat. In passes through the network
-(`Loss.passes`) fast_at costs 1.7, at with five steps 4.3, trades 5.7, and GUARD's penalty 7.
+METHOD is dc, dsa, dcc, dsac (real batches that gradients match), cafe, cafe_dsa (the discrimination term), dm (training
+of its extractor), dd, sldd (the real batch after the unrolled training) or kip (the real batch of the regression). The
+synthetic side stays plain, and so do the students. One field of the recipe differs from that of guard_METHOD, or of
+METHOD. No paper has these combinations; they are the controls that GUARD's cost has to beat. In passes through the
+network (`Loss.passes`) fast_at costs 1.7, at with five steps 4.3, trades 5.7, and GUARD's penalty 7.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +30,7 @@ from distill.methods import dc_recipes as dc
 from distill.methods.method import Method
 from robust import loss_named, threat_named
 
-__all__ = ["KINDS", "METHODS", "attacked"]
+__all__ = ["KINDS", "METHODS", "attacked", "named"]
 
 KINDS = {
     "at": ("pgd_at:steps=5", "PGD", "Madry et al., ICLR 2018, arXiv 1706.06083"),
@@ -39,7 +41,11 @@ KINDS = {
 RADII = "{1/255,2/255,4/255}"
 """strengths: half, once and twice the paper's `linf` of colour images"""
 BASES = {method.name: method for module in (dc, dcc, cafe, dm, dd, kip) for method in module.METHODS}
+NAME = re.compile(rf"(?P<kind>{'|'.join(KINDS)})_(?P<base>dc|dsa|dcc|dsac|cafe|cafe_dsa|dm|dd|sldd)")
+UNROLLED = ("dd", "sldd")
+"""methods whose real batch has the field outer_loss"""
 WHERE = {"dm": "a feature extractor trained on", "cafe": "the discrimination term on", "dd": "the outer loss on"}
+WHERE |= {"cafe_dsa": WHERE["cafe"], "sldd": WHERE["dd"]}
 """METHOD -> what sees the attacked images, where that is not the loss whose gradients are matched"""
 
 
@@ -48,13 +54,13 @@ def attacked(kind: str, base: str) -> Method:
 
     Args:
         kind: a key of KINDS.
-        base: dc, dsa, dcc, cafe, dm or dd.
+        base: a method with a loss on its real side.
 
     >>> attacked("fast_at", "dsa").name
     'fast_at_dsa'
     """
     text, attack, paper = KINDS[kind]
-    flag = "outer-loss" if base == "dd" else "real-loss"
+    flag = "outer-loss" if base in UNROLLED else "real-loss"
     recipes = BASES.get(f"guard_{base}", BASES[base]).recipes
     return replace(
         BASES[base],
@@ -79,15 +85,21 @@ def _of_kip(base: RecipeOf, facts: Facts, ipc: int) -> Recipe:
     return replace(recipe, config=replace(recipe.config, attack=threat_named("linf", facts.threats).written))
 
 
+def named(name: str, _: Mapping[str, Method]) -> Method | None:
+    """Return KIND_METHOD for the methods with a loss on their real side, such as trades_dsa; None for other names.
+
+    >>> [method and method.name for method in (named("trades_dsa", {}), named("fast_at_cafe", {}), named("at_mtt", {}))]
+    ['trades_dsa', 'fast_at_cafe', None]
+    """
+    found = NAME.fullmatch(name)
+    return attacked(found["kind"], found["base"]) if found else None
+
+
 METHODS = (
     attacked("at", "dc"),
     attacked("fast_at", "dc"),
     attacked("trades", "dc"),
     attacked("at", "dsa"),
-    attacked("fast_at", "dsa"),
-    attacked("trades", "dsa"),
-    attacked("at", "dcc"),
-    attacked("at", "cafe"),
     attacked("at", "dm"),
     attacked("at", "dd"),
     replace(

@@ -13,6 +13,7 @@ from pathlib import Path
 import baselines
 import distill.methods
 import sre2l
+from baselines.attacked import named as named_attacked
 from baselines.robust_features.method import named as named_features
 from baselines.robust_labels.recipes import named as named_labels
 from distill.errors import InputError
@@ -52,8 +53,8 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
 
     Args:
         name: a key of `find_methods`; METHOD_robust_labels and the like, for any method of images;
-            METHOD_robust_features, for any method; or `package.module:name`, which folders and tables then show as the
-            method's name.
+            METHOD_robust_features, for any method; at_METHOD and the like; or `package.module:name`, which folders and
+            tables then show as the method's name.
         methods: the result of `find_methods`.
 
     Raises:
@@ -61,7 +62,7 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
-    for named in (named_labels, named_features):
+    for named in (named_labels, named_features, named_attacked):
         if (found := named(name, methods)) is not None:
             return found
     expected = "a distill.methods.method.Method"

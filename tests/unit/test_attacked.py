@@ -27,7 +27,9 @@ BOX = Threat("linf", 0.1)
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
-@pytest.mark.parametrize("method", METHODS[:-1], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [*METHODS[:-1], attacked("trades", "dcc"), attacked("fast_at", "cafe")], ids=lambda method: method.name
+)
 def test_only_the_loss_differs_from_the_guarded_recipe(method, dataset: str) -> None:
     kind = next(kind for kind in sorted(KINDS, key=len, reverse=True) if method.name.startswith(f"{kind}_"))
     base = method.name.removeprefix(f"{kind}_")
