@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from distill.errors import InputError, one_line
-from distill.runs.launch import INTERRUPTED
+from distill.runs.launch import INTERRUPTED, interrupted
 from distill.runs.ranks import claim_error_report, failed_elsewhere, reports_to_user
 
 __all__ = ["exit_code_of"]
@@ -25,7 +25,12 @@ def exit_code_of(work: Callable[[], int]) -> int:
         Exception: an error of the program.
     """
     try:
-        return work()
+        try:
+            return work()
+        except Exception as error:
+            if interrupted():  # the error is what a library made of the interruption, such as "the file is damaged"
+                raise KeyboardInterrupt from error
+            raise
     except InputError as error:
         if claim_error_report():
             print(one_line(f"run.sh: {error}"), file=sys.stderr)

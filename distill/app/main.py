@@ -1,6 +1,5 @@
 """The command line: finds and runs the command; reports an error as one line and an exit code."""
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from distill.data import DATASETS, check_dataset
 from distill.errors import InputError, unknown
 from distill.published.writers import EXPORTS
 from distill.reports.tables import FORMATS
+from distill.runs.launch import hear_signals
 from distill.runs.version import NAME, commit, project_version
 
 USAGE = """\
@@ -66,7 +66,7 @@ Exit codes: 0 done, 1 internal error, 2 bad input or missing data, 130 interrupt
 
 def main(arguments: list[str]) -> int:
     """Run one command line; return the exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    hear_signals()
 
     def work() -> int:
         _refuse_unreadable(arguments)

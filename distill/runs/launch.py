@@ -23,9 +23,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
-__all__ = ["ENDING", "INTERRUPTED", "STORE", "fork", "launch"]
+__all__ = ["ENDING", "INTERRUPTED", "STORE", "fork", "hear_signals", "interrupted", "launch"]
 
 STORE = "DISTILL_STORE"
 """environment variable of each process: path of the file by which the processes find each other"""
@@ -35,6 +36,27 @@ GRACE = 2.0
 LATER = 0.5
 """seconds before a fork prints an error: the death of another process, if this is the cause, ends the fork meanwhile"""
 INTERRUPTED = "\nrun.sh: interrupted; the same command continues from the last checkpoint"
+
+
+_heard: list[int] = []
+"""signals that ended, or should have ended, what this process does"""
+
+
+def hear_signals() -> None:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the main thread, and remember them for `interrupted`."""
+    _heard.clear()
+    for number in ENDING:
+        signal.signal(number, _interrupt)
+
+
+def interrupted() -> bool:
+    """Return whether a signal came since `hear_signals`: a library may have turned the interruption into its error."""
+    return bool(_heard)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    _heard.append(number)
+    raise KeyboardInterrupt
 
 
 class Process(Protocol):
@@ -126,8 +148,7 @@ def fork(count: int, work: Callable[[], int]) -> int:
             os.setpgid(0, 0)
             if dies is not None:
                 dies()
-            for number in ENDING:
-                signal.signal(number, signal.default_int_handler)
+            hear_signals()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             os.environ.update(own)
             code = work()
