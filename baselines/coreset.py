@@ -39,7 +39,7 @@ from distill.runs.divergence import check_finite
 from distill.runs.locks import locked
 from distill.runs.run import Run
 from distill.training.features import embedding
-from distill.training.packing import packed, unpacked
+from distill.training.packing import check_factor, packed, unpacked
 from distill.training.students import train_epochs
 from distill.training.work import PROBE, STEPS, Work, training_steps
 from robust import Normalize
@@ -131,10 +131,8 @@ def check(real: ImageSet, ipc: int, config: Config, _: int) -> None:
     Raises:
         InputError: factor does not divide the size of the images, or a class has too few images.
     """
-    size, n = real.image_shape[1], config.factor**2 * ipc
-    if size % config.factor:
-        divisors = [str(factor) for factor in range(1, min(size, 16) + 1) if size % factor == 0]
-        raise InputError(f"--factor is {config.factor}; for images of {size} px it is one of {', '.join(divisors)}")
+    check_factor(config.factor, real.image_shape[1])
+    n = config.factor**2 * ipc
     smallest = int(real.labels.bincount(minlength=real.num_classes).min())
     if n > smallest:
         text = f"--factor {config.factor} with ipc {ipc} takes {n} images of each class"

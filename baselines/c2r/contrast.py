@@ -89,13 +89,13 @@ def enqueued(
         labels: (N,) classes.
         momentum: in [0, 1).
     """
-    queue, filled, place = queue.clone(), filled.clone(), place.clone()
-    size = queue.shape[1]
+    queue, size = queue.clone(), queue.shape[1]
+    entries, places = filled.tolist(), place.tolist()  # read once: each reading waits for a GPU
     for feature, label in zip(F.normalize(features.detach(), dim=1), labels.tolist(), strict=True):
-        at = int(place[label])
-        if at < filled[label]:
+        at = places[label]
+        if at < entries[label]:
             feature = F.normalize(momentum * queue[label, at] + (1 - momentum) * feature, dim=0)
         queue[label, at] = feature
-        filled[label] = max(int(filled[label]), at + 1)
-        place[label] = (at + 1) % size
-    return queue, filled, place
+        entries[label] = max(entries[label], at + 1)
+        places[label] = (at + 1) % size
+    return queue, filled.new_tensor(entries), place.new_tensor(places)

@@ -19,7 +19,6 @@ LS-PGD, the contrast, the queue with a random projection, the threat (2/255). Wh
   batch's stored images only.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -49,6 +48,7 @@ from distill.training.features import features_and_logits
 from distill.training.packing import unpacked
 from distill.training.work import PROBE, Work
 from robust import Threat
+from robust.losses.margin import margin
 from robust.ranges import Count, Positive, Range
 
 __all__ = ["Config", "check", "distill", "hinge", "order_of", "work"]
@@ -104,9 +104,7 @@ def hinge(logits: Tensor, labels: Tensor) -> Tensor:
     >>> hinge(torch.tensor([[2.0, 0.5], [0.0, 3.0]]), torch.tensor([0, 0])).tolist()
     [0.0, 4.0]
     """
-    right = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return (1 - right + others).clamp(min=0)
+    return (1 + margin(logits, labels)).clamp(min=0)
 
 
 def order_of(scores: Tensor, curriculum: bool, generator: torch.Generator) -> Tensor:
@@ -216,19 +214,15 @@ def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work
     """Return the work of a distillation for the time estimate: each kind of step and the number of such steps."""
     samples = config.factor**2 * ipc * num_classes
     batches = -(-samples // config.batch_syn)
-    synthetic, anchors = min(samples, PROBE), min(config.batch_anchors, PROBE)
+    synthetic = min(samples, PROBE)
 
     def pass_of_images(network: nn.Module, shape: tuple[int, ...]) -> None:
         leaf = torch.randn(synthetic, *shape, requires_grad=True)
         features, logits = features_and_logits(network.eval(), leaf)
         torch.autograd.grad(features.sum() + logits.sum(), leaf)
 
-    def real_anchors(network: nn.Module, shape: tuple[int, ...]) -> None:
-        pass_of_images(network, shape)
-
     passes = 2 + 1 + (1 + config.trials) / 3  # the pair with gradients, LS-PGD's gradient, and its forward passes
-    real = batches * config.batch_anchors / anchors * (config.attack_steps + 2 / 3) * anchors / synthetic
-    steps: list[tuple[float, Callable]] = [(config.iterations * passes * samples / synthetic, pass_of_images)]
+    images = passes * samples
     if config.anchors == "both":
-        steps.append((config.iterations * real, real_anchors))
-    return [*steps, *pool_work(config)]
+        images += (config.attack_steps + 2 / 3) * batches * config.batch_anchors
+    return [(config.iterations * images / synthetic, pass_of_images), *pool_work(config)]

@@ -82,7 +82,7 @@ class RobustFeatures:
 def inverted(
     network: nn.Module, pixels: Tensor, start: Tensor, normalize: Normalize, steps: int, step: float
 ) -> Tensor:
-    """Return images whose features are near those of others, (N, C, H, W), pixels in [0, 1].
+    """Return images that the network sees as the given ones: features near theirs, (N, C, H, W), pixels in [0, 1].
 
     Args:
         network: of normalised images, in evaluation mode, with frozen parameters.

@@ -22,7 +22,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Recipe, RecipeOf
 from distill.methods import dc_recipes
-from distill.methods.method import Method
+from distill.methods.method import Method, wrapped
 from distill.runs.run import Run
 from distill.training.work import PROBE, Work
 from robust import Normalize
@@ -107,8 +107,9 @@ def featured(base: Method) -> Method:
     >>> featured(coreset.METHODS[0]).name
     'random_robust_features'
     """
-    return replace(
+    return wrapped(
         base,
+        "the robust images are made by one process",
         name=f"{base.name}{SUFFIX}",
         summary=f"{base.name} on the robust features of the real images",
         paper=PAPER,
@@ -116,13 +117,7 @@ def featured(base: Method) -> Method:
         recipes={name: partial(_recipe, name, recipe) for name, recipe in base.recipes.items()},
         distill=partial(distill, base),
         work=partial(work, base),
-        protocol=None,
-        student_work=None,
         check=partial(check, base),
-        incomplete=None,
-        in_benchmark=False,
-        processes="divided" if base.processes == "divided" else "one",
-        why_one=base.why_one or "the robust images are made by one process",
         strength="--teacher pgd_at:steps=3@l2:{0.25,0.5,1}",
     )
 

@@ -28,7 +28,7 @@ from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Recipe
 from distill.method_training import MethodTraining
-from distill.methods.method import Method
+from distill.methods.method import Method, wrapped
 from distill.runs.description import describe
 from distill.runs.locks import locked
 from distill.runs.ranks import barrier, is_main_process
@@ -162,8 +162,9 @@ def relabelled(base: Method, kind: str) -> Method:
     """
     teacher, described = TEACHERS[kind]
     recipes = {name: partial(_recipe, name, recipe, teacher) for name, recipe in base.recipes.items()}
-    return replace(
+    return wrapped(
         base,
+        "a teacher is trained by one process",
         name=f"{base.name}_{kind}_labels",
         summary=f"the images of {base.name} with labels of {described}",
         paper=PAPER,
@@ -171,13 +172,7 @@ def relabelled(base: Method, kind: str) -> Method:
         recipes=recipes,
         distill=partial(distill, base),
         work=partial(work, base),
-        protocol=None,
-        student_work=None,
         check=partial(check, base),
-        incomplete=None,
-        processes="divided" if base.processes == "divided" else "one",
-        why_one=base.why_one or "a teacher is trained by one process",
-        in_benchmark=False,
         strength=STRENGTHS[kind],
     )
 

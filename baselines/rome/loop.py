@@ -24,7 +24,7 @@ from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.run import Run
 from distill.training.augment import Augmentation, augmentation
-from distill.training.packing import packed, unpacked
+from distill.training.packing import check_factor, packed, unpacked
 from distill.training.work import PROBE, Work
 from robust import Loss, Normalize, Threat, threat_named
 from robust.losses import drawing_from, on_inputs
@@ -125,10 +125,8 @@ def check(real: ImageSet, ipc: int, config: PoolConfig, _: int) -> None:
     Raises:
         InputError: factor does not divide the size of the images, or a class has too few images to start from.
     """
-    size, n = real.image_shape[1], config.factor**2 * ipc
-    if size % config.factor:
-        divisors = [str(factor) for factor in range(1, min(size, 16) + 1) if size % factor == 0]
-        raise InputError(f"--factor is {config.factor}; for images of {size} px it is one of {', '.join(divisors)}")
+    check_factor(config.factor, real.image_shape[1])
+    n = config.factor**2 * ipc
     smallest = int(real.labels.bincount(minlength=real.num_classes).min())
     if config.init == "real" and n > smallest:
         text = f"--factor {config.factor} with ipc {ipc} starts from {n} images of each class"

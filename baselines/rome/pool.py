@@ -55,9 +55,7 @@ class Pool:
 
     def add(self) -> None:
         """Add an untrained network; the oldest leaves a full pool."""
-        network = self.fresh(self.added)
-        optimizer = SGD(network.parameters(), self.lr, momentum=0.9, weight_decay=5e-4)
-        self.members = [*self.members, Member(self.added, network, optimizer)][-self.most :]
+        self.members = [*self.members, self._member(self.added)][-self.most :]
         self.added += 1
 
     def draw(self, generator: torch.Generator) -> Member:
@@ -88,11 +86,16 @@ class Pool:
         """Take the networks of a checkpoint."""
         self.members, self.added = [], state["added"]
         for saved in state["members"]:
-            network = self.fresh(saved["number"])
-            network.load_state_dict(saved["network"])
-            optimizer = SGD(network.parameters(), self.lr, momentum=0.9, weight_decay=5e-4)
-            optimizer.velocities = [v.to(p) for v, p in zip(saved["velocities"], network.parameters(), strict=False)]
-            self.members.append(Member(saved["number"], network, optimizer, saved["steps"], saved["right"]))
+            member = self._member(saved["number"])
+            member.network.load_state_dict(saved["network"])
+            pairs = zip(saved["velocities"], member.network.parameters(), strict=False)  # none before the first step
+            member.optimizer.velocities = [velocity.to(parameter) for velocity, parameter in pairs]
+            member.steps, member.right = saved["steps"], saved["right"]
+            self.members.append(member)
+
+    def _member(self, number: int) -> Member:
+        network = self.fresh(number)
+        return Member(number, network, SGD(network.parameters(), self.lr, momentum=0.9, weight_decay=5e-4))
 
 
 def _state(member: Member) -> dict[str, Any]:

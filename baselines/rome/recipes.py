@@ -12,7 +12,7 @@ from distill.models.convnet import convnet_for
 from distill.training.augment import dsa_strategy
 from robust import CrossEntropy, loss_named
 
-__all__ = ["METHODS", "settings"]
+__all__ = ["METHODS", "evaluation", "pool_method", "settings", "smoke"]
 
 
 def settings(name: str, facts: Facts, ipc: int) -> dict[str, Any]:
@@ -44,14 +44,17 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
         fields |= {"pool_loss": CrossEntropy(), "distance": "mean"}
     else:  # 8/255 on colour images, as in the code, and 0.3 on grey ones
         fields["pool_loss"] = loss_named(f"pgd_at:steps={10 if name == 'paper' else 3}@linf_star", facts.threats)
-    students = 5 if name == "paper" else 3
-    return Recipe(Config(**fields), Evaluation(students, test_images=None if name == "paper" else 2000))
+    return Recipe(Config(**fields), evaluation(name))
 
 
-_smoke = partial(
+def evaluation(name: str) -> Evaluation:
+    """Return the evaluation of a recipe, "paper" or "quick"."""
+    return Evaluation(students=5) if name == "paper" else Evaluation(students=3, test_images=2000)
+
+
+smoke = partial(
     replace,
     iterations=3,
-    batch_real=8,
     batch_train=16,
     pool_start=2,
     pool_every=2,
@@ -59,15 +62,15 @@ _smoke = partial(
     factor=1,
     backbone="convnet:width=8,depth=2",
 )
-
-_method = partial(
+"""settings of a recipe quick -> those of seconds on small images"""
+pool_method = partial(
     Method,
-    distill=distill,
-    work=work,
     check=check,
     why_one="the networks of its pool train one after the other",
     in_benchmark=False,
 )
+_method = partial(pool_method, distill=distill, work=work)
+_smoke = partial(smoke, batch_real=8)
 
 METHODS = (
     _method(

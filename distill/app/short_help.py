@@ -5,6 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from itertools import chain
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -115,10 +116,16 @@ def _lines(flag: Flag, width: int) -> Iterator[str]:
 
 def _docstring(flag: Flag) -> str:
     """Return the docstring of a flag's field, which the field's class or a base of it has."""
+    texts = map(_docstrings, filter(is_dataclass, flag.owner.__mro__))
+    return next((found[flag.field] for found in texts if flag.field in found), "")
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings of the fields that a dataclass itself has, by name."""
     import docstring_parser  # here, because only a help needs it
 
-    texts = (docstring_parser.parse_from_object(kind).params for kind in flag.owner.__mro__ if is_dataclass(kind))
-    return next((each.description or "" for each in chain.from_iterable(texts) if each.arg_name == flag.field), "")
+    return {each.arg_name: each.description or "" for each in docstring_parser.parse_from_object(kind).params}
 
 
 def _first_sentence(text: str) -> str:

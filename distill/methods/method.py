@@ -19,7 +19,7 @@ from distill.training.protocol import ProtocolOf
 from distill.training.students import Training
 from distill.training.work import Work
 
-__all__ = ["Check", "Distill", "Method", "StudentWorkOf", "WorkOf", "presets"]
+__all__ = ["Check", "Distill", "Method", "StudentWorkOf", "WorkOf", "presets", "wrapped"]
 
 Distill = Callable[[ImageSet, int, Any, Run], DistilledSet]
 """(training set on the compute device, images per class, config, run) -> the distilled set. The function resumes from
@@ -93,6 +93,26 @@ class Method:
             raise ValueError(f"summary of {self.name} is {self.summary!r}; it is one line without a full stop")
         if missing := {"paper", "quick", "smoke"} - set(self.recipes):
             raise ValueError(f"{self.name} has no recipe {', '.join(sorted(missing))}")
+
+
+def wrapped(base: Method, why_one: str, **fields: Any) -> Method:
+    """Return a method that does something around another: with the standard protocol, and not in the benchmark.
+
+    Args:
+        base: the other method.
+        why_one: why one process does what is around it, where that is all that keeps it from dividing the work.
+        fields: of the method, name and recipes at least.
+    """
+    return replace(
+        base,
+        protocol=None,
+        student_work=None,
+        incomplete=None,
+        processes="divided" if base.processes == "divided" else "one",
+        why_one=base.why_one or why_one,
+        in_benchmark=False,
+        **fields,
+    )
 
 
 def presets(

@@ -1,6 +1,5 @@
 """The page of one run: its table, its images, what an attack changes, and how to repeat it."""
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from distill.runs.foreign import read_text
 from distill.runs.memory import peak_memory
 from distill.runs.own_files import read_record
 from distill.runs.progress import human
-from distill.runs.scalars import METRICS
+from distill.runs.scalars import METRICS, read_scalars
 from robust import Threat
 
 __all__ = ["accuracy_cell", "command_of", "images_of_classes", "run_page"]
@@ -61,7 +60,7 @@ def run_page(folder: Path) -> Page:
     first, bools = rows[0], bools_of(folder, rows)
     distilled, shown = set_of_run(folder, first.set), read_shown(folder)
     classes = _names_of_classes(record, distilled, shown)
-    steps = _scalars(folder / METRICS)
+    steps = read_scalars(folder / METRICS)
     students = 1 + max(row.student or 0 for row in rows)
     when = datetime.fromtimestamp((folder / FILE).stat().st_mtime, UTC)
     facts = [f"seed {first.seed}", f"recipe {first.recipe}", _count(students, f"student {first.backbone}")]
@@ -277,23 +276,6 @@ def _curves(steps: Sequence[Mapping[str, float]]) -> Iterator[Part]:
             marks = [Mark(float(x), float(y)) for x, y in points]
             chart = line_chart({name: marks}, title=f"{name} by iteration", across="iteration", up=name, marked=False)
             yield Chart(chart, f"{name} by iteration of the distillation.")
-
-
-def _scalars(path: Path) -> list[dict[str, float]]:
-    """Return the lines of metrics.jsonl; a line that a killed run cut is left out."""
-    found: list[dict[str, float]] = []
-    try:
-        lines = read_text(path).splitlines() if path.exists() else []
-    except (OSError, ValueError):  # a run lives without its curves
-        return found
-    for line in lines:
-        try:
-            step = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(step, dict) and "step" in step:
-            found.append({k: v for k, v in step.items() if isinstance(v, (int, float)) and v == v and abs(v) < 1e300})
-    return found
 
 
 CURVATURE = {

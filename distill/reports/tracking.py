@@ -5,7 +5,6 @@ earlier. wandb and MLflow keep one run for a run that is sent twice; trackio, wh
 works, TensorBoard shows its scalars.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -15,9 +14,8 @@ from typing import Any, Literal, get_args
 from distill.errors import InputError, one_line
 from distill.evaluation.row_files import find_rows
 from distill.reports.summary import headings, summary
-from distill.runs.foreign import read_text
 from distill.runs.own_files import fingerprint_of_folder, read_record
-from distill.runs.scalars import METRICS
+from distill.runs.scalars import METRICS, read_scalars
 
 __all__ = ["Tracker", "check_tracker", "send"]
 
@@ -65,7 +63,8 @@ def send(folder: Path, tracker: Tracker) -> None:
     settings = dict(_flat((record or {}).get("experiment") or {}))
     first = rows[0]
     name = f"{first.method} {first.dataset} ipc{first.ipc} seed{first.seed}"
-    what = name, fingerprint_of_folder(folder) or "", settings, [*_steps(folder)], accuracies
+    steps = [(int(scalars.pop("step")), scalars) for scalars in read_scalars(folder / METRICS)]
+    what = name, fingerprint_of_folder(folder) or "", settings, steps, accuracies
     try:
         if tracker == "mlflow":
             _mlflow(*what)
@@ -95,14 +94,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _steps(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield the step and the scalars of each line of metrics.jsonl."""
-    path = folder / METRICS
-    for line in read_text(path).splitlines() if path.exists() else ():
-        scalars = json.loads(line)
-        yield int(scalars.pop("step")), scalars
 
 
 def _like_wandb(

@@ -16,7 +16,7 @@ from distill.runs.ranks import shows_progress
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["EVENTS", "METRICS", "Scalars"]
+__all__ = ["EVENTS", "METRICS", "Scalars", "read_scalars"]
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -86,6 +86,28 @@ class Scalars:
             yield
         except OSError as error:
             raise write_error(self.folder / name, error) from None
+
+
+def read_scalars(path: Path) -> list[dict[str, float]]:
+    """Return the scalars of each step of metrics.jsonl, the step among them.
+
+    Lines that a killed run cut and numbers that are not finite are left out; without a readable file there are none.
+    """
+    found: list[dict[str, float]] = []
+    try:
+        lines = read_text(path).splitlines() if path.exists() else []
+    except (OSError, ValueError):  # a run lives without its curves
+        return found
+    for line in lines:
+        try:
+            step = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(step, dict):
+            kept = {k: v for k, v in step.items() if isinstance(v, (int, float)) and v == v and abs(v) < 1e300}
+            if "step" in kept:
+                found.append(kept)
+    return found
 
 
 def _step_of(line: str) -> float:

@@ -10,7 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["packed", "unpacked"]
+from distill.errors import InputError
+
+__all__ = ["check_factor", "packed", "unpacked"]
+
+
+def check_factor(factor: int, size: int) -> None:
+    """Refuse a factor of `packed` that does not fit images.
+
+    Args:
+        factor: number of images along a side of a stored image.
+        size: height and width of the images in pixels.
+
+    Raises:
+        InputError: factor does not divide the size.
+    """
+    if size % factor:
+        divisors = [str(each) for each in range(1, min(size, 16) + 1) if size % each == 0]
+        raise InputError(f"--factor is {factor}; for images of {size} px it is one of {', '.join(divisors)}")
 
 
 def packed(images: Tensor, factor: int) -> Tensor:

@@ -65,16 +65,11 @@ ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/25
 
 def frontier_points() -> str:
     """Return the table of the points of docs/frontier.md: a line for each method at a strength."""
-    found: dict[tuple[str, str, str], dict[str, str]] = {}
-    for line in _read(FRONTIER):
-        if line["kind"] == "point":
-            place = line["method"], line["setting"], f"{line['sets']}, {line['students']}"
-            means = found.setdefault(place, {"clean": f"{float(line['clean']):.1f}"})
-            means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+    found = _points()
     columns = ["clean", *(name for name in ATTACKS.values() if any(name in means for means in found.values()))]
     lines = [["method", "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
-    for (method, setting, count), means in found.items():
-        lines.append([_code(method), setting, *(means.get(name, "") for name in columns), count])
+    for (method, setting), means in found.items():
+        lines.append([_code(method), setting, *(means.get(name, "") for name in columns), means["count"]])
     return _table(lines)
 
 
@@ -94,15 +89,22 @@ def frontier_comparison() -> str:
 
 def frontier_short() -> str:
     """Return the table of the README: a few points of the frontier, with what their images and labels are."""
+    found = _points()
+    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in found[place] for place in SHORT)]
+    lines = [["images and labels", *columns], ["---"] * (1 + len(columns))]
+    lines += [[words, *(found[place][name] for name in columns)] for place, words in SHORT.items()]
+    return _table(lines)
+
+
+def _points() -> dict[tuple[str, str], dict[str, str]]:
+    """Return the points of the frontier: (method, setting) -> column -> percent, and their count of sets, students."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in _read(FRONTIER):
         if line["kind"] == "point":
-            means = found.setdefault((line["method"], line["setting"]), {"clean": line["clean"]})
-            means[ATTACKS[line["attack"]]] = line["robust"]
-    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in found[place] for place in SHORT)]
-    lines = [["images and labels", *columns], ["---"] * (1 + len(columns))]
-    lines += [[words, *(f"{float(found[place][name]):.1f}" for name in columns)] for place, words in SHORT.items()]
-    return _table(lines)
+            start = {"clean": f"{float(line['clean']):.1f}", "count": f"{line['sets']}, {line['students']}"}
+            means = found.setdefault((line["method"], line["setting"]), start)
+            means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+    return found
 
 
 def _read(name: str) -> list[dict[str, str]]:

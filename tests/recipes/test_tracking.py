@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -71,6 +72,14 @@ def test_settings_steps_and_accuracies_are_sent(
     assert len(last) == len(table)
     assert recorder.finished == 1
     assert "sent to wandb" in capsys.readouterr().err
+
+
+def test_a_line_that_a_killed_run_cut_is_left_out(run: Path, recorder: Recorder, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "run")
+    whole = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(whole + '{"step": 99, "lo')
+    send(folder, "wandb")
+    assert len(recorder.logged) == len(whole.splitlines()) + 1
 
 
 def test_a_failure_of_the_tracker_is_a_warning_with_the_command(
