@@ -104,7 +104,9 @@ def read_scalars(path: Path) -> list[dict[str, float]]:
         except ValueError:
             continue
         if isinstance(step, dict):
-            kept = {k: v for k, v in step.items() if isinstance(v, (int, float)) and v == v and abs(v) < 1e300}
+            kept: dict[str, float] = {
+                k: v for k, v in step.items() if isinstance(v, (int, float)) and v == v and abs(v) < 1e300
+            }
             if "step" in kept:
                 found.append(kept)
     return found
