@@ -5,13 +5,17 @@ Lengths are in pixels of [0, 1] unless a label says otherwise.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
 
-__all__ = ["curve", "histogram", "surface"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["curve", "draw_lines", "histogram", "surface"]
 
 SPREAD = 30
 """ratio of the 95th to the 5th percentile of the positive values from which a histogram has a logarithmic axis"""
@@ -119,22 +123,39 @@ def curve(
     """
     if not points or not all(points.values()):
         raise ValueError("no points to draw; give each label at least one")
+    for label, line in points.items():
+        if not all(0 <= accuracy <= 100 for _, accuracy, _ in line):
+            raise ValueError(
+                f"accuracies of {label!r} are {[a for _, a, _ in line]}; they must be percent, in [0, 100]"
+            )
     figure = empty_figure(6, 4.2)
     axes = figure.add_subplot()
+    draw_lines(axes, points)
+    axes.set_xlabel(radius)
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def draw_lines(axes: "Axes", points: Mapping[str, Sequence[tuple[float, float, float | None]]]) -> None:
+    """Draw accuracy against the radius into axes, as `curve` does; radii in 255ths are written so.
+
+    Args:
+        axes: without a legend, and without a label of the radius.
+        points: label -> (eps, accuracy in percent, its standard deviation or None), in any order of eps.
+    """
     for number, (label, line) in enumerate(points.items()):
         eps, accuracy, std = zip(*sorted(line, key=lambda point: point[0]), strict=True)
-        if not all(0 <= a <= 100 for a in accuracy):
-            raise ValueError(f"accuracies of {label!r} are {accuracy}; they must be percent, in [0, 100]")
         bars = None if all(s is None for s in std) else [s or 0.0 for s in std]
         look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
         axes.errorbar(eps, accuracy, yerr=bars, label=label, capsize=3, linewidth=1.5, **look)
-    axes.set_xlabel(radius)
+    radii = sorted({eps for line in points.values() for eps, _, _ in line})
+    if all(abs(255 * eps - round(255 * eps)) < 1e-6 for eps in radii):
+        axes.set_xticks(radii, [f"{round(255 * eps)}/255" if eps else "0" for eps in radii])
     axes.set_ylabel("accuracy (%)")
     axes.set_xlim(left=min(0.0, *axes.get_xlim()))
-    axes.set_ylim(0, 100)
+    axes.set_ylim(bottom=0)
     plain(axes)
-    axes.legend(frameon=False)
-    save_figure(figure, path)
 
 
 def _edges(values: Tensor, bins: int) -> tuple[Tensor, bool]:

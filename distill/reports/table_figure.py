@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distill.errors import InputError
 from distill.evaluation.rows import LineKey, Row
+from distill.reports.figures import draw_lines
 from distill.reports.style import COLOURS, GREY, MARKERS, empty_figure, plain, save_figure
 from distill.reports.summary import Summary, headings, summary
 from robust import Threat
@@ -44,7 +45,10 @@ def draw_table(path: Path, rows: Sequence[Row]) -> None:
         figure = empty_figure(max(6.0, 4.6 * len(curves)), 4.4)
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, ((attack, norm), lines) in zip(panels, curves.items(), strict=True):
-            _draw_curves(axes, {names[line]: points for line, points in lines.items()})
+            draw_lines(
+                axes,
+                {names[line]: [(eps, mean.mean, mean.std) for eps, mean in points] for line, points in lines.items()},
+            )
             axes.set_title(attack, fontsize="medium")
             axes.set_xlabel(f"radius ε of {norm}, pixels in [0, 1]")
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -94,25 +98,6 @@ def _curves(means: Sequence[Summary]) -> Curves:
                 points.append((0.0, clean[line]))
             points.sort(key=lambda point: point[0])
     return several
-
-
-def _draw_curves(axes: "Axes", lines: dict[str, list[tuple[float, Summary]]]) -> None:
-    for number, (name, points) in enumerate(lines.items()):
-        across, up = [eps for eps, _ in points], [mean.mean for _, mean in points]
-        bars = [mean.std or 0.0 for _, mean in points]
-        look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 5}
-        axes.errorbar(across, up, yerr=bars, label=name, capsize=3, linewidth=1.5, **look)
-    axes.set_ylabel("accuracy (%)")
-    axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
-    _in_255ths(axes, {eps for points in lines.values() for eps, _ in points})
-    plain(axes)
-
-
-def _in_255ths(axes: "Axes", radii: set[float]) -> None:
-    """Write radii as people write them, 2/255, where all are whole numbers of 255ths."""
-    if all(abs(255 * eps - round(255 * eps)) < 1e-6 for eps in radii):
-        axes.set_xticks(sorted(radii), [f"{round(255 * eps)}/255" if eps else "0" for eps in sorted(radii)])
 
 
 def _draw_points(axes: "Axes", means: Sequence[Summary], names: dict[LineKey, str]) -> None:

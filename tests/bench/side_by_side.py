@@ -16,7 +16,7 @@ import torch
 
 from distill.runs.provenance import device_name
 
-__all__ = ["Row", "compare", "environment", "peak_megabytes", "save"]
+__all__ = ["Row", "compare", "environment", "peak_megabytes", "rows_of", "save"]
 
 Row = dict[str, Any]
 
@@ -57,7 +57,11 @@ def compare(
             if round_:
                 times[name].append(clock() - start)
         rounds = round_
-    least = {name: min(found) for name, found in times.items()}
+    return rows_of(title, {name: min(found) for name, found in times.items()}, rounds, goals)
+
+
+def rows_of(title: str, least: Mapping[str, float], rounds: int, goals: Mapping[str, str] | None = None) -> list[Row]:
+    """Print a line for each way, and return its row, from the least seconds of each; see `compare`."""
     first = next(iter(least.values()))
     print(f"\n{title} (minimum of {rounds} rounds)")
     rows = []

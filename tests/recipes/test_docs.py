@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import robust
 from distill.app.registry import find_methods
 from tests.golden.lists import PAGES, with_list
+from tests.golden.pictures import METHODS, PICTURES
 from tests.golden.results import TABLES, with_table
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,14 @@ def test_doctests_and_lists_of_docstrings_become_markdown(monkeypatch: pytest.Mo
 def test_tables_of_results_are_those_of_the_stored_files(page: str) -> None:
     text = (ROOT / page).read_text()
     assert with_table(page) == text, f"{page} has other numbers; store the table: python -m tests.golden.results"
+
+
+@pytest.mark.parametrize("page", [path.stem for path in PAGES_OF_METHODS])
+def test_the_page_of_a_method_has_its_picture(page: str) -> None:
+    assert page in METHODS, "name the methods of its picture in tests/golden/pictures.py"
+    assert f"](../pictures/methods/{page}.png)" in (DOCS / "methods" / f"{page}.md").read_text()
+    with Image.open(PICTURES / f"{page}.png") as picture:
+        assert picture.width == 10 * (64 + 2) + 2
 
 
 # --- numbers that stand in several places ------------------------------------------------------------------------

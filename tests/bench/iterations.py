@@ -1,0 +1,62 @@
+"""An iteration of the robust methods beside one of DC: recipe `quick`, CIFAR-10 at 16 px, ten images a class.
+
+Each method distils for some iterations, its pool of networks and its extractor included; the time of an iteration is
+the least that its own log has. What an iteration is, a method counts: one step of the images in DM, ROME and C2R, in DC
+ten matchings with training of the network between them. So the total of a run is printed too, by the recipe's count.
+"""
+
+import shutil
+import tempfile
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from distill.app.registry import find_methods
+from distill.data import FACTS
+from distill.methods.method import Method
+from distill.runs.run import Run
+from distill.runs.scalars import METRICS, read_scalars
+from tests.bench.dc import random_set
+from tests.bench.side_by_side import Row, rows_of
+
+METHODS = ("dc", "guard_dc", "fast_at_dc", "at_dc", "trades_dc", "dm", "at_dm", "idm", "rome", "c2r")
+ITERATIONS = 3
+"""of a run; the first also compiles and fills caches"""
+ROUNDS = 3
+SIZE, IPC, IMAGES = 16, 10, 2000
+
+
+def bench() -> list[Row]:
+    """Return the time of an iteration of each method, and of all iterations of its recipe."""
+    methods = find_methods()
+    times: dict[str, list[float]] = {name: [] for name in METHODS}
+    for _ in range(ROUNDS):
+        for name, found in times.items():
+            found.append(_iteration(methods[name]))
+    counts = {name: _config(methods[name]).iterations for name in METHODS}
+    least = {name: min(found) for name, found in times.items()}
+    title = f"an iteration, {SIZE} px, ten images a class, recipe quick"
+    rows = rows_of(title, least, ROUNDS, {name: f"{counts[name]} iterations" for name in METHODS})
+    whole = {name: seconds * counts[name] for name, seconds in least.items()}
+    return rows + rows_of("all iterations of the recipe", whole, ROUNDS)
+
+
+def _config(method: Method, **fields: int) -> Any:
+    recipe = method.recipes["quick"](replace(FACTS["cifar10"], size=SIZE), IPC)
+    return replace(recipe.config, **fields)
+
+
+def _iteration(method: Method) -> float:
+    """Return the least seconds of an iteration of a short run."""
+    fields = {"extractor_epochs": 1} if method.name == "at_dm" else {}
+    config = _config(method, iterations=ITERATIONS, **fields)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        with redirect_stderr(StringIO()):
+            method.distill(random_set(SIZE, IMAGES), IPC, config, Run(folder, None).begin())
+        steps = read_scalars(folder / METRICS)
+    finally:
+        shutil.rmtree(folder)
+    return min(step["seconds"] for step in steps if "extractor_loss" not in step)
