@@ -15,11 +15,12 @@ import torch
 import tyro
 from torch import Tensor
 
-from distill.app.flags import parse
+from distill.app.flags import parse, picture_named
 from distill.errors import InputError
-from distill.evaluation.intervals import difference, unit_of
+from distill.evaluation.intervals import Difference, difference, unit_of
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import ColumnKey, Row, threat_text
+from distill.reports.difference_figure import draw_differences
 from distill.reports.indices import UNBIASED
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.settings import differing_settings, settings_of
@@ -41,6 +42,8 @@ class CompareCommand:
     """two folders, A and B; with --against all folders of A. A folder is a run, or contains runs of several seeds"""
     against: tuple[Path, ...] = ()
     """folders of B, if A or B has several"""
+    plot: Path | None = None
+    """figure to write, FILE.png and FILE.svg: the difference of each column with its interval"""
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,10 @@ def run_compare(flags: list[str]) -> int:
 
     Raises:
         InputError: a side is missing, a folder has no finished run, the runs of a side differ in more than their seed,
-            or A and B were evaluated on different images or have no column in common.
+            or A and B were evaluated on different images or have no column in common, or --plot names no picture.
     """
     command = parse(CompareCommand, CompareCommand(), flags, "bash run.sh compare")
+    plot = picture_named(command.plot)
     has_against = any(flag.startswith("--against") for flag in flags)
     sides = (command.places, command.against) if has_against else (command.places[:1], command.places[1:])
     if not all(sides) or not (has_against or len(command.places) == 2):
@@ -88,26 +92,45 @@ def run_compare(flags: list[str]) -> int:
     left_out = _left_out(a, b, shared, names)
     if not shared:
         raise InputError(f"A and B have no column in common: {'; '.join(left_out)}")
-    print(aligned(_table(a, b, {column: names[column] for column in shared})), end="")
+    results = {column: _difference(a, b, column) for column in shared}
+    print(aligned(_table(a, b, results, names)), end="")
     print("\n".join([_legend("A", a), _legend("B", b), *_notes(a, b, shared), *left_out]))
     for column in shared:
         for letter, side in (("A", a), ("B", b)):
             if side.verdict(column) != "ok":
                 print(f"? {letter}, {names[column]}: {side.verdict(column)}")
+    if plot is not None:
+        draw_differences(
+            plot,
+            {names[column]: result for column, result in results.items()},
+            title=f"{_label(b, a)} (B) and {_label(a, b)} (A), {a.rows[0].dataset}",
+            doubted=[names[column] for column in shared if not a.verdict(column) == b.verdict(column) == "ok"],
+        )
     return 0
 
 
-def _table(a: Side, b: Side, names: Mapping[ColumnKey, str]) -> list[list[str]]:
+def _difference(a: Side, b: Side, column: ColumnKey) -> Difference:
+    of_a, of_b = ([bools[column] for bools in side.sets] for side in (a, b))
+    return difference(of_b, of_a, matched=a.names == b.names and len(a.names) > 1)
+
+
+def _label(side: Side, other: Side) -> str:
+    """Return the method of a side; where both sides have the same one, its first folder."""
+    method = side.rows[0].method
+    return method if method != other.rows[0].method else str(side.places[0])
+
+
+def _table(
+    a: Side, b: Side, results: Mapping[ColumnKey, Difference], names: Mapping[ColumnKey, str]
+) -> list[list[str]]:
     lines = [["", "A", "B", "B - A", "95 % interval", "p"]]
-    for column, name in names.items():
-        of_a, of_b = ([bools[column] for bools in side.sets] for side in (a, b))
-        result = difference(of_b, of_a, matched=a.names == b.names and len(a.names) > 1)
+    for column, result in results.items():
         means = []
-        for side, sets in ((a, of_a), (b, of_b)):
-            mean = 100 * torch.stack([bools.double().mean() for bools in sets]).mean().item()
+        for side in (a, b):
+            mean = 100 * torch.stack([bools[column].double().mean() for bools in side.sets]).mean().item()
             means.append(f"{mean:.1f}" + ("" if side.verdict(column) == "ok" else " ?"))
         interval = f"{result.low:+.1f} to {result.high:+.1f}"
-        lines.append([name, *means, f"{result.value:+.1f}", interval, f"{result.p_value:.2g}"])
+        lines.append([names[column], *means, f"{result.value:+.1f}", interval, f"{result.p_value:.2g}"])
     return lines
 
 

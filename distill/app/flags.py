@@ -5,6 +5,7 @@ import io
 import re
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from distill.runs.ranks import launched, local_rank
 from robust import Loss
 from robust.losses import written
 
-__all__ = ["HELP", "find_device", "flags_of", "parse", "peek", "whole_number"]
+__all__ = ["HELP", "find_device", "flags_of", "parse", "peek", "picture_named", "whole_number"]
 
 T = TypeVar("T")
 HELP = ("-h", "--help", "--help-all")
@@ -67,6 +68,20 @@ def whole_number(flag: str, text: str, least: int) -> int:
     if not re.fullmatch(r"-?\d{1,9}", text) or int(text) < least:
         raise InputError(f"{flag} is {one_line(text, 40)}; it takes a whole number >= {least}")
     return int(text)
+
+
+def picture_named(path: Path | None) -> Path | None:
+    """Return the PNG that --plot names by itself or by its SVG; None without the flag.
+
+    Raises:
+        InputError: the file has another ending.
+
+    >>> picture_named(Path("a/eps.svg")).as_posix()
+    'a/eps.png'
+    """
+    if path is not None and path.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot is {path}; it takes a file that ends in .png or .svg")
+    return path and path.with_suffix(".png")
 
 
 def find_device(name: str) -> torch.device:

@@ -31,6 +31,8 @@ from distill.reports.tables import FORMATS
 from distill.runs.launch import hear_signals
 from distill.runs.version import NAME, commit, project_version
 
+OF_THE_SHELL = ("test", "bench")
+"""commands that `run.sh` runs itself"""
 USAGE = """\
 Robust dataset distillation: replace a large image set by a few synthetic images per class, so that networks trained
 on them are accurate and resist adversarial attacks.
@@ -132,8 +134,10 @@ def command(arguments: list[str]) -> int:
     if word in others:
         return others[word](rest)
     method = method_named(word, methods)
+    if word in OF_THE_SHELL:
+        raise InputError(f"{word} is a command of run.sh alone: bash run.sh {word}")
     if method is None:
-        raise unknown("method", word, [*methods, *others, "test", "bench"])
+        raise unknown("method", word, [*methods, *others, *OF_THE_SHELL])
     if not rest or rest[0] in HELP:
         print(usage_of(method), end="")
         return 0 if rest else 2

@@ -7,8 +7,7 @@ from typing import Literal
 
 import tyro
 
-from distill.app.flags import parse
-from distill.errors import InputError
+from distill.app.flags import parse, picture_named
 from distill.evaluation.row_files import find_rows
 from distill.reports.indices import indices
 from distill.reports.rivals import rival_notes
@@ -44,13 +43,12 @@ def run_table(flags: list[str]) -> int:
         InputError: there is no finished run, or --plot names no picture or has several data sets.
     """
     command = parse(TableCommand, TableCommand(), flags, "bash run.sh table")
-    if command.plot is not None and command.plot.suffix not in (".png", ".svg"):
-        raise InputError(f"--plot is {command.plot}; it takes a file that ends in .png or .svg")
+    plot = picture_named(command.plot)
     rows = find_rows(command.places)
     print(render([*rows, *(indices(rows) if command.indices else [])], command.format), end="")
     if command.indices:
         notes = sys.stdout if command.format in ("text", "markdown") else sys.stderr
         print("".join(f"\n{note}" for note in rival_notes(rows)).removeprefix("\n" * (notes is sys.stderr)), file=notes)
-    if command.plot is not None:
-        draw_table(command.plot.with_suffix(".png"), rows)
+    if plot is not None:
+        draw_table(plot, rows)
     return 0

@@ -27,7 +27,7 @@ __all__ = ["METHODS", "PICTURES", "draw"]
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures" / "methods"
 WHERE = "cifar10-16px/ipc10/seed0/distilled.safetensors"
 METHODS = {
-    "attacked": ("dc", "at_dc", "trades_dc", "at_dm"),
+    "attacked": ("dc", "at_dc", "dm", "at_dm"),
     "c2r": ("c2r",),
     "cafe": ("cafe", "cafe_dsa", "guard_cafe"),
     "cda": ("cda",),
@@ -40,11 +40,11 @@ METHODS = {
     "dm": ("dm",),
     "dsa": ("dsa",),
     "frepo": ("frepo",),
-    "guard": ("guard_dc", "guard_dsa", "guard_mtt"),
+    "guard": ("guard_dc", "guard_dsa"),
     "kip": ("kip",),
     "mat": ("mat",),
     "mtt": ("mtt",),
-    "rded": ("rded", "robust_rded"),
+    "rded": ("rded",),
     "robust_features": ("random", "random_robust_features", "dc_robust_features"),
     "robust_labels": ("random_plain_labels", "random_robust_labels", "random_guard_labels"),
     "rome": ("idm", "rome"),

@@ -328,6 +328,7 @@ def test_words_that_explain(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "line"),
     [
         ("guard_dcx digits", "unknown method 'guard_dcx'; did you mean 'guard_dc'? Known: dc, "),
+        ("bench --help", "bench is a command of run.sh alone: bash run.sh bench"),
         ("dc cifar", "unknown data set 'cifar'; did you mean 'cifar10'? Known: "),
         ("dc digits --iteration 3", "--iterations"),
         ("dc digits --frobnicate 3", "run.sh: Unrecognized options: --frobnicate, 3; see bash run.sh dc digits --help"),

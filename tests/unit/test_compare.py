@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from distill.app.compare import run_compare
@@ -252,3 +254,17 @@ def test_a_column_of_zeros_has_an_interval_in_a_runs_table(
     spread = "" if students == 1 else " ± 0.0"
     assert lines[2].startswith(f"clean 100.0{spread} 99.6 to 100.0 ")
     assert lines[3].startswith(f"pgd 0.0{spread} 0.0 to 0.4 ")
+
+
+def test_the_differences_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = bools(3, 0.5, 0), bools(3, 0.7, 1)
+    first = write(tmp_path / "a", {"clean": a, "linf": a.clone()})
+    second = write(tmp_path / "b", {"clean": b, "linf": a.clone()}, method="guard_dc", linf={"verdict": "masked"})
+    run(capsys, first, second, "--plot", tmp_path / "d.png")
+    words = [each.text or "" for each in ElementTree.parse(tmp_path / "d.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert {"clean", "linf", f"p = {difference([b], [a]).p_value:.2g}", "p = 1"} <= {*words}
+    assert "guard_dc (B) and dc (A), " in " ".join(words)
+    with Image.open(tmp_path / "d.png") as picture:
+        assert picture.size == (1300, round(200 * (1.3 + 2 * 0.34)))
+    assert main(["compare", str(first), str(second), "--plot", "d.pdf"]) == 2
+    assert "--plot is d.pdf; it takes a file that ends in .png or .svg" in capsys.readouterr().err
