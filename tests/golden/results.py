@@ -51,12 +51,13 @@ def _short(run: str) -> str:
 
 FRONTIER = "frontier-cifar10-16px.csv"
 SHORT = {
+    ("random", "epochs 1000"): "random real images, hard labels",
     ("dc", "epochs 1000"): "`dc`, hard labels",
     ("guard_dc", "weight=3"): "`guard_dc`, hard labels",
     ("mtt", "epochs 1000"): "`mtt`, hard labels",
     ("random_plain_views", "recipe"): "random real images, a plain teacher's label for every view",
     ("random_guard_views", "weight=3"): "random real images, a GUARD teacher's label for every view",
-    ("random_robust_views", "steps=3@4/255"): "random real images, an adversarially trained teacher's",
+    ("random_robust_views", "steps=3@4/255"): "random real images, an adversarially trained teacher's label for every view",
 }
 """(method, setting) of a point of the frontier -> how the README names it"""
 ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/255": "AutoAttack"}
