@@ -22,10 +22,12 @@ from distill.reports.style import DPI, empty_figure
 from distill.runs.files import write_atomic
 from robust import Threat
 
-__all__ = ["METHODS", "PICTURES", "draw"]
+__all__ = ["METHODS", "PICTURES", "draw", "line_of"]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures" / "methods"
-WHERE = "cifar10-16px/ipc10/seed0/distilled.safetensors"
+CIFAR = "cifar10-16px"
+DATA = {"cda": "imagenette-64px-validation", "sre2l": "imagenette-64px-validation"}
+"""page -> folder of the data of its runs, where that is not CIFAR"""
 METHODS = {
     "attacked": ("dc", "at_dc", "dm", "at_dm"),
     "c2r": ("c2r",),
@@ -49,7 +51,7 @@ METHODS = {
     "robust_labels": ("random_plain_labels", "random_robust_labels", "random_guard_labels"),
     "rome": ("idm", "rome"),
     "sldd": ("sldd",),
-    "sre2l": ("sre2l", "guard_sre2l"),
+    "sre2l": ("sre2l", "at_sre2l"),
     "tesla": ("tesla",),
 }
 """page -> the methods whose images its picture has"""
@@ -170,21 +172,35 @@ def draw_front(sets: Mapping[str, DistilledSet], path: Path) -> None:
     write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=DPI))
 
 
+def line_of(page: str) -> str:
+    """Return the line that shows the picture in its page.
+
+    >>> line_of("rome")
+    '![Images that idm and rome make of CIFAR-10 at 16 px](../pictures/methods/rome.png)'
+    """
+    *first, last = METHODS[page]
+    who = f"{', '.join(first)} and {last} make" if first else f"{last} makes"
+    what = "Imagenette at 64 px" if page in DATA else "CIFAR-10 at 16 px"
+    return f"![Images that {who} of {what}](../pictures/methods/{page}.png)"
+
+
+def set_of(runs: Path, method: str, data: str = CIFAR) -> Path:
+    """Return the file of the set of a method, whether it is there or not."""
+    return runs / method / data / "ipc10" / "seed0" / "distilled.safetensors"
+
+
 def main(runs: Path) -> None:
     """Draw the picture of every page whose runs are there, and name the others."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for page, methods in METHODS.items():
-        missing = [method for method in methods if not (runs / method / WHERE).is_file()]
-        if missing:
+        files = {method: set_of(runs, method, DATA.get(page, CIFAR)) for method in methods}
+        if missing := [method for method, file in files.items() if not file.is_file()]:
             print(f"{page}: no run of {', '.join(missing)} in {runs}")
             continue
-        sets = {method: DistilledSet.load(runs / method / WHERE) for method in methods}
-        picture = draw(sets, images=3 if len(methods) == 1 else 2)
-        write_atomic(
-            PICTURES / f"{page}.png", lambda file, picture=picture: picture.save(file, format="png", optimize=True)
-        )
-
-    draw_front({words: DistilledSet.load(runs / method / WHERE) for method, words in IMAGES.items()}, FRONT)
+        rows = 1 if page in DATA else 2 if len(files) > 1 else 3
+        picture = draw({method: DistilledSet.load(file) for method, file in files.items()}, rows)
+        write_atomic(PICTURES / f"{page}.png", lambda file, one=picture: one.save(file, format="png", optimize=True))
+    draw_front({words: DistilledSet.load(set_of(runs, method)) for method, words in IMAGES.items()}, FRONT)
 
 
 if __name__ == "__main__":

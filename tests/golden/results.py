@@ -57,7 +57,10 @@ SHORT = {
     ("mtt", "epochs 1000"): "`mtt`, hard labels",
     ("random_plain_views", "recipe"): "random real images, a plain teacher's label for every view",
     ("random_guard_views", "weight=3"): "random real images, a GUARD teacher's label for every view",
-    ("random_robust_views", "steps=3@4/255"): "random real images, an adversarially trained teacher's label for every view",
+    (
+        "random_robust_views",
+        "steps=3@4/255",
+    ): "random real images, an adversarially trained teacher's label for every view",
 }
 """(method, setting) of a point of the frontier -> how the README names it"""
 ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/255": "AutoAttack"}

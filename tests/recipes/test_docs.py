@@ -15,7 +15,7 @@ from PIL import Image
 import robust
 from distill.app.registry import find_methods
 from tests.golden.lists import PAGES, with_list
-from tests.golden.pictures import METHODS, PICTURES
+from tests.golden.pictures import METHODS, PICTURES, line_of
 from tests.golden.results import TABLES, with_table
 
 ROOT = Path(__file__).parents[2]
@@ -149,7 +149,7 @@ def test_tables_of_results_are_those_of_the_stored_files(page: str) -> None:
 @pytest.mark.parametrize("page", [path.stem for path in PAGES_OF_METHODS])
 def test_the_page_of_a_method_has_its_picture(page: str) -> None:
     assert page in METHODS, "name the methods of its picture in tests/golden/pictures.py"
-    assert f"](../pictures/methods/{page}.png)" in (DOCS / "methods" / f"{page}.md").read_text()
+    assert f"\n{line_of(page)}\n" in (DOCS / "methods" / f"{page}.md").read_text()
     with Image.open(PICTURES / f"{page}.png") as picture:
         assert picture.width == 10 * (64 + 2) + 2
 
