@@ -18,6 +18,7 @@ and, in the metadata under the one key "guard-distilled-1" (safetensors does not
     version           of the program that made the set
     teacher           losses of the teachers that gave the soft labels
     shards            names of the files with the images, where they are not in this file
+    made_for          class that each image was made for, where the labels are soft and it is known
 """
 
 import hashlib
@@ -94,10 +95,15 @@ class DistilledSet:
     """settings that the method's own protocol for students needs"""
     training_tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """tensors that this protocol needs, by name"""
+    made_for: tuple[int, ...] = ()
+    """class that each image was made for, where the labels are soft: a teacher can find another more probable. () for
+    hard labels, and where it is unknown"""
 
     @property
     def image_classes(self) -> Tensor:
-        """The class of each image, (N,): of soft labels the most probable one."""
+        """The class of each image, (N,): the one that it was made for, or if that is unknown the most probable."""
+        if self.made_for:
+            return torch.tensor(self.made_for, dtype=torch.int64, device=self.labels.device)
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
 
     def __post_init__(self) -> None:
@@ -132,6 +138,8 @@ class DistilledSet:
             raise ValueError(f"labels are {found}; {n} images of {k} classes have int64 ({n},) or float ({n}, {k})")
         if soft and not is_probability(self.labels):
             raise ValueError("soft labels are no probabilities: rows of numbers >= 0 that sum to 1")
+        if self.made_for and not (soft and len(self.made_for) == n and {*self.made_for} <= {*range(k)}):
+            raise ValueError(f"made_for does not name one of {k} classes for each of {n} images with a soft label")
         if hard and not (self.labels.min() >= 0 and self.labels.max() < k):
             raise ValueError(f"labels range over [{self.labels.min()}, {self.labels.max()}]; there are {k} classes")
         if not len(self.mean) == len(self.std) == shape[1]:
@@ -150,6 +158,7 @@ class DistilledSet:
         teacher: str = "",
         training: MethodTraining | None = None,
         training_tensors: Mapping[str, Tensor] | None = None,
+        classes: Tensor | None = None,
     ) -> "DistilledSet":
         """Return the distilled set of a real one, with the real set's name, classes and normalisation.
 
@@ -163,6 +172,7 @@ class DistilledSet:
             teacher: as the field.
             training: as the field; None for no settings.
             training_tensors: as the field; None for no tensors.
+            classes: (N,) class that each image was made for; needed where `labels` are soft.
         """
         return cls(
             images,
@@ -177,6 +187,7 @@ class DistilledSet:
             teacher=teacher,
             training=training or MethodTraining(),
             training_tensors=training_tensors or {},
+            made_for=() if classes is None or labels.ndim == 1 else tuple(classes.tolist()),
         )
 
     @property
@@ -203,6 +214,8 @@ class DistilledSet:
     def save(self, path: Path) -> None:
         """Write the set atomically; the same set gives the same bytes. The file of the name itself is the last."""
         values = {name: getattr(self, name) for name in (*FIELDS, *LATER)} | {"training": self.training.to_json()}
+        if self.made_for:  # sets with hard labels keep the bytes that they had before this was stored
+            values["made_for"] = self.made_for
         tensors = {"labels": self.labels} | {f"{OWN}{name}": tensor for name, tensor in self.training_tensors.items()}
         rows = max(1, SHARD // (4 * self.images.shape[1:].numel()))
         if len(self.images) <= rows:
@@ -254,6 +267,7 @@ class DistilledSet:
                 teacher=values.get("teacher", ""),
                 training=MethodTraining.from_json(values.get("training", {})),
                 training_tensors=training_tensors,
+                made_for=tuple(values.get("made_for", ())),
             )
         except InputError:
             raise

@@ -96,4 +96,5 @@ def finished_set(
             validate=vars(config.validate),
             compute=vars(config.compute),
         ),
+        classes=classes,
     )

@@ -201,6 +201,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         backbone=config.backbone,
         training=MethodTraining(order=order, lrs=F.softplus(raw_lrs).tolist(), weights=config.weights, fixed=seeds),
         training_tensors={"labels": labels} if labels.is_floating_point() else {},
+        classes=classes.flatten()[by_class],
     )
 
 

@@ -165,6 +165,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         backbone=config.backbone,
         training=training,
         training_tensors={"labels": labels},
+        classes=torch.arange(count).repeat_interleave(ipc),
     )
 
 

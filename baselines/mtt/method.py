@@ -139,6 +139,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         backbone=config.backbone,
         teacher=_teacher(config),
         training=training,
+        classes=classes,
     )
 
 

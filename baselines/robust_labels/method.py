@@ -123,13 +123,13 @@ def with_labels(
     Returns:
         the set, without what the own protocol of its method needs, since that protocol belongs to the old labels.
     """
-    old = distilled.labels
-    classes = old if old.ndim == 1 else old.argmax(1)
+    classes = distilled.image_classes
     labels = labels_of(teachers, real, distilled.images, classes, config)
     same = int((labels.argmax(1) == classes).sum())
     run.notify(f"the teacher gives {same} of {len(classes)} images the class that they were made for")
     training = MethodTraining(factor=distilled.training.factor)
-    return replace(distilled, labels=labels.float(), teacher=config.written, training=training, training_tensors={})
+    new = {"labels": labels.float(), "made_for": tuple(classes.tolist()), "teacher": config.written}
+    return replace(distilled, **new, training=training, training_tensors={})
 
 
 def check(base: Method, real: ImageSet, ipc: int, config: Config, processes: int) -> None:

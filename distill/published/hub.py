@@ -55,7 +55,7 @@ def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     """Write README.md, data/*.parquet and distilled.safetensors.
 
     The columns of the table: `image` (PNG of 8 bits), `label` (with the names of the classes), and `soft_label` where
-    labels are probabilities; then `label` is the most probable class.
+    labels are probabilities; `label` is `DistilledSet.image_classes`.
 
     Returns:
         messages for the user.

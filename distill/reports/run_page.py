@@ -202,7 +202,8 @@ def images_of_classes(distilled: DistilledSet, images: int = IMAGES) -> Pictures
     if len(present) > CLASSES or (classes.bincount() > images).any():
         caption += f" The first {images} images of the first {min(CLASSES, len(present))} of {len(present)} classes."
     if distilled.labels.ndim == 2:
-        caption += " Their labels are soft; each image is in the row of its largest probability."
+        row = "the class that it was made for" if distilled.made_for else "its largest probability"
+        caption += f" Their labels are soft; each image is in the row of {row}."
     return Pictures(rows, caption)
 
 

@@ -108,13 +108,12 @@ def _height(one: DistilledSet, images: int) -> int:
 
 
 def _columns(one: DistilledSet) -> Tensor:
-    """Return the column of each image: its class; the order of the images where a soft label names several.
+    """Return the column of each image: its class.
 
-    A teacher's most probable class may be another than the class that the image is of, and images are stored in the
-    order of the classes.
+    Sets with soft labels of the commits of the runs do not store it; their images are in the order of the classes.
     """
-    if one.labels.ndim == 1:
-        return one.labels.cpu()
+    if one.labels.ndim == 1 or one.made_for:
+        return one.image_classes.cpu()
     ipc = max(1, len(one.images) // len(one.classes))
     return torch.arange(len(one.images)) // ipc
 

@@ -44,6 +44,33 @@ def test_soft_labels_come_back(tmp_path: Path) -> None:
     assert torch.equal(DistilledSet.load(tmp_path / "s").labels, soft.labels)
 
 
+def test_the_class_that_an_image_was_made_for_comes_back(tmp_path: Path) -> None:
+    """A label can find another class more probable than the one that the image is of."""
+    labels = torch.tensor([[0.2, 0.7, 0.1]] * 6)
+    unknown, known = replace(SET, labels=labels), replace(SET, labels=labels, made_for=(0, 0, 1, 1, 2, 2))
+    assert unknown.image_classes.tolist() == [1] * 6
+    known.save(tmp_path / "s")
+    back = DistilledSet.load(tmp_path / "s")
+    assert back.image_classes.tolist() == [0, 0, 1, 1, 2, 2]
+    assert back.image_classes.dtype == torch.int64
+    assert picture(back).size[1] == 3 * picture(unknown).size[1] - 4  # three rows with two lines between them
+    SET.save(tmp_path / "hard")
+    assert "made_for" not in read_tensors(tmp_path / "hard", key=FORMAT)[1]  # the bytes of earlier versions
+
+
+@pytest.mark.parametrize("made_for", [(0, 1), (0, 0, 1, 1, 2, 3), (0, 0, 1, 1, 2, 0.5), ("a",) * 6])
+def test_classes_that_do_not_fit_are_refused(made_for: Any, tmp_path: Path) -> None:
+    soft = replace(SET, labels=torch.rand(6, 3).softmax(1))
+    for one, fields in ((soft, {"made_for": made_for}), (SET, {"made_for": (0, 0, 1, 1, 2, 2)})):
+        with pytest.raises(ValueError, match="made_for does not name one of 3 classes for each of 6 images"):
+            replace(one, **fields)
+    soft.save(tmp_path / "s")
+    tensors, facts = read_tensors(tmp_path / "s", key=FORMAT)
+    write_tensors(tmp_path / "s", tensors, facts | {"made_for": made_for}, FORMAT)
+    with pytest.raises(InputError, match="is no distilled set: made_for does not name"):
+        DistilledSet.load(tmp_path / "s")
+
+
 def test_tensors_of_the_methods_own_come_back(tmp_path: Path) -> None:
     own = {"labels": torch.randn(6, 3), "generator.weight": torch.randn(2)}
     replace(SET, training_tensors=own).save(tmp_path / "s")

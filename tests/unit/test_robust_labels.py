@@ -234,6 +234,7 @@ def test_a_published_set_is_relabelled(run: Path, tmp_path: Path, capsys: pytest
     new = DistilledSet.load(folder)
     assert torch.allclose(new.images[:], DistilledSet.load(run).images[:], atol=1e-6)
     assert (new.teacher, new.labels.ndim) == ("fast_at@4/255", 2)
+    assert new.image_classes.tolist() == DistilledSet.load(run).labels.tolist()
     assert folder.is_relative_to(root / "runs" / "published")
 
 
