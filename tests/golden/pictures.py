@@ -29,7 +29,7 @@ CIFAR = "cifar10-16px"
 DATA = {"cda": "imagenette-64px-validation", "sre2l": "imagenette-64px-validation"}
 """page -> folder of the data of its runs, where that is not CIFAR"""
 METHODS = {
-    "attacked": ("dc", "at_dc", "dm", "at_dm"),
+    "attacked": ("dm", "at_dm"),
     "c2r": ("c2r",),
     "cafe": ("cafe", "cafe_dsa", "guard_cafe"),
     "cda": ("cda",),
@@ -47,7 +47,7 @@ METHODS = {
     "mat": ("mat",),
     "mtt": ("mtt",),
     "rded": ("rded",),
-    "robust_features": ("random", "random_robust_features", "dc_robust_features"),
+    "robust_features": ("random", "random_robust_features"),
     "robust_labels": ("random_plain_labels", "random_robust_labels", "random_guard_labels"),
     "rome": ("idm", "rome"),
     "sldd": ("sldd",),
