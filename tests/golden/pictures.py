@@ -57,6 +57,19 @@ METHODS = {
 """page -> the methods whose images its picture has"""
 FRONT = PICTURES.parents[1] / "pictures" / "images-and-robustness.png"
 RADII = PICTURES.parents[1] / "results" / "radii-cifar10-16px.csv"
+IMAGENETTE = {
+    "n01440764": "tench",
+    "n02102040": "springer",
+    "n02979186": "cassette",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "horn",
+    "n03417042": "truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+"""folder of a class of Imagenette -> what it shows"""
 IMAGES = {"dc": "DC", "guard_dc": "GUARD on DC", "random": "random real images"}
 """method -> how the README's picture names its images"""
 LINES = {
@@ -92,7 +105,8 @@ def draw(sets: Mapping[str, DistilledSet], images: int) -> Image.Image:
     whole = Image.new("RGB", (width, LINE + sum(heights) + len(sets) * (LINE + GAP)), PAPER)
     write = ImageDraw.Draw(whole)
     for number, name in enumerate(classes):
-        write.text((GAP + number * (CELL + GAP) + CELL / 2, LINE / 2), name, fill=INK, font=font, anchor="mm")
+        place = (GAP + number * (CELL + GAP) + CELL / 2, LINE / 2)
+        write.text(place, IMAGENETTE.get(name, name), fill=INK, font=font, anchor="mm")
     top = LINE
     for (name, one), height in zip(sets.items(), heights, strict=True):
         write.text((GAP, top + LINE / 2), name, fill=INK, font=font, anchor="lm")
