@@ -124,10 +124,9 @@ def curve(
     if not points or not all(points.values()):
         raise ValueError("no points to draw; give each label at least one")
     for label, line in points.items():
-        if not all(0 <= accuracy <= 100 for _, accuracy, _ in line):
-            raise ValueError(
-                f"accuracies of {label!r} are {[a for _, a, _ in line]}; they must be percent, in [0, 100]"
-            )
+        accuracies = tuple(accuracy for _, accuracy, _ in line)
+        if not all(0 <= accuracy <= 100 for accuracy in accuracies):
+            raise ValueError(f"accuracies of {label!r} are {accuracies}; they must be percent, in [0, 100]")
     figure = empty_figure(6, 4.2)
     axes = figure.add_subplot()
     draw_lines(axes, points)

@@ -50,8 +50,7 @@ def _config(method: Method, **fields: int) -> Any:
 
 def _iteration(method: Method) -> float:
     """Return the least seconds of an iteration of a short run."""
-    fields = {"extractor_epochs": 1} if method.name == "at_dm" else {}
-    config = _config(method, iterations=ITERATIONS, **fields)
+    config = _config(method, iterations=ITERATIONS)
     folder = Path(tempfile.mkdtemp())
     try:
         with redirect_stderr(StringIO()):

@@ -69,7 +69,7 @@ def test_a_run_ends_with_a_set_and_a_table(finished: Path) -> None:
     assert found["images"].isfinite().all()
     assert found["images"].shape[1:] == (3, 8, 8)
     assert len(found["images"]) == (40 if method.whole_class else 2 * int(IPC))
-    if not method.whole_class:  # the class that an image was made for, whatever its label says
+    if not method.whole_class:  # whose images keep the order of the training set; all others sort them by class
         assert DistilledSet.load(run).image_classes.tolist() == [0] * int(IPC) + [1] * int(IPC)
     rows = list(csv.DictReader((run / "table.csv").read_text().splitlines()))
     assert [row["attack"] for row in rows] == ["clean", "linf"]

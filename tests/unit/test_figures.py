@@ -204,7 +204,7 @@ def test_lines_go_through_their_points_in_order_of_eps_with_bars_of_one_deviatio
     [
         ({}, "no points"),
         ({"a": []}, "no points"),
-        ({"a": [(0.0, 101.0, 1.0)]}, r"accuracies of 'a' are \[101.0\]; they must be percent"),
+        ({"a": [(0.0, 101.0, 1.0)]}, r"accuracies of 'a' are \(101.0,\); they must be percent"),
     ],
 )
 def test_points_that_cannot_be_drawn_are_refused(points, message, tmp_path):
