@@ -23,7 +23,7 @@ class _Formulas(Postprocessor):
 
     def run(self, text: str) -> str:
         """Return the HTML of a page with its formulas as MathML."""
-        return FORMULA.sub(lambda found: as_mathml(html.unescape(found[3]), block=found[2] == "["), text)
+        return FORMULA.sub(lambda found: _element(html.unescape(found[3]), block=found[2] == "["), text)
 
 
 class _Extension(Extension):
@@ -37,6 +37,12 @@ class _Extension(Extension):
 def makeExtension(**how: Any) -> Extension:
     """Return the extension."""
     return _Extension(**how)
+
+
+def _element(latex: str, *, block: bool) -> str:
+    """Return a formula within its line, or as a box that scrolls where the screen is narrower (docs/tables.css)."""
+    found = as_mathml(latex, block=block)
+    return f'<div class="formula" tabindex="0">{found}</div>' if block else found
 
 
 def as_mathml(latex: str, *, block: bool) -> str:

@@ -54,6 +54,13 @@ def test_formulas_are_mathml(site: Path) -> None:
     page = (site / "theory" / "index.html").read_text()
     assert page.count("<math") > 10
     assert 'class="arithmatex"' not in page
+    assert page.count('<div class="formula" tabindex="0"><math') == page.count('display="block"') > 2  # they scroll
+
+
+def test_a_flag_in_a_sentence_stays_on_one_line(site: Path) -> None:
+    page = (site / "frontier" / "index.html").read_text()
+    assert '<code><span class="flag">--at</span> 45</code>' in page
+    assert 'class="flag"' not in "".join(re.findall(r"<pre.*?</pre>", page, re.DOTALL))
 
 
 def test_the_reference_has_all_that_is_public(site: Path) -> None:
