@@ -200,6 +200,9 @@ def _ours(path: Path, reading: Reading) -> Raw:
         names = tuple(facts["classes"])
         if not all(isinstance(name, str) for name in names):
             raise TypeError("a class has no name")
+        made_for = tuple(facts.get("made_for", ()))
+        if not all(type(c) is int for c in made_for):
+            raise TypeError("made_for has no classes")
         constants = checked_constants(facts["mean"], facts["std"], images.shape[1])
         training = MethodTraining.from_json(facts["training"])
         return Raw(
@@ -214,6 +217,8 @@ def _ours(path: Path, reading: Reading) -> Raw:
             tensors,
             names=names,
             constants=constants,
+            made_for=made_for,
+            teacher=facts.get("teacher", ""),
             spaces=SPACES[:1],
         )
     except InputError:

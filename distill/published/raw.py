@@ -60,6 +60,10 @@ class Raw:
     """messages about oddities of the file"""
     constants: Constants | None = None
     """mean and std of students, if the file contains them"""
+    made_for: tuple[int, ...] = ()
+    """class that each image was made for, in the order of `names`; of `DistilledSet`"""
+    teacher: str = ""
+    """of `DistilledSet`"""
     dataset: str = ""
     """the data set, if the name of the file contains it"""
     spaces: tuple[str, ...] = SPACES

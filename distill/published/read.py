@@ -58,7 +58,7 @@ def read(
     if not 4 <= raw.images.shape[-1] <= 1024:
         raise InputError(f"{path} has images of {raw.images.shape[-1]} pixels a side; a set has 4 to 1024")
     train = real(raw.images.shape[-1])
-    labels = _fitted(path, raw, train)
+    labels, made_for = _fitted(path, raw, train)
     space = reading.space if reading.space != "auto" else raw.space
     determined = raw.space == space
     if space == "by data set":
@@ -101,6 +101,8 @@ def read(
             method=raw.method,
             training=training,
             training_tensors=raw.training_tensors,
+            made_for=made_for,
+            teacher=raw.teacher,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is no distilled set: {brief(error, 200)}") from None
@@ -136,8 +138,8 @@ def _refuse_unused(path: Path, source: str, reading: Reading) -> None:
 # --- how it fits the data set --------------------------------------------------------------------------------------
 
 
-def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
-    """Return the labels in the order of the data set's classes.
+def _fitted(path: Path, raw: Raw, train: ImageSet) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the labels, and `made_for`, in the order of the data set's classes.
 
     Raises:
         InputError: channels or classes do not fit the data set.
@@ -151,7 +153,9 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         raise InputError(f"{path} has images of {found} channels, {train.name} of {channels}: {advice}")
     if raw.labels.ndim == 2 and raw.labels.shape[1] != k:
         raise InputError(f"{path} has labels for {raw.labels.shape[1]} classes, {train.name} has {k}: give --dataset")
-    labels, counted = raw.labels, k if raw.names is None else len(raw.names)
+    labels, made_for, counted = raw.labels, raw.made_for, k if raw.names is None else len(raw.names)
+    if not {*made_for} <= {*range(counted)}:
+        raise InputError(f"{path} has made_for {brief(made_for, 60)}, of {counted} classes: it is damaged")
     if labels.ndim == 2 and labels.shape[1] != counted:
         raise InputError(f"{path} has labels for {labels.shape[1]} classes, and names of {counted}: it is damaged")
     if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= counted):
@@ -159,14 +163,15 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         counts = f"{train.name} has {k}" if raw.names is None else f"it names {counted}"
         raise InputError(f"{path} has labels from {span}, {counts} classes from 0: give --dataset")
     if raw.names is not None and raw.names != train.classes:
-        places = [class_of(name, train.classes) for name in raw.names]
-        lost = [name for name, place in zip(raw.names, places, strict=True) if place is None]
+        found = [class_of(name, train.classes) for name in raw.names]
+        lost = [name for name, place in zip(raw.names, found, strict=True) if place is None]
         if lost:
             known = ", ".join(train.classes[:4])
             raise InputError(
                 f"{path}: {brief(lost[0], 60)} is no class of {train.name} ({brief(known)}, ...): name folders as its "
                 "classes"
             )
+        places = [place for place in found if place is not None]
         twice = next((place for place in places if places.count(place) > 1), None)
         if twice is not None:
             names = ", ".join(name for name, place in zip(raw.names, places, strict=True) if place == twice)
@@ -177,9 +182,9 @@ def _fitted(path: Path, raw: Raw, train: ImageSet) -> Tensor:
         if labels.ndim == 2:
             ordered = labels.new_zeros(labels.shape)
             ordered[:, torch.tensor(places)] = labels
-            return ordered
+            return ordered, tuple(places[c] for c in made_for)
         labels = torch.tensor(places)[labels]
-    return labels
+    return labels, made_for
 
 
 def _strange(raw: Raw, labels: Tensor, train: ImageSet) -> list[str]:

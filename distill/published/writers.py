@@ -98,10 +98,15 @@ def write_imagefolder(distilled: DistilledSet, folder: Path, out: Path) -> list[
     ]
 
 
+SOFT = ("made_for", "teacher")
+"""fields of sets with soft labels; other files have the bytes that they had before these were stored"""
+
+
 def write_npz(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     """Write `distilled.npz`: exact images, labels, training tensors, and the other fields as a JSON text."""
     training = replace(distilled.training, whitening=None).to_json()
     fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
+    fields |= {name: kept for name in SOFT if (kept := getattr(distilled, name))}
     arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}
     arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.training_tensors.items()}
     arrays[FORMAT] = np.array(json.dumps(fields))

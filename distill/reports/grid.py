@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from distill.distilled import DistilledSet
+from distill.reports.class_names import readable
 from distill.runs.files import write_atomic
 
 __all__ = ["LINE", "picture", "save_grid"]
@@ -23,7 +24,8 @@ LINE = 2
 def save_grid(distilled: DistilledSet, path: Path) -> None:
     """Draw the images, one row a class (at most 50 images of it), with the names of the classes beside the rows."""
     classes, grid = distilled.image_classes, picture(distilled)
-    names = [_shown(distilled.classes[c]) for c in classes.unique().tolist()]
+    known = readable(distilled.classes)
+    names = [_shown(known[c]) for c in classes.unique().tolist()]
     height = grid.height / len(names)
     font = ImageFont.load_default(size=max(9, min(15, round(height / 4))))
     margin = round(max(font.getlength(name) for name in names)) + 2 * GAP

@@ -15,6 +15,7 @@ from distill.evaluation.intervals import accuracy_interval
 from distill.evaluation.intervals import difference as difference_of
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import ColumnKey, LineKey, Row
+from distill.reports.class_names import readable
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Page, Part, Picture, Pictures, Section, Table, Text
 from distill.reports.pictures import file_address, row_of_images
@@ -190,9 +191,9 @@ def _images(groups: Sequence[_Group]) -> list[Part]:
         distilled = set_of_run(group.folders[0], group.rows[0].set)
         if distilled is None:
             continue
-        classes = distilled.image_classes
+        classes, known = distilled.image_classes, readable(distilled.classes)
         which = [int((classes == c).nonzero()[0]) for c in classes.unique()[:COLUMNS]]
-        names = ", ".join(distilled.classes[int(classes[place])] for place in which)
+        names = ", ".join(known[int(classes[place])] for place in which)
         images = row_of_images(distilled.images[torch.tensor(which)])
         rows.append(Picture(images, f"{group.label}: {names}", group.label, len(which)))
     names = rows[0].text.partition(": ")[2] if rows else ""

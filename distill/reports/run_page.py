@@ -16,6 +16,7 @@ from distill.evaluation.intervals import accuracy_interval
 from distill.evaluation.row_files import FILE, find_rows
 from distill.evaluation.rows import ColumnKey, Row
 from distill.evaluation.shown import Examples, Shown, read_shown
+from distill.reports.class_names import readable
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Code, Facts, Page, Part, Picture, Pictures, Section, Table
 from distill.reports.pictures import difference, file_address, row_of_images
@@ -85,10 +86,10 @@ def run_page(folder: Path) -> Page:
 def _names_of_classes(record: Mapping[str, Any], distilled: DistilledSet | None, shown: Shown | None) -> Sequence[str]:
     """Return the names of the classes: of the set, else of the record, else their numbers."""
     if distilled is not None:
-        return distilled.classes
+        return readable(distilled.classes)
     names = (record.get("data") or {}).get("classes")
     if isinstance(names, list):
-        return names
+        return readable(names)
     count = 0 if shown is None else 1 + int(torch.cat([shown.answers.flatten(), shown.labels]).max())
     return [str(number) for number in range(count)]
 
@@ -191,11 +192,11 @@ def _mark(eps: float, bools: Tensor) -> Mark:
 
 def images_of_classes(distilled: DistilledSet, images: int = IMAGES) -> Pictures:
     """Return the images of a set, a row for each class."""
-    classes = distilled.image_classes
+    classes, names = distilled.image_classes, readable(distilled.classes)
     present = classes.unique().tolist()
     rows = []
     for c in present[:CLASSES]:
-        which, name = (classes == c).nonzero()[:images, 0], distilled.classes[c]
+        which, name = (classes == c).nonzero()[:images, 0], names[c]
         text = f"{len(which)} images of {name}"
         rows.append(Picture(row_of_images(distilled.images[which]), text, name, len(which)))
     caption = f"The distilled images, {distilled.images.shape[-1]} pixels wide, values cut to [0, 1]."

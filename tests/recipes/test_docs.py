@@ -82,6 +82,16 @@ def test_the_readme_names_every_method() -> None:
     assert [name for name in find_methods() if f"`{name}`" not in text] == []
 
 
+def test_the_readme_is_read_aloud_in_two_minutes() -> None:
+    text = re.sub(
+        r"```.*?```|^\|.*?$|!\[.*?\]\(.*?\)|(?<=\])\(.*?\)",
+        "",
+        (ROOT / "README.md").read_text(),
+        flags=re.DOTALL | re.M,
+    )
+    assert 200 < len(re.findall(r"\w[\w.'-]*", text)) < 400  # without code, tables and addresses
+
+
 def _flags_by_command() -> dict[str, set[str]]:
     """Return the flags of each command and each method, from the pinned list."""
     sections = (ROOT / "tests" / "golden" / "flags.txt").read_text().split("\n\n")

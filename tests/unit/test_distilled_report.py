@@ -12,6 +12,7 @@ from torchvision.utils import save_image
 from distill.distilled import FORMAT, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
+from distill.reports.class_names import readable
 from distill.reports.grid import picture, save_grid
 from distill.runs.files import read_tensors, write_tensors
 
@@ -159,6 +160,17 @@ def test_the_grid_has_a_row_a_class_with_its_name() -> None:
     grid = picture(SET)
     assert grid.size == (2 * (64 + 2) + 2, 3 * (64 + 2) + 2)
     assert grid.getpixel((34, 34)) != grid.getpixel((34, 34 + 2 * 66))  # class a is dark, class c light
+
+
+def test_wordnet_s_numbers_are_shown_as_words(tmp_path: Path) -> None:
+    save_grid(replace(SET, classes=("n01440764", "n02979186", "c")), tmp_path / "numbers.png")
+    save_grid(replace(SET, classes=("tench", "cassette player", "c")), tmp_path / "words.png")
+    assert (tmp_path / "numbers.png").read_bytes() == (tmp_path / "words.png").read_bytes()
+
+
+def test_two_classes_of_one_word_keep_their_numbers() -> None:
+    two = ["n02012849", "n03126707"]
+    assert readable([*two, "n99999999"]) == ("crane n02012849", "crane n03126707", "n99999999")
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("a cat", "Füchse", "a very long name of a class")])

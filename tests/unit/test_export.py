@@ -16,7 +16,7 @@ from baselines.mtt import label_recipes, recipes
 from distill.app.export import export, run_export
 from distill.data import FACTS, ImageSet
 from distill.data.facts import Constants
-from distill.distilled import DistilledSet
+from distill.distilled import FORMAT, DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.read import read
@@ -147,6 +147,28 @@ def test_npz_keeps_own_tensors_and_training(tmp_path: Path) -> None:
     assert torch.equal(found.training_tensors["labels"], torch.ones(4, 2))
     assert found.training == MethodTraining(order=[[0, 1], [2, 3]])
     assert (found.mean, found.std) == (ours.mean, ours.std)
+
+
+def test_npz_keeps_the_classes_that_images_were_made_for(tmp_path: Path) -> None:
+    ours = made(labels=torch.tensor([[0.9, 0.1]] * 4), made_for=(0, 0, 1, 1), teacher="pgd_at@4/255")
+    export(ours, tmp_path, "npz", tmp_path / "out")
+    found = back(tmp_path / "out" / "distilled.npz")
+    assert (found.made_for, found.teacher) == ((0, 0, 1, 1), "pgd_at@4/255")
+    turned = back(tmp_path / "out" / "distilled.npz", replace(REAL, classes=REAL.classes[::-1]))
+    assert (turned.classes, turned.made_for) == (REAL.classes[::-1], (1, 1, 0, 0))
+    assert torch.equal(turned.labels, ours.labels.flip(1))
+
+
+@pytest.mark.parametrize("wrong", [[0, 0, 1, 2], [0, 0, 1, -1], [0, 1], ["a", 0, 1, 1], [[0], 0, 1, 1], 3])
+def test_an_npz_whose_made_for_is_damaged_gets_one_line(wrong: object, tmp_path: Path) -> None:
+    ours = made(labels=torch.tensor([[0.9, 0.1]] * 4), made_for=(0, 0, 1, 1))
+    export(ours, tmp_path, "npz", tmp_path / "out")
+    with np.load(tmp_path / "out" / "distilled.npz") as stored:
+        arrays = dict(stored)
+    facts = json.loads(str(arrays[FORMAT])) | {"made_for": wrong}
+    np.savez(tmp_path / "a.npz", **(arrays | {FORMAT: np.array(json.dumps(facts))}))
+    with pytest.raises(InputError, match=r"made_for|is no set of ours"):
+        back(tmp_path / "a.npz")
 
 
 def test_mtt_of_a_whitened_set_is_whitened(tmp_path: Path) -> None:
