@@ -7,7 +7,16 @@ import csv
 import re
 from pathlib import Path
 
-__all__ = ["TABLES", "frontier_comparison", "frontier_points", "frontier_short", "theory_table", "with_table"]
+__all__ = [
+    "TABLES",
+    "autoattack_table",
+    "frontier_comparison",
+    "frontier_points",
+    "frontier_short",
+    "theory_table",
+    "whole_size_table",
+    "with_table",
+]
 
 ROOT = Path(__file__).parents[2]
 TEST, REAL, TRANSFER = "test images", "training images", "from training to distilled images"
@@ -69,7 +78,7 @@ ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/25
 
 def frontier_points() -> str:
     """Return the table of the points of docs/frontier.md: a line for each method at a strength."""
-    found = _points()
+    found = _points(FRONTIER)
     columns = ["clean", *(name for name in ATTACKS.values() if any(name in means for means in found.values()))]
     lines = [["method", "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
     for (method, setting), means in found.items():
@@ -83,27 +92,69 @@ def frontier_comparison() -> str:
     for line in _read(FRONTIER):
         if line["kind"] == "equal_clean" and line["attack"] != "linf" and line["difference"]:
             clean = f"{float(line['clean']):.1f}" + (", less accurate" if line["reach"] == "below" else "")
-            interval = f"{float(line['low']):+.1f} to {float(line['high']):+.1f}"
-            difference = f"{float(line['difference']):+.1f} ({interval})"
-            p = f"{float(line['p_holm']):.2g}" if line["p_holm"] else "-"
-            attack = ATTACKS[line["attack"]]
-            lines.append([_code(line["method"]), attack, clean, f"{float(line['robust']):.1f}", difference, p])
+            attack, robust = ATTACKS[line["attack"]], f"{float(line['robust']):.1f}"
+            lines.append([_code(line["method"]), attack, clean, robust, *_difference(line)])
+    return _table(lines)
+
+
+def _difference(line: dict[str, str]) -> list[str]:
+    """Return the difference of a comparison with its interval, and p after Holm's correction."""
+    interval = f"{float(line['low']):+.1f} to {float(line['high']):+.1f}"
+    p = f"{float(line['p_holm']):.2g}" if line["p_holm"] else "-"
+    return [f"{float(line['difference']):+.1f} ({interval})", p]
+
+
+def autoattack_table() -> str:
+    """Return the table of the most robust points under AutoAttack, and their differences to DC."""
+    name = "autoattack-cifar10-16px.csv"
+    compared = {line["method"]: line for line in _read(name) if line["kind"] == "equal_clean" and line["difference"]}
+    lines = [["method", "setting", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
+    lines.append(["---"] * len(lines[0]))
+    for (method, setting), means in _points(name).items():
+        if "AutoAttack" in means:
+            line = compared.get(method)
+            difference = ["", ""] if line is None else _difference(line)
+            columns = [means[column] for column in ("clean", *ATTACKS.values())]
+            lines.append([_code(method), setting, *columns, *difference, means["count"]])
+    return _table(lines)
+
+
+SETS_OF_32 = {
+    "random_robust_views": "random real images, an adversarially trained teacher's label for every view",
+    "random_plain_views": "random real images, a plain teacher's label for every view",
+    "res_DC": "DC's published images, hard labels",
+}
+"""start of a method's name in labels-cifar10-32px.csv -> how docs/frontier.md names its set"""
+
+
+def whole_size_table() -> str:
+    """Return the table of the sets at 32 px: a line for each set and number of images."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in _read("labels-cifar10-32px.csv"):
+        (name,) = (words for start, words in SETS_OF_32.items() if line["method"].startswith(start))
+        column = ATTACKS.get(line["attack"], line["attack"])
+        cell = f"{float(line['mean']):.1f} ± {float(line['std']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+        found.setdefault((line["ipc"], name), {})[column] = cell
+    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
+    lines = [["images a class", "images and labels at 32 px", *columns], ["---"] * (2 + len(columns))]
+    for (ipc, name), means in sorted(found.items(), key=lambda item: (-int(item[0][0]), -float(item[1]["APGD-T"][:4]))):
+        lines.append([ipc, name, *(means[column] for column in columns)])
     return _table(lines)
 
 
 def frontier_short() -> str:
     """Return the table of the README: a few points of the frontier, with what their images and labels are."""
-    found = _points()
+    found = _points(FRONTIER)
     columns = [name for name in ("clean", *ATTACKS.values()) if all(name in found[place] for place in SHORT)]
     lines = [["images and labels", *columns], ["---"] * (1 + len(columns))]
     lines += [[words, *(found[place][name] for name in columns)] for place, words in SHORT.items()]
     return _table(lines)
 
 
-def _points() -> dict[tuple[str, str], dict[str, str]]:
-    """Return the points of the frontier: (method, setting) -> column -> percent, and their count of sets, students."""
+def _points(file: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return the points of a frontier: (method, setting) -> column -> percent, and their count of sets, students."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for line in _read(FRONTIER):
+    for line in _read(file):
         if line["kind"] == "point":
             start = {"clean": f"{float(line['clean']):.1f}", "count": f"{line['sets']}, {line['students']}"}
             means = found.setdefault((line["method"], line["setting"]), start)
