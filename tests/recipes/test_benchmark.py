@@ -68,7 +68,7 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
 
 def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
     words = [*WORDS, "--methods", "random,dm", "--ipc", "1", "--jobs", "1", "--data-dir", data, "--runs", tmp_path]
-    words += ["--flags", *EXTRA, f"{DM} 400 --checkpoint-seconds 0"]
+    words += ["--flags", *EXTRA, f"{DM} 150 --checkpoint-seconds 0"]
     command = [sys.executable, "-m", "distill", *map(str, words)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
