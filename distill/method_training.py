@@ -53,9 +53,9 @@ class MethodTraining:
     labels: str | None = None
     """path of the folder of stored labels of crops, relative to the folder of the set (sre2l)"""
     teacher: str | None = None
-    """path of the teacher's weights, relative to the folder of the set (sre2l)"""
+    """path of the teacher's weights, relative to the folder of the set (sre2l, METHOD_robust_views)"""
     teacher_backbone: str | None = None
-    """network of the teacher (sre2l)"""
+    """network of the teacher (sre2l, METHOD_robust_views)"""
     validate: dict[str, Any] | None = None
     """fields of `sre2l.validate.Validate` (sre2l)"""
     compute: dict[str, Any] | None = None

@@ -149,6 +149,8 @@ class Teacher:
     """from normalised images (N, C, H, W) to logits (N, K)"""
     stage: str
     """name of its stage"""
+    backbone: str
+    """name of the network"""
 
 
 def _is_file(text: str) -> bool:
@@ -230,7 +232,7 @@ def teachers_of(real: ImageSet, backbone: str, config: RobustLabels, run: Run) -
                 squeeze(real, network, settings, Compute(), run)
         barrier()
         trained, stage = squeeze(real, network, settings, Compute(), run)
-        found.append(Teacher(trained.network.eval(), stage))
+        found.append(Teacher(trained.network.eval(), stage, network))
     return found
 
 

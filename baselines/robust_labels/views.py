@@ -29,6 +29,7 @@ from sre2l.precision import Compute
 from sre2l.rded_recipes import EPOCHS, VALIDATE, students
 from sre2l.relabel import Relabel, relabel
 from sre2l.relabel import check as check_relabel
+from sre2l.squeeze import FILE
 from sre2l.validate import Validate
 from sre2l.work import labels_work, student_work
 
@@ -100,6 +101,10 @@ def with_views(
     store = relabel(RobustTeacher(network, CrossEntropy()), stages, images, normalize, views, Compute(), run)
     of_students = {"validate": vars(validate), "compute": vars(Compute())}
     training = replace(made.training, labels=os.path.relpath(store, run.folder), **of_students)
+    same = (made.mean, made.std) == (real.mean, real.std)  # published sets have constants of their own
+    if len(teachers) == 1 and same:  # who evaluates the students evaluates their teacher too
+        path = os.path.relpath(run.stages / teachers[0].stage / FILE, run.folder)
+        training = replace(training, teacher=path, teacher_backbone=teachers[0].backbone)
     return replace(made, training=training)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.distilled import DistilledSet
 from distill.evaluation.intervals import accuracy_interval
-from distill.evaluation.row_files import FILE, find_rows
+from distill.evaluation.row_files import FILE, find_rows, read_rows
 from distill.evaluation.rows import ColumnKey, Row
 from distill.evaluation.shown import Examples, Shown, read_shown
 from distill.reports.class_names import readable
@@ -79,7 +79,7 @@ def run_page(folder: Path) -> Page:
             Section("Curvature", list(_curvature(folder / "curvature"))),
             Section("How to repeat this run", _provenance(folder, rows, record, steps)),
         ],
-        summary=_sentences(rows, bools),
+        summary=[*_sentences(rows, bools), *_of_teacher(folder, bools)],
     )
 
 
@@ -114,6 +114,19 @@ def _sentences(rows: Sequence[Row], bools: Mapping[ColumnKey, Tensor]) -> list[s
     if doubts:
         found.append(f"A check doubts the accuracy under {', '.join(doubts)}: see the verdicts.")
     return found
+
+
+def _of_teacher(folder: Path, bools: Mapping[ColumnKey, Tensor]) -> list[str]:
+    """Return what bounds the students of a teacher's labels: the accuracies of the teacher."""
+    path = folder / "teacher.jsonl"
+    if not path.exists():
+        return []
+    names = headings(bools)
+    found = [(row, names.get(row.column, row.attack)) for row in read_rows(path)]
+    words = [
+        f"{row.accuracy:.1f} % {'without an attack' if name == 'clean' else f'under {name}'}" for row, name in found
+    ]
+    return [f"Their teacher has {', '.join(words)}."]
 
 
 def _with_interval(bools: Tensor) -> str:

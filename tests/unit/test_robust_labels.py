@@ -118,12 +118,12 @@ def test_a_teacher_is_trained_once_for_all_temperatures(tmp_path: Path) -> None:
 def test_several_teachers_label_views_by_the_mean_of_their_probabilities(tmp_path: Path) -> None:
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     networks = [teacher_file(file, seed)[1] for seed, file in enumerate(files)]
-    found = MeanTeacher([Teacher(network, "") for network in networks], temperature=2.0)
+    found = MeanTeacher([Teacher(network, "", "") for network in networks], temperature=2.0)
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = torch.stack([(network(x) / 2).softmax(1) for network in networks]).mean(0)
         assert torch.allclose(found(x).exp(), expected)
-        one = MeanTeacher([Teacher(networks[0], "")])
+        one = MeanTeacher([Teacher(networks[0], "", "")])
         assert torch.allclose(one(x), networks[0](x).log_softmax(1), atol=1e-6)
     made = distilled("random_plain_views", tmp_path, teacher=",".join(map(str, files)))
     store = Labels(tmp_path / "random_plain_views" / str(made.training.labels), digest(made.images))
@@ -143,6 +143,10 @@ def test_students_of_views_train_on_them(run: Path, capsys: pytest.CaptureFixtur
     assert {(row["protocol"], row["labels"], row["teacher"]) for row in rows} == {
         ("own", "teacher", "pgd_at:steps=3@4/255")
     }
+    assert "\nteacher: clean " in capsys.readouterr().out  # what bounds its students
+    assert "Their teacher has " in (made.parent / "report.html").read_text()
+    of_teacher = [json.loads(line) for line in (made.parent / "teacher.jsonl").read_text().splitlines()]
+    assert [row["attack"] for row in of_teacher] == ["clean", "linf"]
     evaluate = ["evaluate", str(made), "--students", "1", "--student.epochs", "2", "--attacks", "linf", *places]
     assert main([*evaluate, "--protocol", "own"]) == 0  # a method that is found by its name alone
     assert main([*evaluate, "--seed", "1"]) == 0
