@@ -19,7 +19,7 @@ from distill.reports.class_names import readable
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Page, Part, Picture, Pictures, Section, Table, Text
 from distill.reports.pictures import file_address, row_of_images
-from distill.reports.run_page import accuracy_cell
+from distill.reports.run_results import accuracy_cell
 from distill.reports.sets import set_of_run
 from distill.reports.settings import distinct_labels, settings_of
 from distill.reports.summary import headings
