@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges, shown
 
-__all__ = ["MethodTraining"]
+__all__ = ["COMPANIONS", "MethodTraining"]
 
+COMPANIONS = ("whitening", "labels", "teacher")
+"""fields that name a file, or a folder of labels, which belongs to the set"""
 TEXTS = ("augment", "whitening", "weights", "labels", "teacher", "teacher_backbone")
 LISTS = ("order", "lrs", "fixed")
 MAPPINGS = ("validate", "compute", "extra")

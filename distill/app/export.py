@@ -33,9 +33,10 @@ class ExportCommand:
 
     path: tyro.conf.Positional[Path]
     """distilled.safetensors, or the folder of its run"""
-    to: Literal["dc", "mtt", "imagefolder", "npz", "hf", "hub"]
+    to: Literal["dc", "mtt", "imagefolder", "npz", "hf", "hub", "set"]
     """dc: res_*.pt, mtt: images_best.pt and labels_best.pt, imagefolder: CLASS/NNNN.png, npz: one exact NumPy file,
-    hf: a folder of Hugging Face datasets, hub: a repository for the Hugging Face Hub (docs/published.md)"""
+    hf: a folder of Hugging Face datasets, hub: a repository for the Hugging Face Hub, set: our own file with the labels
+    of its views, its teacher and its whitening (docs/published.md)"""
     out: Path | None = None
     """folder to write to; None: export/FORMAT beside the set"""
     overwrite: bool = False

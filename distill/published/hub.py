@@ -8,6 +8,7 @@ from torch import Tensor
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.published.card import card
+from distill.published.whole import write_whole
 
 __all__ = ["as_pictures", "datasets_for", "write_hub"]
 
@@ -52,7 +53,7 @@ def as_pictures(images: Tensor) -> list[Any]:
 
 
 def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
-    """Write README.md, data/*.parquet and distilled.safetensors.
+    """Write README.md, data/*.parquet, distilled.safetensors and what it names (`write_whole`).
 
     The columns of the table: `image` (PNG of 8 bits), `label` (with the names of the classes), and `soft_label` where
     labels are probabilities; `label` is `DistilledSet.image_classes`.
@@ -61,7 +62,7 @@ def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
         messages for the user.
 
     Raises:
-        InputError: the package datasets is missing.
+        InputError: the package datasets, or a part of the set, is missing.
     """
     datasets = datasets_for("hub")
     images, labels = distilled.images[:], distilled.labels
@@ -76,11 +77,12 @@ def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     (out / PARQUET).parent.mkdir(parents=True)
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     table.to_parquet(str(out / PARQUET))
-    distilled.save(out / "distilled.safetensors")
+    whole = write_whole(distilled, folder, out)
     (out / "README.md").write_text(card(distilled, folder, USE, CONFIGS), encoding="utf-8")
     outside = ((images < 0) | (images > 1)).double().mean().item()
     return [
         f"hub: column image has 8 bits ({outside:.1%} of the values are outside [0, 1]); distilled.safetensors is "
         "exact",
+        *whole,
         f"hub: upload with: hf upload NAME {out.name} --repo-type dataset",
     ]

@@ -14,9 +14,10 @@ from distill.data.facts import Constants
 from distill.data.pictures import write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
-from distill.method_training import MethodTraining
+from distill.method_training import COMPANIONS, MethodTraining
 from distill.published.card import card
 from distill.published.hub import as_pictures, datasets_for, write_hub
+from distill.published.whole import write_whole
 from distill.training.whiten import preprocessing
 from robust import Normalize
 
@@ -76,7 +77,7 @@ def write_mtt(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     lr = "no learned learning rate" if card["lr"] is None else f"the learned learning rate {card['lr']:.4g}"
     if space == "whitened":
         return [f"mtt: whitened (kornia's ZCA, eps 0.1); {lr} in learned_lr.json"]
-    return [f"mtt: {_normalisation_text(constants)}; {lr} in learned_lr.json{_whitening_note(distilled)}"]
+    return [f"mtt: {_normalisation_text(constants)}; {lr} in learned_lr.json{_left_out(distilled)}"]
 
 
 def write_imagefolder(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
@@ -104,14 +105,15 @@ SOFT = ("made_for", "teacher")
 
 def write_npz(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     """Write `distilled.npz`: exact images, labels, training tensors, and the other fields as a JSON text."""
-    training = replace(distilled.training, whitening=None).to_json()
+    outside = dict.fromkeys((*COMPANIONS, "teacher_backbone"))  # files that an .npz does not have
+    training = replace(distilled.training, **outside).to_json()
     fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
     fields |= {name: kept for name in SOFT if (kept := getattr(distilled, name))}
     arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}
     arrays |= {f"{OWN}{name}": tensor.numpy() for name, tensor in distilled.training_tensors.items()}
     arrays[FORMAT] = np.array(json.dumps(fields))
     np.savez(out / "distilled.npz", **arrays)  # pyright: ignore[reportArgumentType]  # no array is named allow_pickle
-    return [f"npz: images (N, C, H, W) in pixels, exact; labels; {FORMAT}, a JSON text{_whitening_note(distilled)}"]
+    return [f"npz: images (N, C, H, W) in pixels, exact; labels; {FORMAT}, a JSON text{_left_out(distilled)}"]
 
 
 def write_hf(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
@@ -131,7 +133,7 @@ def write_hf(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     features = datasets.Features({"image": datasets.Image(), "pixels": exact, name: kind})
     columns = {"image": as_pictures(images), "pixels": list(images.numpy()), name: distilled.labels.tolist()}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(out))
-    return [f"hf: column pixels is exact, column image has 8 bits for viewing{_whitening_note(distilled)}"]
+    return [f"hf: column pixels is exact, column image has 8 bits for viewing{_left_out(distilled)}"]
 
 
 def _refuse_soft_labels(distilled: DistilledSet, form: str) -> None:
@@ -149,8 +151,12 @@ def _normalisation_text(constants: Constants) -> str:
     return f"normalised with mean {mean}, std {std}"
 
 
-def _whitening_note(distilled: DistilledSet) -> str:
-    return "; the whitening is left out" if distilled.training.whitening is not None else ""
+def _left_out(distilled: DistilledSet) -> str:
+    """Return what of a set a format has no place for."""
+    training = distilled.training
+    lines = ["the whitening is left out"] if training.whitening is not None else []
+    lines += ["the labels of its views are left out, --to set has them"] if training.labels is not None else []
+    return "".join(f"; {line}" for line in lines)
 
 
 EXPORTS: dict[str, Callable[[DistilledSet, Path, Path], list[str]]] = {
@@ -160,8 +166,10 @@ EXPORTS: dict[str, Callable[[DistilledSet, Path, Path], list[str]]] = {
     "npz": write_npz,
     "hf": write_hf,
     "hub": write_hub,
+    "set": write_whole,
 }
 """name of a format -> function (set, folder of the set's file, output folder) -> lines for the user
 
-The folder of the set's file is where `write_mtt` looks for the whitening. Output folders exist and are empty.
+The folder of the set's file is where `write_mtt` and `write_whole` look for what the set names. Output folders exist
+and are empty.
 """

@@ -199,7 +199,7 @@ def test_a_file_that_would_run_something_is_one_line_and_exit_code_2(
         ("evaluate SET --dataset folder --source ours", "no set of ours"),
         ("evaluate EMPTY --dataset folder", "no distilled set that is known: the folder has nothing"),
         ("evaluate NOWHERE --source dc", "NOWHERE is not there; --source is for published sets"),
-        ("export", "export takes a path first: bash run.sh export RUN --to dc|mtt|imagefolder|npz|hf|hub"),
+        ("export", "export takes a path first: bash run.sh export RUN --to dc|mtt|imagefolder|npz|hf|hub|set"),
         ("export NOWHERE --to dc", "there is no file NOWHERE"),
         ("export NOWHERE --to csv", "invalid choice"),
         ("export NOWHERE", "--to"),

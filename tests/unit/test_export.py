@@ -390,4 +390,4 @@ def test_the_normalised_tensor_is_the_networks_input(tmp_path: Path) -> None:
     export(made(), tmp_path, "mtt", tmp_path / "out")
     images = torch.load(tmp_path / "out" / "images_best.pt", weights_only=True)
     assert torch.equal(images, Normalize(REAL.mean, REAL.std)(made().images))
-    assert set(EXPORTS) == {"dc", "mtt", "imagefolder", "npz", "hf", "hub"}
+    assert set(EXPORTS) == {"dc", "mtt", "imagefolder", "npz", "hf", "hub", "set"}
