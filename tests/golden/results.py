@@ -107,7 +107,8 @@ def _difference(line: dict[str, str]) -> list[str]:
 def autoattack_table() -> str:
     """Return the table of the most robust points under AutoAttack, and their differences to DC."""
     name = "autoattack-cifar10-16px.csv"
-    compared = {line["method"]: line for line in _read(name) if line["kind"] == "equal_clean" and line["difference"]}
+    lines_of_it = [line for line in _read(name) if ATTACKS[line["attack"]] == "AutoAttack"]
+    compared = {line["method"]: line for line in lines_of_it if line["kind"] == "equal_clean" and line["difference"]}
     lines = [["method", "setting", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
     lines.append(["---"] * len(lines[0]))
     for (method, setting), means in _points(name).items():
@@ -122,18 +123,21 @@ def autoattack_table() -> str:
 SETS_OF_32 = {
     "random_robust_views": "random real images, an adversarially trained teacher's label for every view",
     "random_plain_views": "random real images, a plain teacher's label for every view",
-    "res_DC": "DC's published images, hard labels",
+    "random_guard_views": "random real images, a GUARD teacher's label for every view",
+    "dc": "DC's published images, hard labels",
+    "dc_relabelled": "DC's published images, an adversarially trained teacher's label for every view",
 }
-"""start of a method's name in labels-cifar10-32px.csv -> how docs/frontier.md names its set"""
+"""method in labels-cifar10-32px.csv -> how docs/frontier.md names its set"""
 
 
 def whole_size_table() -> str:
     """Return the table of the sets at 32 px: a line for each set and number of images."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in _read("labels-cifar10-32px.csv"):
-        (name,) = (words for start, words in SETS_OF_32.items() if line["method"].startswith(start))
+        name = SETS_OF_32[line["method"]]
         column = ATTACKS.get(line["attack"], line["attack"])
-        cell = f"{float(line['mean']):.1f} ± {float(line['std']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+        spread = f" ± {float(line['std']):.1f}" if line["std"] else ""  # one student has none
+        cell = f"{float(line['mean']):.1f}{spread}{'' if line['verdict'] == 'ok' else ' ?'}"
         found.setdefault((line["ipc"], name), {})[column] = cell
     columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
     lines = [["images a class", "images and labels at 32 px", *columns], ["---"] * (2 + len(columns))]
@@ -187,6 +191,7 @@ TABLES = {
     "docs/frontier.md": [
         (r"^\| method \| setting \|.*\n(?:\|.*\n)+", frontier_points),
         (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
+        (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
     ],
 }
 """page -> its tables, each with the function that makes it"""
