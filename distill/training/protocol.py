@@ -60,5 +60,7 @@ def selected_protocol(protocol: str, method: str, own: ProtocolOf | None) -> Pro
     if protocol == "standard":
         return None
     if own is None:
-        raise InputError(f"{method} has no own way of training students; take --protocol standard")
+        raise InputError(
+            f"{method} has no own way of training students, or its set lacks the labels for it: take --protocol standard"
+        )
     return own
