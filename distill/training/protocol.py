@@ -61,6 +61,6 @@ def selected_protocol(protocol: str, method: str, own: ProtocolOf | None) -> Pro
         return None
     if own is None:
         raise InputError(
-            f"{method} has no own way of training students, or its set lacks the labels for it: take --protocol standard"
+            f"{method} has no own way of training students, or its set lacks labels for it: take --protocol standard"
         )
     return own
