@@ -84,5 +84,5 @@ def write_hub(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
         f"hub: column image has 8 bits ({outside:.1%} of the values are outside [0, 1]); distilled.safetensors is "
         "exact",
         *whole,
-        f"hub: upload with: hf upload NAME {out.name} --repo-type dataset",
+        "hub: upload, in the folder: hf upload NAME . --repo-type dataset",
     ]
