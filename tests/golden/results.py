@@ -109,14 +109,14 @@ def autoattack_table() -> str:
     name = "autoattack-cifar10-16px.csv"
     lines_of_it = [line for line in _read(name) if ATTACKS[line["attack"]] == "AutoAttack"]
     compared = {line["method"]: line for line in lines_of_it if line["kind"] == "equal_clean" and line["difference"]}
-    lines = [["method", "setting", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
+    lines = [["method", "point", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
     lines.append(["---"] * len(lines[0]))
     for (method, setting), means in _points(name).items():
         if "AutoAttack" in means:
             line = compared.get(method)
             difference = ["", ""] if line is None else _difference(line)
             columns = [means[column] for column in ("clean", *ATTACKS.values())]
-            lines.append([_code(method), setting, *columns, *difference, means["count"]])
+            lines.append([_code(method), setting.split()[-1], *columns, *difference, means["count"]])
     return _table(lines)
 
 
@@ -191,6 +191,7 @@ TABLES = {
     "docs/frontier.md": [
         (r"^\| method \| setting \|.*\n(?:\|.*\n)+", frontier_points),
         (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
+        (r"^\| method \| point \|.*\n(?:\|.*\n)+", autoattack_table),
         (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
     ],
 }
