@@ -88,7 +88,7 @@ export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [ "${1:-}" = test ]; then
     shift
     cd "$here"
-    if [ "${1:-}" = --fast ]; then  # under two minutes on two cores; needs only pytest (pyproject.toml: markers)
+    if [ "${1:-}" = --fast ]; then  # about two minutes on two cores; needs only pytest (pyproject.toml: markers)
         shift
         set -- -m "not slow and not long" "$@"
     fi
