@@ -1,7 +1,7 @@
 """What the protocol of a method needs to know of a distilled set in order to train students on it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges, shown
@@ -66,6 +66,11 @@ class MethodTraining:
     """images along a side of a stored image, where several images of the set share the storage of one (coresets)"""
     extra: dict[str, Any] = field(default_factory=dict)
     """fields of methods outside this tree, of JSON's types"""
+
+    @property
+    def alone(self) -> "MethodTraining":
+        """The same without its companions, for a file that is read without them."""
+        return replace(self, **dict.fromkeys((*COMPANIONS, "teacher_backbone")))
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -7,7 +7,6 @@ GUARD.
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from distill.data.pictures import NUMBERED, picture_folders, read_all_pictures
 from distill.distilled import FORMAT, OWN
 from distill.errors import InputError
-from distill.method_training import COMPANIONS, MethodTraining
+from distill.method_training import MethodTraining
 from distill.published.hugging_face import read_hugging_face
 from distill.published.mtt_files import read_mtt
 from distill.published.pairs import pair_in, pixels_or_unsaid, with_channels_first
@@ -213,7 +212,7 @@ def _ours(path: Path, reading: Reading) -> Raw:
             description,
             facts["augment"],
             facts["backbone"],
-            replace(training, **dict.fromkeys((*COMPANIONS, "teacher_backbone"))),  # files that an .npz does not have
+            training.alone,
             tensors,
             names=names,
             constants=constants,

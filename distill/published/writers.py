@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from distill.data.facts import Constants
 from distill.data.pictures import write_pictures
 from distill.distilled import FIELDS, FORMAT, OWN, DistilledSet
 from distill.errors import InputError
-from distill.method_training import COMPANIONS, MethodTraining
+from distill.method_training import MethodTraining
 from distill.published.card import card
 from distill.published.hub import as_pictures, datasets_for, write_hub
 from distill.published.whole import write_whole
@@ -105,8 +104,7 @@ SOFT = ("made_for", "teacher")
 
 def write_npz(distilled: DistilledSet, folder: Path, out: Path) -> list[str]:
     """Write `distilled.npz`: exact images, labels, training tensors, and the other fields as a JSON text."""
-    outside = dict.fromkeys((*COMPANIONS, "teacher_backbone"))  # files that an .npz does not have
-    training = replace(distilled.training, **outside).to_json()
+    training = distilled.training.alone.to_json()
     fields = {name: getattr(distilled, name) for name in FIELDS} | {"training": training}
     fields |= {name: kept for name in SOFT if (kept := getattr(distilled, name))}
     arrays = {"images": distilled.images[:].numpy(), "labels": distilled.labels.numpy()}

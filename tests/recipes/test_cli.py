@@ -36,7 +36,7 @@ def run(*words: str | Path) -> int:
 
 
 @pytest.mark.parametrize("recipe", ["quick", "paper"])
-@pytest.mark.parametrize("method", ["dc", "guard_dsa"])
+@pytest.mark.parametrize("method", ["dc", "dsa", "guard_dc", "guard_dsa"])
 def test_every_recipe_runs_and_leaves_a_whole_folder(
     method: str, recipe: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +80,7 @@ TRAJECTORIES = ["--num-experts", "1", "--train-epochs", "2", "--expert-epochs", 
 TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", "--lr-img", "0.1", "--no-zca"]
 
 
+@pytest.mark.parametrize("recipe", ["quick", "paper"])
 @pytest.mark.parametrize(
     ("method", "flags"),
     [
@@ -97,8 +98,8 @@ TRAJECTORIES += ["--batch-train", "8", "--iterations", "2", "--syn-steps", "2", 
         ("kip", ["--iterations", "2", "--target-batch", "8"]),
     ],
 )
-def test_the_baselines_run(method: str, flags: list[str], data: Path, tmp_path: Path) -> None:
-    words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", "paper", "--ipc", "2"]
+def test_the_baselines_run(method: str, flags: list[str], recipe: str, data: Path, tmp_path: Path) -> None:
+    words = [method, "folder", "--data-dir", data, "--runs", tmp_path, "--recipe", recipe, "--ipc", "2"]
     words += ["--backbone", "convnet:width=4", "--students", "2", "--student.epochs", "10", *flags]
     assert run(*words) == 0
     folder = tmp_path / method / label("folder", data) / "ipc2" / "seed0"

@@ -61,9 +61,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return results(runs)
 
 
-def test_the_results_are_equal_to_the_bit(expected: dict[str, object], tmp_path: Path) -> None:
-    """Of three processes; of two, below, after a worker was killed."""
-    code, out, error = run(WORDS, tmp_path, 3)
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_results_are_equal_to_the_bit(count: int, expected: dict[str, object], tmp_path: Path) -> None:
+    code, out, error = run(WORDS, tmp_path, count)
     assert code == 0, error
     assert out.count("random on digits") == 1
     found = results(tmp_path)

@@ -10,18 +10,12 @@ from distill.app.export import export
 from distill.app.main import main
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from tests.toy import write_toy
 
 JUDGE = ["--students", "2", "--attacks", "linf", "--protocol", "own"]
 
 
 def run(*words: str | Path) -> int:
     return main([str(word) for word in words])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

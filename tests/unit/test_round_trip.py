@@ -22,7 +22,7 @@ FILES = {
 
 @pytest.mark.parametrize(
     "form", [form for form in EXPORTS if form not in ("hub", "set")]
-)  # which have our own file: tests/unit/test_hub.py, tests/unit/test_whole_set.py
+)  # which have our own file: tests/unit/test_hub.py, tests/recipes/test_whole_set.py
 def test_what_export_writes_is_read_again(form: str, tmp_path: Path) -> None:
     if form == "hf":
         pytest.importorskip("datasets")
