@@ -5,14 +5,18 @@ A stored result is what a command of the program wrote (its page has the command
 
 import csv
 import re
+from functools import partial
 from pathlib import Path
 
 __all__ = [
     "TABLES",
     "autoattack_table",
+    "beyond_comparison",
+    "beyond_points",
     "frontier_comparison",
     "frontier_points",
     "frontier_short",
+    "sweep_table",
     "theory_table",
     "whole_size_table",
     "with_table",
@@ -76,20 +80,25 @@ ATTACKS = {"linf": "PGD-10", "apgd_t:steps=20@2/255": "APGD-T", "autoattack@2/25
 """column of `frontier.csv` -> its heading, at linf 2/255"""
 
 
-def frontier_points() -> str:
-    """Return the table of the points of docs/frontier.md: a line for each method at a strength."""
-    found = _points(FRONTIER)
+def frontier_points(name: str = FRONTIER, first: str = "method") -> str:
+    """Return the table of the points of a frontier: a line for each method at a strength.
+
+    Args:
+        name: of its file in docs/results.
+        first: heading of the methods.
+    """
+    found = _points(name)
     columns = ["clean", *(name for name in ATTACKS.values() if any(name in means for means in found.values()))]
-    lines = [["method", "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
+    lines = [[first, "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
     for (method, setting), means in found.items():
         lines.append([_code(method), setting, *(means.get(name, "") for name in columns), means["count"]])
     return _table(lines)
 
 
-def frontier_comparison() -> str:
-    """Return the table of the comparison at equal clean accuracy, under APGD-T and AutoAttack."""
-    lines = [["method", "attack", "clean", "robust", "difference to `dc`", "p"], ["---"] * 6]
-    for line in _read(FRONTIER):
+def frontier_comparison(name: str = FRONTIER, first: str = "method") -> str:
+    """Return the table of the comparison at equal clean accuracy, under APGD-T and AutoAttack; arguments as above."""
+    lines = [[first, "attack", "clean", "robust", "difference to `dc`", "p"], ["---"] * 6]
+    for line in _read(name):
         if line["kind"] == "equal_clean" and line["attack"] != "linf" and line["difference"]:
             clean = f"{float(line['clean']):.1f}" + (", less accurate" if line["reach"] == "below" else "")
             attack, robust = ATTACKS[line["attack"]], f"{float(line['robust']):.1f}"
@@ -117,6 +126,21 @@ def autoattack_table() -> str:
             difference = ["", ""] if line is None else _difference(line)
             columns = [means[column] for column in ("clean", *ATTACKS.values())]
             lines.append([_code(method), setting.split()[-1], *columns, *difference, means["count"]])
+    return _table(lines)
+
+
+BEYOND = "beyond-cifar10-16px.csv"
+beyond_points = partial(frontier_points, BEYOND, "method beyond GUARD")
+beyond_comparison = partial(frontier_comparison, BEYOND, "method beyond GUARD")
+
+
+def sweep_table(*methods: str) -> str:
+    """Return the sweep of the strengths of some methods on the validation split, and DC."""
+    columns = ["clean", "PGD-10", "APGD-T"]
+    lines = [["validation split", "strength", *columns], ["---"] * (2 + len(columns))]
+    for (method, setting), means in _points("sweeps-cifar10-16px-validation.csv").items():
+        if method in ("dc", *methods):
+            lines.append([_code(method), setting, *(means[column] for column in columns)])
     return _table(lines)
 
 
