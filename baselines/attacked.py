@@ -15,7 +15,6 @@ network (`Loss.passes`) fast_at costs 1.7, at with five steps 4.3, trades 5.7, a
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -85,10 +84,10 @@ def _of_kip(base: RecipeOf, facts: Facts, ipc: int) -> Recipe:
     return replace(recipe, config=replace(recipe.config, attack=threat_named("linf", facts.threats).written))
 
 
-def named(name: str, _: Mapping[str, Method]) -> Method | None:
+def named(name: str) -> Method | None:
     """Return KIND_METHOD for the methods with a loss on their real side, such as trades_dsa; None for other names.
 
-    >>> [method and method.name for method in (named("trades_dsa", {}), named("fast_at_cafe", {}), named("at_mtt", {}))]
+    >>> [method and method.name for method in map(named, ("trades_dsa", "fast_at_cafe", "at_mtt"))]
     ['trades_dsa', 'fast_at_cafe', None]
     """
     found = NAME.fullmatch(name)

@@ -5,7 +5,7 @@ the real one. Any method has this form by its name. No paper distils robust feat
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import Recipe, RecipeOf
 from distill.methods import dc_recipes
+from distill.methods.flags import nested
 from distill.methods.method import Method, wrapped
 from distill.runs.run import Run
 from distill.training.work import PROBE, Work
@@ -133,18 +134,20 @@ def _recipe(name: str, recipe: RecipeOf, facts: Facts, ipc: int) -> Recipe:
         fields["features_images"] = max(200, ipc)
     attacks = f"{found.evaluation.attacks},{'autoattack' if name == 'paper' else 'apgd_t:steps=20'}@linf"
     evaluation = found.evaluation if name == "smoke" else replace(found.evaluation, attacks=attacks)
-    return Recipe(Config(found.config, RobustFeatures(**fields)), replace(evaluation, protocol="standard"))
+    config = nested(Config(found.config, RobustFeatures(**fields)), "method")
+    return Recipe(config, replace(evaluation, protocol="standard"))
 
 
-def named(name: str, methods: Mapping[str, Method]) -> Method | None:
+def named(name: str, method_of: Callable[[str], Method | None]) -> Method | None:
     """Return METHOD_robust_features; None for other names.
 
     Args:
         name: of the method.
-        methods: methods by name.
+        method_of: name -> any method; None for an unknown name.
     """
     found = re.fullmatch(rf"(.+){SUFFIX}", name)
-    return featured(methods[found[1]]) if found and found[1] in methods else None
+    base = method_of(found[1]) if found else None
+    return base and featured(base)
 
 
 METHODS = (featured(coreset.METHODS[0]), featured(dc_recipes.METHODS[0]))

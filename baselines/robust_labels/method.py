@@ -28,6 +28,7 @@ from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Recipe
 from distill.method_training import MethodTraining
+from distill.methods.flags import nested
 from distill.methods.method import Method, wrapped
 from distill.runs.description import describe
 from distill.runs.locks import locked
@@ -180,4 +181,4 @@ def relabelled(base: Method, kind: str) -> Method:
 def _recipe(name: str, recipe: Callable[[Facts, int], Recipe], teacher: str, facts: Facts, ipc: int) -> Recipe:
     images = recipe(facts, ipc)
     evaluation = replace(images.evaluation, protocol="standard")
-    return Recipe(Config(images.config, labels_recipe(name, facts, teacher)), evaluation)
+    return Recipe(nested(Config(images.config, labels_recipe(name, facts, teacher)), "images"), evaluation)

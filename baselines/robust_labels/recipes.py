@@ -1,7 +1,7 @@
 """Methods with the labels of a teacher. Those of further methods of images are found by their names (`named`)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from baselines import coreset
 from baselines.mtt import recipes as mtt
@@ -16,21 +16,21 @@ BASES = {method.name: method for method in (*coreset.METHODS, *mtt.METHODS)}
 """methods of images by name"""
 
 
-def named(name: str, methods: Mapping[str, Method]) -> Method | None:
+def named(name: str, method_of: Callable[[str], Method | None]) -> Method | None:
     """Return METHOD_robust_labels, METHOD_guard_views and the like; None for other names.
 
     Args:
         name: of the method.
-        methods: methods of images by name.
+        method_of: name -> a method of images; None for an unknown name.
 
-    >>> [method and method.name for method in (named("mtt_guard_views", BASES), named("mtt_guard", BASES))]
+    >>> [method and method.name for method in (named("mtt_guard_views", BASES.get), named("mtt_guard", BASES.get))]
     ['mtt_guard_views', None]
     """
     parts = NAME.fullmatch(name)
-    if parts is None or parts["base"] not in methods:
+    base = method_of(parts["base"]) if parts else None
+    if parts is None or base is None:
         return None
-    make = relabelled if parts["what"] == "labels" else labelled_views
-    return make(methods[parts["base"]], parts["kind"])
+    return (relabelled if parts["what"] == "labels" else labelled_views)(base, parts["kind"])
 
 
 METHODS = (

@@ -19,6 +19,7 @@ from baselines.robust_labels.method import STRENGTHS, TEACHERS, images_of, relab
 from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Recipe
+from distill.methods.flags import nested
 from distill.methods.method import Method
 from distill.models import build
 from distill.runs.run import Run
@@ -162,4 +163,5 @@ def _recipe(
     elif whole_class:
         views = replace(views, epochs=WHOLE)
     evaluation = replace(images.evaluation, protocol="own")
-    return Recipe(Config(images.config, labels_recipe(name, facts, teacher), views, VALIDATE), evaluation)
+    config = Config(images.config, labels_recipe(name, facts, teacher), views, VALIDATE)
+    return Recipe(nested(config, "images"), evaluation)

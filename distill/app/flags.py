@@ -13,8 +13,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry
 
 from distill.app.loss_flags import refuse_fields_as_flags
-from distill.app.short_help import MANY, flags_of_command, short_help
+from distill.app.short_help import MANY, short_help
 from distill.errors import InputError, one_line
+from distill.methods.flags import flags_of_command
 from distill.runs.ranks import launched, local_rank
 from robust import Loss
 from robust.losses import written

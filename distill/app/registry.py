@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -52,9 +53,9 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """Return a method by name, None for an unknown name.
 
     Args:
-        name: a key of `find_methods`; METHOD_robust_labels and the like, for any method of images;
-            METHOD_robust_features, for any method; at_METHOD and the like; or `package.module:name`, which folders and
-            tables then show as the method's name.
+        name: a key of `find_methods`; METHOD_robust_labels and the like, or METHOD_robust_features, for any METHOD that
+            has no colon; at_METHOD and the like; or `package.module:name`, which folders and tables then show as
+            the method's name.
         methods: the result of `find_methods`.
 
     Raises:
@@ -62,9 +63,9 @@ def method_named(name: str, methods: Mapping[str, Method]) -> Method | None:
     """
     if name in methods:
         return methods[name]
-    for named in (named_labels, named_features, named_attacked):
-        if (found := named(name, methods)) is not None:
-            return found
+    if ":" not in name:
+        of_base = partial(method_named, methods=methods)
+        return named_labels(name, of_base) or named_features(name, of_base) or named_attacked(name)
     expected = "a distill.methods.method.Method"
     found = object_of_package(name, "method", lambda it: isinstance(it, Method), expected)
     return found and replace(found, name=name)

@@ -4,17 +4,16 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from itertools import chain
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-import tyro
-
+from distill.methods.flags import Flag, flags_of_command
 from robust import Loss
 from robust.losses import written
 
-__all__ = ["MANY", "Flag", "flags_of_command", "short_help"]
+__all__ = ["MANY", "short_help"]
 
 MANY = 24
 """a command with more flags has a short help"""
@@ -37,44 +36,6 @@ SECTIONS = {
 """heading -> names of the flags that most runs set, in the order of the help; a command shows those that it has"""
 NARROW, WIDE = 60, 100
 """fewest and most columns of the help"""
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag of a command: its field, and what the field is of."""
-
-    name: str
-    """--student.lr, or the upper-case name of a positional argument"""
-    field: str
-    """name of the field"""
-    owner: type
-    """dataclass of the field"""
-    hint: Any
-    """type of the field, with its annotations"""
-    value: Any
-    """its default; `tyro.MISSING` if the command requires a value"""
-
-
-def flags_of_command(command: Any, prefix: str = "--") -> Iterator[Flag]:
-    """Yield each flag of a command, those of nested dataclasses included.
-
-    Args:
-        command: a dataclass with its defaults.
-        prefix: of the flags' names.
-    """
-    hints = get_type_hints(type(command), include_extras=True)
-    for field in fields(command):
-        hint, value = hints[field.name], getattr(command, field.name)
-        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        if tyro.conf.Suppress in marks:
-            continue
-        name = f"{prefix}{field.name.replace('_', '-')}"
-        if is_dataclass(value) and not isinstance(value, Loss):
-            nameless = any(getattr(mark, "name", None) == "" for mark in marks)
-            yield from flags_of_command(value, prefix if nameless else f"{name}.")
-        else:
-            name = field.name.upper() if tyro.conf.Positional in marks else name
-            yield Flag(name, field.name, type(command), hint, value)
 
 
 def short_help(command: Any, program: str, description: str) -> str:

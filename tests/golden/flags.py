@@ -23,11 +23,11 @@ from distill.app.registry import find_methods
 from distill.app.relabel import RelabelCommand
 from distill.app.report import ReportCommand
 from distill.app.rerun import RerunCommand
-from distill.app.short_help import flags_of_command
 from distill.app.start import RunOptions
 from distill.app.table import TableCommand
 from distill.data import FACTS
 from distill.experiment import Evaluation, Experiment
+from distill.methods.flags import flags_of_command
 from robust import Loss
 from robust.losses.named import METAVAR, written
 
