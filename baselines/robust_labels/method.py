@@ -8,9 +8,11 @@ The images are those of the method with the same seed, to the bit; they are a st
 one label; `baselines.robust_labels.views` has a label for each view of an image.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -92,7 +94,10 @@ def distill(base: Method, real: ImageSet, ipc: int, config: Config, run: Run) ->
 
 
 def images_of(base: Method, real: ImageSet, ipc: int, config: Any, run: Run) -> DistilledSet:
-    """Return the set of a method, which runs with other labels share; arguments as of `distill`."""
+    """Return the set of a method, which runs with other labels share; arguments as of `distill`.
+
+    The set of a finished run of the method alone, beside this run, is taken if all settings are the same.
+    """
     settings = {"method": base.name, "data": real.identity(), "ipc": ipc, "config": describe(config)}
     stage = run.stage("images", settings)
     path = stage.folder / FILE
@@ -101,12 +106,31 @@ def images_of(base: Method, real: ImageSet, ipc: int, config: Any, run: Run) -> 
         missing = not path.exists() or (base.incomplete is not None and base.incomplete(path))
         barrier()  # until all processes have looked
         if missing:
-            made = base.distill(real, ipc, config, stage)
+            finished = None if base.incomplete is not None else _finished(base, config, run)
+            if finished is None:
+                made = base.distill(real, ipc, config, stage)
+            else:
+                made = DistilledSet.load(finished)
+                run.notify(f"the images are those of {finished}")
             if is_main_process():
                 made.save(path)
             barrier()
             stage.finish()
     return DistilledSet.load(path)
+
+
+def _finished(base: Method, config: Any, run: Run) -> Path | None:
+    """Return the file of the set that a run of the method alone made, in its folder among all runs; None without one.
+
+    Args:
+        base: the method.
+        config: its settings.
+        run: of the method around it, with the same data, seed and images per class.
+    """
+    alone = base.name.replace(":", ".")
+    path = Path(os.path.normpath(run.folder.joinpath(*[".."] * 4, alone, *run.folder.parts[-3:], FILE)))
+    same = run.fingerprint(method=base.name, config=describe(config), evaluation=None)
+    return path if path.exists() and DistilledSet.load(path).run == same else None
 
 
 def with_labels(

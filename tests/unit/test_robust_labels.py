@@ -1,6 +1,7 @@
 """Labels of teachers: their formula, what is shared between runs, and the command that relabels a set."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -267,3 +268,23 @@ def test_a_folder_with_another_new_set_is_refused(
     assert again() == 0
     assert again("--temperature", "3") == 2
     assert "temperature" in capsys.readouterr().err
+
+
+def test_the_images_of_a_finished_run_are_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["digits", "--recipe", "smoke", "--attacks", "linf", "--runs", str(tmp_path)]
+    assert main(["random", *words]) == 0
+    plain = tmp_path / "random" / "digits" / "ipc1" / "seed0" / "distilled.safetensors"
+    capsys.readouterr()
+    assert main(["random_robust_labels", *words]) == 0
+    assert f"the images are those of {plain}" in capsys.readouterr().err
+    made = [*(tmp_path / "random_robust_labels").rglob("distilled.safetensors")]
+    assert torch.equal(DistilledSet.load(made[0]).images, DistilledSet.load(plain).images)
+    for other in (["--seed", "1"], ["--split", "validation"]):
+        assert main(["random_robust_labels", *words, *other]) == 0
+        assert "the images are those of" not in capsys.readouterr().err
+    # what was distilled from other settings in the same folder is another set
+    shutil.rmtree(tmp_path / "stages")
+    distilled = DistilledSet.load(plain)
+    replace(distilled, run="of other settings").save(plain)
+    assert main(["random_plain_labels", *words]) == 0
+    assert "the images are those of" not in capsys.readouterr().err
