@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from textwrap import fill
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +18,8 @@ __all__ = ["CurveResult", "Frontier", "Line", "PointResult", "lines_at_equal_cle
 
 ALPHA = 0.05
 """level of the word "more robust" """
+WIDTH = 100
+"""columns of the text"""
 CSV_COLUMNS = ("kind", "method", "setting", "flags", "control", "attack", "clean", "clean_low", "clean_high", "robust")
 CSV_COLUMNS += ("low", "high", "difference", "p", "p_holm", "reach", "sets", "students", "images", "verdict")
 
@@ -255,7 +259,9 @@ def to_text(frontier: Frontier, lines: Lines) -> str:
     parts = [frontier.title, aligned(points)]
     for attack in _shown(frontier):
         parts += [_what_is_compared(frontier, attack), aligned(_table_at_equal_clean(frontier, attack, lines[attack]))]
-    return "\n".join([*parts, *LEGEND, *_notes(frontier, lines, doubts)]) + "\n"
+    wrapped = partial(fill, width=WIDTH, break_long_words=False, break_on_hyphens=False)
+    notes = map(wrapped, _notes(frontier, lines, doubts))
+    return "\n".join([*parts, *LEGEND, *notes]) + "\n"
 
 
 def to_markdown(frontier: Frontier, lines: Lines) -> str:

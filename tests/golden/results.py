@@ -5,6 +5,7 @@ A stored result is what a command of the program wrote (its page has the command
 
 import csv
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -135,12 +136,16 @@ beyond_comparison = partial(frontier_comparison, BEYOND, "method beyond GUARD")
 
 
 def sweep_table(*methods: str) -> str:
-    """Return the sweep of the strengths of some methods on the validation split, and DC."""
-    columns = ["clean", "PGD-10", "APGD-T"]
+    """Return the table of the strengths of some methods on the validation split, with DC's recipe first."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in _read("sweeps-cifar10-16px-validation.csv"):
+        if line["method"] in ("dc", *methods):
+            flags = f"`{line['flags']}`" if line["flags"] else "recipe"
+            means = found.setdefault((line["method"], flags), {"clean": f"{float(line['clean']):.1f}"})
+            means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
+    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
     lines = [["validation split", "strength", *columns], ["---"] * (2 + len(columns))]
-    for (method, setting), means in _points("sweeps-cifar10-16px-validation.csv").items():
-        if method in ("dc", *methods):
-            lines.append([_code(method), setting, *(means[column] for column in columns)])
+    lines += [[_code(method), flags, *(means[name] for name in columns)] for (method, flags), means in found.items()]
     return _table(lines)
 
 
@@ -209,7 +214,15 @@ def _table(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-TABLES = {
+SWEPT = {
+    "attacked": ("at_dc", "fast_at_dc", "trades_dc"),
+    "c2r": ("c2r",),
+    "mat": ("mtt", "mat"),
+    "robust_features": ("random_robust_features",),
+    "rome": ("rome",),
+}
+"""page of methods -> the methods whose strengths it has"""
+TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
     "docs/theory.md": [(r"^\| set \| clean \|.*\n(?:\|.*\n)+", theory_table)],
     "README.md": [(r"^\| images and labels \|.*\n(?:\|.*\n)+", frontier_short)],
     "docs/frontier.md": [
@@ -217,7 +230,12 @@ TABLES = {
         (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
         (r"^\| method \| point \|.*\n(?:\|.*\n)+", autoattack_table),
         (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
+        (r"^\| method beyond GUARD \| setting \|.*\n(?:\|.*\n)*", beyond_points),
+        (r"^\| method beyond GUARD \| attack \|.*\n(?:\|.*\n)*", beyond_comparison),
     ],
+} | {
+    f"docs/methods/{page}.md": [(r"^\| validation split \|.*\n(?:\|.*\n)+", partial(sweep_table, *methods))]
+    for page, methods in SWEPT.items()
 }
 """page -> its tables, each with the function that makes it"""
 
