@@ -107,11 +107,7 @@ def images_of(base: Method, real: ImageSet, ipc: int, config: Any, run: Run) -> 
         barrier()  # until all processes have looked
         if missing:
             finished = None if base.incomplete is not None else _finished(base, config, run)
-            if finished is None:
-                made = base.distill(real, ipc, config, stage)
-            else:
-                made = DistilledSet.load(finished)
-                run.notify(f"the images are those of {finished}")
+            made = finished or base.distill(real, ipc, config, stage)
             if is_main_process():
                 made.save(path)
             barrier()
@@ -119,8 +115,8 @@ def images_of(base: Method, real: ImageSet, ipc: int, config: Any, run: Run) -> 
     return DistilledSet.load(path)
 
 
-def _finished(base: Method, config: Any, run: Run) -> Path | None:
-    """Return the file of the set that a run of the method alone made, in its folder among all runs; None without one.
+def _finished(base: Method, config: Any, run: Run) -> DistilledSet | None:
+    """Return the set that a run of the method alone made, in its folder among all runs; None without such a run.
 
     Args:
         base: the method.
@@ -129,8 +125,11 @@ def _finished(base: Method, config: Any, run: Run) -> Path | None:
     """
     alone = base.name.replace(":", ".")
     path = Path(os.path.normpath(run.folder.joinpath(*[".."] * 4, alone, *run.folder.parts[-3:], FILE)))
-    same = run.fingerprint(method=base.name, config=describe(config), evaluation=None)
-    return path if path.exists() and DistilledSet.load(path).run == same else None
+    found = DistilledSet.load(path) if path.exists() else None
+    if found is None or found.run != run.fingerprint(method=base.name, config=describe(config), evaluation=None):
+        return None
+    run.notify(f"the images are those of {path}")
+    return found
 
 
 def with_labels(

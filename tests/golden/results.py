@@ -137,15 +137,11 @@ beyond_comparison = partial(frontier_comparison, BEYOND, "method beyond GUARD")
 
 def sweep_table(*methods: str) -> str:
     """Return the table of the strengths of some methods on the validation split, with DC's recipe first."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
-    for line in _read("sweeps-cifar10-16px-validation.csv"):
-        if line["method"] in ("dc", *methods):
-            flags = f"`{line['flags']}`" if line["flags"] else "recipe"
-            means = found.setdefault((line["method"], flags), {"clean": f"{float(line['clean']):.1f}"})
-            means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
-    columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
+    columns = ["clean", "PGD-10", "APGD-T"]
     lines = [["validation split", "strength", *columns], ["---"] * (2 + len(columns))]
-    lines += [[_code(method), flags, *(means[name] for name in columns)] for (method, flags), means in found.items()]
+    for (method, flags), means in _points("sweeps-cifar10-16px-validation.csv", "flags").items():
+        if method in ("dc", *methods):
+            lines.append([_code(method), f"`{flags}`" if flags else "recipe", *(means[name] for name in columns)])
     return _table(lines)
 
 
@@ -184,13 +180,18 @@ def frontier_short() -> str:
     return _table(lines)
 
 
-def _points(file: str) -> dict[tuple[str, str], dict[str, str]]:
-    """Return the points of a frontier: (method, setting) -> column -> percent, and their count of sets, students."""
+def _points(file: str, place: str = "setting") -> dict[tuple[str, str], dict[str, str]]:
+    """Return the points of a frontier: (method, place) -> column -> percent, and their count of sets, students.
+
+    Args:
+        file: in docs/results.
+        place: of a point on its curve: "setting", or "flags", its whole text.
+    """
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in _read(file):
         if line["kind"] == "point":
             start = {"clean": f"{float(line['clean']):.1f}", "count": f"{line['sets']}, {line['students']}"}
-            means = found.setdefault((line["method"], line["setting"]), start)
+            means = found.setdefault((line["method"], line[place]), start)
             means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
     return found
 
@@ -230,8 +231,8 @@ TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
         (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
         (r"^\| method \| point \|.*\n(?:\|.*\n)+", autoattack_table),
         (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
-        (r"^\| method beyond GUARD \| setting \|.*\n(?:\|.*\n)*", beyond_points),
-        (r"^\| method beyond GUARD \| attack \|.*\n(?:\|.*\n)*", beyond_comparison),
+        (r"^\| method beyond GUARD \| setting \|.*\n(?:\|.*\n)+", beyond_points),
+        (r"^\| method beyond GUARD \| attack \|.*\n(?:\|.*\n)+", beyond_comparison),
     ],
 } | {
     f"docs/methods/{page}.md": [(r"^\| validation split \|.*\n(?:\|.*\n)+", partial(sweep_table, *methods))]
