@@ -36,13 +36,11 @@ def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     return Recipe(Config(real_loss, **fields), Evaluation(students=3, test_images=2000))
 
 
-_smoke = partial(
-    replace,
-    iterations=3,
-    batch_real=8,
-    batch_train=16,
-    backbone="convnet:width=8,depth=2",
-)
+def _smoke(config: Config) -> Config:
+    epochs = min(1, config.extractor_epochs)
+    small = {"batch_real": 8, "batch_train": 16, "backbone": "convnet:width=8,depth=2"}
+    return replace(config, iterations=3, extractor_epochs=epochs, **small)
+
 
 _method = partial(Method, distill=distill, work=work, processes="divided")
 

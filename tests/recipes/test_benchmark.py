@@ -15,6 +15,7 @@ from distill.data import label
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ["benchmark", "--datasets", "folder", "--seeds", "1", "--students", "2", "--backbone", "recipe"]
+WORDS += ["--attacks", "linf"]
 EXTRA = ["random: --student.epochs 20 --backbone convnet:width=4"]
 DM = "dm: --student.epochs 20 --backbone convnet:width=4 --batch-real 8 --iterations"
 
@@ -54,7 +55,7 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
         assert (place / "students" / "0.safetensors").stat().st_mtime_ns == students
 
     alone = ["random", "folder", "--ipc", "1", "--data-dir", data, "--runs", tmp_path / "alone", "--students", "2"]
-    assert run(*alone, "--student.epochs", "20", "--backbone", "convnet:width=4") == 0
+    assert run(*alone, "--student.epochs", "20", "--backbone", "convnet:width=4", "--attacks", "linf") == 0
     texts = [
         (where / "random" / label("folder", data) / "ipc1" / "seed0" / "table.csv").read_text()
         for where in (tmp_path, tmp_path / "alone")

@@ -25,14 +25,12 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 
 ROOT = Path(__file__).parents[2]
 METHODS = find_methods()
-ALIKE = {"mtt_robust_labels", "mtt_guard_labels", "datm", "mtt_learned_labels", "tesla_learned_labels"}
-"""methods whose divided work mtt_robust_views has too, or whose sets `test_mtt_processes` compares"""
+ALIKE = {"mtt_robust_labels", "mtt_guard_labels"}
+"""methods whose divided work mtt_robust_views has too"""
 DIVIDED = [name for name, method in METHODS.items() if method.processes == "divided" and name not in ALIKE]
 COUNTS = (1, 2, 3)
 DIES = {"dc": 30, "dm": 60}
 """iterations of the runs whose second process is killed"""
-SHORTER = {"guard_dm": {"extractor_epochs": 1}}
-"""settings that replace those of recipe `smoke`"""
 
 
 def distil(method: Method, count: int, folder: Path, **fields: int) -> int:
@@ -58,7 +56,7 @@ def distil_all(folder: Path) -> None:
     torch.set_num_threads(1)
     for name in DIVIDED:
         for count in COUNTS:
-            assert distil(METHODS[name], count, folder / name / str(count), **SHORTER.get(name, {})) == 0
+            assert distil(METHODS[name], count, folder / name / str(count)) == 0
 
 
 def python(call: str, *arguments: Path) -> subprocess.Popen:
@@ -89,6 +87,15 @@ def test_any_number_of_processes_makes_the_same_set(name: str, sets: Path) -> No
         assert other.keys() == whole.keys()
         assert all(torch.equal(other[key], whole[key]) for key in whole)
     assert len({hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}) == 1
+    first, *further = (made_by_stages(sets / name / str(count)) for count in COUNTS)
+    assert all(found == first for found in further)
+
+
+def made_by_stages(folder: Path) -> dict[tuple[str, str], str]:
+    """Return a digest of each tensor that stages made, as MTT's experts: (file, tensor) -> digest."""
+    files = {str(path.relative_to(folder)): read_tensors(path)[0] for path in folder.glob("stages/**/*.safetensors")}
+    tensors = {(file, name): tensor for file, found in files.items() for name, tensor in found.items()}
+    return {place: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for place, tensor in tensors.items()}
 
 
 def test_scalars_do_not_depend_on_the_number_of_processes(sets: Path) -> None:

@@ -378,6 +378,7 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     data = write_toy(tmp_path / "toy")
     small = ["--backbone", "convnet:width=4", "--iterations", "2", "--max-steps", "2", "--max-epochs", "2"]
     small += ["--batch-real", "8", "--batch-watch", "4", "--window", "2", "--students", "1", "--student.epochs", "20"]
+    small += ["--attacks", "linf"]
     for method, recipe in (("cafe", "paper"), ("cafe", "quick"), ("cafe_dsa", "quick"), ("guard_cafe", "quick")):
         runs = tmp_path / recipe
         words = [method, "folder", "--data-dir", str(data), "--runs", str(runs), "--recipe", recipe, *small]

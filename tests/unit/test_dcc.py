@@ -255,6 +255,7 @@ def test_as_a_user_types_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     data = write_toy(tmp_path / "toy")
     small = ["--backbone", "convnet:width=4", "--iterations", "2", "--outer-warmup", "1", "--outer-loop", "2"]
     small += ["--inner-loop", "1", "--batch-real", "8", "--students", "1", "--student.epochs", "20"]
+    small += ["--attacks", "linf"]
     for method, recipe in (("dcc", "paper"), ("dcc", "quick"), ("dsac", "quick"), ("guard_dcc", "quick")):
         runs = tmp_path / recipe
         words = [method, "folder", "--data-dir", str(data), "--runs", str(runs), "--recipe", recipe, *small]

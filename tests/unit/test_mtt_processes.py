@@ -87,15 +87,6 @@ def test_matching_has_the_same_bits_in_any_number_of_processes() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["mtt", "tesla", "datm", "mtt_learned_labels"])
-def test_a_set_has_the_same_bits_in_any_number_of_processes(method: str, tmp_path: Path) -> None:
-    for count in (1, 2, 3):
-        done = python("-m", "distill", *command(method, count, tmp_path / str(count)))
-        assert done.returncode == 0, done.stderr
-    assert bits(tmp_path / "1") == bits(tmp_path / "2") == bits(tmp_path / "3")
-
-
-@pytest.mark.long
 def test_a_killed_process_ends_all_and_the_command_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     whole = python("-m", "distill", *command("mtt", 2, tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
