@@ -39,7 +39,7 @@ from distill.runs.files import hash_of, read_tensors, write_tensors
 from distill.runs.foreign import brief
 from robust.ranges import Positive, check_number
 
-__all__ = ["DistilledSet", "digest_of", "is_probability"]
+__all__ = ["DistilledSet", "digest_of", "is_probability", "run_of"]
 
 FORMAT = "guard-distilled-1"
 SHARD = 2**30
@@ -283,6 +283,15 @@ class DistilledSet:
 def is_probability(labels: Tensor) -> bool:
     """Return whether each row of labels (N, K) is a distribution: >= 0, and its sum is 1 within a percent."""
     return bool((labels >= -1e-6).all() and ((labels.sum(1) - 1).abs() < 0.01).all())
+
+
+def run_of(path: Path) -> str:
+    """Return the hash of the run that made the set of a file, "" where it is unknown; reads the head of the file alone.
+
+    Raises:
+        InputError: no such file, a damaged one, or a newer format.
+    """
+    return read_tensors(path, (), FORMAT)[1].get("run", "")
 
 
 def digest_of(file: Path) -> str:

@@ -66,7 +66,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 FLOOR = {"robust.ranges", "robust.per_example", "robust.spec", "robust.threat", "robust.preprocess", "robust.registry"}
 """files of robust that belong to no room"""
-CORE_NAMES = ("errors", "outside", "runs", "models", "data", "method_training", "distilled", "training", "experiment")
+CORE_NAMES = ("errors", "outside", "phrases", "runs", "models", "data", "method_training", "distilled", "training")
+CORE_NAMES += ("experiment",)
 CORE = {f"distill.{name}" for name in CORE_NAMES}
 METHODS = {"distill.methods", "baselines", "sre2l"}
 ARROWS: dict[str, set[str]] = {
@@ -88,7 +89,8 @@ ARROWS: dict[str, set[str]] = {
     # the core of distill
     "distill.errors": set(),
     "distill.outside": {"distill.errors"},
-    "distill.runs": {"distill.errors"},
+    "distill.phrases": set(),
+    "distill.runs": {"distill.errors", "distill.phrases"},
     "distill.models": {"distill.errors", "distill.outside"},
     "distill.data": {"distill.errors", "distill.outside", "distill.runs"},
     "distill.method_training": set(),

@@ -11,6 +11,7 @@ from statistics import fmean
 from baselines.mtt.config import Config
 from baselines.mtt.trajectories import Expert, Trajectories, experts
 from distill.data import ImageSet
+from distill.phrases import counted
 from distill.runs.run import Run
 from robust import CrossEntropy
 from robust.losses.in_pixels import Preprocessing
@@ -49,7 +50,7 @@ def compare_step_lengths(
     plain = experts(real, space, replace(expert, loss=CrossEntropy(), average=0.0), 1, run)
     mine, other = step_length(found, config), step_length(plain, config)
     ratio = mine / max(other, 1e-12)
-    epochs = f"{config.expert_epochs} epoch{'s' * (config.expert_epochs > 1)}"
+    epochs = counted(config.expert_epochs, "epoch")
     line = f"experts move by {mine:.3g} in {epochs}, a plain expert by {other:.3g} ({ratio:.2f} times)"
     advice = "; take a smaller --expert-epochs or a larger --expert-average" if ratio > TOO_FAR else ""
     run.notify(line + advice)

@@ -11,6 +11,7 @@ import torch
 from distill.app.cells import Cell, run_cells
 from distill.app.flags import find_device
 from distill.app.processes import MEMORY, free_memory
+from distill.phrases import counted
 from distill.runs.progress import progress
 from distill.runs.threads import cores
 
@@ -22,7 +23,7 @@ def print_cells(cells: Sequence[Cell]) -> None:
     for cell in cells:
         state = "done" if cell.done else f"cannot run: {cell.trouble}" if cell.trouble else "to run"
         print(f"bash run.sh {shlex.join(cell.next or cell.words)}    # {state}")
-    print(f"{len(cells)} cells, {sum(cell.done for cell in cells)} done", file=sys.stderr)
+    print(f"{counted(len(cells), 'cell')}, {sum(cell.done for cell in cells)} done", file=sys.stderr)
 
 
 def run_missing(
@@ -48,7 +49,7 @@ def run_missing(
     todo = [cell for cell in cells if not cell.done and not cell.trouble]
     finished = len(cells) - len(todo) - len(failed)
     if finished:
-        print(f"{finished} of {len(cells)} cells are already done", file=sys.stderr)
+        print(f"{finished} of {counted(len(cells), 'cell')} already done", file=sys.stderr)
     devices = _devices(device)
     number = jobs or _most_jobs(devices, len(todo))
     if todo and number > 1 and jobs is None:
@@ -83,7 +84,7 @@ def report_failures(failed: Mapping[Cell, str], cells: Sequence[Cell], logs: Pat
         print(f"failed: {', '.join(cell.name for cell in several)}: {trouble}", file=sys.stderr)
     if failed:
         print(
-            f"{len(failed)} of {len(cells)} cells failed (logs: {logs}); the same command tries them again",
+            f"{len(failed)} of {counted(len(cells), 'cell')} failed (logs: {logs}); the same command tries them again",
             file=sys.stderr,
         )
     return 1 if failed else 0

@@ -20,6 +20,7 @@ from distill.errors import InputError
 from distill.evaluation.intervals import Difference, difference, unit_of
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import ColumnKey, Row, threat_text
+from distill.phrases import counted
 from distill.reports.difference_figure import draw_differences
 from distill.reports.indices import UNBIASED
 from distill.reports.outcome import bools_of, verdict_of
@@ -167,10 +168,10 @@ def _other_attack(a: Sequence[ColumnKey], b: Sequence[ColumnKey]) -> str:
 def _legend(letter: str, side: Side) -> str:
     row, sets = side.rows[0], len(side.sets)
     students = sum(len(next(iter(bools.values()))) for bools in side.sets)
-    counted = f"{_count(sets, 'set')}, {_count(students, 'student')}"
+    counts = f"{counted(sets, 'set')}, {counted(students, 'student')}"
     loss = "" if row.loss == "cross_entropy" else f" {row.loss},"
     where = ", ".join(map(str, side.places))
-    return f"{letter}: {row.method}, ipc {row.ipc}, {row.backbone},{loss} {counted}: {where}"
+    return f"{letter}: {row.method}, ipc {row.ipc}, {row.backbone},{loss} {counts}: {where}"
 
 
 def _notes(a: Side, b: Side, shared: Sequence[ColumnKey]) -> list[str]:
@@ -205,10 +206,6 @@ def _notes(a: Side, b: Side, shared: Sequence[ColumnKey]) -> list[str]:
     for name in [column.attack for column in shared if column.attack.startswith(f"{UNBIASED}@")]:
         lines.append(f"rank methods by {name}: attacks on cross-entropy depend on the scale of the logits")
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number > 1)}"
 
 
 def _side(letter: str, places: tuple[Path, ...]) -> Side:

@@ -24,6 +24,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import RunDescription
 from distill.experiment import Evaluation
+from distill.phrases import counted
 from distill.published.reading import Read, Reading, is_ours
 from distill.reports.outcome import missing_columns
 from distill.reports.tables import render
@@ -225,7 +226,7 @@ def _announce(
     if not reports_to_user():
         return
     students, device = sum(each.evaluation.students for each in judgements), distilled.images.device
-    text = f"evaluate {name} on {data}: {students} student{'s' * (students > 1)}"
+    text = f"evaluate {name} on {data}: {counted(students, 'student')}"
     if device.type != "cpu":
         print(f"{text}, on {device}", file=sys.stderr)
         return

@@ -32,6 +32,7 @@ from distill.evaluation.columns import columns
 from distill.evaluation.row_files import find_rows
 from distill.experiment import Evaluation
 from distill.methods.method import Method
+from distill.phrases import counted
 from distill.reports.frontier import (
     CurveResult,
     Frontier,
@@ -186,9 +187,10 @@ class _Report:
         clean = f"the clean accuracy of {self.command.reference} ({setting})"
         clean = clean if self.command.at is None else f"{self.command.at:g} % clean accuracy"
         controls, seeds = sum(each.curve.control for each in self.curves), self.command.seeds
+        of = f"{counted(len(self.curves) - controls, 'method')} and {counted(controls, 'control')}"
         return (
-            f"{points} points of {len(self.curves) - controls} methods and {controls} controls, {seeds} "
-            f"seed{'s' * (seeds > 1)} each: {cells} cells here. Compared: robust accuracy ({self.attack}) at {clean}"
+            f"{counted(points, 'point')} of {of}, {counted(seeds, 'seed')} each: {counted(cells, 'cell')} here. "
+            f"Compared: robust accuracy ({self.attack}) at {clean}"
         )
 
     def results(self) -> tuple[Frontier, dict[Cell, str]]:

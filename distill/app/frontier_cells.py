@@ -1,8 +1,9 @@
 """The flags of `frontier`, and the cells of its figure: each point of each curve with each seed.
 
 The runs of a point have a folder of their own, RUNS/frontier/points/SETTING/..., since runs of one method would
-otherwise share a folder. Points that differ only in how students are trained share the distilled set. Stages (experts,
-teachers, feature extractors) are shared with all other runs.
+otherwise share a folder. Points that differ only in how students are trained share the distilled set, also with points
+of earlier calls; a run that an earlier call has under other flags is taken as it is. Stages (experts, teachers, feature
+extractors) are shared with all other runs.
 """
 
 import re
@@ -15,16 +16,19 @@ from typing import Annotated, Literal
 import tyro
 
 from distill.app.cell_plan import data_of, network_of_full, planned_cell, selected_names, texts_by_method, words_of
-from distill.app.cells import Cell
+from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
 from distill.app.flags import find_device
 from distill.app.frontier_points import CONTROLS, Control, Curve, PlannedPoint, controls_of, curve_of
 from distill.app.registry import methods_named
 from distill.app.start import RunOptions
 from distill.data import check_dataset
+from distill.distilled import run_of
 from distill.errors import InputError, unknown
 from distill.experiment import Experiment
 from distill.methods.method import Method
+from distill.runs.own_files import fingerprint_of_folder
+from distill.runs.run import Run
 from robust.ranges import Count, Range, Whole, check_ranges
 
 __all__ = ["FrontierCommand", "PlannedCurve", "cell_groups", "known_methods", "planned_curves", "reference_point"]
@@ -167,6 +171,7 @@ class _Plan:
         self.recipe = command.recipe or ("quick" if find_device(command.device).type == "cpu" else "paper")
         self.network = command.backbone or network_of_full(methods, command.dataset, self.recipe)
         self.data = cache(data_of)
+        self.points = command.runs / "frontier" / "points"
         self.sets: dict[str, Path] = {}  # everything that a distilled set depends on -> the run that distils it
 
     def curve(self, curve: Curve) -> PlannedCurve:
@@ -178,9 +183,9 @@ class _Plan:
         command, method = self.command, self.methods[curve.method]
         flags = words_of("--strengths", method.name, point.flags, OF_FRONTIER, "frontier")
         flags = ["--ipc", str(command.ipc * curve.times_ipc), *self._shared(), *flags]
-        runs = command.runs / "frontier" / "points" / _folder(point)
-        flags += ["--runs", str(runs), "--stages", str(command.runs / "stages")]
-        experiment, options = resolve_flags(method, command.dataset, [*flags, "--device", command.device])
+        flags += ["--stages", str(command.runs / "stages")]
+        runs = ["--runs", str(self.points / _folder(point))]
+        experiment, options = resolve_flags(method, command.dataset, [*flags, *runs, "--device", command.device])
         if experiment.split != "test" and self.network not in ("recipe", experiment.config.backbone):
             raise InputError(
                 f"{curve.name} distils with {experiment.config.backbone} and the students are {self.network}: on the "
@@ -190,14 +195,16 @@ class _Plan:
         cells = []
         for seed in range(command.seeds):
             mine = replace(experiment, seed=seed)
-            folder = options.runs / mine.folder(options.data_dir)
+            same, of_same_set = self._made_before(mine, options)
+            folder = same or options.runs / mine.folder(options.data_dir)
             key = repr(replace(mine, evaluation=None))
-            source = self.sets.setdefault(key, folder) if method.incomplete is None else folder
+            source = self.sets.setdefault(key, of_same_set or folder) if method.incomplete is None else folder
+            runs = folder.parents[len(mine.folder(options.data_dir).parts) - 1]
             name = f"{curve.name} {point.setting} {experiment.data_name(options.data_dir)} seed{seed}"
             cell = planned_cell(
                 mine,
-                options,
-                [method.name, command.dataset, *flags, "--seed", str(seed)],
+                replace(options, runs=runs),
+                [method.name, command.dataset, *flags, "--runs", str(runs), "--seed", str(seed)],
                 name=_slug(name),
                 network=self.network,
                 data=self.data,
@@ -205,6 +212,29 @@ class _Plan:
             )
             cells.append(cell)
         return experiment, tuple(cells)
+
+    def _made_before(self, mine: Experiment, options: RunOptions) -> tuple[Path | None, Path | None]:
+        """Return the run of an earlier call that is this one, and a run with the same distilled set; else None.
+
+        The earlier call may have written other flags for the same settings, or other settings of the students.
+
+        Args:
+            mine: the experiment.
+            options: of its run, in the folder that its flags name.
+        """
+        place = mine.folder(options.data_dir)
+        if (options.runs / place / "experiment.json").exists() or not self.points.exists():
+            return None, None
+        others = [folder / place for folder in sorted(self.points.iterdir()) if (folder / place / SET).exists()]
+        where = (mine.dataset, options.data_dir, mine.image_size, mine.split, mine.blur)
+        known = self.data(*where) if others else None
+        if known is None:
+            return None, None
+        run = Run(options.runs / place, mine, data=known[0], seed=mine.seed)
+        whole, of_set = run.fingerprint(), run.fingerprint(evaluation=None)
+        found = {folder: _fingerprints(folder) for folder in others}
+        same = (folder for folder, (of_run, _) in found.items() if of_run == whole)
+        return next(same, None), next((folder for folder, (_, made_by) in found.items() if made_by == of_set), None)
 
     def _shared(self) -> list[str]:
         command = self.command
@@ -239,6 +269,14 @@ def cell_groups(curves: Sequence[PlannedCurve]) -> list[list[Cell]]:
     for cell in (cell for cells in by_seed for cell in cells):
         groups.setdefault(cell.set_from or cell.run, []).append(cell)
     return list(groups.values())
+
+
+def _fingerprints(folder: Path) -> tuple[str | None, str | None]:
+    """Return the fingerprint of the run of a folder, and of the run that made its set; None if a file is damaged."""
+    try:
+        return fingerprint_of_folder(folder), run_of(folder / SET)
+    except InputError:  # of another point, which its own cell reports
+        return None, None
 
 
 def _folder(point: PlannedPoint) -> str:

@@ -15,6 +15,7 @@ from distill.evaluation.intervals import accuracy_interval
 from distill.evaluation.intervals import difference as difference_of
 from distill.evaluation.row_files import find_rows
 from distill.evaluation.rows import ColumnKey, LineKey, Row
+from distill.phrases import counted
 from distill.reports.class_names import readable
 from distill.reports.outcome import bools_of, verdict_of
 from distill.reports.page import Chart, Page, Part, Picture, Pictures, Section, Table, Text
@@ -84,13 +85,13 @@ def group_page(folders: Sequence[Path], title: str) -> Page:
     sections = []
     for (dataset, ipc), lines in places.items():
         groups, left_out = _groups(lines)
-        name = f"{dataset}, {ipc} image{'s' * (ipc != 1)} per class"
+        name = f"{dataset}, {counted(ipc, 'image')} per class"
         parts: list[Part] = [Text(line) for line in left_out]
         if groups:
             parts = [_table(groups), *_differences(groups), *_clean_against_robust(groups), *_images(groups), *parts]
         sections.append(Section(name, parts))
     runs = len({row.folder for row in rows})
-    return Page(title, f"{runs} run{'s' * (runs > 1)}, {len({row.method for row in rows})} methods", sections)
+    return Page(title, f"{counted(runs, 'run')}, {counted(len({row.method for row in rows}), 'method')}", sections)
 
 
 def _groups(lines: Mapping[LineKey, list[Row]]) -> tuple[list[_Group], list[str]]:

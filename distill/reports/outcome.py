@@ -13,6 +13,7 @@ from distill.evaluation.results import absent_columns
 from distill.evaluation.row_files import find_rows, read_rows
 from distill.evaluation.rows import ColumnKey, Row, RunDescription
 from distill.experiment import Evaluation
+from distill.phrases import counted
 from distill.reports.field_mean import LEGEND, field_means
 from distill.reports.summary import headings, summary
 from distill.reports.tables import TABLES, aligned, milliseconds, render
@@ -70,7 +71,7 @@ def show(folder: Path) -> int:
     students = 1 + max(row.student or 0 for row in rows)
     print(
         f"{first.method} on {first.dataset}, ipc {first.ipc}, {first.backbone}, {first.loss}, recipe {first.recipe}, "
-        f"seed {first.seed}: {students} student{'s' * (students > 1)}, {first.images} test images"
+        f"seed {first.seed}: {counted(students, 'student')}, {first.images} test images"
     )
     if line := _no_better_than_chance(rows):
         print(f"warning: {line}", file=sys.stderr)

@@ -12,6 +12,7 @@ from distill.distilled import DistilledSet
 from distill.evaluation.row_files import FILE, find_rows
 from distill.evaluation.rows import Row
 from distill.evaluation.shown import Shown, read_shown
+from distill.phrases import counted
 from distill.reports.class_names import readable
 from distill.reports.outcome import bools_of
 from distill.reports.page import Chart, Code, Facts, Page, Part, Picture, Pictures, Section
@@ -54,11 +55,11 @@ def run_page(folder: Path) -> Page:
     steps = read_scalars(folder / METRICS)
     students = 1 + max(row.student or 0 for row in rows)
     when = datetime.fromtimestamp((folder / FILE).stat().st_mtime, UTC)
-    facts = [f"seed {first.seed}", f"recipe {first.recipe}", _count(students, f"student {first.backbone}")]
+    facts = [f"seed {first.seed}", f"recipe {first.recipe}", counted(students, f"student {first.backbone}")]
     facts += [f"{first.images:,} test images", f"{when:%Y-%m-%d}"]
     examples = None if shown is None else shown.examples
     return Page(
-        f"{first.method} on {first.dataset}, {_count(first.ipc, 'image')} per class",
+        f"{first.method} on {first.dataset}, {counted(first.ipc, 'image')} per class",
         ", ".join(facts),
         [
             Section("Results", results(rows, bools)),
@@ -82,11 +83,6 @@ def _names_of_classes(record: Mapping[str, Any], distilled: DistilledSet | None,
         return readable(names)
     count = 0 if shown is None else 1 + int(torch.cat([shown.answers.flatten(), shown.labels]).max())
     return [str(number) for number in range(count)]
-
-
-def _count(number: int, noun: str) -> str:
-    first, _, rest = noun.partition(" ")
-    return f"{number:,} {first}{'s' * (number != 1)}{' ' * bool(rest)}{rest}"
 
 
 def _curves(steps: Sequence[Mapping[str, float]]) -> Iterator[Part]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from distill.phrases import counted
 from distill.runs.own_files import read_record
 from distill.runs.version import commit, project_version
 
@@ -45,7 +46,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{device} ({_processor()}, {cores} core{'s' * (cores > 1)})"
+    return f"{device} ({_processor()}, {counted(cores, 'core')})"
 
 
 def _processor() -> str:

@@ -44,7 +44,7 @@ def test_cells_that_fail_lose_no_others(data: Path, tmp_path: Path, capsys: pyte
     assert run(*words, "--ipc", "1") == 0
     again, err = capsys.readouterr()
     assert again == out
-    assert "2 of 2 cells are already done" in err
+    assert "2 of 2 cells already done" in err
 
     place = tmp_path / "dm" / name / "ipc1" / "seed0"
     for content in ("x", ""):  # damaged results are made anew, from the students that are there
@@ -86,7 +86,7 @@ def test_a_killed_table_continues(data: Path, tmp_path: Path) -> None:
 
     second = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert "1 of 2 cells are already done" in second.stderr
+    assert "1 of 2 cells already done" in second.stderr
     assert [line.split(" | ")[0].strip("| ") for line in second.stdout.splitlines()[4:6]] == ["random", "dm"]
     log = (tmp_path / "benchmark" / "logs" / f"dm-{label('folder', data)}-ipc1-seed0.log").read_text()
     assert "interrupted; the same command continues" in log or sys.platform != "linux"

@@ -59,10 +59,19 @@ def test_a_tiny_figure_from_the_first_cell_to_the_tables(
     logs = [(folder / "logs" / f"dc-epochs-{e}-digits-seed0.log").read_text() for e in (5, 3)]
     assert ["distil: 3/3" in log for log in logs] == [True, False]  # the second cell does not distil
 
+    # another call finds the run whose flags it writes otherwise, and the set of a point that it has not
+    again = [*TINY, "--methods", "dc", "--controls", "", "--seeds", "1", "--runs", tmp_path, "--strengths"]
+    (line,) = dry(capsys, *again, "dc:")
+    assert f"--runs {points / 'student.epochs-3'} " in line
+    assert line.endswith("# done")
+    assert run(*again, "dc: --student.epochs 4", "--jobs", "1", "--out", tmp_path / "other") == 0
+    assert "distil: 3/3" not in (tmp_path / "other" / "logs" / "dc-epochs-4-digits-seed0.log").read_text()
+    capsys.readouterr()
+
     monkeypatch.setattr("distill.app.frontier.STRONGEST", "bim")
     assert run(*words, "--autoattack", "1") == 0
     out, err = capsys.readouterr()
-    assert "3 of 3 cells are already done" in err
+    assert "3 of 3 cells already done" in err
     assert "AutoAttack (bim@0.1) on " in err
     lines = list(csv.DictReader((folder / "frontier.csv").read_text().splitlines()))
     attacked = [(line["method"], line["setting"]) for line in lines if line["attack"] == "bim@0.1" and line["setting"]]
