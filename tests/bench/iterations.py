@@ -3,25 +3,30 @@
 Each method distils for some iterations, its pool of networks and its extractor included; the time of an iteration is
 the least that its own log has. What an iteration is, a method counts: one step of the images in DM, ROME and C2R, in DC
 ten matchings with training of the network between them. So the total of a run is printed too, by the recipe's count.
+The experts of MTT and MAT are trained before: the time of their epochs is printed last.
 """
 
 import shutil
 import tempfile
+import time
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from baselines.mtt.trajectories import Expert, experts
 from distill.app.registry import find_methods
 from distill.data import FACTS
 from distill.methods.method import Method
 from distill.runs.run import Run
 from distill.runs.scalars import METRICS, read_scalars
+from robust import Normalize
 from tests.bench.dc import random_set
 from tests.bench.side_by_side import Row, rows_of
 
-METHODS = ("dc", "guard_dc", "fast_at_dc", "at_dc", "trades_dc", "dm", "at_dm", "idm", "rome", "c2r")
+METHODS = ("dc", "guard_dc", "fast_at_dc", "at_dc", "trades_dc", "dm", "at_dm", "idm", "rome", "c2r", "mtt", "mat")
+WITH_EXPERTS = ("mtt", "mat")
 ITERATIONS = 3
 """of a run; the first also compiles and fills caches"""
 ROUNDS = 3
@@ -40,12 +45,32 @@ def bench() -> list[Row]:
     title = f"an iteration, {SIZE} px, ten images a class, recipe quick"
     rows = rows_of(title, least, ROUNDS, {name: f"{counts[name]} iterations" for name in METHODS})
     whole = {name: seconds * counts[name] for name, seconds in least.items()}
-    return rows + rows_of("all iterations of the recipe", whole, ROUNDS)
+    rows += rows_of("all iterations of the recipe", whole, ROUNDS)
+    epochs = {name: min(_expert_epoch(methods[name]) for _ in range(ROUNDS)) for name in WITH_EXPERTS}
+    return rows + rows_of(f"an epoch of an expert, {IMAGES} images", epochs, ROUNDS)
 
 
 def _config(method: Method, **fields: int) -> Any:
     recipe = method.recipes["quick"](replace(FACTS["cifar10"], size=SIZE), IPC)
+    if method.name in WITH_EXPERTS:
+        fields["num_experts"] = 1
     return replace(recipe.config, **fields)
+
+
+def _expert_epoch(method: Method) -> float:
+    """Return the seconds of an epoch of the training of an expert."""
+    config, real = _config(method), random_set(SIZE, IMAGES)
+    settings = {"loss": config.expert_loss, "augment": config.augment, "lr": config.lr_expert}
+    settings |= {"backbone": config.backbone, "batch_size": config.batch_train, "average": config.expert_average}
+    expert = Expert(**settings, zca=False, epochs=1, epoch_images=None, seed=0)
+    folder = Path(tempfile.mkdtemp())
+    begun = time.perf_counter()
+    try:
+        with redirect_stderr(StringIO()):
+            experts(real, Normalize(real.mean, real.std), expert, 1, Run(folder, None).begin())
+    finally:
+        shutil.rmtree(folder)
+    return time.perf_counter() - begun
 
 
 def _iteration(method: Method) -> float:
