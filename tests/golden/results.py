@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "TABLES",
     "autoattack_table",
+    "beyond_autoattack",
     "beyond_comparison",
     "beyond_points",
     "frontier_comparison",
@@ -114,25 +115,25 @@ def _difference(line: dict[str, str]) -> list[str]:
     return [f"{float(line['difference']):+.1f} ({interval})", p]
 
 
-def autoattack_table() -> str:
-    """Return the table of the most robust points under AutoAttack, and their differences to DC."""
-    name = "autoattack-cifar10-16px.csv"
+def autoattack_table(name: str = "autoattack-cifar10-16px.csv", first: str = "method") -> str:
+    """Return the table of the points under AutoAttack, and their differences to DC; arguments as above."""
     lines_of_it = [line for line in _read(name) if ATTACKS[line["attack"]] == "AutoAttack"]
     compared = {line["method"]: line for line in lines_of_it if line["kind"] == "equal_clean" and line["difference"]}
-    lines = [["method", "point", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
+    lines = [[first, "point", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
     lines.append(["---"] * len(lines[0]))
     for (method, setting), means in _points(name).items():
         if "AutoAttack" in means:
             line = compared.get(method)
             difference = ["", ""] if line is None else _difference(line)
             columns = [means[column] for column in ("clean", *ATTACKS.values())]
-            lines.append([_code(method), setting.split()[-1], *columns, *difference, means["count"]])
+            lines.append([_code(method), _last(setting), *columns, *difference, means["count"]])
     return _table(lines)
 
 
 BEYOND = "beyond-cifar10-16px.csv"
 beyond_points = partial(frontier_points, BEYOND, "method beyond GUARD")
 beyond_comparison = partial(frontier_comparison, BEYOND, "method beyond GUARD")
+beyond_autoattack = partial(autoattack_table, "autoattack-beyond-cifar10-16px.csv", "method beyond GUARD")
 
 
 def sweep_table(*methods: str) -> str:
@@ -201,6 +202,16 @@ def _read(name: str) -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
+def _last(setting: str) -> str:
+    """Return the last field of a point's setting, without its name where the value alone says what it is.
+
+    >>> _last("teacher pgd_at:steps=3@8/255"), _last("expert-loss pgd_at:steps=5@1/255 epochs 100"), _last("recipe")
+    ('pgd_at:steps=3@8/255', 'epochs 100', 'recipe')
+    """
+    *_, name, value = ["", *setting.split()]
+    return f"{name} {value}" if value.isdecimal() else value
+
+
 def _code(method: str) -> str:
     """Return a method as a table has it; a control's own words stay text.
 
@@ -216,7 +227,10 @@ def _table(lines: list[list[str]]) -> str:
 
 
 SWEPT = {
-    "attacked": ("at_dc", "fast_at_dc", "trades_dc"),
+    "attacked": (
+        *("at_dc", "fast_at_dc", "trades_dc", "dsa", "at_dsa", "dcc", "at_dcc", "cafe", "at_cafe"),
+        *("dm", "at_dm", "dd", "at_dd", "kip", "at_kip"),
+    ),
     "c2r": ("c2r",),
     "mat": ("mtt", "mat"),
     "robust_features": ("random_robust_features",),
@@ -233,6 +247,7 @@ TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
         (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
         (r"^\| method beyond GUARD \| setting \|.*\n(?:\|.*\n)+", beyond_points),
         (r"^\| method beyond GUARD \| attack \|.*\n(?:\|.*\n)+", beyond_comparison),
+        (r"^\| method beyond GUARD \| point \|.*\n(?:\|.*\n)+", beyond_autoattack),
     ],
 } | {
     f"docs/methods/{page}.md": [(r"^\| validation split \|.*\n(?:\|.*\n)+", partial(sweep_table, *methods))]
