@@ -26,6 +26,7 @@ from distill.runs.run import Run
 
 __all__ = [
     "DataOf",
+    "data_key",
     "data_of",
     "network_of_full",
     "part_of",
@@ -63,7 +64,7 @@ def planned_cell(
     """
     folder = options.runs / experiment.folder(options.data_dir)
     trouble = ""
-    where = (experiment.dataset, options.data_dir, experiment.image_size, experiment.split, experiment.blur)
+    where = data_key(experiment, options)
     known = data(*where) if (folder / "experiment.json").exists() else None
     try:
         Run(folder, experiment, data=known and known[0], seed=experiment.seed)
@@ -106,6 +107,11 @@ def planned_cell(
     again += ["--seed", str(experiment.seed), *flags_of(experiment.evaluation)]
     again += ["--runs", str(options.runs), "--data-dir", str(options.data_dir)]
     return Cell(**shared, evaluation=evaluation_folder, evaluation_words=tuple(again))
+
+
+def data_key(experiment: Experiment, options: RunOptions) -> tuple[str, Path, int | None, str, float]:
+    """Return the arguments of `data_of` for the data of an experiment."""
+    return experiment.dataset, options.data_dir, experiment.image_size, experiment.split, experiment.blur
 
 
 def data_of(

@@ -15,7 +15,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from distill.app.cell_plan import data_of, network_of_full, planned_cell, selected_names, texts_by_method, words_of
+from distill.app.cell_plan import (
+    data_key,
+    data_of,
+    network_of_full,
+    planned_cell,
+    selected_names,
+    texts_by_method,
+    words_of,
+)
 from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
 from distill.app.flags import find_device
@@ -184,8 +192,8 @@ class _Plan:
         flags = words_of("--strengths", method.name, point.flags, OF_FRONTIER, "frontier")
         flags = ["--ipc", str(command.ipc * curve.times_ipc), *self._shared(), *flags]
         flags += ["--stages", str(command.runs / "stages")]
-        runs = ["--runs", str(self.points / _folder(point))]
-        experiment, options = resolve_flags(method, command.dataset, [*flags, *runs, "--device", command.device])
+        own = ["--runs", str(self.points / _folder(point)), "--device", command.device]
+        experiment, options = resolve_flags(method, command.dataset, [*flags, *own])
         if experiment.split != "test" and self.network not in ("recipe", experiment.config.backbone):
             raise InputError(
                 f"{curve.name} distils with {experiment.config.backbone} and the students are {self.network}: on the "
@@ -195,11 +203,11 @@ class _Plan:
         cells = []
         for seed in range(command.seeds):
             mine = replace(experiment, seed=seed)
-            same, of_same_set = self._made_before(mine, options)
-            folder = same or options.runs / mine.folder(options.data_dir)
+            place = mine.folder(options.data_dir)
+            runs, made = self._made_before(mine, place, options)
+            folder = runs / place
             key = repr(replace(mine, evaluation=None))
-            source = self.sets.setdefault(key, of_same_set or folder) if method.incomplete is None else folder
-            runs = folder.parents[len(mine.folder(options.data_dir).parts) - 1]
+            source = self.sets.setdefault(key, made or folder) if method.incomplete is None else folder
             name = f"{curve.name} {point.setting} {experiment.data_name(options.data_dir)} seed{seed}"
             cell = planned_cell(
                 mine,
@@ -213,28 +221,29 @@ class _Plan:
             cells.append(cell)
         return experiment, tuple(cells)
 
-    def _made_before(self, mine: Experiment, options: RunOptions) -> tuple[Path | None, Path | None]:
-        """Return the run of an earlier call that is this one, and a run with the same distilled set; else None.
+    def _made_before(self, mine: Experiment, place: Path, options: RunOptions) -> tuple[Path, Path | None]:
+        """Return the folder of runs in which an earlier call made this run, else its own; and a run with the same set.
 
         The earlier call may have written other flags for the same settings, or other settings of the students.
 
         Args:
             mine: the experiment.
+            place: of its run in a folder of runs.
             options: of its run, in the folder that its flags name.
         """
-        place = mine.folder(options.data_dir)
-        if (options.runs / place / "experiment.json").exists() or not self.points.exists():
-            return None, None
-        others = [folder / place for folder in sorted(self.points.iterdir()) if (folder / place / SET).exists()]
-        where = (mine.dataset, options.data_dir, mine.image_size, mine.split, mine.blur)
-        known = self.data(*where) if others else None
+        own = options.runs
+        if (own / place / "experiment.json").exists() or not self.points.exists():
+            return own, None
+        others = [runs for runs in sorted(self.points.iterdir()) if (runs / place / SET).exists()]
+        known = self.data(*data_key(mine, options)) if others else None
         if known is None:
-            return None, None
-        run = Run(options.runs / place, mine, data=known[0], seed=mine.seed)
+            return own, None
+        run = Run(own / place, mine, data=known[0], seed=mine.seed)
         whole, of_set = run.fingerprint(), run.fingerprint(evaluation=None)
-        found = {folder: _fingerprints(folder) for folder in others}
-        same = (folder for folder, (of_run, _) in found.items() if of_run == whole)
-        return next(same, None), next((folder for folder, (_, made_by) in found.items() if made_by == of_set), None)
+        found = {runs: _fingerprints(runs / place) for runs in others}
+        same = (runs for runs, (of_run, _) in found.items() if of_run == whole)
+        with_set = (runs / place for runs, (_, made_by) in found.items() if made_by == of_set)
+        return next(same, own), next(with_set, None)
 
     def _shared(self) -> list[str]:
         command = self.command

@@ -6,10 +6,10 @@ ten matchings with training of the network between them. So the total of a run i
 The experts of MTT and MAT are trained before: the time of their epochs is printed last.
 """
 
-import shutil
 import tempfile
 import time
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -63,24 +63,23 @@ def _expert_epoch(method: Method) -> float:
     settings = {"loss": config.expert_loss, "augment": config.augment, "lr": config.lr_expert}
     settings |= {"backbone": config.backbone, "batch_size": config.batch_train, "average": config.expert_average}
     expert = Expert(**settings, zca=False, epochs=1, epoch_images=None, seed=0)
-    folder = Path(tempfile.mkdtemp())
-    begun = time.perf_counter()
-    try:
-        with redirect_stderr(StringIO()):
-            experts(real, Normalize(real.mean, real.std), expert, 1, Run(folder, None).begin())
-    finally:
-        shutil.rmtree(folder)
-    return time.perf_counter() - begun
+    with _run() as run:
+        begun = time.perf_counter()
+        experts(real, Normalize(real.mean, real.std), expert, 1, run)
+        return time.perf_counter() - begun
 
 
 def _iteration(method: Method) -> float:
     """Return the least seconds of an iteration of a short run."""
     config = _config(method, iterations=ITERATIONS)
-    folder = Path(tempfile.mkdtemp())
-    try:
-        with redirect_stderr(StringIO()):
-            method.distill(random_set(SIZE, IMAGES), IPC, config, Run(folder, None).begin())
-        steps = read_scalars(folder / METRICS)
-    finally:
-        shutil.rmtree(folder)
+    with _run() as run:
+        method.distill(random_set(SIZE, IMAGES), IPC, config, run)
+        steps = read_scalars(run.folder / METRICS)
     return min(step["seconds"] for step in steps if "extractor_loss" not in step)
+
+
+@contextmanager
+def _run() -> Iterator[Run]:
+    """Give a silent run in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+        yield Run(Path(folder), None).begin()
