@@ -37,6 +37,7 @@ from torch.func import vmap
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
+from distill.methods.initial import initial_images, with_digest
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.divided import block, blocks, gathered, network_from_main
@@ -97,8 +98,9 @@ class Config:
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
     lr_net: Positive = 0.01
     """learning rate of the network (SGD, no momentum)"""
-    init: Literal["noise", "real"] = "noise"
-    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
+    init: str = "noise"
+    """initial synthetic images: noise (standard normal, in normalised space), real (random images of the class), or
+    those of the distilled set in a folder, such as runs/dc/cifar10/ipc10/seed0"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
     augment_students: str = "auto"
@@ -114,6 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "init", with_digest(self.init))
         augmentation(self.augment)
         if self.augment_students != "auto":
             augmentation(self.augment_students)
@@ -177,10 +180,7 @@ def distill(
 
     state = run.restore()
     if state is None:
-        if config.init == "real":
-            images = torch.stack([sample(c, ipc, "initial") for c in range(real.num_classes)])
-        else:
-            images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
+        images = initial_images(config.init, real, ipc, normalize, run.generator)
         state = {"iteration": 0, "images": images, "velocity": torch.zeros_like(images)}
     requested, remedy = config.real_loss, remedy_of(REMEDY, "--real-loss", config.real_loss)
     config = replace(config, real_loss=on_inputs(requested, normalize))

@@ -4,9 +4,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from distill.data import Facts
+from distill.data import Facts, ImageSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods.dc import Config, distill, work
+from distill.methods.initial import check_initial
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.training.augment import dsa_strategy
@@ -78,7 +79,12 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work, processes="divided")
+
+def _check(real: ImageSet, ipc: int, config: Config, _: int) -> None:
+    check_initial(real, ipc, config.init)
+
+
+_method = partial(Method, distill=distill, work=work, check=_check, processes="divided")
 
 METHODS = (
     _method(

@@ -1,0 +1,111 @@
+"""Initial images of gradient matching: noise, random real images, or the images of another distilled set.
+
+A set is named by its path, to which `with_digest` adds the digest of its file: runs that start from other images under
+the same path are other runs.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from distill.data import ImageSet
+from distill.distilled import DistilledSet, digest_of
+from distill.errors import InputError
+from robust import Normalize
+
+__all__ = ["check_initial", "initial_images", "with_digest"]
+
+WORDS = ("noise", "real")
+NAMED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+"""path of a set, and the first digits of the sha256 of its file"""
+
+
+def with_digest(init: str) -> str:
+    """Return `init`, with the digest of the set if it is the path of one.
+
+    Raises:
+        ValueError: it is neither "noise" nor "real", and no set is there.
+
+    >>> with_digest("real"), with_digest("runs/dc@0123456789ab")
+    ('real', 'runs/dc@0123456789ab')
+    >>> with_digest("zeros")
+    Traceback (most recent call last):
+    ValueError: init is zeros; it takes noise, real, or the folder of a distilled set
+    """
+    if init in WORDS or NAMED.fullmatch(init):
+        return init
+    if not init or not Path(init).exists():
+        raise ValueError(f"init is {init or 'empty'}; it takes noise, real, or the folder of a distilled set")
+    try:
+        return f"{init}@{digest_of(_file(init))[:12]}"
+    except InputError as error:
+        raise ValueError(
+            f"init: {error}; `evaluate` reads a published set, and its folder is in runs/published"
+        ) from None
+
+
+def check_initial(real: ImageSet, ipc: int, init: str) -> None:
+    """Check that a run can start from `init`.
+
+    Args:
+        real: the training set.
+        ipc: images per class.
+        init: as `with_digest` returns it.
+
+    Raises:
+        InputError: the set is missing, has changed, or has other classes, images of another size or another number.
+    """
+    if init not in WORDS:
+        _images(init, real, ipc)
+
+
+def initial_images(
+    init: str, real: ImageSet, ipc: int, normalize: Normalize, generator: Callable[..., Generator]
+) -> Tensor:
+    """Return the initial images, normalised, (K, ipc, C, H, W), on the device of `real`.
+
+    Args:
+        init: as `with_digest` returns it.
+        real: the training set.
+        ipc: images per class.
+        normalize: pixels to normalised space.
+        generator: of an address, as `Run.generator`; "initial" and the class are taken.
+
+    Raises:
+        InputError: as `check_initial`.
+    """
+    if init == "noise":
+        images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=generator("initial"))
+        return images.to(real.images.device)
+    if init == "real":
+        drawn = [real.sample(c, ipc, generator("initial", c)) for c in range(real.num_classes)]
+        return torch.stack([normalize(images) for images in drawn])
+    return normalize(_images(init, real, ipc).to(real.images.device).flatten(0, 1)).unflatten(0, (-1, ipc))
+
+
+def _images(init: str, real: ImageSet, ipc: int) -> Tensor:
+    """Return the images of a set by class, (K, ipc, C, H, W), in pixels."""
+    named = NAMED.fullmatch(init)
+    if named is None:
+        raise ValueError(f"init is {init}; the digest of its set is missing")
+    path = named["path"]
+    start = DistilledSet.load(_file(path))
+    if not digest_of(_file(path)).startswith(named["digest"]):
+        raise InputError(f"the set in {path} has changed since the run with --init {init} was named; start a new run")
+    if start.classes != real.classes:
+        raise InputError(f"--init {path}: a set of {start.dataset}; its classes are not those of {real.name}")
+    if start.image_shape != real.image_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (start.image_shape, real.image_shape))
+        raise InputError(f"--init {path}: its images are {theirs}, those of {real.name} here {ours}; see --image-size")
+    classes = start.image_classes
+    if classes.bincount(minlength=real.num_classes).ne(ipc).any():
+        raise InputError(f"--init {path}: it has {start.ipc:g} images per class; --ipc is {ipc}")
+    return start.images[:][classes.argsort(stable=True)].unflatten(0, (-1, ipc))
+
+
+def _file(path: str) -> Path:
+    """Return the file of a set."""
+    return Path(path) / "distilled.safetensors" if Path(path).is_dir() else Path(path)
