@@ -1,0 +1,149 @@
+"""Results at the paper's image size and network as lines of CSV: `python -m tests.golden.paper_size FOLDER...`.
+
+FOLDER has runs of methods, or of `evaluate` on published sets and on runs. docs/results/paper-size.csv came from here;
+`paper_table` and `paper_autoattack` make the tables of docs/paper.md of it. A line has the accuracy of all students of
+a set, or of the sets of several seeds, under one attack, and what a set cost: iterations, and hours of distillation as
+metrics.jsonl has them.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation.row_files import FILE, read_rows
+from distill.reports.paper import PAPER, half_width
+from distill.reports.summary import summary
+
+__all__ = ["lines_of", "paper_autoattack", "paper_table"]
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "paper-size.csv"
+OF_SET = ("dataset", "ipc", "method", "set", "students' epochs", "sets", "n", "images", "hours", "commit")
+FIELDS = (*OF_SET, "attack", "mean", "std", "verdict")
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+ATTACKS = ("clean", "linf_star", "linf", "l2")
+AUTOATTACK = "autoattack@linf"
+
+
+def lines_of(places: list[Path]) -> list[dict[str, Any]]:
+    """Return a line for each set, or method and its settings, and column of the finished runs below the places."""
+    groups: dict[str, list[Path]] = {}
+    for folder in sorted({path.parent for place in places for path in place.rglob(FILE)}):
+        experiment = {name: value for name, value in _stored(folder)["experiment"].items() if name != "seed"}
+        groups.setdefault(json.dumps(experiment, sort_keys=True), []).append(folder)
+    found = []
+    for folders in groups.values():
+        rows = [row for folder in folders for row in read_rows(folder / FILE)]
+        stored = [_stored(folder) for folder in folders]
+        hours = [_hours(Path(each.get("set", folder))) for each, folder in zip(stored, folders, strict=True)]
+        for each in summary(rows, by_seed=False):
+            of_set = (
+                *(each.line.dataset, each.line.ipc, each.line.method, _made(stored[0])),
+                stored[0]["experiment"]["evaluation"]["student"]["epochs"],
+                *(len({(row.seed, row.set) for row in rows}), each.n, each.images, f"{sum(hours) / len(hours):.1f}"),
+                " ".join(dict.fromkeys(each["made_by"]["commit"][:7] for each in stored)),
+            )
+            accuracy = (f"{each.mean:.2f}", "" if each.std is None else f"{each.std:.2f}", each.verdict)
+            found.append(dict(zip(FIELDS, (*of_set, each.column.attack, *accuracy), strict=True)))
+    return found
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+
+
+def _made(stored: dict[str, Any]) -> str:
+    """Return how a set came to be: published, or its iterations, and the flags that the method's recipe does not have.
+
+    Args:
+        stored: experiment.json of a run of a method, or of `evaluate` on a set.
+    """
+    if "set" in stored:
+        folder = Path(stored["set"])
+        return "published" if "published" in folder.parts else _made(_stored(folder))
+    config, words = stored["experiment"]["config"], stored["made_by"]["command"]
+    parts = [f"{config['iterations']} iterations"] if "iterations" in config else []
+    if "published" in Path(config.get("init", "")).parts:
+        parts = [f"{parts[0]} from the published set"]
+    if "--real-loss" in words:
+        parts.append(words[words.index("--real-loss") + 1])
+    return ", ".join(parts) or "real images"
+
+
+def _hours(folder: Path) -> float:
+    """Return the hours of a distillation: the sum of the times of its iterations."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return sum(json.loads(line).get("seconds", 0.0) for line in lines) / 3600
+
+
+def paper_table() -> str:
+    """Return the table of the paper's cells: for each cell the paper's line, published sets, and ours."""
+    heading = ["data, images a class", "method", "set", *ATTACKS, "students, images", "hours", "commit"]
+    lines = [heading, ["---"] * len(heading)]
+    cells: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, dict[str, str]]]] = {}
+    for line in _read():
+        of_set = tuple(line[name] for name in OF_SET)
+        cells.setdefault(of_set[:3], {}).setdefault(of_set, {})[line["attack"]] = line
+    for cell, sets in cells.items():
+        dataset, ipc, method = cell
+        name = [f"{DATA[dataset]}, {ipc}", f"`{method}`"]
+        figures = [PAPER.get((dataset, int(ipc), method, attack)) for attack in ATTACKS]
+        if any(figures):
+            means = ["-" if figure is None else f"{figure[0]} ± {figure[1]}" for figure in figures]
+            lines.append([*name, "the paper's", *means, "50, 10000", "", ""])
+        for of_set, columns in sets.items():
+            if set(ATTACKS) <= set(columns):
+                values = dict(zip(OF_SET, of_set, strict=True))
+                means = [_cell(columns[attack], figure) for attack, figure in zip(ATTACKS, figures, strict=True)]
+                count, hours = f"{values['n']}, {values['images']}", values["hours"].replace("0.0", "")
+                lines.append([*name, values["set"], *means, count, hours, values["commit"]])
+    return _table(lines)
+
+
+def paper_autoattack() -> str:
+    """Return the table of the sets that AutoAttack was run on, with the accuracies of the same students and images."""
+    columns = ("clean", "linf", AUTOATTACK)
+    heading = ["data, images a class", "method", "set under AutoAttack", "clean", "PGD-10", "AutoAttack"]
+    lines = [[*heading, "students, images", "commit"], ["---"] * (len(heading) + 2)]
+    sets: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for line in _read():
+        sets.setdefault(tuple(line[name] for name in OF_SET), {})[line["attack"]] = line
+    for of_set, found in sets.items():
+        if AUTOATTACK in found:
+            values = dict(zip(OF_SET, of_set, strict=True))
+            name = [f"{DATA[values['dataset']]}, {values['ipc']}", f"`{values['method']}`", values["set"]]
+            means = [_cell(found[column], None) for column in columns]
+            lines.append([*name, *means, f"{values['n']}, {values['images']}", values["commit"]])
+    return _table(lines)
+
+
+def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
+    """Return an accuracy as a table has it: with the deviation over students, and the difference to the paper's.
+
+    >>> ours = {"mean": "17.00", "std": "1.00", "n": "10", "images": "10000", "verdict": "ok"}
+    >>> _cell(ours, (17.5, 0.6)), _cell(ours | {"std": ""}, (17.5, 0.6)), _cell(ours | {"verdict": "gap"}, None)
+    ('17.0 ± 1.0 (-0.5 ± 0.7)', '17.0 (-0.5)', '17.0 ± 1.0 ?')
+    """
+    mean, std = float(line["mean"]), float(line["std"]) if line["std"] else None
+    cell = f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}") + ("" if line["verdict"] == "ok" else " ?")
+    if paper is None:
+        return cell
+    half = half_width(mean, std, int(line["n"]), int(line["images"]), paper)
+    return f"{cell} ({mean - paper[0]:+.1f}{'' if half is None else f' ± {half:.1f}'})"
+
+
+def _read() -> list[dict[str, str]]:
+    with open(RESULTS, encoding="utf-8", newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines_of([Path(word) for word in sys.argv[1:]]))
