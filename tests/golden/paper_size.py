@@ -15,10 +15,11 @@ from typing import Any
 from distill.evaluation.row_files import FILE, read_rows
 from distill.reports.paper import PAPER, half_width
 from distill.reports.summary import summary
+from tests.golden.stored import RESULTS, markdown, read
 
 __all__ = ["lines_of", "paper_autoattack", "paper_table"]
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "paper-size.csv"
+STORED = RESULTS / "paper-size.csv"
 OF_SET = ("dataset", "ipc", "method", "set", "students' epochs", "sets", "n", "images", "hours", "commit")
 FIELDS = (*OF_SET, "attack", "mean", "std", "verdict")
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
@@ -81,9 +82,9 @@ def _hours(folder: Path) -> float:
 def paper_table() -> str:
     """Return the table of the paper's cells: for each cell the paper's line, published sets, and ours."""
     heading = ["data, images a class", "method", "set", *ATTACKS, "students, images", "hours", "commit"]
-    lines = [heading, ["---"] * len(heading)]
+    lines = [heading]
     cells: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, dict[str, str]]]] = {}
-    for line in _read():
+    for line in read(STORED):
         of_set = tuple(line[name] for name in OF_SET)
         cells.setdefault(of_set[:3], {}).setdefault(of_set, {})[line["attack"]] = line
     for cell, sets in cells.items():
@@ -99,16 +100,17 @@ def paper_table() -> str:
                 means = [_cell(columns[attack], figure) for attack, figure in zip(ATTACKS, figures, strict=True)]
                 count, hours = f"{values['n']}, {values['images']}", values["hours"].replace("0.0", "")
                 lines.append([*name, values["set"], *means, count, hours, values["commit"]])
-    return _table(lines)
+    return markdown(lines)
 
 
 def paper_autoattack() -> str:
     """Return the table of the sets that AutoAttack was run on, with the accuracies of the same students and images."""
     columns = ("clean", "linf", AUTOATTACK)
     heading = ["data, images a class", "method", "set under AutoAttack", "clean", "PGD-10", "AutoAttack"]
-    lines = [[*heading, "students, images", "commit"], ["---"] * (len(heading) + 2)]
+    heading += ["students, images", "commit"]
+    lines = [heading]
     sets: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for line in _read():
+    for line in read(STORED):
         sets.setdefault(tuple(line[name] for name in OF_SET), {})[line["attack"]] = line
     for of_set, found in sets.items():
         if AUTOATTACK in found:
@@ -116,7 +118,7 @@ def paper_autoattack() -> str:
             name = [f"{DATA[values['dataset']]}, {values['ipc']}", f"`{values['method']}`", values["set"]]
             means = [_cell(found[column], None) for column in columns]
             lines.append([*name, *means, f"{values['n']}, {values['images']}", values["commit"]])
-    return _table(lines)
+    return markdown(lines)
 
 
 def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
@@ -132,15 +134,6 @@ def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
         return cell
     half = half_width(mean, std, int(line["n"]), int(line["images"]), paper)
     return f"{cell} ({mean - paper[0]:+.1f}{'' if half is None else f' ± {half:.1f}'})"
-
-
-def _read() -> list[dict[str, str]]:
-    with open(RESULTS, encoding="utf-8", newline="") as file:
-        return [*csv.DictReader(file)]
-
-
-def _table(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

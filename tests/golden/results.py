@@ -3,11 +3,12 @@
 A stored result is what a command of the program wrote (its page has the command); a table is never written by hand.
 """
 
-import csv
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+from tests.golden.stored import RESULTS, markdown, read
 
 __all__ = [
     "TABLES",
@@ -47,12 +48,12 @@ COLUMNS = {
 def theory_table() -> str:
     """Return the table of docs/theory.md: a line for each run."""
     found: dict[str, dict[tuple[str, str], float]] = {}
-    for line in _read("theory-cifar10-16px.csv"):
+    for line in read(RESULTS / "theory-cifar10-16px.csv"):
         place = line["images"].partition(",")[0], line["term"]
         found.setdefault(line["run"], {})[place] = float(line["mean over students"])
-    lines = [["set", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    lines = [["set", *COLUMNS]]
     lines += [[_short(run), *(f"{values[place]:.3g}" for place in COLUMNS.values())] for run, values in found.items()]
-    return _table(lines)
+    return markdown(lines)
 
 
 def _short(run: str) -> str:
@@ -91,21 +92,21 @@ def frontier_points(name: str = FRONTIER, first: str = "method") -> str:
     """
     found = _points(name)
     columns = ["clean", *(name for name in ATTACKS.values() if any(name in means for means in found.values()))]
-    lines = [[first, "setting", *columns, "sets, students"], ["---"] * (3 + len(columns))]
+    lines = [[first, "setting", *columns, "sets, students"]]
     for (method, setting), means in found.items():
         lines.append([_code(method), setting, *(means.get(name, "") for name in columns), means["count"]])
-    return _table(lines)
+    return markdown(lines)
 
 
 def frontier_comparison(name: str = FRONTIER, first: str = "method") -> str:
     """Return the table of the comparison at equal clean accuracy, under APGD-T and AutoAttack; arguments as above."""
-    lines = [[first, "attack", "clean", "robust", "difference to `dc`", "p"], ["---"] * 6]
-    for line in _read(name):
+    lines = [[first, "attack", "clean", "robust", "difference to `dc`", "p"]]
+    for line in read(RESULTS / name):
         if line["kind"] == "equal_clean" and line["attack"] != "linf" and line["difference"]:
             clean = f"{float(line['clean']):.1f}" + (", less accurate" if line["reach"] == "below" else "")
             attack, robust = ATTACKS[line["attack"]], f"{float(line['robust']):.1f}"
             lines.append([_code(line["method"]), attack, clean, robust, *_difference(line)])
-    return _table(lines)
+    return markdown(lines)
 
 
 def _difference(line: dict[str, str]) -> list[str]:
@@ -117,17 +118,16 @@ def _difference(line: dict[str, str]) -> list[str]:
 
 def autoattack_table(name: str = "autoattack-cifar10-16px.csv", first: str = "method") -> str:
     """Return the table of the points under AutoAttack, and their differences to DC; arguments as above."""
-    lines_of_it = [line for line in _read(name) if ATTACKS[line["attack"]] == "AutoAttack"]
+    lines_of_it = [line for line in read(RESULTS / name) if ATTACKS[line["attack"]] == "AutoAttack"]
     compared = {line["method"]: line for line in lines_of_it if line["kind"] == "equal_clean" and line["difference"]}
     lines = [[first, "point", "clean", *ATTACKS.values(), "AutoAttack, difference to `dc`", "p", "sets, students"]]
-    lines.append(["---"] * len(lines[0]))
     for (method, setting), means in _points(name).items():
         if "AutoAttack" in means:
             line = compared.get(method)
             difference = ["", ""] if line is None else _difference(line)
             columns = [means[column] for column in ("clean", *ATTACKS.values())]
             lines.append([_code(method), _last(setting), *columns, *difference, means["count"]])
-    return _table(lines)
+    return markdown(lines)
 
 
 BEYOND = "beyond-cifar10-16px.csv"
@@ -139,11 +139,11 @@ beyond_autoattack = partial(autoattack_table, "autoattack-beyond-cifar10-16px.cs
 def sweep_table(*methods: str) -> str:
     """Return the table of the strengths of some methods on the validation split, with DC's recipe first."""
     columns = ["clean", "PGD-10", "APGD-T"]
-    lines = [["validation split", "strength", *columns], ["---"] * (2 + len(columns))]
+    lines = [["validation split", "strength", *columns]]
     for (method, flags), means in _points("sweeps-cifar10-16px-validation.csv", "flags").items():
         if method in ("dc", *methods):
             lines.append([_code(method), f"`{flags}`" if flags else "recipe", *(means[name] for name in columns)])
-    return _table(lines)
+    return markdown(lines)
 
 
 SETS_OF_32 = {
@@ -159,26 +159,26 @@ SETS_OF_32 = {
 def whole_size_table() -> str:
     """Return the table of the sets at 32 px: a line for each set and number of images."""
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for line in _read("labels-cifar10-32px.csv"):
+    for line in read(RESULTS / "labels-cifar10-32px.csv"):
         name = SETS_OF_32[line["method"]]
         column = ATTACKS.get(line["attack"], line["attack"])
         spread = f" ± {float(line['std']):.1f}" if line["std"] else ""  # one student has none
         cell = f"{float(line['mean']):.1f}{spread}{'' if line['verdict'] == 'ok' else ' ?'}"
         found.setdefault((line["ipc"], name), {})[column] = cell
     columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
-    lines = [["images a class", "images and labels at 32 px", *columns], ["---"] * (2 + len(columns))]
+    lines = [["images a class", "images and labels at 32 px", *columns]]
     for (ipc, name), means in sorted(found.items(), key=lambda item: (-int(item[0][0]), -float(item[1]["APGD-T"][:4]))):
         lines.append([ipc, name, *(means[column] for column in columns)])
-    return _table(lines)
+    return markdown(lines)
 
 
 def frontier_short() -> str:
     """Return the table of the README: a few points of the frontier, with what their images and labels are."""
     found = _points(FRONTIER)
     columns = [name for name in ("clean", *ATTACKS.values()) if all(name in found[place] for place in SHORT)]
-    lines = [["images and labels", *columns], ["---"] * (1 + len(columns))]
+    lines = [["images and labels", *columns]]
     lines += [[words, *(found[place][name] for name in columns)] for place, words in SHORT.items()]
-    return _table(lines)
+    return markdown(lines)
 
 
 def _points(file: str, place: str = "setting") -> dict[tuple[str, str], dict[str, str]]:
@@ -189,17 +189,12 @@ def _points(file: str, place: str = "setting") -> dict[tuple[str, str], dict[str
         place: of a point on its curve: "setting", or "flags", its whole text.
     """
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for line in _read(file):
+    for line in read(RESULTS / file):
         if line["kind"] == "point":
             start = {"clean": f"{float(line['clean']):.1f}", "count": f"{line['sets']}, {line['students']}"}
             means = found.setdefault((line["method"], line[place]), start)
             means[ATTACKS[line["attack"]]] = f"{float(line['robust']):.1f}{'' if line['verdict'] == 'ok' else ' ?'}"
     return found
-
-
-def _read(name: str) -> list[dict[str, str]]:
-    with open(ROOT / "docs" / "results" / name, encoding="utf-8", newline="") as file:
-        return [*csv.DictReader(file)]
 
 
 def _last(setting: str) -> str:
@@ -220,10 +215,6 @@ def _code(method: str) -> str:
     """
     name, comma, rest = method.partition(",")
     return f"`{name}`{comma}{rest}"
-
-
-def _table(lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 SWEPT = {

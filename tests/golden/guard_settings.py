@@ -1,0 +1,135 @@
+"""What the settings of GUARD's loss do: `python -m tests.golden.guard_settings RUNS [RUNS ...]`.
+
+RUNS are folders of runs of `frontier --out RUNS/out-NAME`; their points become docs/results/guard-cifar10-16px.csv,
+with the median time of an iteration. The table of docs/methods/guard.md and its figure are made of this file alone.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
+from tests.golden.stored import DOCS, RESULTS, markdown, read
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_settings", "lines_of", "settings_table"]
+
+STORED = RESULTS / "guard-cifar10-16px.csv"
+FIGURE = DOCS / "pictures" / "guard-settings-cifar10-16px.png"
+KEPT = ("attack", "clean", "clean_low", "clean_high", "robust", "low", "high", "sets", "students", "images", "verdict")
+ATTACK = "apgd_t:steps=20@2/255"
+SETTINGS = {
+    "": "`dc`, cross-entropy",
+    "guard:weight=1,h=3": "λ 1, h 3",
+    "guard:weight=3,h=3": "λ 3, h 3",
+    "guard:weight=10,h=3": "λ 10, h 3",
+    "guard:weight=30,h=3": "λ 30, h 3",
+    "guard:weight=90,h=1": "λ 90, h 1",
+    "guard:weight=0.9,h=10": "λ 0.9, h 10",
+    "guard:weight=10,h=3,direction=sign": "λ 10, h 3, z of the gradient's signs",
+    "guard:weight=3,h=3,penalty=norm": "λ 3, h 3, norm not squared",
+    "guard:weight=1,h=3,penalty=loss_difference": "λ 1, h 3, difference of losses",
+    "pgd_at:steps=5@2/255": "`at_dc`, PGD of 5 steps, 2/255",
+    "pgd_at:steps=5@8/255": "`at_dc`, PGD of 5 steps, 8/255",
+}
+"""loss of the real images -> how the table names it, in its order"""
+CURVES = {
+    "GUARD, h 3": ("", *(f"guard:weight={weight},h=3" for weight in (1, 3, 10, 30))),
+    "GUARD, other h, equal λ h²": ("guard:weight=90,h=1", "guard:weight=10,h=3", "guard:weight=0.9,h=10"),
+    "z of the gradient's signs": ("guard:weight=10,h=3,direction=sign",),
+    "norm not squared": ("guard:weight=3,h=3,penalty=norm",),
+    "difference of losses": ("guard:weight=1,h=3,penalty=loss_difference",),
+    "attacked images (at_dc)": ("", "pgd_at:steps=5@2/255", "pgd_at:steps=5@8/255"),
+}
+"""line of the figure -> its losses"""
+SHORT = {"guard:weight=": "λ ", "pgd_at:steps=5@": ""}
+"""start of a loss -> how a point of the figure names it"""
+
+
+def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
+    """Return the points of the frontiers in some folders of runs, each once, with the seconds of an iteration."""
+    seconds: dict[str, list[float]] = {}
+    for path in (path for place in places for path in place.rglob("metrics.jsonl")):
+        words = json.loads((path.parent / "experiment.json").read_text(encoding="utf-8"))["made_by"]["command"]
+        loss = words[words.index("--real-loss") + 1] if "--real-loss" in words else ""
+        times = [json.loads(line).get("seconds") for line in path.read_text(encoding="utf-8").splitlines()]
+        seconds.setdefault(loss, []).append(median(time for time in times if time is not None))
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for path in sorted(path for place in places for path in place.glob("out-*/frontier.csv")):
+        for line in read(path):
+            loss = line["flags"].removeprefix("--real-loss ")
+            if line["kind"] == "point" and loss in SETTINGS:
+                kept = {name: line[name] for name in KEPT}
+                found[loss, line["attack"]] = {"loss": loss, **kept, "seconds": f"{median(seconds[loss]):.2f}"}
+    order = list(SETTINGS)
+    return sorted(found.values(), key=lambda line: (order.index(line["loss"]), line["attack"] == ATTACK))
+
+
+def settings_table() -> str:
+    """Return the table: a line for each loss, with 95 % intervals, and the time of an iteration beside DC's."""
+    found = _read()
+    lines = [["loss of the real images", "clean", "PGD-10", "APGD-T", "time / `dc`", "sets, students"]]
+    for loss, columns in found.items():
+        first, last = columns["linf"], columns[ATTACK]
+        clean = _interval(first, "clean", "clean_low", "clean_high")
+        robust = [_interval(line, "robust", "low", "high") for line in (first, last)]
+        time = float(first["seconds"]) / float(found[""]["linf"]["seconds"])
+        lines.append([SETTINGS[loss], clean, *robust, f"{time:.1f}", f"{first['sets']}, {first['students']}"])
+    return markdown(lines)
+
+
+def _interval(line: dict[str, str], mean: str, low: str, high: str) -> str:
+    numbers = [f"{float(line[name]):.1f}" for name in (mean, low, high)]
+    return "{} ({} to {})".format(*numbers)
+
+
+def _read() -> dict[str, dict[str, dict[str, str]]]:
+    """Return loss -> column -> line."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for line in read(STORED):
+        found.setdefault(line["loss"], {})[line["attack"]] = line
+    return found
+
+
+def draw_settings(path: Path) -> None:
+    """Draw clean against robust accuracy under APGD-T, a line for each kind of loss, as PNG and SVG."""
+    found = {loss: columns[ATTACK] for loss, columns in _read().items()}
+    figure = empty_figure(7.6, 4.8)
+    axes = figure.subplots()
+    for number, (name, losses) in enumerate(CURVES.items()):
+        points = [found[loss] for loss in losses if loss in found]
+        look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6}
+        across, up = ([float(point[field]) for point in points] for field in ("clean", "robust"))
+        axes.plot(across, up, linewidth=1.5, label=name, zorder=3, **look)
+        for x, y, point in zip(across, up, points, strict=True):
+            arms = [[y - float(point["low"])], [float(point["high"]) - y]]
+            axes.errorbar(x, y, yerr=arms, color=COLOURS[number], elinewidth=0.7, alpha=0.5, zorder=2)
+            _name(axes, x, y, point["loss"])
+    axes.set_xlabel("clean accuracy (%)")
+    axes.set_ylabel("robust accuracy (%), APGD-T at linf 2/255")
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    plain(axes)
+    save_figure(figure, path)
+
+
+def _name(axes: "Axes", x: float, y: float, loss: str) -> None:
+    """Write the strength of a loss beside its point."""
+    start = next((start for start in SHORT if loss.startswith(start)), None)
+    if start:
+        text = SHORT[start] + loss.removeprefix(start).partition(",")[0]
+        axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+
+
+if __name__ == "__main__":
+    lines = lines_of([Path(word) for word in sys.argv[1:]])
+    with open(STORED, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    draw_settings(FIGURE)

@@ -1,0 +1,82 @@
+"""Lines and tables of results at the paper's size: what they say of a set, and the students that they join."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.evaluation.row_files import FILE, write_rows
+from tests.golden import paper_size
+from tests.golden.paper_size import lines_of, paper_autoattack, paper_table
+from tests.rows import row
+
+ATTACKS = {"clean": 27.0, "linf_star": 2.0, "linf": 17.0, "l2": 21.0}
+
+
+def run(
+    folder: Path,
+    accuracies: dict[str, float],
+    seed: int = 0,
+    iterations: int = 100,
+    words: tuple[str, ...] = (),
+    **fields: Any,
+) -> Path:
+    """Write the files of a finished run of guard_dc with two students; the second has a point less in all columns."""
+    folder.mkdir(parents=True)
+    evaluation = {"student": {"epochs": 1000}}
+    config = {"iterations": iterations, "real_loss": words} | fields.pop("config", {})
+    experiment = {"config": config, "distilled": fields.get("set"), "evaluation": evaluation, "seed": seed}
+    made_by = {"commit": "0123456789ab", "command": ["main", "guard_dc", *words]}
+    stored = {"experiment": experiment, "made_by": made_by} | fields
+    (folder / "experiment.json").write_text(json.dumps(stored))
+    name = {"method": "guard_dc", "dataset": "cifar10", "set": f"set{seed}", "seed": seed, "images": 500}
+    write_rows(
+        folder / FILE,
+        [
+            row(**name, student=student, attack=attack, accuracy=accuracy - student)
+            for attack, accuracy in accuracies.items()
+            for student in range(2)
+        ],
+    )
+    return folder
+
+
+def test_seeds_are_joined_and_settings_are_not(tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = run(tmp_path / "a" / f"seed{seed}", {"clean": 27.0 + 2 * seed}, seed)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"seconds": 1800.0}) + "\n" for _ in range(3 + seed)))
+    run(tmp_path / "b", {"clean": 20.0}, words=("--real-loss", "guard:weight=100,h=3"))
+    first, second = lines_of([tmp_path])
+    assert (first["mean"], first["n"], first["sets"], first["hours"]) == ("27.50", 4, 2, "1.8")
+    assert (first["set"], first["commit"], first["images"]) == ("100 iterations", "0123456", 500)
+    assert (second["set"], second["mean"], second["std"]) == ("100 iterations, guard:weight=100,h=3", "19.50", "0.71")
+
+
+def test_a_set_is_named_by_what_made_it(tmp_path: Path) -> None:
+    start = "/elsewhere/published/cifar10/res_DC-0123@0123456789ab"
+    made = run(tmp_path / "runs" / "guard_dc", {"clean": 27.0}, iterations=15, config={"init": start})
+    run(tmp_path / "runs" / "evaluate", {"clean": 26.0}, set=str(made))
+    run(tmp_path / "runs" / "other", {"clean": 25.0}, set="/elsewhere/published/cifar10/res_DC-0123")
+    sets = {line["mean"]: line["set"] for line in lines_of([tmp_path])}
+    from_published = "15 iterations from the published set"
+    assert sets == {"26.50": from_published, "25.50": from_published, "24.50": "published"}
+
+
+def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "a", ATTACKS)
+    run(tmp_path / "b", {"clean": 28.0, "linf": 18.0, "autoattack@linf": 16.0}, iterations=101)
+    csv = tmp_path / "results.csv"
+    lines = lines_of([tmp_path])
+    csv.write_text(
+        "".join(",".join(f'"{cell}"' for cell in cells) + "\n" for cells in (lines[0], *(x.values() for x in lines)))
+    )
+    monkeypatch.setattr(paper_size, "STORED", csv)
+    *_, paper, ours = paper_table().splitlines()
+    cell = "| CIFAR-10, 1 | `guard_dc` |"
+    assert paper == f"{cell} the paper's | - | 4.7 ± 0.3 | 19.3 ± 0.4 | 22.5 ± 0.2 | 50, 10000 |  |  |"
+    assert ours.startswith(f"{cell} 100 iterations | 26.5 ± 0.7 | 1.5 ± 0.7 (-3.2 ± ")
+    assert ours.endswith("| 2, 500 |  | 0123456 |")
+    assert paper_autoattack().splitlines()[2:] == [
+        f"{cell} 101 iterations | 27.5 ± 0.7 | 17.5 ± 0.7 | 15.5 ± 0.7 | 2, 500 | 0123456 |"
+    ]
