@@ -21,7 +21,7 @@ group.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from distill.data import Facts, ImageSet
 from distill.distilled import DistilledSet
 from distill.experiment import Evaluation, Recipe
 from distill.methods import dc, dc_recipes
+from distill.methods.initial import check_initial
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.runs.divided import block, blocks, gathered
@@ -57,8 +58,9 @@ class Config(dc.Config):
         ValueError: a field is out of its range.
     """
 
-    init: Literal["noise", "real"] = "real"
-    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
+    init: str = "real"
+    """initial synthetic images: noise (standard normal, in normalised space), real (random images of the class), or
+    those of the distilled set in a folder, such as runs/dc/cifar10/ipc10/seed0"""
     outer_warmup: Whole = 250
     """number of warm-up iterations; after them every step matches all classes jointly"""
     inner_warmup: Whole = 10
@@ -205,7 +207,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work, processes="divided")
+_method = partial(Method, distill=distill, work=work, check=check_initial, processes="divided")
 
 METHODS = (
     _method(

@@ -34,10 +34,9 @@ each weight.
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +45,7 @@ from baselines.cafe.alignment import Weights, align
 from baselines.cafe.watched import accuracy_of, span, train_until_accuracy_changes
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
+from distill.methods.initial import initial_images, with_digest
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.divided import network_from_main
@@ -110,13 +110,15 @@ class Config:
     """weight of all earlier activations"""
     inner_weight: NonNegative = 0.01
     """weight of the loss of the centres, summed over real images"""
-    init: Literal["noise", "real"] = "noise"
-    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
+    init: str = "noise"
+    """initial synthetic images: noise (standard normal, in normalised space), real (random images of the class), or
+    those of the distilled set in a folder, such as runs/dc/cifar10/ipc10/seed0"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "init", with_digest(self.init))
         augmentation(self.augment)
         if fields := self.real_loss.only_in_training:
             raise ValueError(f"real_loss has {fields}, for training a teacher; aligned networks are frozen")
@@ -151,7 +153,10 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
     def accuracy(network: nn.Module, *address: str | int) -> float:
         return accuracy_of(network.eval(), lambda c: sample(c, config.batch_watch, "watch", *address), real.num_classes)
 
-    state = run.restore() or {"iteration": 0, **_initial(real, ipc, config, run, sample)}
+    state = run.restore()
+    if state is None:
+        images = initial_images(config.init, real, ipc, normalize, run.generator)
+        state = {"iteration": 0, "images": images, "velocity": torch.zeros_like(images)}
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
 
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
@@ -222,14 +227,6 @@ def weights(config: Config) -> Weights:
     """
     late = (config.third_weight, config.second_weight, 1 + config.first_weight)
     return Weights((config.fourth_weight, *late), config.inner_weight)
-
-
-def _initial(real: ImageSet, ipc: int, config: Config, run: Run, sample: Callable[..., Tensor]) -> dict[str, Any]:
-    if config.init == "real":
-        images = torch.stack([sample(c, ipc, "initial") for c in range(real.num_classes)])
-    else:
-        images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
-    return {"images": images, "velocity": torch.zeros_like(images)}
 
 
 def work(config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:

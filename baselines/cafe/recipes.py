@@ -7,6 +7,7 @@ from typing import Any
 from baselines.cafe.method import Config, distill, work
 from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
+from distill.methods.initial import check_initial
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 from distill.training.augment import dsa_strategy
@@ -48,7 +49,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-_method = partial(Method, distill=distill, work=work, processes="divided")
+_method = partial(Method, distill=distill, work=work, check=check_initial, processes="divided")
 
 METHODS = (
     _method(

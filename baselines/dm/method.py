@@ -26,7 +26,6 @@ BatchNorm in untrained networks one process has all classes, and the others wait
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from baselines.dm.extractor import steps_of, train_extractor
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
+from distill.methods.initial import initial_images, with_digest
 from distill.models import build
 from distill.runs.divergence import check_finite
 from distill.runs.divided import block, blocks, gathered
@@ -78,13 +78,15 @@ class Config:
     """learning rate of the images (SGD, momentum 0.5), normalised units"""
     lr_net: Positive = 0.01
     """learning rate of the extractor (SGD, momentum 0.9)"""
-    init: Literal["noise", "real"] = "real"
-    """initial synthetic images: standard normal noise in normalised space, or random real images of the class"""
+    init: str = "real"
+    """initial synthetic images: noise (standard normal, in normalised space), real (random images of the class), or
+    those of the distilled set in a folder, such as runs/dc/cifar10/ipc10/seed0"""
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "init", with_digest(self.init))
         if self.extractor_epochs == 0 and self.real_loss.traits.strength:
             raise ValueError("extractor_epochs is 0, so no network is trained with real_loss; it must be >= 1")
         augmentation(self.augment)
@@ -123,10 +125,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         network = untrained("extractor")
         extractor = train_extractor(network, real, normalize, siamese, run, state, lr=config.lr_net, **options)
     if "images" not in state:
-        if config.init == "real":
-            images = torch.stack([sample(c, ipc, "initial") for c in range(real.num_classes)])
-        else:
-            images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=run.generator("initial"))
+        images = initial_images(config.init, real, ipc, normalize, run.generator)
         state |= {"images": images, "velocity": torch.zeros_like(images)}
     images, velocity = (state[name].to(real.images.device) for name in ("images", "velocity"))
 

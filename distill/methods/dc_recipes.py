@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from distill.data import Facts, ImageSet
+from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
 from distill.methods.dc import Config, distill, work
 from distill.methods.initial import check_initial
@@ -79,12 +79,7 @@ _smoke = partial(
     backbone="convnet:width=8,depth=2",
 )
 
-
-def _check(real: ImageSet, ipc: int, config: Config, _: int) -> None:
-    check_initial(real, ipc, config.init)
-
-
-_method = partial(Method, distill=distill, work=work, check=_check, processes="divided")
+_method = partial(Method, distill=distill, work=work, check=check_initial, processes="divided")
 
 METHODS = (
     _method(

@@ -1,4 +1,4 @@
-"""Initial images of gradient matching: noise, random real images, or the images of another distilled set.
+"""Initial images of gradient and feature matching: noise, random real images, or the images of another distilled set.
 
 A set is named by its path, to which `with_digest` adds the digest of its file: runs that start from other images under
 the same path are other runs.
@@ -7,6 +7,7 @@ the same path are other runs.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -47,19 +48,19 @@ def with_digest(init: str) -> str:
         ) from None
 
 
-def check_initial(real: ImageSet, ipc: int, init: str) -> None:
-    """Check that a run can start from `init`.
+def check_initial(real: ImageSet, ipc: int, config: Any, _: int) -> None:
+    """Check that a run can start from the images that its config names; the `check` of a method.
 
     Args:
         real: the training set.
         ipc: images per class.
-        init: as `with_digest` returns it.
+        config: with the field `init`, as `with_digest` returns it.
 
     Raises:
         InputError: the set is missing, has changed, or has other classes, images of another size or another number.
     """
-    if init not in WORDS:
-        _images(init, real, ipc)
+    if config.init not in WORDS:
+        _images(config.init, real, ipc)
 
 
 def initial_images(
