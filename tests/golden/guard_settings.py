@@ -1,13 +1,15 @@
-"""What the settings of GUARD's loss do: `python -m tests.golden.guard_settings RUNS [RUNS ...]`.
+"""What the settings of GUARD's loss do: `python -m tests.golden.guard_settings PLACE...`.
 
-RUNS are folders of runs of `frontier --out RUNS/out-NAME`; their points become docs/results/guard-cifar10-16px.csv,
-with the median time of an iteration. The table of docs/methods/guard.md and its figure are made of this file alone.
+PLACE is a stored frontier.csv, or a folder of runs of `frontier --out PLACE/out-NAME`; their points become
+docs/results/guard-cifar10-16px.csv, with the median time of an iteration where the folder has the runs. A point of a
+later place replaces the same point of an earlier one. The table of docs/methods/guard.md and its figure are made of this file alone.
 """
 
 import csv
 import json
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ STORED = RESULTS / "guard-cifar10-16px.csv"
 FIGURE = DOCS / "pictures" / "guard-settings-cifar10-16px.png"
 KEPT = ("attack", "clean", "clean_low", "clean_high", "robust", "low", "high", "sets", "students", "images", "verdict")
 ATTACK = "apgd_t:steps=20@2/255"
+METHODS = ("dc", "guard_dc", "at_dc")
 SETTINGS = {
     "": "`dc`, cross-entropy",
     "guard:weight=1,h=3": "λ 1, h 3",
@@ -53,7 +56,7 @@ SHORT = {"guard:weight=": "λ ", "pgd_at:steps=5@": ""}
 
 
 def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
-    """Return the points of the frontiers in some folders of runs, each once, with the seconds of an iteration."""
+    """Return the points of the frontiers in some places, each once, with the seconds of an iteration."""
     seconds: dict[str, list[float]] = {}
     for path in (path for place in places for path in place.rglob("metrics.jsonl")):
         words = json.loads((path.parent / "experiment.json").read_text(encoding="utf-8"))["made_by"]["command"]
@@ -61,12 +64,14 @@ def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
         times = [json.loads(line).get("seconds") for line in path.read_text(encoding="utf-8").splitlines()]
         seconds.setdefault(loss, []).append(median(time for time in times if time is not None))
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for path in sorted(path for place in places for path in place.glob("out-*/frontier.csv")):
+    tables = [[place] if place.is_file() else sorted(place.glob("out-*/frontier.csv")) for place in places]
+    for path in chain.from_iterable(tables):
         for line in read(path):
             loss = line["flags"].removeprefix("--real-loss ")
-            if line["kind"] == "point" and loss in SETTINGS:
+            if line["kind"] == "point" and line["method"] in METHODS and loss in SETTINGS:
                 kept = {name: line[name] for name in KEPT}
-                found[loss, line["attack"]] = {"loss": loss, **kept, "seconds": f"{median(seconds[loss]):.2f}"}
+                time = f"{median(seconds[loss]):.2f}" if loss in seconds else ""
+                found[loss, line["attack"]] = {"loss": loss, **kept, "seconds": time}
     order = list(SETTINGS)
     return sorted(found.values(), key=lambda line: (order.index(line["loss"]), line["attack"] == ATTACK))
 
@@ -79,8 +84,9 @@ def settings_table() -> str:
         first, last = columns["linf"], columns[ATTACK]
         clean = _interval(first, "clean", "clean_low", "clean_high")
         robust = [_interval(line, "robust", "low", "high") for line in (first, last)]
-        time = float(first["seconds"]) / float(found[""]["linf"]["seconds"])
-        lines.append([SETTINGS[loss], clean, *robust, f"{time:.1f}", f"{first['sets']}, {first['students']}"])
+        ratio = float(first["seconds"]) / float(found[""]["linf"]["seconds"]) if first["seconds"] else None
+        time = "" if ratio is None else f"{ratio:.1f}"
+        lines.append([SETTINGS[loss], clean, *robust, time, f"{first['sets']}, {first['students']}"])
     return markdown(lines)
 
 

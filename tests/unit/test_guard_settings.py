@@ -21,8 +21,8 @@ def write_frontier(folder: Path, flags: str, clean: float, robust: float) -> Non
         writer.writerow(FIELDS.split(","))
         for attack, accuracy in (("linf", robust + 1), (guard_settings.ATTACK, robust)):
             numbers = (clean, clean - 2, clean + 2, accuracy, accuracy - 1.5, accuracy + 1.5)
-            writer.writerow(["point", "m", "s", flags, attack, *numbers, 3, 15, 1000, "ok"])
-            writer.writerow(["equal_clean", "m", "", "", attack, *numbers, 3, 15, 1000, "ok"])
+            writer.writerow(["point", "dc", "s", flags, attack, *numbers, 3, 15, 1000, "ok"])
+            writer.writerow(["equal_clean", "dc", "", "", attack, *numbers, 3, 15, 1000, "ok"])
 
 
 def write_run(folder: Path, words: list[str], times: list[float]) -> None:
@@ -33,13 +33,14 @@ def write_run(folder: Path, words: list[str], times: list[float]) -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of dc and of GUARD with weight 30, the latter found twice."""
+    """Results of dc and of GUARD with weight 30, the latter found three times: first in a stored table."""
     write_frontier(tmp_path / "out-1", "", 29.8, 11.7)
     for name in ("out-2", "out-3"):
         write_frontier(tmp_path / name, f"--real-loss {GUARD}", 20.0, 14.0)
+    write_frontier(tmp_path / "stored", f"--real-loss {GUARD}", 19.0, 13.0)
     write_run(tmp_path / "frontier" / "a", [], [2.0, 3.0, 2.0])
     write_run(tmp_path / "frontier" / "b", ["--real-loss", GUARD], [5.0, 5.0, 90.0])
-    lines = lines_of([tmp_path])
+    lines = lines_of([tmp_path / "stored" / "frontier.csv", tmp_path])
     path = tmp_path / "results.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, lines[0])
