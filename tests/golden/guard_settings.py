@@ -2,7 +2,8 @@
 
 PLACE is a stored frontier.csv, or a folder of runs of `frontier --out PLACE/out-NAME`; their points become
 docs/results/guard-cifar10-16px.csv, with the median time of an iteration where the folder has the runs. A point of a
-later place replaces the same point of an earlier one. The table of docs/methods/guard.md and its figure are made of this file alone.
+later place replaces the same point of an earlier one. The table of docs/methods/guard.md and its figure are made of
+this file alone.
 """
 
 import csv
