@@ -109,8 +109,12 @@ def draw_settings(path: Path) -> None:
     found = {loss: columns[ATTACK] for loss, columns in _read().items()}
     figure = empty_figure(7.6, 4.8)
     axes = figure.subplots()
+    drawn: set[str] = set()
     for number, (name, losses) in enumerate(CURVES.items()):
         points = [found[loss] for loss in losses if loss in found]
+        if drawn.issuperset(point["loss"] for point in points):
+            continue  # nothing of its own is measured
+        drawn |= {point["loss"] for point in points}
         look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6}
         across, up = ([float(point[field]) for point in points] for field in ("clean", "robust"))
         axes.plot(across, up, linewidth=1.5, label=name, zorder=3, **look)
@@ -140,3 +144,4 @@ if __name__ == "__main__":
         writer.writeheader()
         writer.writerows(lines)
     draw_settings(FIGURE)
+    FIGURE.with_suffix(".svg").unlink()  # the docs show the PNG

@@ -21,7 +21,7 @@ __all__ = ["lines_of", "paper_autoattack", "paper_table"]
 
 STORED = RESULTS / "paper-size.csv"
 OF_SET = ("dataset", "ipc", "method", "set", "students' epochs", "sets", "n", "images", "hours", "commit")
-FIELDS = (*OF_SET, "attack", "mean", "std", "verdict")
+FIELDS: tuple[str, ...] = (*OF_SET, "attack", "mean", "std", "verdict")
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 ATTACKS = ("clean", "linf_star", "linf", "l2")
 AUTOATTACK = "autoattack@linf"
@@ -37,7 +37,7 @@ def lines_of(places: list[Path]) -> list[dict[str, Any]]:
     for folders in groups.values():
         rows = [row for folder in folders for row in read_rows(folder / FILE)]
         stored = [_stored(folder) for folder in folders]
-        hours = [_hours(Path(each.get("set", folder))) for each, folder in zip(stored, folders, strict=True)]
+        hours = [_hours(_source(each) or folder) for each, folder in zip(stored, folders, strict=True)]
         for each in summary(rows, by_seed=False):
             of_set = (
                 *(each.line.dataset, each.line.ipc, each.line.method, _made(stored[0])),
@@ -60,9 +60,8 @@ def _made(stored: dict[str, Any]) -> str:
     Args:
         stored: experiment.json of a run of a method, or of `evaluate` on a set.
     """
-    if "set" in stored:
-        folder = Path(stored["set"])
-        return "published" if "published" in folder.parts else _made(_stored(folder))
+    if source := _source(stored):
+        return "published" if "published" in source.parts else _made(_stored(source))
     config, words = stored["experiment"]["config"], stored["made_by"]["command"]
     parts = [f"{config['iterations']} iterations"] if "iterations" in config else []
     if "published" in Path(config.get("init", "")).parts:
@@ -70,6 +69,12 @@ def _made(stored: dict[str, Any]) -> str:
     if "--real-loss" in words:
         parts.append(words[words.index("--real-loss") + 1])
     return ", ".join(parts) or "real images"
+
+
+def _source(stored: dict[str, Any]) -> Path | None:
+    """Return the folder of the set that a run of `evaluate` is about; None for a run of a method."""
+    path = Path(stored["set"]) if "set" in stored else None
+    return path.parent if path is not None and path.suffix == ".safetensors" else path
 
 
 def _hours(folder: Path) -> float:
@@ -87,7 +92,7 @@ def paper_table() -> str:
     for line in read(STORED):
         of_set = tuple(line[name] for name in OF_SET)
         cells.setdefault(of_set[:3], {}).setdefault(of_set, {})[line["attack"]] = line
-    for cell, sets in cells.items():
+    for cell, sets in sorted(cells.items(), key=lambda item: (item[0][0], int(item[0][1]))):
         dataset, ipc, method = cell
         name = [f"{DATA[dataset]}, {ipc}", f"`{method}`"]
         figures = [PAPER.get((dataset, int(ipc), method, attack)) for attack in ATTACKS]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from tests.golden.guard_settings import settings_table
+from tests.golden.paper_size import paper_autoattack, paper_table
 from tests.golden.stored import RESULTS, markdown, read
 
 __all__ = [
@@ -230,6 +232,11 @@ SWEPT = {
 """page of methods -> the methods whose strengths it has"""
 TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
     "docs/theory.md": [(r"^\| set \| clean \|.*\n(?:\|.*\n)+", theory_table)],
+    "docs/paper.md": [
+        (r"^\| data, images a class \| method \| set \|.*\n(?:\|.*\n)+", paper_table),
+        (r"^\| data, images a class \| method \| set under AutoAttack \|.*\n(?:\|.*\n)+", paper_autoattack),
+    ],
+    "docs/methods/guard.md": [(r"^\| loss of the real images \|.*\n(?:\|.*\n)+", settings_table)],
     "README.md": [(r"^\| images and labels \|.*\n(?:\|.*\n)+", frontier_short)],
     "docs/frontier.md": [
         (r"^\| method \| setting \|.*\n(?:\|.*\n)+", frontier_points),

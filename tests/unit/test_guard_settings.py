@@ -63,3 +63,5 @@ def test_the_figure_is_drawn_from_what_is_there(stored: None, tmp_path: Path) ->
     text = (tmp_path / "figure.svg").read_text()
     assert "λ 30" in text
     assert "λ 3<" not in text
+    assert "GUARD, h 3" in text
+    assert "at_dc" not in text

@@ -56,7 +56,7 @@ def test_seeds_are_joined_and_settings_are_not(tmp_path: Path) -> None:
 def test_a_set_is_named_by_what_made_it(tmp_path: Path) -> None:
     start = "/elsewhere/published/cifar10/res_DC-0123@0123456789ab"
     made = run(tmp_path / "runs" / "guard_dc", {"clean": 27.0}, iterations=15, config={"init": start})
-    run(tmp_path / "runs" / "evaluate", {"clean": 26.0}, set=str(made))
+    run(tmp_path / "runs" / "evaluate", {"clean": 26.0}, set=str(made / "distilled.safetensors"))
     run(tmp_path / "runs" / "other", {"clean": 25.0}, set="/elsewhere/published/cifar10/res_DC-0123")
     sets = {line["mean"]: line["set"] for line in lines_of([tmp_path])}
     from_published = "15 iterations from the published set"
