@@ -52,8 +52,8 @@ CURVES = {
     "attacked images (at_dc)": ("", "pgd_at:steps=5@2/255", "pgd_at:steps=5@8/255"),
 }
 """line of the figure -> its losses"""
-SHORT = {"guard:weight=": "λ ", "pgd_at:steps=5@": ""}
-"""start of a loss -> how a point of the figure names it"""
+SHORT = {"guard:weight=": ("λ ", (4, 4)), "pgd_at:steps=5@": ("", (-26, -13))}
+"""start of a loss -> what a point of the figure has for it, and where, in points"""
 
 
 def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
@@ -131,10 +131,10 @@ def draw_settings(path: Path) -> None:
 
 def _name(axes: "Axes", x: float, y: float, loss: str) -> None:
     """Write the strength of a loss beside its point."""
-    start = next((start for start in SHORT if loss.startswith(start)), None)
-    if start:
-        text = SHORT[start] + loss.removeprefix(start).partition(",")[0]
-        axes.annotate(text, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+    for start, (short, place) in SHORT.items():
+        if loss.startswith(start):
+            text = short + loss.removeprefix(start).partition(",")[0]
+            axes.annotate(text, (x, y), place, textcoords="offset points", fontsize=7)
 
 
 if __name__ == "__main__":
