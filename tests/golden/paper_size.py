@@ -1,9 +1,9 @@
 """Results at the paper's image size and network as lines of CSV: `python -m tests.golden.paper_size FOLDER...`.
 
 FOLDER has runs of methods, or of `evaluate` on published sets and on runs. docs/results/paper-size.csv came from here;
-`paper_table` makes the table of docs/paper.md of it. A line has the accuracy of all students of a set, or of the sets
-of several seeds, under one attack, and what a set cost: iterations, and hours of distillation as metrics.jsonl has
-them.
+`paper_table` and `paper_autoattack` make the tables of docs/paper.md of it. A line has the accuracy of all students of
+a set, or of the sets of several seeds, under one attack, and what a set cost: iterations, and hours of distillation as
+metrics.jsonl has them.
 """
 
 import csv
@@ -17,7 +17,7 @@ from distill.reports.paper import PAPER, half_width
 from distill.reports.summary import summary
 from tests.golden.stored import RESULTS, markdown, read
 
-__all__ = ["lines_of", "paper_table"]
+__all__ = ["lines_of", "paper_autoattack", "paper_table"]
 
 STORED = RESULTS / "paper-size.csv"
 OF_SET = ("dataset", "ipc", "method", "set", "students' epochs", "sets", "n", "images", "hours", "commit")
@@ -107,6 +107,23 @@ def paper_table() -> str:
     return markdown(lines)
 
 
+def paper_autoattack() -> str:
+    """Return the table of the sets that AutoAttack was run on, with the accuracies of the same students and images."""
+    heading = ["data, images a class", "method", "set under AutoAttack", "clean", "PGD-10", "AutoAttack"]
+    heading += ["students, images", "commit"]
+    lines = [heading]
+    sets: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for line in read(STORED):
+        sets.setdefault(tuple(line[name] for name in OF_SET), {})[line["attack"]] = line
+    for of_set, found in sets.items():
+        if autoattack := next((attack for attack in found if attack.startswith("autoattack@")), None):
+            values = dict(zip(OF_SET, of_set, strict=True))
+            name = [f"{DATA[values['dataset']]}, {values['ipc']}", f"`{values['method']}`", values["set"]]
+            means = [_cell(found[column], None) for column in ("clean", "linf", autoattack)]
+            lines.append([*name, *means, f"{values['n']}, {values['images']}", values["commit"]])
+    return markdown(lines)
+
+
 def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
     """Return an accuracy as a table has it: with the deviation over students, and the difference to the paper's.
 
@@ -123,6 +140,6 @@ def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
 
 
 if __name__ == "__main__":
-    writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, list[str](FIELDS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines_of([Path(word) for word in sys.argv[1:]]))

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.golden.guard_settings import settings_table
-from tests.golden.paper_size import paper_table
+from tests.golden.paper_size import paper_autoattack, paper_table
 from tests.golden.stored import RESULTS, markdown, read
 
 __all__ = [
@@ -234,6 +234,7 @@ TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
     "docs/theory.md": [(r"^\| set \| clean \|.*\n(?:\|.*\n)+", theory_table)],
     "docs/paper.md": [
         (r"^\| data, images a class \| method \| set \|.*\n(?:\|.*\n)+", paper_table),
+        (r"^\| data, images a class \| method \| set under AutoAttack \|.*\n(?:\|.*\n)+", paper_autoattack),
     ],
     "docs/methods/guard.md": [(r"^\| loss of the real images \|.*\n(?:\|.*\n)+", settings_table)],
     "README.md": [(r"^\| images and labels \|.*\n(?:\|.*\n)+", frontier_short)],

@@ -8,7 +8,7 @@ import pytest
 
 from distill.evaluation.row_files import FILE, write_rows
 from tests.golden import paper_size
-from tests.golden.paper_size import lines_of, paper_table
+from tests.golden.paper_size import lines_of, paper_autoattack, paper_table
 from tests.rows import row
 
 ATTACKS = {"clean": 27.0, "linf_star": 2.0, "linf": 17.0, "l2": 21.0}
@@ -63,9 +63,9 @@ def test_a_set_is_named_by_what_made_it(tmp_path: Path) -> None:
     assert sets == {"26.50": from_published, "25.50": from_published, "24.50": "published"}
 
 
-def test_the_paper_s_line_and_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "a", ATTACKS)
-    run(tmp_path / "b", {"clean": 28.0, "linf": 18.0}, iterations=101)  # not attacked as the paper's: no line
+    run(tmp_path / "b", {"clean": 28.0, "linf": 18.0, "autoattack@2/255": 16.0}, iterations=101)
     csv = tmp_path / "results.csv"
     lines = lines_of([tmp_path])
     csv.write_text(
@@ -77,3 +77,6 @@ def test_the_paper_s_line_and_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert paper == f"{cell} the paper's | - | 4.7 ± 0.3 | 19.3 ± 0.4 | 22.5 ± 0.2 | 50, 10000 |  |  |"
     assert ours.startswith(f"{cell} 100 iterations | 26.5 ± 0.7 | 1.5 ± 0.7 (-3.2 ± ")
     assert ours.endswith("| 2, 500 |  | 0123456 |")
+    assert paper_autoattack().splitlines()[2:] == [
+        f"{cell} 101 iterations | 27.5 ± 0.7 | 17.5 ± 0.7 | 15.5 ± 0.7 | 2, 500 | 0123456 |"
+    ]
