@@ -20,7 +20,7 @@ from robust import Normalize
 __all__ = ["check_initial", "initial_images", "with_digest"]
 
 WORDS = ("noise", "real")
-NAMED = re.compile(r"(?P<path>.+)@(?P<digest>[0-9a-f]{12})")
+NAMED = re.compile(r".+@[0-9a-f]{12}")
 """path of a set, and the first digits of the sha256 of its file"""
 
 
@@ -89,12 +89,9 @@ def initial_images(
 
 def _images(init: str, real: ImageSet, ipc: int) -> Tensor:
     """Return the images of a set by class, (K, ipc, C, H, W), in pixels."""
-    named = NAMED.fullmatch(init)
-    if named is None:
-        raise ValueError(f"init is {init}; the digest of its set is missing")
-    path = named["path"]
+    path, _, digest = init.rpartition("@")
     start = DistilledSet.load(_file(path))
-    if not digest_of(_file(path)).startswith(named["digest"]):
+    if not digest_of(_file(path)).startswith(digest):
         raise InputError(f"the set in {path} has changed since the run with --init {init} was named; start a new run")
     if start.classes != real.classes:
         raise InputError(f"--init {path}: a set of {start.dataset}; its classes are not those of {real.name}")

@@ -6,8 +6,6 @@ later place replaces the same point of an earlier one. The table of docs/methods
 this file alone.
 """
 
-import csv
-import json
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -16,7 +14,9 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
-from tests.golden.stored import DOCS, RESULTS, markdown, read
+from distill.reports.tables import written_csv
+from distill.runs.scalars import METRICS
+from tests.golden.stored import DOCS, RESULTS, experiment_of, markdown, read, real_loss_of, seconds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,11 +59,8 @@ SHORT = {"guard:weight=": ("λ ", (4, 4)), "pgd_at:steps=5@": ("", (-26, -13))}
 def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
     """Return the points of the frontiers in some places, each once, with the seconds of an iteration."""
     seconds: dict[str, list[float]] = {}
-    for path in (path for place in places for path in place.rglob("metrics.jsonl")):
-        words = json.loads((path.parent / "experiment.json").read_text(encoding="utf-8"))["made_by"]["command"]
-        loss = words[words.index("--real-loss") + 1] if "--real-loss" in words else ""
-        times = [json.loads(line).get("seconds") for line in path.read_text(encoding="utf-8").splitlines()]
-        seconds.setdefault(loss, []).append(median(time for time in times if time is not None))
+    for folder in (path.parent for place in places for path in place.rglob(METRICS)):
+        seconds.setdefault(real_loss_of(experiment_of(folder)), []).append(median(seconds_of(folder)))
     found: dict[tuple[str, str], dict[str, str]] = {}
     tables = [[place] if place.is_file() else sorted(place.glob("out-*/frontier.csv")) for place in places]
     for path in chain.from_iterable(tables):
@@ -139,9 +136,6 @@ def _name(axes: "Axes", x: float, y: float, loss: str) -> None:
 
 if __name__ == "__main__":
     lines = lines_of([Path(word) for word in sys.argv[1:]])
-    with open(STORED, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    STORED.write_text(written_csv(list(lines[0]), lines), encoding="utf-8")
     draw_settings(FIGURE)
     FIGURE.with_suffix(".svg").unlink()  # the docs show the PNG

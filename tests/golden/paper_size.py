@@ -6,7 +6,6 @@ a set, or of the sets of several seeds, under one attack, and what a set cost: i
 metrics.jsonl has them.
 """
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 from distill.evaluation.row_files import FILE, read_rows
 from distill.reports.paper import PAPER, half_width
 from distill.reports.summary import summary
-from tests.golden.stored import RESULTS, markdown, read
+from distill.reports.tables import written_csv
+from tests.golden.stored import RESULTS, experiment_of, markdown, read, real_loss_of, seconds_of
 
 __all__ = ["lines_of", "paper_autoattack", "paper_table"]
 
@@ -30,12 +30,12 @@ def lines_of(places: list[Path]) -> list[dict[str, Any]]:
     """Return a line for each set, or method and its settings, and column of the finished runs below the places."""
     groups: dict[str, list[Path]] = {}
     for folder in sorted({path.parent for place in places for path in place.rglob(FILE)}):
-        experiment = {name: value for name, value in _stored(folder)["experiment"].items() if name != "seed"}
+        experiment = {name: value for name, value in experiment_of(folder)["experiment"].items() if name != "seed"}
         groups.setdefault(json.dumps(experiment, sort_keys=True), []).append(folder)
     found = []
     for folders in groups.values():
         rows = [row for folder in folders for row in read_rows(folder / FILE)]
-        stored = [_stored(folder) for folder in folders]
+        stored = [experiment_of(folder) for folder in folders]
         hours = [_hours(_source(each) or folder) for each, folder in zip(stored, folders, strict=True)]
         for each in summary(rows, by_seed=False):
             of_set = (
@@ -49,10 +49,6 @@ def lines_of(places: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _stored(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-
-
 def _made(stored: dict[str, Any]) -> str:
     """Return how a set came to be: published, or its iterations, and the flags that the method's recipe does not have.
 
@@ -60,14 +56,12 @@ def _made(stored: dict[str, Any]) -> str:
         stored: experiment.json of a run of a method, or of `evaluate` on a set.
     """
     if source := _source(stored):
-        return "published" if "published" in source.parts else _made(_stored(source))
-    config, words = stored["experiment"]["config"], stored["made_by"]["command"]
+        return "published" if "published" in source.parts else _made(experiment_of(source))
+    config = stored["experiment"]["config"]
     parts = [f"{config['iterations']} iterations"] if "iterations" in config else []
     if "published" in Path(config.get("init", "")).parts:
         parts = [f"{parts[0]} from the published set"]
-    if "--real-loss" in words:
-        parts.append(words[words.index("--real-loss") + 1])
-    return ", ".join(parts) or "real images"
+    return ", ".join(filter(None, [*parts, real_loss_of(stored)])) or "real images"
 
 
 def _source(stored: dict[str, Any]) -> Path | None:
@@ -78,50 +72,54 @@ def _source(stored: dict[str, Any]) -> Path | None:
 
 def _hours(folder: Path) -> float:
     """Return the hours of a distillation: the sum of the times of its iterations."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return sum(json.loads(line).get("seconds", 0.0) for line in lines) / 3600
+    return sum(seconds_of(folder)) / 3600
 
 
 def paper_table() -> str:
     """Return the table of the paper's cells: for each cell the paper's line, published sets, and ours."""
-    heading = ["data, images a class", "method", "set", *ATTACKS, "students, images", "hours", "commit"]
-    lines = [heading]
-    cells: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, dict[str, str]]]] = {}
-    for line in read(STORED):
-        of_set = tuple(line[name] for name in OF_SET)
-        cells.setdefault(of_set[:3], {}).setdefault(of_set, {})[line["attack"]] = line
-    for cell, sets in sorted(cells.items(), key=lambda item: (item[0][0], int(item[0][1]))):
-        dataset, ipc, method = cell
+    lines = [["data, images a class", "method", "set", *ATTACKS, "students, images", "hours", "commit"]]
+    cells: dict[tuple[str, int, str], list[dict[str, dict[str, str]]]] = {}
+    for columns in _sets():
+        of_set = columns["clean"]
+        cells.setdefault((of_set["dataset"], int(of_set["ipc"]), of_set["method"]), []).append(columns)
+    for (dataset, ipc, method), sets in sorted(cells.items(), key=lambda item: item[0][:2]):
         name = [f"{DATA[dataset]}, {ipc}", f"`{method}`"]
-        figures = [PAPER.get((dataset, int(ipc), method, attack)) for attack in ATTACKS]
+        figures = [PAPER.get((dataset, ipc, method, attack)) for attack in ATTACKS]
         if any(figures):
             means = ["-" if figure is None else f"{figure[0]} ± {figure[1]}" for figure in figures]
             lines.append([*name, "the paper's", *means, "50, 10000", "", ""])
-        for of_set, columns in sets.items():
+        for columns in sets:
             if set(ATTACKS) <= set(columns):
-                values = dict(zip(OF_SET, of_set, strict=True))
+                of_set = columns["clean"]
                 means = [_cell(columns[attack], figure) for attack, figure in zip(ATTACKS, figures, strict=True)]
-                count, hours = f"{values['n']}, {values['images']}", values["hours"].replace("0.0", "")
-                lines.append([*name, values["set"], *means, count, hours, values["commit"]])
+                hours = of_set["hours"].replace("0.0", "")
+                lines.append([*name, of_set["set"], *means, _count(of_set), hours, of_set["commit"]])
     return markdown(lines)
 
 
 def paper_autoattack() -> str:
     """Return the table of the sets that AutoAttack was run on, with the accuracies of the same students and images."""
     heading = ["data, images a class", "method", "set under AutoAttack", "clean", "PGD-10", "AutoAttack"]
-    heading += ["students, images", "commit"]
-    lines = [heading]
-    sets: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
-    for line in read(STORED):
-        sets.setdefault(tuple(line[name] for name in OF_SET), {})[line["attack"]] = line
-    for of_set, found in sets.items():
-        if autoattack := next((attack for attack in found if attack.startswith("autoattack@")), None):
-            values = dict(zip(OF_SET, of_set, strict=True))
-            name = [f"{DATA[values['dataset']]}, {values['ipc']}", f"`{values['method']}`", values["set"]]
-            means = [_cell(found[column], None) for column in ("clean", "linf", autoattack)]
-            lines.append([*name, *means, f"{values['n']}, {values['images']}", values["commit"]])
+    lines = [[*heading, "students, images", "commit"]]
+    for columns in _sets():
+        if autoattack := next((attack for attack in columns if attack.startswith("autoattack@")), None):
+            of_set = columns["clean"]
+            name = [f"{DATA[of_set['dataset']]}, {of_set['ipc']}", f"`{of_set['method']}`", of_set["set"]]
+            means = [_cell(columns[column], None) for column in ("clean", "linf", autoattack)]
+            lines.append([*name, *means, _count(of_set), of_set["commit"]])
     return markdown(lines)
+
+
+def _sets() -> list[dict[str, dict[str, str]]]:
+    """Return column -> line of each set and its students."""
+    found: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for line in read(STORED):
+        found.setdefault(tuple(line[name] for name in OF_SET), {})[line["attack"]] = line
+    return list(found.values())
+
+
+def _count(line: dict[str, str]) -> str:
+    return f"{line['n']}, {line['images']}"
 
 
 def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
@@ -140,6 +138,4 @@ def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:
 
 
 if __name__ == "__main__":
-    writer = csv.DictWriter(sys.stdout, list[str](FIELDS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines_of([Path(word) for word in sys.argv[1:]]))
+    print(written_csv(FIELDS, lines_of([Path(word) for word in sys.argv[1:]])), end="")

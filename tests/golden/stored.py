@@ -1,10 +1,14 @@
-"""Stored results in docs/results, and Markdown tables of them."""
+"""Stored results in docs/results, Markdown tables of them, and what finished runs say of themselves."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["DOCS", "RESULTS", "markdown", "read"]
+from distill.runs.scalars import METRICS, read_scalars
+
+__all__ = ["DOCS", "RESULTS", "experiment_of", "markdown", "read", "real_loss_of", "seconds_of"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
@@ -25,3 +29,23 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     | 1 | 2 |
     """
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ["---"] * len(lines[0]), *lines[1:]))
+
+
+def experiment_of(folder: Path) -> dict[str, Any]:
+    """Return experiment.json of a run."""
+    return json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+
+
+def real_loss_of(stored: dict[str, Any]) -> str:
+    """Return the loss of the real images that the command of a run names, "" for the recipe's.
+
+    >>> real_loss_of({"made_by": {"command": ["main", "guard_dc", "cifar10", "--real-loss", "guard:weight=3"]}})
+    'guard:weight=3'
+    """
+    words = stored["made_by"]["command"]
+    return words[words.index("--real-loss") + 1] if "--real-loss" in words else ""
+
+
+def seconds_of(folder: Path) -> list[float]:
+    """Return the time of each iteration of a run, none where the run has no iterations."""
+    return [step["seconds"] for step in read_scalars(folder / METRICS) if "seconds" in step]

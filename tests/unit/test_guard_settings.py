@@ -28,7 +28,9 @@ def write_frontier(folder: Path, flags: str, clean: float, robust: float) -> Non
 def write_run(folder: Path, words: list[str], times: list[float]) -> None:
     folder.mkdir(parents=True)
     (folder / "experiment.json").write_text(json.dumps({"made_by": {"command": ["main", "dc", *words]}}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"seconds": time}) + "\n" for time in times))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "seconds": time}) + "\n" for step, time in enumerate(times))
+    )
 
 
 @pytest.fixture

@@ -45,7 +45,9 @@ def run(
 def test_seeds_are_joined_and_settings_are_not(tmp_path: Path) -> None:
     for seed in range(2):
         folder = run(tmp_path / "a" / f"seed{seed}", {"clean": 27.0 + 2 * seed}, seed)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps({"seconds": 1800.0}) + "\n" for _ in range(3 + seed)))
+        (folder / "metrics.jsonl").write_text(
+            "".join(json.dumps({"step": step, "seconds": 1800.0}) + "\n" for step in range(3 + seed))
+        )
     run(tmp_path / "b", {"clean": 20.0}, words=("--real-loss", "guard:weight=100,h=3"))
     first, second = lines_of([tmp_path])
     assert (first["mean"], first["n"], first["sets"], first["hours"]) == ("27.50", 4, 2, "1.8")
