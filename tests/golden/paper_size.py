@@ -61,7 +61,8 @@ def _made(stored: dict[str, Any]) -> str:
     parts = [f"{config['iterations']} iterations"] if "iterations" in config else []
     if "published" in Path(config.get("init", "")).parts:
         parts = [f"{parts[0]} from the published set"]
-    return ", ".join(filter(None, [*parts, real_loss_of(stored)])) or "real images"
+    made = ", ".join(filter(None, [*parts, real_loss_of(stored)]))
+    return made or ("whole training set" if stored["experiment"]["method"] == "full" else "real images")
 
 
 def _source(stored: dict[str, Any]) -> Path | None:
@@ -119,7 +120,9 @@ def _sets() -> list[dict[str, dict[str, str]]]:
 
 
 def _count(line: dict[str, str]) -> str:
-    return f"{line['n']}, {line['images']}"
+    """Return the numbers of students and test images, and the students' epochs where they are not the paper's 1,000."""
+    epochs = line["students' epochs"]
+    return f"{line['n']}, {line['images']}" + ("" if epochs == "1000" else f" ({epochs} epochs)")
 
 
 def _cell(line: dict[str, str], paper: tuple[float, float] | None) -> str:

@@ -20,17 +20,21 @@ def run(
     seed: int = 0,
     iterations: int = 100,
     words: tuple[str, ...] = (),
+    method: str = "guard_dc",
+    epochs: int = 1000,
     **fields: Any,
 ) -> Path:
-    """Write the files of a finished run of guard_dc with two students; the second has a point less in all columns."""
+    """Write the files of a finished run with two students; the second has a point less in all columns."""
     folder.mkdir(parents=True)
-    evaluation = {"student": {"epochs": 1000}}
-    config = {"iterations": iterations, "real_loss": words} | fields.pop("config", {})
-    experiment = {"config": config, "distilled": fields.get("set"), "evaluation": evaluation, "seed": seed}
-    made_by = {"commit": "0123456789ab", "command": ["main", "guard_dc", *words]}
+    evaluation = {"student": {"epochs": epochs}}
+    made = {"iterations": iterations} if iterations else {}
+    config = made | {"real_loss": words} | fields.pop("config", {})
+    of_set = {"method": method, "config": config, "distilled": fields.get("set")}
+    experiment = of_set | {"evaluation": evaluation, "seed": seed}
+    made_by = {"commit": "0123456789ab", "command": ["main", method, *words]}
     stored = {"experiment": experiment, "made_by": made_by} | fields
     (folder / "experiment.json").write_text(json.dumps(stored))
-    name = {"method": "guard_dc", "dataset": "cifar10", "set": f"set{seed}", "seed": seed, "images": 500}
+    name = {"method": method, "dataset": "cifar10", "set": f"set{seed}", "seed": seed, "images": 500}
     write_rows(
         folder / FILE,
         [
@@ -60,14 +64,17 @@ def test_a_set_is_named_by_what_made_it(tmp_path: Path) -> None:
     made = run(tmp_path / "runs" / "guard_dc", {"clean": 27.0}, iterations=15, config={"init": start})
     run(tmp_path / "runs" / "evaluate", {"clean": 26.0}, set=str(made / "distilled.safetensors"))
     run(tmp_path / "runs" / "other", {"clean": 25.0}, set="/elsewhere/published/cifar10/res_DC-0123")
+    for method, accuracy in (("random", 24.0), ("full", 83.0)):
+        run(tmp_path / "runs" / method, {"clean": accuracy}, iterations=0, method=method)
     sets = {line["mean"]: line["set"] for line in lines_of([tmp_path])}
     from_published = "15 iterations from the published set"
-    assert sets == {"26.50": from_published, "25.50": from_published, "24.50": "published"}
+    of_methods = {"26.50": from_published, "25.50": from_published, "24.50": "published"}
+    assert sets == of_methods | {"23.50": "real images", "82.50": "whole training set"}
 
 
 def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "a", ATTACKS)
-    run(tmp_path / "b", {"clean": 28.0, "linf": 18.0, "autoattack@2/255": 16.0}, iterations=101)
+    run(tmp_path / "b", {"clean": 28.0, "linf": 18.0, "autoattack@2/255": 16.0}, iterations=101, epochs=300)
     csv = tmp_path / "results.csv"
     lines = lines_of([tmp_path])
     csv.write_text(
@@ -80,5 +87,5 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ours.startswith(f"{cell} 100 iterations | 26.5 ± 0.7 | 1.5 ± 0.7 (-3.2 ± ")
     assert ours.endswith("| 2, 500 |  | 0123456 |")
     assert paper_autoattack().splitlines()[2:] == [
-        f"{cell} 101 iterations | 27.5 ± 0.7 | 17.5 ± 0.7 | 15.5 ± 0.7 | 2, 500 | 0123456 |"
+        f"{cell} 101 iterations | 27.5 ± 0.7 | 17.5 ± 0.7 | 15.5 ± 0.7 | 2, 500 (300 epochs) | 0123456 |"
     ]
