@@ -70,7 +70,7 @@ def results(rows: Sequence[Row], bools: Mapping[ColumnKey, Tensor]) -> list[Part
         spread = f"{torch.tensor(accuracies).std().item():.1f}" if len(accuracies) > 1 else ""
         interval = "" if low is None else f"{low:.1f} to {high:.1f}"
         bar = interval_bar(fmean(accuracies), low, high)
-        verdict = verdict_cell(_verdict(rows, column))
+        verdict = _verdict_cell(_verdict(rows, column))
         lines.append([name, f"{fmean(accuracies):.1f}", bar, interval, spread, _seconds(mine), verdict])
     header = ["attack", "accuracy (%)", "0 to 100 %", "95 % interval", "SD", "seconds", "verdict"]
     caption = (
@@ -81,7 +81,7 @@ def results(rows: Sequence[Row], bools: Mapping[ColumnKey, Tensor]) -> list[Part
     return [Table(header, lines, caption), *(chart for chart in charts if chart)]
 
 
-def verdict_cell(verdict: str) -> str | Markup:
+def _verdict_cell(verdict: str) -> str | Markup:
     """Return a verdict as a cell: a doubt is coloured."""
     return verdict if verdict == "ok" else Markup('<span class="doubt">{}</span>').format(verdict)
 
