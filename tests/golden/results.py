@@ -155,20 +155,30 @@ SETS_OF_32 = {
     "dc": "DC's published images, hard labels",
     "dc_relabelled": "DC's published images, an adversarially trained teacher's label for every view",
 }
-"""method in labels-cifar10-32px.csv -> how docs/frontier.md names its set"""
+"""method in the files of AT_32 -> how docs/frontier.md names its set"""
+AT_32 = {
+    "labels-cifar10-32px.csv": "images and labels at 32 px",
+    "autoattack-cifar10-32px.csv": "under AutoAttack at 32 px",
+}
+"""file in docs/results -> the heading of its table"""
 
 
-def whole_size_table() -> str:
-    """Return the table of the sets at 32 px: a line for each set and number of images."""
+def whole_size_table(file: str, heading: str) -> str:
+    """Return a table of sets at 32 px: a line for each set and number of images.
+
+    Args:
+        file: in docs/results.
+        heading: of the column with the sets.
+    """
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for line in read(RESULTS / "labels-cifar10-32px.csv"):
+    for line in read(RESULTS / file):
         name = SETS_OF_32[line["method"]]
         column = ATTACKS.get(line["attack"], line["attack"])
         spread = f" ± {float(line['std']):.1f}" if line["std"] else ""  # one student has none
         cell = f"{float(line['mean']):.1f}{spread}{'' if line['verdict'] == 'ok' else ' ?'}"
         found.setdefault((line["ipc"], name), {})[column] = cell
     columns = [name for name in ("clean", *ATTACKS.values()) if all(name in means for means in found.values())]
-    lines = [["images a class", "images and labels at 32 px", *columns]]
+    lines = [["images a class", heading, *columns]]
     for (ipc, name), means in sorted(found.items(), key=lambda item: (-int(item[0][0]), -float(item[1]["APGD-T"][:4]))):
         lines.append([ipc, name, *(means[column] for column in columns)])
     return markdown(lines)
@@ -242,7 +252,10 @@ TABLES: dict[str, list[tuple[str, Callable[[], str]]]] = {
         (r"^\| method \| setting \|.*\n(?:\|.*\n)+", frontier_points),
         (r"^\| method \| attack \|.*\n(?:\|.*\n)+", frontier_comparison),
         (r"^\| method \| point \|.*\n(?:\|.*\n)+", autoattack_table),
-        (r"^\| images a class \|.*\n(?:\|.*\n)+", whole_size_table),
+        *(
+            (rf"^\| images a class \| {heading} \|.*\n(?:\|.*\n)+", partial(whole_size_table, file, heading))
+            for file, heading in AT_32.items()
+        ),
         (r"^\| method beyond GUARD \| setting \|.*\n(?:\|.*\n)+", beyond_points),
         (r"^\| method beyond GUARD \| attack \|.*\n(?:\|.*\n)+", beyond_comparison),
         (r"^\| method beyond GUARD \| point \|.*\n(?:\|.*\n)+", beyond_autoattack),
