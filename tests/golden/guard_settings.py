@@ -11,15 +11,11 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
 from distill.reports.tables import written_csv
 from distill.runs.scalars import METRICS
 from tests.golden.stored import DOCS, RESULTS, experiment_of, markdown, read, real_loss_of, seconds_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["draw_settings", "lines_of", "settings_table"]
 
@@ -46,14 +42,23 @@ SETTINGS = {
 CURVES = {
     "GUARD, h 3": ("", *(f"guard:weight={weight},h=3" for weight in (1, 3, 10, 30))),
     "GUARD, other h, equal λ h²": ("guard:weight=90,h=1", "guard:weight=10,h=3", "guard:weight=0.9,h=10"),
-    "z of the gradient's signs": ("guard:weight=10,h=3,direction=sign",),
-    "norm not squared": ("guard:weight=3,h=3,penalty=norm",),
-    "difference of losses": ("guard:weight=1,h=3,penalty=loss_difference",),
+    "z of the gradient's signs, λ 10": ("guard:weight=10,h=3,direction=sign",),
+    "norm not squared, λ 3": ("guard:weight=3,h=3,penalty=norm",),
+    "difference of losses, λ 1": ("guard:weight=1,h=3,penalty=loss_difference",),
     "attacked images (at_dc)": ("", "pgd_at:steps=5@2/255", "pgd_at:steps=5@8/255"),
 }
 """line of the figure -> its losses"""
-SHORT = {"guard:weight=": ("λ ", (4, 4)), "pgd_at:steps=5@": ("", (-26, -13))}
-"""start of a loss -> what a point of the figure has for it, and where, in points"""
+NAMED = {
+    "guard:weight=1,h=3": ("λ 1", (6, 5)),
+    "guard:weight=3,h=3": ("λ 3", (-8, -15)),
+    "guard:weight=10,h=3": ("λ 10", (7, 0)),
+    "guard:weight=30,h=3": ("λ 30", (5, -12)),
+    "guard:weight=90,h=1": ("h 1", (-8, 9)),
+    "guard:weight=0.9,h=10": ("h 10", (6, 5)),
+    "pgd_at:steps=5@2/255": ("2/255", (4, 13)),
+    "pgd_at:steps=5@8/255": ("8/255", (-31, -2)),
+}
+"""loss -> its name in the figure, and where it is beside the point, in points"""
 
 
 def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
@@ -111,27 +116,21 @@ def draw_settings(path: Path) -> None:
         points = [found[loss] for loss in losses if loss in found]
         if drawn.issuperset(point["loss"] for point in points):
             continue  # nothing of its own is measured
-        drawn |= {point["loss"] for point in points}
         look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 6}
         across, up = ([float(point[field]) for point in points] for field in ("clean", "robust"))
         axes.plot(across, up, linewidth=1.5, label=name, zorder=3, **look)
         for x, y, point in zip(across, up, points, strict=True):
             arms = [[y - float(point["low"])], [float(point["high"]) - y]]
             axes.errorbar(x, y, yerr=arms, color=COLOURS[number], elinewidth=0.7, alpha=0.5, zorder=2)
-            _name(axes, x, y, point["loss"])
+            if point["loss"] in NAMED and point["loss"] not in drawn:
+                text, place = NAMED[point["loss"]]
+                axes.annotate(text, (x, y), place, textcoords="offset points", fontsize=7)
+        drawn |= {point["loss"] for point in points}
     axes.set_xlabel("clean accuracy (%)")
     axes.set_ylabel("robust accuracy (%), APGD-T at linf 2/255")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
     plain(axes)
     save_figure(figure, path)
-
-
-def _name(axes: "Axes", x: float, y: float, loss: str) -> None:
-    """Write the strength of a loss beside its point."""
-    for start, (short, place) in SHORT.items():
-        if loss.startswith(start):
-            text = short + loss.removeprefix(start).partition(",")[0]
-            axes.annotate(text, (x, y), place, textcoords="offset points", fontsize=7)
 
 
 if __name__ == "__main__":
