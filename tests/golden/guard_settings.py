@@ -15,7 +15,7 @@ from statistics import median
 from distill.reports.style import COLOURS, MARKERS, empty_figure, plain, save_figure
 from distill.reports.tables import written_csv
 from distill.runs.scalars import METRICS
-from tests.golden.stored import DOCS, RESULTS, experiment_of, markdown, read, real_loss_of, seconds_of
+from tests.golden.stored import DOCS, RESULTS, experiment_of, flag_of, markdown, read, seconds_of
 
 __all__ = ["draw_settings", "lines_of", "settings_table"]
 
@@ -65,7 +65,7 @@ def lines_of(places: Sequence[Path]) -> list[dict[str, str]]:
     """Return the points of the frontiers in some places, each once, with the seconds of an iteration."""
     seconds: dict[str, list[float]] = {}
     for folder in (path.parent for place in places for path in place.rglob(METRICS)):
-        seconds.setdefault(real_loss_of(experiment_of(folder)), []).append(median(seconds_of(folder)))
+        seconds.setdefault(flag_of(experiment_of(folder), "--real-loss"), []).append(median(seconds_of(folder)))
     found: dict[tuple[str, str], dict[str, str]] = {}
     tables = [[place] if place.is_file() else sorted(place.glob("out-*/frontier.csv")) for place in places]
     for path in chain.from_iterable(tables):

@@ -15,7 +15,7 @@ from distill.evaluation.row_files import FILE, read_rows
 from distill.reports.paper import PAPER, half_width
 from distill.reports.summary import summary
 from distill.reports.tables import written_csv
-from tests.golden.stored import RESULTS, experiment_of, markdown, read, real_loss_of, seconds_of
+from tests.golden.stored import RESULTS, experiment_of, flag_of, markdown, read, seconds_of
 
 __all__ = ["lines_of", "paper_autoattack", "paper_table"]
 
@@ -23,6 +23,12 @@ STORED = RESULTS / "paper-size.csv"
 OF_SET = ("dataset", "ipc", "method", "set", "students' epochs", "sets", "n", "images", "hours", "commit")
 FIELDS: tuple[str, ...] = (*OF_SET, "attack", "mean", "std", "verdict")
 DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+FLAGS = {
+    "--real-loss": "{}",
+    "--batch-real": "{} real images a class and step",
+    "--inner-loop": "{} epochs between steps",
+}
+"""flags of a distillation that a row names, and how"""
 ATTACKS = ("clean", "linf_star", "linf", "l2")
 
 
@@ -61,7 +67,8 @@ def _made(stored: dict[str, Any]) -> str:
     parts = [f"{config['iterations']} iterations"] if "iterations" in config else []
     if "published" in Path(config.get("init", "")).parts:
         parts = [f"{parts[0]} from the published set"]
-    made = ", ".join(filter(None, [*parts, real_loss_of(stored)]))
+    parts += [words.format(value) for flag, words in FLAGS.items() if (value := flag_of(stored, flag))]
+    made = ", ".join(parts)
     return made or ("whole training set" if stored["experiment"]["method"] == "full" else "real images")
 
 

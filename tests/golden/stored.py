@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.runs.scalars import METRICS, read_scalars
 
-__all__ = ["DOCS", "RESULTS", "experiment_of", "markdown", "read", "real_loss_of", "seconds_of"]
+__all__ = ["DOCS", "RESULTS", "experiment_of", "flag_of", "markdown", "read", "seconds_of"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
@@ -36,14 +36,15 @@ def experiment_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
 
 
-def real_loss_of(stored: dict[str, Any]) -> str:
-    """Return the loss of the real images that the command of a run names, "" for the recipe's.
+def flag_of(stored: dict[str, Any], flag: str) -> str:
+    """Return the value that the command of a run has for a flag, "" where it leaves the recipe's.
 
-    >>> real_loss_of({"made_by": {"command": ["main", "guard_dc", "cifar10", "--real-loss", "guard:weight=3"]}})
-    'guard:weight=3'
+    >>> stored = {"made_by": {"command": ["main", "guard_dc", "cifar10", "--real-loss", "guard:weight=3"]}}
+    >>> flag_of(stored, "--real-loss"), flag_of(stored, "--batch-real")
+    ('guard:weight=3', '')
     """
     words = stored["made_by"]["command"]
-    return words[words.index("--real-loss") + 1] if "--real-loss" in words else ""
+    return words[words.index(flag) + 1] if flag in words else ""
 
 
 def seconds_of(folder: Path) -> list[float]:

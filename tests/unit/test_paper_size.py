@@ -52,11 +52,14 @@ def test_seeds_are_joined_and_settings_are_not(tmp_path: Path) -> None:
         (folder / "metrics.jsonl").write_text(
             "".join(json.dumps({"step": step, "seconds": 1800.0}) + "\n" for step in range(3 + seed))
         )
-    run(tmp_path / "b", {"clean": 20.0}, words=("--real-loss", "guard:weight=100,h=3"))
+    words = ("--inner-loop", "20", "--batch-real", "64", "--real-loss", "guard:weight=100,h=3")
+    run(tmp_path / "b", {"clean": 20.0}, words=words)
     first, second = lines_of([tmp_path])
     assert (first["mean"], first["n"], first["sets"], first["hours"]) == ("27.50", 4, 2, "1.8")
     assert (first["set"], first["commit"], first["images"]) == ("100 iterations", "0123456", 500)
-    assert (second["set"], second["mean"], second["std"]) == ("100 iterations, guard:weight=100,h=3", "19.50", "0.71")
+    assert (second["mean"], second["std"]) == ("19.50", "0.71")
+    flags = "guard:weight=100,h=3, 64 real images a class and step, 20 epochs between steps"
+    assert second["set"] == f"100 iterations, {flags}"
 
 
 def test_a_set_is_named_by_what_made_it(tmp_path: Path) -> None:
