@@ -547,6 +547,21 @@ def test_a_fraction_is_the_penalty_of_the_first_examples(training: bool) -> None
             CurvatureRegularizedLoss(fraction=fraction)
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_no_example_of_an_evaluated_network_is_passed_twice(penalty: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
+    x, y = torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 3
+    sizes, parameters = [], [*model.parameters()]
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    value = CurvatureRegularizedLoss(weight=2.0, h=0.5, penalty=penalty, fraction=0.25)(model, x, y)
+    assert sorted(sizes) == [2, 2, 6]  # two examples at x and at x + h z, six at x
+    _, penalties = curvature_penalty(model, x[:2], y[:2], h=0.5, penalty=penalty)
+    expected = F.cross_entropy(model(x), y) + 2.0 * penalties.mean()
+    torch.testing.assert_close(value, expected)
+    found, right = (torch.autograd.grad(each, parameters) for each in (value, expected))
+    torch.testing.assert_close(found, right)
+
+
 def test_small_gradients_survive_float16() -> None:
     """Input gradients of 1e-6 are below what float16 holds well; the loss lifts them while they run in it."""
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
