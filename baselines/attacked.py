@@ -11,7 +11,8 @@ METHOD is dc, dsa, dcc, dsac (real batches that gradients match), cafe, cafe_dsa
 of its extractor), dd, sldd (the real batch after the unrolled training) or kip (the real batch of the regression). The
 synthetic side stays plain, and so do the students. One field of the recipe differs from that of guard_METHOD, or of
 METHOD. No paper has these combinations; they are the controls that GUARD's cost has to beat. In passes through the
-network (`Loss.passes`) fast_at costs 1.7, at with five steps 4.3, trades 5.7, and GUARD's penalty 7.
+network (`Loss.passes`) fast_at costs 1.7, at with five steps 4.3, trades 5.7, and GUARD's penalty 7
+(beside a training pass; in gradient matching about 4).
 """
 
 import re

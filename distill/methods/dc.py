@@ -112,7 +112,7 @@ class Config:
     """real images of a class whose graph is in memory at once; None: 64 on a CPU (also faster there), the whole batch
     on a GPU. The sum does not depend on it"""
     compile: bool = False
-    """compile the gradients of the real batches: a minute at the start, then a quarter less time per step with GUARD"""
+    """compile the gradients of the real batches: a minute at the start, then a tenth less time per step with GUARD"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
