@@ -16,10 +16,11 @@ from distill.experiment import Evaluation
 from distill.phrases import counted
 from distill.reports.field_mean import LEGEND, field_means
 from distill.reports.summary import headings, summary
-from distill.reports.tables import TABLES, aligned, milliseconds, render
+from distill.reports.tables import TABLES, aligned, render
 from distill.runs.files import write_text
 from distill.runs.foreign import read_text
 from distill.runs.own_files import fingerprint_of_folder, read_run_file
+from distill.runs.progress import human
 
 __all__ = ["bools_of", "missing_columns", "show", "verdict_of", "write_tables"]
 
@@ -92,7 +93,7 @@ def _legend(students: int, epoch_seconds: float, columns: set[str]) -> str:
     """Return what the numbers of a printed run are; columns that it does not have are not explained."""
     spread, over = (f", mean ± SD over {students} students", "students, images") if students > 1 else ("", "images")
     lines = [
-        f"Accuracy in %{spread}. 95 % interval: Wilson ({over}). Training: {milliseconds(epoch_seconds)} ms per epoch."
+        f"Accuracy in %{spread}. 95 % interval: Wilson ({over}). Training: {human(epoch_seconds)} per epoch."
     ]
     return "\n".join(lines + [line for column, line in EXPLAINED.items() if column in columns])
 

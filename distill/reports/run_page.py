@@ -22,7 +22,6 @@ from distill.reports.run_results import of_teacher, results, sentences
 from distill.reports.sets import set_of_run
 from distill.reports.settings import flattened
 from distill.reports.svg import Mark, line_chart
-from distill.reports.tables import milliseconds
 from distill.runs.foreign import read_text
 from distill.runs.memory import peak_memory
 from distill.runs.own_files import read_record
@@ -125,7 +124,7 @@ def _provenance(
         "set": f"hash {first.set}",
         "labels": first.regime or "hard",
         "students": f"protocol {first.protocol or 'standard'}, loss {first.loss}, "
-        f"{milliseconds(first.epoch_seconds)} ms per epoch",
+        f"{human(first.epoch_seconds)} per epoch",
         "commit": made_by.get("commit") or "unknown",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "device": made_by.get("device") or "unknown",

@@ -37,11 +37,13 @@ def progress(description: str, total: int, done: int = 0, unit: str = "it") -> t
 def human(seconds: float) -> str:
     """Return a duration as text with a suitable unit.
 
-    >>> [human(s) for s in (40, 150, 9000, 300000, 1.2e7)]
-    ['40 seconds', '2.5 minutes', '2.5 hours', '3.5 days', '139 days']
+    >>> [human(s) for s in (0.0123, 1.25, 40, 150, 9000, 300000, 1.2e7)]
+    ['12.3 ms', '1.2 seconds', '40 seconds', '2.5 minutes', '2.5 hours', '3.5 days', '139 days']
     """
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * length:
             count = seconds / length
             return f"{count:.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
-    return f"{seconds:.0f} seconds"
+    if seconds >= 0.9995:
+        return f"{seconds:.0f} seconds" if seconds >= 9.5 else f"{seconds:.2g} seconds"
+    return f"{1000 * seconds:.3g} ms"
