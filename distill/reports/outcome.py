@@ -92,9 +92,7 @@ def show(folder: Path) -> int:
 def _legend(students: int, epoch_seconds: float, columns: set[str]) -> str:
     """Return what the numbers of a printed run are; columns that it does not have are not explained."""
     spread, over = (f", mean ± SD over {students} students", "students, images") if students > 1 else ("", "images")
-    lines = [
-        f"Accuracy in %{spread}. 95 % interval: Wilson ({over}). Training: {human(epoch_seconds)} per epoch."
-    ]
+    lines = [f"Accuracy in %{spread}. 95 % interval: Wilson ({over}). Training: {human(epoch_seconds)} per epoch."]
     return "\n".join(lines + [line for column, line in EXPLAINED.items() if column in columns])
 
 
