@@ -1,13 +1,26 @@
 """An interruption ends a command as one, also where a library turns it into an error of its own."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from distill.app.exit_codes import exit_code_of
 from distill.errors import InputError
 from distill.runs.launch import ENDING, hear_signals, interrupted
+
+DURING_IMPORT = """
+import runpy, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "distill.app.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("distill", run_name="__main__")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +58,9 @@ def test_an_error_without_a_signal_stays_an_error() -> None:
 
     assert exit_code_of(work) == 2
     assert not interrupted()
+
+
+def test_an_interruption_while_the_program_starts_is_one_line() -> None:
+    words = [sys.executable, "-c", DURING_IMPORT]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nrun.sh: interrupted before the work began\n")

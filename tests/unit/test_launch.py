@@ -25,10 +25,15 @@ rank = int(os.environ["RANK"])
 open(f"{sys.argv[1]}/{rank}-{os.getpid()}", "w").close()
 def hang():
     try:
+        open(f"{sys.argv[1]}/../hangs-{rank}", "w").close()
         time.sleep(60)
     except KeyboardInterrupt:
         open(f"{sys.argv[1]}/../heard-{rank}", "w").close()
         sys.exit(130)
+"""
+UNTIL_0_HANGS = """
+while rank == 1 and not os.path.exists(f"{sys.argv[1]}/../hangs-0"):
+    time.sleep(0.01)
 """
 
 
@@ -61,7 +66,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("code", "said"), [(2, ""), (130, "run.sh: interrupted")])
 def test_what_is_the_user_s_ends_all(code: int, said: str, tmp_path: Path) -> None:
-    process = launched(tmp_path, f"sys.exit({code}) if rank == 1 else hang()")
+    process = launched(tmp_path, f"{UNTIL_0_HANGS}sys.exit({code}) if rank == 1 else hang()")
     found, err = ended(process)
     assert (found, err.count("\n")) == (code, 2 if said else 0)  # the line begins on one of its own, behind ^C
     assert said in err

@@ -111,8 +111,9 @@ def main():
 def test_a_process_that_dies_in_a_task_ends_all_and_the_next_command_does_it(tmp_path: Path) -> None:
     code, error = in_processes(2, tmp_path, DEATH)
     assert code == 1
-    assert error.count("\n") == 1
-    assert "of 2 was killed by SIGKILL: all end; the same command continues" in error
+    # torch may say too that the other process is gone, if that died while the two connected
+    (line,) = [line for line in error.splitlines() if "Gloo" not in line]
+    assert "of 2 was killed by SIGKILL: all end; the same command continues" in line
     assert in_processes(2, tmp_path, DEATH) == (0, "")
 
 
