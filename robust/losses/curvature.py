@@ -299,18 +299,16 @@ class CurvatureRegularizedLoss(Loss):
         options = {"h": self.h, "direction": self.direction, "penalty": self.penalty, "criterion": criterion}
         count = max(1, round(self.fraction * len(inputs)))
         separate = is_training(model) and self.batchnorm == "eval"
-        independent = isinstance(model, torch.nn.Module) and not is_training(model)
-        if count == len(inputs) and not separate:
-            losses, penalties = curvature_penalty(model, inputs, targets, **options)
-        elif independent:  # the penalty's pass has the losses of its examples; only the others need one of their own
-            first, penalties = curvature_penalty(network_inside(model), inputs[:count], targets[:count], **options)
-            others = _of_each(criterion(model(inputs[count:]), targets[count:]))
-            losses = torch.cat((first, others))
-        else:
+        if separate or count < len(inputs):
             with keeping_buffers(model), evaluating(model) if separate else nullcontext():
-                _, penalties = curvature_penalty(network_inside(model), inputs[:count], targets[:count], **options)
+                first, penalties = curvature_penalty(network_inside(model), inputs[:count], targets[:count], **options)
+            # examples of an evaluated network do not depend on each other: the penalty's pass has the first losses
+            done = count if isinstance(model, torch.nn.Module) and not is_training(model) else 0
             # after the penalty, so that the penalty does not see the statistics of this batch
-            losses = _of_each(criterion(model(inputs), targets))
+            losses = _of_each(criterion(model(inputs[done:]), targets[done:]))
+            losses = torch.cat((first, losses)) if done else losses
+        else:
+            losses, penalties = curvature_penalty(model, inputs, targets, **options)
         return _mean(losses, weights) + self.weight * _mean(penalties, None if weights is None else weights[:count])
 
 
