@@ -47,6 +47,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import LATER
 from distill.method_training import MethodTraining
+from distill.methods.initial import initial_images, with_digest
 from distill.runs.divergence import check_finite
 from distill.runs.divided import from_main
 from distill.runs.ranks import barrier, is_main_process
@@ -97,8 +98,9 @@ class Config:
     """regulariser of the regression, in units of the mean of the kernel's diagonal"""
     labels: Literal["hard", "learned"] = "hard"
     """hard: centred one-hot labels; learned: labels are optimised, starting from centred one-hot labels"""
-    init: Literal["noise", "real"] = "real"
-    """initial synthetic images: standard normal noise, or random real images of the class"""
+    init: str = "real"
+    """initial synthetic images: noise (standard normal), real (random images of the class), or the folder of a
+    distilled set, whose images it takes, but not its labels"""
     zca: bool = False
     """whether the kernel and students of --protocol own use whitened images instead of normalised images"""
     precision: Literal["float64", "float32"] = "float64"
@@ -114,6 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "init", with_digest(self.init))
         if self.attack:
             threat_named(self.attack)
 
@@ -251,13 +254,8 @@ def _space(real: ImageSet, config: Config, run: Run) -> tuple[Normalize | Whiten
 
 def _initial(real: ImageSet, ipc: int, space: nn.Module, config: Config, run: Run) -> dict[str, Any]:
     labels = centred(torch.arange(real.num_classes).repeat_interleave(ipc), real.num_classes)
-    if config.init == "noise":
-        images = torch.randn(len(labels), *real.image_shape, generator=run.generator("initial"))
-        return {"iteration": 0, "images": images, "labels": labels}
-    drawn = [real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)]
-    if (fewest := min(map(len, drawn))) < ipc:
-        raise InputError(f"ipc is {ipc}; the smallest class of {real.name} has {fewest} images; take --init noise")
-    return {"iteration": 0, "images": space(torch.cat(drawn)), "labels": labels}
+    images = initial_images(config.init, real, ipc, space, run.generator).flatten(0, 1)
+    return {"iteration": 0, "images": images, "labels": labels}
 
 
 # --- time estimate -----------------------------------------------------------------------------------------------

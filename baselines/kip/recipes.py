@@ -7,6 +7,7 @@ from baselines.kip.least_squares import protocol
 from baselines.kip.method import Config, distill, student_work, work
 from distill.data import Facts
 from distill.experiment import Evaluation, Recipe
+from distill.methods.initial import check_initial
 from distill.methods.method import Method, presets
 from distill.models.convnet import convnet_for
 
@@ -50,6 +51,7 @@ METHODS = (
             smoke=_smoke,
         ),
         distill=distill,
+        check=check_initial,
         work=work,
         protocol=protocol,
         student_work=student_work,

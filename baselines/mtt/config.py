@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 from baselines.mtt.matching import Gradient
 from baselines.robust_labels.labels import RobustLabels
 from distill.experiment import LATER
+from distill.methods.initial import with_digest
 from distill.training.augment import augmentation
 from robust import Loss
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
 
 __all__ = ["Config"]
+
+STARTS = ("noise", "real", "correct")
+"""initial images that need no other set"""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ class Config:
     """learning rate of the students' learning rate (SGD, momentum 0.5)"""
     lr_init: Positive = 0.01
     """initial value of the students' learning rate"""
-    init: Literal["noise", "real", "correct"] = "real"
-    """initial synthetic images: standard normal noise (in the networks' units), random real images of the class, or
-    random real images that the first expert classifies correctly at its last epoch (DATM)"""
+    init: str = "real"
+    """initial synthetic images: noise (standard normal, in the networks' units), real (random images of the class),
+    correct (real images that the first expert classifies correctly at its last epoch, as in DATM), or the folder of a
+    distilled set, whose images it takes, but neither labels nor learning rate"""
     augment: str = ""
     """augmentation of experts, matching and students: "" for none, a DSA strategy, or kornia:..."""
     zca: bool = False
@@ -91,6 +96,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "init", with_digest(self.init, STARTS))
         first, name = self.max_start_epoch, "max_start_epoch"
         if self.order == "easy_first":
             first, name = self.current_max_start_epoch, "current_max_start_epoch"

@@ -21,6 +21,7 @@ from baselines.mtt.matching import logits_at
 from baselines.mtt.trajectories import Trajectories
 from baselines.robust_labels.labels import robust_labels
 from distill.data import ImageSet
+from distill.methods.initial import initial_images
 from distill.runs.divided import from_main
 from distill.runs.run import Run
 from distill.training.whiten import Whiten
@@ -60,15 +61,12 @@ def initial(
         InputError: a teacher of the labels cannot be trained or read.
     """
     ipc, network = len(classes) // real.num_classes, network.train()
-    if config.init == "noise":
-        images = torch.randn(len(classes), *real.image_shape, generator=run.generator("initial")).to(real.images.device)
-    elif config.init == "real":
-        drawn = [real.sample(c, ipc, run.generator("initial", c)) for c in range(real.num_classes)]
-        images = space(torch.cat(drawn))
-    else:
+    if config.init == "correct":
         expert = teachers.snapshot(0, config.train_epochs).to(real.images.device)
         drawn = [_correct(real, c, ipc, space, network, expert, run) for c in range(real.num_classes)]
         images = from_main(torch.cat(drawn).contiguous())
+    else:
+        images = initial_images(config.init, real, ipc, space, run.generator).flatten(0, 1)
     lr = torch.tensor(config.lr_init, dtype=images.dtype)
     state = {"iteration": 0, "images": images, "velocity": torch.zeros_like(images)}
     state |= {"lr": lr, "lr_velocity": torch.zeros_like(lr), "labels": torch.empty(0)}

@@ -46,6 +46,7 @@ from distill.data import ImageSet
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.method_training import MethodTraining
+from distill.methods.initial import check_initial
 from distill.models import build
 from distill.runs.divergence import diverged
 from distill.runs.divided import from_main
@@ -216,11 +217,12 @@ def _soft_labels(network: nn.Module, parameters: Tensor, images: Tensor) -> Tens
 
 
 def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
-    """Refuse before any work teachers of learned labels that cannot be trained or read.
+    """Refuse before any work initial images that do not fit, and teachers of learned labels that cannot be trained.
 
     Raises:
-        InputError: as of `baselines.robust_labels.labels.check_teachers`.
+        InputError: as of `check_initial` and `check_teachers`.
     """
+    check_initial(real, ipc, config, processes)
     if config.teacher_starts:
         check_teachers(real, config.backbone, config.label_teacher)
 

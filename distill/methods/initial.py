@@ -1,21 +1,20 @@
-"""Initial images of gradient and feature matching: noise, random real images, or the images of another distilled set.
+"""Initial images of a distillation: noise, random real images, or the images of another distilled set.
 
 A set is named by its path, to which `with_digest` adds the digest of its file: runs that start from other images under
 the same path are other runs.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from distill.data import ImageSet
 from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
-from robust import Normalize
 
 __all__ = ["check_initial", "initial_images", "with_digest"]
 
@@ -24,11 +23,15 @@ NAMED = re.compile(r".+@[0-9a-f]{12}")
 """path of a set, and the first digits of the sha256 of its file"""
 
 
-def with_digest(init: str) -> str:
+def with_digest(init: str, words: Sequence[str] = WORDS) -> str:
     """Return `init`, with the digest of the set if it is the path of one.
 
+    Args:
+        init: one of `words`, or a path.
+        words: the initial images that a method makes itself.
+
     Raises:
-        ValueError: it is neither "noise" nor "real", and no set is there.
+        ValueError: it is not among `words`, and no set is there.
 
     >>> with_digest("real"), with_digest("runs/dc@0123456789ab")
     ('real', 'runs/dc@0123456789ab')
@@ -36,10 +39,10 @@ def with_digest(init: str) -> str:
     Traceback (most recent call last):
     ValueError: init is zeros; it takes noise, real, or the folder of a distilled set
     """
-    if init in WORDS or NAMED.fullmatch(init):
+    if init in words or NAMED.fullmatch(init):
         return init
     if not init or not Path(init).exists():
-        raise ValueError(f"init is {init or 'empty'}; it takes noise, real, or the folder of a distilled set")
+        raise ValueError(f"init is {init or 'empty'}; it takes {', '.join(words)}, or the folder of a distilled set")
     try:
         return f"{init}@{digest_of(_file(init))[:12]}"
     except InputError as error:
@@ -59,32 +62,37 @@ def check_initial(real: ImageSet, ipc: int, config: Any, _: int) -> None:
     Raises:
         InputError: the set is missing, has changed, or has other classes, images of another size or another number.
     """
-    if config.init not in WORDS:
+    if NAMED.fullmatch(config.init):
         _images(config.init, real, ipc)
 
 
 def initial_images(
-    init: str, real: ImageSet, ipc: int, normalize: Normalize, generator: Callable[..., Generator]
+    init: str, real: ImageSet, ipc: int, space: nn.Module, generator: Callable[..., Generator]
 ) -> Tensor:
-    """Return the initial images, normalised, (K, ipc, C, H, W), on the device of `real`.
+    """Return the initial images in the networks' units, (K, ipc, C, H, W), on the device of `real`.
 
     Args:
         init: as `with_digest` returns it.
         real: the training set.
         ipc: images per class.
-        normalize: pixels to normalised space.
+        space: pixels to the networks' units: normalisation or whitening.
         generator: of an address, as `Run.generator`; "initial" and the class are taken.
 
     Raises:
-        InputError: as `check_initial`.
+        InputError: as `check_initial`, or a class has fewer than `ipc` real images to start from.
     """
     if init == "noise":
         images = torch.randn(real.num_classes, ipc, *real.image_shape, generator=generator("initial"))
         return images.to(real.images.device)
     if init == "real":
         drawn = [real.sample(c, ipc, generator("initial", c)) for c in range(real.num_classes)]
-        return torch.stack([normalize(images) for images in drawn])
-    return normalize(_images(init, real, ipc).to(real.images.device).flatten(0, 1)).unflatten(0, (-1, ipc))
+        if (smallest := min(map(len, drawn))) < ipc:
+            which = f"the smallest class of {real.name} has {smallest} images"
+            raise InputError(f"ipc is {ipc}; {which}; take --init noise")
+        pixels = torch.cat(drawn)
+    else:
+        pixels = _images(init, real, ipc).to(real.images.device).flatten(0, 1)
+    return space(pixels).unflatten(0, (-1, ipc))
 
 
 def _images(init: str, real: ImageSet, ipc: int) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 from baselines import dcc
 from baselines.cafe import recipes as cafe
 from baselines.dm import recipes as dm
+from baselines.kip import recipes as kip
+from baselines.mtt import label_recipes as labels
+from baselines.mtt import recipes as mtt
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
@@ -20,6 +23,8 @@ from robust import CrossEntropy
 from tests.toy import toy
 
 METHODS = (*dc.METHODS, *dcc.METHODS, *dm.METHODS, *cafe.METHODS)
+"""methods whose images have a learning rate lr_img"""
+STARTING = (*METHODS, *kip.METHODS, *mtt.METHODS, *labels.METHODS)
 SMALL = Config(CrossEntropy(), backbone="convnet:width=4", iterations=1, outer_loop=1, inner_loop=1, batch_real=6)
 
 
@@ -32,15 +37,32 @@ def saved(folder: Path, real: ImageSet, ipc: int = 2, seed: int = 0) -> tuple[Pa
     return folder, torch.stack([images[labels == c] for c in range(2)])
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", STARTING, ids=lambda method: method.name)
 def test_a_run_starts_from_the_images_of_a_set(tmp_path: Path, method) -> None:
     real = toy()
     folder, images = saved(tmp_path / "set", real)
     smoke = method.recipes["smoke"](facts_named("cifar10"), 2).config
-    config = replace(smoke, init=str(folder), lr_img=1e-9)
+    step = "lr" if method in kip.METHODS else "lr_img"
+    config = replace(smoke, init=str(folder), **{step: 1e-9})
     made = method.distill(real, 2, config, Run(tmp_path / "run", None).begin())
     torch.testing.assert_close(made.images, images.flatten(0, 1), rtol=0, atol=1e-6)
-    assert made.labels.tolist() == [0, 0, 1, 1]
+    assert made.image_classes.tolist() == [0, 0, 1, 1]
+
+
+def test_a_run_on_whitened_images_starts_from_the_pixels_of_a_set(tmp_path: Path) -> None:
+    real = toy()
+    folder, images = saved(tmp_path / "set", real)
+    smoke = mtt.METHODS[0].recipes["smoke"](facts_named("cifar10"), 2).config
+    config = replace(smoke, init=str(folder), lr_img=1e-9, zca=True)
+    made = mtt.METHODS[0].distill(real, 2, config, Run(tmp_path / "run", None).begin())
+    torch.testing.assert_close(made.images, images.flatten(0, 1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [dc.METHODS[0], kip.METHODS[0], mtt.METHODS[0]], ids=lambda method: method.name)
+def test_a_class_with_fewer_real_images_than_the_set_needs_is_refused(tmp_path: Path, method) -> None:
+    config = replace(method.recipes["smoke"](facts_named("cifar10"), 2).config, init="real")
+    with pytest.raises(InputError, match="ipc is 21; the smallest class of toy has 20 images; take --init noise"):
+        method.distill(toy(), 21, config, Run(tmp_path, None).begin())
 
 
 def test_a_killed_run_needs_the_set_no_more(tmp_path: Path) -> None:
