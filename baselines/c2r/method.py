@@ -181,7 +181,7 @@ def _losses(
     clean, attacked_ones = features.split(len(samples))
     entropy = F.cross_entropy(logits[: len(samples)], labels)
     if config.anchors == "both":
-        x, y = drawn_batch(problem, config.batch_anchors, "anchors", *address)
+        x, y = drawn_batch(problem, config.batch_anchors, problem.siamese, "anchors", *address)
         generator = run.generator("anchor attack", *address)
         worst = attacked(network, x, y, problem.normalize, _ball(config), config.attack_steps, generator)
         with torch.no_grad():

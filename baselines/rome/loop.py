@@ -40,6 +40,7 @@ __all__ = [
     "moved",
     "plain_training",
     "pool_work",
+    "training_batch",
 ]
 
 
@@ -71,17 +72,19 @@ class PoolConfig:
     augment: str = ""
     """siamese augmentation: "" for none, a DSA strategy, or kornia:... (see distill/training/augment.py)"""
     pool_start: Count = 3
-    """networks of the pool at the start"""
+    """networks of the pool at the start; the first iteration adds another"""
     pool_most: Count = 100
     """most networks of the pool; then the oldest leaves"""
     pool_every: Count = 30
-    """iterations after which an untrained network joins the pool"""
+    """an untrained network joins the pool in each iteration that is a multiple of this number, also in iteration 0"""
     pool_members: Count = 2
-    """networks, drawn from the pool, that train after each step of the images"""
+    """different networks, drawn from the pool, that train after each step of the images"""
     pool_steps: Count = 10
     """steps of their training"""
     batch_train: Count = 256
     """real images per step of their training"""
+    pool_augment: str = ""
+    """augmentation of the images that the pool trains on, as --augment; "" for none, as in the code of IDM and ROME"""
     lr_net: Positive = 0.01
     """learning rate of their training (SGD, momentum 0.9, weight decay 5e-4)"""
 
@@ -90,6 +93,7 @@ class PoolConfig:
         if self.attack not in ("", "pool"):
             threat_named(self.attack)
         augmentation(self.augment)
+        augmentation(self.pool_augment)
 
     @property
     def threat(self) -> Threat | None:
@@ -110,6 +114,7 @@ class Problem:
     normalize: Normalize
     """from pixels to the networks' inputs"""
     siamese: Augmentation | None
+    pool_augment: Augmentation | None
     run: Run
     memory: dict[str, Tensor]
     """what the step keeps from iteration to iteration; checkpoints hold it"""
@@ -158,6 +163,7 @@ def distil_in_pool(
         torch.arange(real.num_classes, device=device).repeat_interleave(ipc),
         Normalize(real.mean, real.std).to(device),
         augmentation(config.augment, real.mean, real.std),
+        augmentation(config.pool_augment, real.mean, real.std),
         run,
         {},
     )
@@ -177,14 +183,14 @@ def distil_in_pool(
     with run.progress("distil", config.iterations, state["iteration"]) as bar:
         for iteration in range(state["iteration"], config.iterations):
             start = time.perf_counter()
-            if iteration and iteration % config.pool_every == 0:
+            if iteration % config.pool_every == 0:
                 pool.add()
-            member = pool.draw(run.generator("network", iteration))
+            (member,) = pool.draw(run.generator("network", iteration))
             member.network.eval().requires_grad_(False)
             images, velocity, found = step(problem, member, images, velocity, iteration)
             losses = [
-                pool.train(pool.draw(run.generator("trained", iteration, number)), config.pool_steps, train)
-                for number in range(config.pool_members)
+                pool.train(each, config.pool_steps, train)
+                for each in pool.draw(run.generator("trained", iteration), config.pool_members)
             ]
             found |= {"pool_loss": sum(losses) / len(losses), "pool_right": member.right}
             check_finite("the distillation", iteration, found, remedy)
@@ -212,15 +218,21 @@ def moved(images: Tensor, velocity: Tensor, gradient: Tensor, lr: float) -> tupl
     return images - lr * velocity, velocity
 
 
-def drawn_batch(problem: Problem, size: int, *address: str | int) -> tuple[Tensor, Tensor]:
+def drawn_batch(
+    problem: Problem, size: int, augment: Augmentation | None, *address: str | int
+) -> tuple[Tensor, Tensor]:
     """Return random real images, normalised and each augmented by itself, and their classes."""
     real, run = problem.real, problem.run
     drawn = torch.randint(len(real), (size,), generator=run.generator("batch", *address)).to(real.labels.device)
     x, y = problem.normalize(real.images[drawn]), real.labels[drawn]
-    if problem.siamese is not None:
-        how = problem.siamese.sample(len(x), tuple(x.shape[1:]), run.generator("batch augment", *address))
-        x = problem.siamese.apply(x, how)
+    if augment is not None:
+        x = augment.apply(x, augment.sample(len(x), tuple(x.shape[1:]), run.generator("batch augment", *address)))
     return x, y
+
+
+def training_batch(config: PoolConfig, problem: Problem, number: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the images and classes of a step of the pool, given the numbers of its network and of its step."""
+    return drawn_batch(problem, config.batch_train, problem.pool_augment, "pool", number, count)
 
 
 def plain_training(config: PoolConfig, problem: Problem) -> Train:
@@ -228,7 +240,7 @@ def plain_training(config: PoolConfig, problem: Problem) -> Train:
     loss = on_inputs(config.pool_loss, problem.normalize)
 
     def step(network: nn.Module, number: int, count: int) -> tuple[Tensor, Tensor]:
-        x, y = drawn_batch(problem, config.batch_train, "pool", number, count)
+        x, y = training_batch(config, problem, number, count)
         with torch.no_grad():
             share = (network.eval()(x).argmax(1) == y).float().mean()
         network.train()

@@ -11,15 +11,17 @@ networks of the pool train on attacked real images.
 
 rome: "ROME is Forged in Adversity: Robust Distilled Datasets via Information Bottleneck", Zhou et al., ICML 2025, read
       in its released code (zhouzhengqd/ROME, 2ceed90).
-idm:  the same without attacks: plain networks, features of clean real images, squared distance of means. This is what
-      ROME is built on, "Improved Distribution Matching for Dataset Condensation", Zhao, Li, Qin, Yu, CVPR 2023 (arXiv
-      2307.09742), in ROME's loop and with ROME's constants.
+idm:  "Improved Distribution Matching for Dataset Condensation", Zhao, Li, Qin, Yu, CVPR 2023 (arXiv 2307.09742), read
+      in its code (uitrbn/IDM), on which ROME's is built: plain networks, features of clean real images, the squared
+      distance of means plus w r times the cross-entropy, r in percent.
 
 Deviations from the released code, which are its faults (`form published` has the first three): attacks are untargeted,
 while the code aims at class + 1 in training and in its test; they are on pixels, while the code clamps normalised
 images to [0, 1], so that every pixel below the mean becomes the mean; r is a share, not a percentage, so that w is not
 50 times as large; the result is the last set, not the best on attacked test images; one step moves the images of all
-classes, while the code's momentum moves all images in the step of each class; each random draw has a separate seed.
+classes, while the codes' momentum moves all images in the step of each class (IDM's too). r is measured on clean images
+over the last steps of a network; in the codes it is of the images that the network trains on, attacked in ROME's, since
+their last evaluation. Each random draw has a separate seed.
 """
 
 from collections.abc import Callable
@@ -37,10 +39,10 @@ from baselines.rome.loop import (
     Problem,
     check,
     distil_in_pool,
-    drawn_batch,
     moved,
     plain_training,
     pool_work,
+    training_batch,
 )
 from baselines.rome.pool import Member, Train
 from distill.data import ImageSet
@@ -70,10 +72,12 @@ class Config(PoolConfig):
     form: Literal["right", "published"] = "right"
     """right: untargeted attacks on pixels, and a share of images as the weight r; published: the attack of ROME's code
     on normalised images, also in the training of the pool, and r in percent"""
-    robust_weight: Annotated[float, Range(least=0, most=1)] = 0.2
-    """a: weight of the distance of features; the cross-entropy has the rest"""
+    robust_weight: Annotated[float, Range(least=0, most=1)] | None = 0.2
+    """a: weight of the distance of features; the cross-entropy has the rest. None: both count whole, as in IDM"""
     performance_weight: NonNegative = 0.5
     """w: factor of the cross-entropy of the distilled images"""
+    percent: bool = False
+    """whether the cross-entropy counts by r in percent, as in the code of IDM and ROME: 100 times as much"""
     distance: Literal["tv2", "mean"] = "tv2"
     """of mean features. tv2: squared total variation, (1/2 |p - q|_1)^2; mean: |p - q|_2^2, as in DM and IDM"""
 
@@ -161,9 +165,9 @@ def match(
     difference = targets - features.unflatten(0, (count, -1)).mean(1)
     distances = (0.5 * difference.abs().sum(1)).square() if config.distance == "tv2" else difference.square().sum(1)
     entropies = F.cross_entropy(logits, classes, reduction="none").unflatten(0, (count, -1)).mean(1)
-    share = 100 * right if config.form == "published" else right
-    weight = (1 - config.robust_weight) * config.performance_weight * share
-    loss = (config.robust_weight * distances + weight * entropies).sum()
+    share = 100 * right if config.percent or config.form == "published" else right
+    a, rest = (1.0, 1.0) if config.robust_weight is None else (config.robust_weight, 1 - config.robust_weight)
+    loss = (a * distances + rest * config.performance_weight * share * entropies).sum()
     (gradient,) = torch.autograd.grad(loss, leaf)
     return gradient, torch.stack([distances.mean(), entropies.mean()]).detach()
 
@@ -172,7 +176,7 @@ def _published_training(config: Config, problem: Problem) -> Train:
     """Return the step of ROME's released code: cross-entropy on its attack, whose network is in training mode."""
 
     def step(network: nn.Module, number: int, count: int) -> tuple[Tensor, Tensor]:
-        x, y = drawn_batch(problem, config.batch_train, "pool", number, count)
+        x, y = training_batch(config, problem, number, count)
         generator = problem.run.generator("pool loss", number, count)
         x = attacked_as_published(network, x, y, problem.real.num_classes, config.attack_steps, generator)
         logits = network(x)

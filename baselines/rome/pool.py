@@ -58,9 +58,9 @@ class Pool:
         self.members = [*self.members, self._member(self.added)][-self.most :]
         self.added += 1
 
-    def draw(self, generator: torch.Generator) -> Member:
-        """Return a random member."""
-        return self.members[int(torch.randint(len(self.members), (), generator=generator))]
+    def draw(self, generator: torch.Generator, count: int = 1) -> list[Member]:
+        """Return `count` random members, all of a smaller pool; none twice."""
+        return [self.members[number] for number in torch.randperm(len(self.members), generator=generator)[:count]]
 
     def train(self, member: Member, count: int, step: Train) -> float:
         """Train a member for `count` steps, in training mode; return the mean loss."""

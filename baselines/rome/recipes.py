@@ -14,6 +14,35 @@ from robust import CrossEntropy, loss_named
 
 __all__ = ["METHODS", "evaluation", "pool_method", "settings", "smoke"]
 
+# Settings by data set and ipc: command.txt of the released code of ROME (zhouzhengqd/ROME, 2ceed90) and of IDM
+# (uitrbn/IDM): weight of the cross-entropy, steps of a network of the pool, interval of its new networks, and real
+# images of a class and step. IDM's ImageNet subset has no row. Other data sets have the rows of CIFAR-10, or of
+# CIFAR-100 from 100 classes on; an ipc between two rows has the row of the smaller.
+NAMES = ("performance_weight", "pool_steps", "pool_every", "batch_real")
+Rows = dict[tuple[str, int], tuple[float, int, int, int]]
+ROME: Rows = {
+    ("cifar10", 1): (0.5, 10, 5, 5000),
+    ("cifar10", 10): (0.5, 10, 30, 256),
+    ("cifar10", 50): (0.1, 10, 30, 256),
+    ("cifar100", 1): (0.5, 10, 5, 5000),
+    ("cifar100", 10): (0.1, 50, 30, 256),
+    ("cifar100", 50): (0.1, 50, 30, 256),
+}
+IDM: Rows = ROME | {
+    ("cifar100", 50): (0.1, 10, 30, 256),
+    ("tiny_imagenet", 1): (0.5, 10, 30, 256),
+    ("tiny_imagenet", 10): (0.5, 10, 30, 256),
+    ("tiny_imagenet", 50): (0.8, 50, 30, 256),
+}
+
+
+def _row(rows: Rows, facts: Facts, ipc: int) -> dict[str, Any]:
+    """Return the fields of a row."""
+    similar = "cifar100" if facts.classes >= 100 else "cifar10"
+    name = facts.name if (facts.name, 1) in rows else similar
+    row = rows[name, max(least for known, least in rows if known == name and least <= ipc)]
+    return dict(zip(NAMES, row, strict=True))
+
 
 def settings(name: str, facts: Facts, ipc: int) -> dict[str, Any]:
     """Return the fields that ROME's recipes for a data set share with those built on them.
@@ -26,22 +55,19 @@ def settings(name: str, facts: Facts, ipc: int) -> dict[str, Any]:
     # a small set has too few real images to fill four corners; classes may be smaller than the mean
     factor = 2 if facts.size % 2 == 0 and facts.examples >= 8 * ipc * facts.classes else 1
     fields: dict[str, Any] = {"augment": dsa_strategy(facts.flips), "factor": factor}
-    if name == "paper":  # command.txt and the defaults of the released code
-        fields |= {"backbone": convnet_for(facts.depth), "pool_every": 5 if ipc == 1 else 30}
-        fields |= {"pool_steps": 50 if facts.classes >= 100 and ipc >= 10 else 10}
-        return fields
+    if name == "paper":
+        row = _row(ROME, facts, ipc)
+        pool = {field: row[field] for field in ("pool_steps", "pool_every")}
+        return fields | pool | {"backbone": convnet_for(facts.depth)}
     fields |= {"backbone": convnet_for(facts.depth, 32), "iterations": 300, "batch_train": 64}
     return fields | {"pool_most": 5, "pool_every": 50, "pool_members": 1, "attack_steps": 3}
 
 
 def _recipe(name: str, method: str, facts: Facts, ipc: int) -> Recipe:
     fields = settings(name, facts, ipc)
-    if name == "quick":
-        fields["batch_real"] = 32
-    elif ipc > 1 and (ipc > 10 or facts.classes >= 100):
-        fields["performance_weight"] = 0.1
+    fields |= {"batch_real": 32} if name == "quick" else _row(IDM if method == "idm" else ROME, facts, ipc)
     if method == "idm":
-        fields |= {"pool_loss": CrossEntropy(), "distance": "mean"}
+        fields |= {"pool_loss": CrossEntropy(), "distance": "mean", "robust_weight": None, "percent": True}
     else:  # 8/255 on colour images, as in the code, and 0.3 on grey ones
         fields["pool_loss"] = loss_named(f"pgd_at:steps={10 if name == 'paper' else 3}@linf_star", facts.threats)
     return Recipe(Config(**fields), evaluation(name))

@@ -1,5 +1,6 @@
 """ROME: the gradient of its loss against a slow form, its two attacks, and the pool of networks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from baselines.rome.attack import EPS, attacked, attacked_as_published
 from baselines.rome.loop import moved
 from baselines.rome.method import Config, match
-from baselines.rome.pool import Pool
+from baselines.rome.pool import Member, Pool, Train
 from distill.app.registry import find_methods
 from distill.data import FACTS
+from distill.runs.run import Run
 from robust import AdversarialTraining, CrossEntropy, Normalize, Threat
+from tests.toy import toy
 
 BOX = Threat("linf", 0.1)
 CLASSES, SIZE = 3, 4
@@ -31,12 +34,20 @@ def problem() -> tuple[Tensor, Tensor, list[Tensor], Normalize]:
     return images, torch.arange(3).repeat_interleave(2), real, Normalize((0.5,) * 3, (0.25,) * 3).double()
 
 
+@pytest.mark.parametrize(
+    ("robust_weight", "percent", "a", "w"),
+    [(0.3, False, 0.3, 0.7 * 0.5 * 0.6), (0.3, True, 0.3, 0.7 * 0.5 * 60), (None, True, 1.0, 0.5 * 60)],
+    ids=["rome", "percent", "idm"],
+)
 @pytest.mark.parametrize("distance", ["tv2", "mean"])
 @pytest.mark.parametrize("attack", ["", "0.1"])
-def test_the_gradient_is_that_of_the_formula(distance, attack: str) -> None:
+def test_the_gradient_is_that_of_the_formula(
+    distance, attack: str, robust_weight: float | None, percent: bool, a: float, w: float
+) -> None:
     network = network_of().requires_grad_(False)
     images, labels, real, normalize = problem()
-    config = Config(CrossEntropy(), attack=attack, attack_steps=2, factor=2, distance=distance, robust_weight=0.3)
+    fields = {"attack": attack, "attack_steps": 2, "factor": 2, "robust_weight": robust_weight, "percent": percent}
+    config = Config(CrossEntropy(), distance=distance, **fields)
     generator = torch.Generator().manual_seed(7)
     arguments = {"real_batch": real.__getitem__, "siamese": None, "generator": lambda c: torch.Generator()}
     gradient, losses = match(
@@ -56,7 +67,7 @@ def test_the_gradient_is_that_of_the_formula(distance, attack: str) -> None:
         found = network[:3](large).mean(0)
         apart = (wanted - found).abs().sum().div(2) ** 2 if distance == "tv2" else ((wanted - found) ** 2).sum()
         entropy = F.cross_entropy(network(large), torch.full((len(large),), c))
-        total = total + 0.3 * apart + 0.7 * 0.5 * 0.6 * entropy
+        total = total + a * apart + w * entropy
         distances.append(apart.item())
         entropies.append(entropy.item())
     (expected,) = torch.autograd.grad(total, leaf)
@@ -123,6 +134,61 @@ def test_the_oldest_network_leaves_and_a_checkpoint_restores_the_pool(tmp_path: 
     for one, other in zip(first.members, second.members, strict=True):
         assert all(map(torch.equal, one.network.parameters(), other.network.parameters()))
         assert (one.steps, one.right) == (other.steps, other.right)
+
+
+def test_no_network_is_drawn_twice() -> None:
+    pool = Pool(lambda number: network_of(number).float(), most=4, lr=0.1)
+    for _ in range(4):
+        pool.add()
+    drawn = [[member.number for member in pool.draw(torch.Generator().manual_seed(seed), 3)] for seed in range(200)]
+    assert all(len(set(numbers)) == 3 for numbers in drawn)
+    assert [sum(4 * numbers.count(n) for numbers in drawn) / 600 for n in range(4)] == pytest.approx([1] * 4, abs=0.15)
+    assert len(pool.draw(torch.Generator(), 9)) == 4
+
+
+@pytest.mark.parametrize("name", ["idm", "rome", "c2r"])
+def test_the_pool_trains_on_images_without_augmentation(name: str, tmp_path: Path, monkeypatch) -> None:
+    """As in the code of IDM and ROME; --pool-augment changes it. The first iteration adds a network, as there."""
+    seen: list[Tensor] = []
+
+    def trained(pool: Pool, member: Member, count: int, step: Train) -> float:
+        seen.append(step(member.network, member.number, member.steps)[0].detach())
+        added.append(len(pool.members))
+        return 0.0
+
+    monkeypatch.setattr(Pool, "train", trained)
+    method, real = find_methods()[name], toy()
+    smoke = method.recipes["smoke"](FACTS["cifar10"], 1).config
+    runs = {"plain": "", "augmented": "flip_scale"}
+    for folder, augment in runs.items():
+        added: list[int] = []
+        config = replace(smoke, pool_augment=augment, augment="flip_scale", iterations=1, pool_start=1, pool_members=9)
+        method.distill(real, 1, config, Run(tmp_path / folder, None).begin())
+        assert added == [2, 2]
+    config = replace(smoke, augment="", iterations=1, pool_start=1, pool_members=9)
+    method.distill(real, 1, config, Run(tmp_path / "none", None).begin())
+    losses = torch.stack(seen).view(3, 2)
+    assert torch.equal(losses[0], losses[2])
+    assert not torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "ipc", "row"),
+    [
+        ("rome", "cifar10", 1, (0.5, 10, 5, 5000)),
+        ("rome", "cifar10", 50, (0.1, 10, 30, 256)),
+        ("rome", "cifar100", 50, (0.1, 50, 30, 256)),
+        ("idm", "cifar100", 50, (0.1, 10, 30, 256)),
+        ("idm", "tiny_imagenet", 1, (0.5, 10, 30, 256)),
+        ("idm", "tiny_imagenet", 50, (0.8, 50, 30, 256)),
+        ("rome", "tiny_imagenet", 10, (0.1, 50, 30, 256)),
+        ("idm", "mnist", 20, (0.5, 10, 30, 256)),
+    ],
+)
+def test_recipes_have_the_settings_of_the_released_commands(name: str, data: str, ipc: int, row: tuple) -> None:
+    config = find_methods()[name].recipes["paper"](FACTS[data], ipc).config
+    assert (config.performance_weight, config.pool_steps, config.pool_every, config.batch_real) == row
+    assert (config.robust_weight, config.percent) == ((None, True) if name == "idm" else (0.2, False))
 
 
 def test_recipes_attack_in_the_ball_of_the_pool() -> None:
