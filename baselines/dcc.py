@@ -13,9 +13,9 @@ dsac:      DCC with DSA's siamese augmentation, drawn once for both batches of a
 guard_dcc: DCC with the curvature-regularised loss on the real batches; only the field real_loss differs. GUARD uses the
            loss in DC in the same way (Xue et al., arXiv 2403.10045, section 7.1). Neither paper has this combination.
 
-Deviations from the official code: those of `distill.methods.dc`; the gradient with respect to S is computed in two
-passes, the second for one group of classes at a time (by the chain rule through the sum), which needs the memory of one
-group.
+Deviations from the official code: those of `distill.methods.dc`; CIFAR-100 is normalised with its own constants, not
+with CIFAR-10's; the gradient with respect to S is computed in two passes, the second for one group of classes at a time
+(by the chain rule through the sum), which needs the memory of one group.
 """
 
 from collections.abc import Callable, Sequence

@@ -25,7 +25,8 @@ official code adds a K-th of the previous accuracy); layers are tapped by hooks,
 the last pooling and its flattened form are one term with twice the weight); networks match in evaluation mode, with
 BatchNorm as in DC (the official code uses the statistics of each batch); K iterations, not K + 1; the learning rate
 falls at the same fractions of any K; classes go through the network one after another (the sums are the same);
-CE(net(T)) is omitted; each random draw has a separate seed (`Run.generator`).
+CE(net(T)) is omitted; CIFAR-100 is normalised with its own constants, not with CIFAR-10's; each random draw
+has a separate seed (`Run.generator`).
 
 Several processes divide the classes in each step of the images (`baselines.cafe.alignment`) and in each accuracy
 (`baselines.cafe.watched`). The main process trains the network on S, and hands it out after each epoch: four bytes for

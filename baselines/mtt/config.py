@@ -73,9 +73,10 @@ class Config:
     labels: Literal["hard", "expert", "learned"] = "hard"
     """hard: classes; expert: probabilities of the expert at theta*_(t+M), updated in each iteration (TESLA); learned:
     softmax of logits that are optimised with the images (DATM)"""
-    labels_start: Literal["teacher", "hard", "expert"] = field(default="teacher", metadata=LATER)
+    labels_start: Literal["teacher", "hard", "expert", "first_expert"] = field(default="teacher", metadata=LATER)
     """initial learned labels: probabilities of the networks of --label-teacher; hard: 0.9 for the class of the image;
-    expert: mean logits of the experts, at their last epoch, that classify the image correctly (DATM)"""
+    expert: mean logits of the experts, at their last epoch, that classify the image correctly (DATM); first_expert:
+    logits of the first expert at its last epoch, right or wrong (DATM's code with init real)"""
     lr_labels: NonNegative = field(default=2.0, metadata=LATER)
     """learning rate of the logits of learned labels (SGD, momentum 0.9), DATM's lr_y; 0 keeps the initial labels"""
     label_teacher: RobustLabels = field(default_factory=RobustLabels, metadata=LATER)

@@ -2,9 +2,10 @@
 
 Learned labels are softmax(logits). The initial logits are, by `Config.labels_start`,
 
-teacher   the logarithms of a teacher's probabilities of the initial images (`baselines.robust_labels`);
-expert    the mean logits of the experts at their last epoch that classify the image correctly, as in DATM's code;
-hard      the logarithms of smoothed classes, since a one-hot label has no finite logits.
+teacher        the logarithms of a teacher's probabilities of the initial images (`baselines.robust_labels`);
+expert         the mean logits of the experts at their last epoch that classify the image correctly, as in DATM's code;
+first_expert   the logits of the first expert at its last epoch, as in DATM's code with random real images;
+hard           the logarithms of smoothed classes, since a one-hot label has no finite logits.
 
 Deviations from DATM's code: an image that no expert classifies correctly has the mean logits of all experts (DATM
 divides by zero); images are drawn from random correct ones of their class, judged by the first expert alone.
@@ -93,6 +94,8 @@ def _logits(
         logits = probabilities.log().to(images)
     elif config.labels_start == "expert":
         logits = _mean_logits(teachers, network, images, classes, config.train_epochs)
+    elif config.labels_start == "first_expert":
+        logits = _logits_of(teachers, 0, network, images, config.train_epochs)
     else:
         rest = (1 - CONFIDENCE) / (real.num_classes - 1)
         one_hot = F.one_hot(classes, real.num_classes).to(images)
@@ -112,13 +115,16 @@ def _correct(
 
 
 @torch.no_grad()
+def _logits_of(teachers: Trajectories, number: int, network: nn.Module, images: Tensor, epoch: int) -> Tensor:
+    """Return the logits (N, K) of an expert at an epoch."""
+    expert = teachers.snapshot(number, epoch).to(images)
+    return torch.cat([logits_at(network, expert, part) for part in images.split(BATCH)])
+
+
+@torch.no_grad()
 def _mean_logits(teachers: Trajectories, network: nn.Module, images: Tensor, classes: Tensor, epoch: int) -> Tensor:
     """Return the mean logits (N, K) of the experts that classify an image correctly; of all where none does."""
-    found = []
-    for number in range(len(teachers)):
-        expert = teachers.snapshot(number, epoch).to(images)
-        found.append(torch.cat([logits_at(network, expert, part) for part in images.split(BATCH)]))
-    logits = torch.stack(found)
+    logits = torch.stack([_logits_of(teachers, number, network, images, epoch) for number in range(len(teachers))])
     correct = (logits.argmax(2) == classes)[..., None].to(logits)
     count = correct.sum(0)
     return torch.where(count > 0, (correct * logits).sum(0) / count.clamp_min(1), logits.mean(0))

@@ -45,7 +45,10 @@ def _row(facts: Facts, ipc: int) -> dict[str, Any]:
     else:
         fields["order"] = "easy_first"
     fields |= {"expert_epochs": 3 if key == ("cifar100", 1) else 2, "lr_init": 0.01, "zca": key[0] == facts.name}
-    fields |= {"init": "real" if key == ("cifar100", 50) else "correct"}
+    if key == ("cifar100", 50):
+        fields |= {"init": "real", "labels_start": "first_expert"}
+    else:
+        fields["init"] = "correct"
     return fields | {"threshold": 1.1 if key == ("cifar10", 1) else 1.0}
 
 

@@ -21,10 +21,11 @@ mtt_learned_labels, tesla_learned_labels: learned labels that start at those of 
            paper has this combination.
 
 Deviations from the official codes: the result is the last set, not the best of many on the test set; experts are drawn
-with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 is normalised with CIFAR-100's constants; DSA
-warps as in DSA's code (MTT aligns corners); TESLA's code omits the factor 2 in the gradient by images, so its --lr_img
-1000 is 500 here; each random draw has a separate seed (`Run.generator`), and all runs share the experts of one seed;
-DATM's experts are those of MTT, not of FTD (Du et al., CVPR 2023), and its students have the batches of MTT's.
+with replacement (as with --load_all); K iterations, not K + 1; CIFAR-100 and Tiny ImageNet are normalised with their
+own constants, not with those of CIFAR-10 and ImageNet; DSA warps as in DSA's code (MTT aligns corners); TESLA's code
+omits the factor 2 in the gradient by images, so its --lr_img 1000 is 500 here; each random draw has a separate seed
+(`Run.generator`), and all runs share the experts of one seed; DATM's experts are those of MTT, not of FTD (Du et al.,
+CVPR 2023), and its students have the batches of MTT's.
 """
 
 import os

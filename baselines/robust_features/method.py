@@ -74,14 +74,25 @@ def check(base: Method, real: ImageSet, ipc: int, config: Config, processes: int
     """Refuse before any work what the method or the teacher would refuse; arguments as of `Method.check`.
 
     Raises:
-        InputError: the settings are impossible, or fewer robust images are made than the set has.
+        InputError: the settings are impossible, or fewer robust images are made than the method needs.
     """
     most = config.features.features_images
     if most is not None and most < ipc:
         raise InputError(f"--features-images is {most}, below ipc {ipc}; make at least as many of each class")
     if base.check is not None:
         base.check(real, ipc, config.method, processes)
+        if most is not None:
+            try:
+                base.check(_fewer(real, most), ipc, config.method, processes)
+            except InputError as error:
+                raise InputError(f"--features-images is {most}: {error}") from None
     check_teachers(real, config.backbone, config.features.labels)
+
+
+def _fewer(real: ImageSet, most: int) -> ImageSet:
+    """Return a training set of at most `most` images of each class, without pixels."""
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate(real.labels.bincount().clamp(max=most).tolist())])
+    return replace(real, images=torch.zeros(()).expand(len(labels), *real.image_shape), labels=labels, source="none")
 
 
 def work(base: Method, config: Config, ipc: int, num_classes: int, examples: int) -> list[Work]:
@@ -129,9 +140,9 @@ def _recipe(name: str, recipe: RecipeOf, facts: Facts, ipc: int) -> Recipe:
     fields: dict[str, Any] = {"teacher_epochs": teacher.teacher_epochs, "teacher_flip": teacher.teacher_flip}
     fields["teacher_batch_size"] = teacher.teacher_batch_size
     if name != "paper":
-        fields |= {"features_steps": 3, "features_images": max(8, ipc)} if name == "smoke" else {"features_steps": 100}
-    if name == "quick":
-        fields["features_images"] = max(200, ipc)
+        needed = getattr(found.config, "factor", 1) ** 2 * ipc
+        fields |= {"features_steps": 3 if name == "smoke" else 100}
+        fields["features_images"] = max(8 if name == "smoke" else 200, needed)
     attacks = f"{found.evaluation.attacks},{'autoattack' if name == 'paper' else 'apgd_t:steps=20'}@linf"
     evaluation = found.evaluation if name == "smoke" else replace(found.evaluation, attacks=attacks)
     config = nested(Config(found.config, RobustFeatures(**fields)), "method")

@@ -9,8 +9,9 @@ from distill.data.imageset import ImageSet
 __all__ = ["FACTS", "load"]
 
 # Mean and std: DC's code, VICO-UoE/DatasetCondensation@53f63a6 utils.py, get_dataset; FRePo's code has the same;
-# MTT's code has those of CIFAR-10.
+# MTT's, CAFE's and DCC's code have those of CIFAR-10.
 _OFFICIAL = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 FACTS = Facts(
     name="cifar100",
     classes=100,
@@ -21,7 +22,8 @@ FACTS = Facts(
     std=_OFFICIAL[1],
     constants={
         "dc": _OFFICIAL,
-        "mtt": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        "cafe": _CIFAR10,
+        "mtt": _CIFAR10,
         "frepo": _OFFICIAL,
     },
     official="CIFAR100",

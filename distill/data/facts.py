@@ -10,10 +10,10 @@ __all__ = ["CODES", "Constants", "Facts", "depth_at"]
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 """mean and std per channel, of pixels in [0, 1]"""
-CODES = ("dc", "dd", "mtt", "frepo")
+CODES = ("dc", "cafe", "dd", "mtt", "frepo")
 """code bases that publish sets and define normalisation constants (`Facts.constants`): VICO-UoE/
-DatasetCondensation (utils.py; CAFE and DCC have the same), SsnL/dataset-distillation (datasets/__init__.py),
-GeorgeCazenavette/mtt-distillation (utils.py) and yongchaoz/FRePo (lib/dataset/dataloader.py)"""
+DatasetCondensation (utils.py), kaiwang960112/CAFE (utils.py; Saehyung-Lee/DCC has the same), SsnL/dataset-distillation
+(datasets/__init__.py), GeorgeCazenavette/mtt-distillation (utils.py) and yongchaoz/FRePo (lib/dataset/dataloader.py)"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Facts:
     std: tuple[float, ...] = ()
     """std per channel, as `mean`; > 0"""
     constants: Mapping[str, Constants] = field(default_factory=dict, hash=False)
-    """key of CODES -> mean and std with which that code normalises; a code without this data set has no entry"""
+    """key of CODES -> mean and std with which that code normalises; a code without this data set has no entry, nor has
+    cafe where its constants are those of dc"""
     official: str = ""
     """name of the data set in torchvision and in the file names of official codes; empty if equal to `name`"""
     flips: bool = True

@@ -58,9 +58,16 @@ def _dc(path: Path, reading: Reading) -> Raw:
     description = f"{method} in the format of DC's code, experiment {number} of {len(sets)}"
     if not named:
         description += " (its name does not say which method)"
-    augment = "dsa" if method in ("dsa", "dsac", "dm") else "dc"
     return Raw(
-        images, labels, method, "normalised", description, augment, warnings=unsorted_warning(labels), dataset=dataset
+        images,
+        labels,
+        method,
+        "normalised",
+        description,
+        augment="dsa" if method in ("dsa", "dsac", "dm") else "dc",
+        warnings=unsorted_warning(labels),
+        code="cafe" if method in ("cafe", "dcc", "dsac") else "dc",
+        dataset=dataset,
     )
 
 

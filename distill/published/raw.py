@@ -60,6 +60,8 @@ class Raw:
     """messages about oddities of the file"""
     constants: Constants | None = None
     """mean and std of students, if the file contains them"""
+    code: str = ""
+    """key of CODES whose constants the images are normalised with; "" for that of the source"""
     made_for: tuple[int, ...] = ()
     """class that each image was made for, in the order of `names`; of `DistilledSet`"""
     teacher: str = ""

@@ -73,7 +73,7 @@ def read(
         raise InputError(
             f"--space is {space}, but {path} ({source}) has {' or '.join(raw.spaces)} by its format: leave it out"
         )
-    pixels, (mean, std), whitening, how = pixels_of(raw.images, source, space, train, folder)
+    pixels, (mean, std), whitening, how = pixels_of(raw.images, raw.code or source, space, train, folder)
     training = replace(raw.training, whitening=whitening)
     mean, std = raw.constants or (mean, std)
     augment = raw.augment if reading.augment is None else reading.augment

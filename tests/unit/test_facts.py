@@ -103,6 +103,7 @@ CITED = {
     "baselines/dm/recipes.py": "cifar10",  # lr_img of the official readme
     "baselines/mtt/recipes.py": "cifar10 cifar100 tiny_imagenet imagenet imagenette",  # the papers' tables
     "baselines/mtt/label_recipes.py": "cifar10 cifar100 tiny_imagenet",  # DATM's table
+    "baselines/rome/recipes.py": "cifar10 cifar100 tiny_imagenet",  # the commands of ROME and IDM
     "distill/app/benchmark_cells.py": "mnist cifar10",  # default of a flag
     "distill/evaluation/columns.py": "mnist cifar10",  # families of threats, which `robust` names so
     "distill/models/__init__.py": "imagenet",  # name of a ResNet's stem

@@ -190,6 +190,14 @@ def test_labels_start_at_the_mean_of_the_experts_that_are_right(tmp_path: Path) 
     assert torch.equal(state["logits_velocity"], torch.zeros(16, 2))
 
 
+def test_labels_start_at_the_logits_of_the_first_expert(tmp_path: Path) -> None:
+    config = replace(SMALL, labels_start="first_expert", lr_expert=0.003, init="noise")
+    state, _, teachers, network, _ = started(config, tmp_path)
+    assert torch.allclose(state["logits"], of_expert(network, teachers, 0, state["images"]), atol=1e-6)
+    row = [METHODS[0].recipes["paper"](facts_named("cifar100"), ipc).config for ipc in (50, 10)]
+    assert [(each.init, each.labels_start) for each in row] == [("real", "first_expert"), ("correct", "expert")]
+
+
 def test_images_start_at_those_that_the_first_expert_classifies_correctly(tmp_path: Path) -> None:
     config = replace(SMALL, init="correct", lr_expert=0.003, labels="hard")
     state, real, teachers, network, space = started(config, tmp_path)
@@ -346,7 +354,8 @@ def test_recipes(dataset: str, ipc: int) -> None:
             for method in ("datm", "mtt_learned_labels", "tesla_learned_labels", "mtt")
         )
         assert datm.labels == ours.labels == tesla.labels == "learned"
-        assert (datm.labels_start, ours.labels_start, tesla.labels_start) == ("expert", "teacher", "teacher")
+        assert datm.labels_start == ("first_expert" if datm.init == "real" else "expert")
+        assert (ours.labels_start, tesla.labels_start) == ("teacher", "teacher")
         assert (tesla.gradient, ours.gradient, datm.gradient) == ("tesla", "replayed", "replayed")
         fields = {"labels": "learned", "lr_labels": ours.lr_labels, "label_teacher": ours.label_teacher}
         if name != "smoke":  # MTT with learned labels differs from MTT in its labels alone

@@ -91,6 +91,21 @@ def test_dc(legacy: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "std"),
+    [("DC", 0.2673), ("DSA", 0.2673), ("CAFE", 0.2023), ("DCC", 0.2023), ("DSAC", 0.2023)],
+)
+def test_cafe_and_dcc_normalise_cifar100_as_cifar10(method: str, std: float, tmp_path: Path) -> None:
+    path = tmp_path / f"res_{method}_CIFAR100_ConvNet_1ipc.pt"
+    (images,) = save_dc(path, 1)
+    found, said = taken(path, named("cifar100", REAL))
+    assert found.std[0] == std
+    assert torch.allclose(Normalize(found.mean, found.std)(found.images), images, atol=1e-6)
+    assert f"{'dc' if std > 0.25 else 'cafe'}'s code" in said[0]
+    save_dc(tmp_path / "res_CAFE_CIFAR10_ConvNet_1ipc.pt")
+    assert taken(tmp_path / "res_CAFE_CIFAR10_ConvNet_1ipc.pt", named("cifar10", REAL))[0].std[2] == 0.2010
+
+
+@pytest.mark.parametrize(
     ("file", "dataset", "policy"),
     [
         ("res_DC_MNIST_ConvNet_1ipc.pt", "mnist", "dc:crop_scale_rotate"),

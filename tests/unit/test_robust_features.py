@@ -1,5 +1,6 @@
 """Robust features: what inversion minimises, its start, its stage, and the methods that use the images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from baselines.robust_features.inversion import RobustFeatures, inverted, robust
 from baselines.robust_features.method import featured
 from distill.app.registry import find_methods, method_named
 from distill.data import FACTS, ImageSet
+from distill.errors import InputError
 from distill.runs.run import Run
 from distill.training.features import embedding
 from robust import Normalize
+from tests.toy import toy
 
 SIZE = 4
 
@@ -107,6 +110,28 @@ def test_every_method_has_this_form() -> None:
     assert found.recipes["paper"](FACTS["cifar10"], 1).evaluation.attacks.endswith(",autoattack@linf")
     assert method_named("nothing_robust_features", methods) is None
     assert featured(methods["full"]).name == "full_robust_features"
+
+
+@pytest.mark.parametrize("name", ["random", "rome", "rded"])
+def test_too_few_robust_images_are_refused_before_the_work(name: str) -> None:
+    found = method_named(f"{name}_robust_features", find_methods())
+    assert found is not None
+    assert found.check is not None
+    config = found.recipes["smoke"](FACTS["cifar10"], 4).config
+    part = config.method.select if name == "rded" else config.method
+    config = replace(config, features=replace(config.features, features_images=8))
+    packed = replace(part, factor=2, candidates=16) if name == "rded" else replace(part, factor=2)
+    config = replace(config, method=replace(config.method, select=packed) if name == "rded" else packed)
+    with pytest.raises(InputError, match=r"--features-images is 8: .*16"):
+        found.check(toy(), 4, config, 1)
+    enough = replace(config, features=replace(config.features, features_images=16))
+    found.check(toy(), 4, enough, 1)
+
+
+def test_recipes_make_as_many_robust_images_as_the_method_packs() -> None:
+    rome = method_named("rome_robust_features", find_methods())
+    assert rome is not None
+    assert rome.recipes["quick"](FACTS["cifar10"], 60).config.features.features_images == 240
 
 
 def test_nonsense_is_refused() -> None:
