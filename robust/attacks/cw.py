@@ -76,7 +76,9 @@ def cw(
     if len(images) == 0:
         return best
     with torch.no_grad():
-        correct = (margin(model(images), targets) < confidence).nonzero().flatten()
+        logits = model(images)
+        # the second condition for two equal logits, a margin of 0, of which argmax takes one
+        correct = ((margin(logits, targets) < confidence) | (logits.argmax(1) == targets)).nonzero().flatten()
     clean, labels = images[correct], targets[correct]
     nearest, least = clean.clone(), torch.full_like(labels, torch.inf, dtype=clean.dtype)
     low, high = torch.zeros_like(least), torch.full_like(least, torch.inf)

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from robust.network.half import lift
+
 __all__ = ["NO_PATH", "SuspiciousModelWarning", "input_gradient"]
 
 NO_PATH = (
@@ -30,7 +32,9 @@ def input_gradient(total: Tensor, points: Tensor) -> Tensor:
     """
     found = None
     if total.requires_grad:
-        (found,) = torch.autograd.grad(total, points, allow_unused=True)
+        factor = lift(points)
+        (found,) = torch.autograd.grad(total * factor, points, allow_unused=True)
+        found = found if found is None or factor == 1 else found / factor
     if found is None:
         warnings.warn(NO_PATH, SuspiciousModelWarning, stacklevel=3)
         return torch.zeros_like(points)

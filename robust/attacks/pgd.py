@@ -104,7 +104,7 @@ def pgd(
     if isinstance(model, Expected):
         model, eot = model.model, max(eot, model.passes)
     images = images.detach()
-    if threat.eps == 0:
+    if threat.eps == 0 or len(images) == 0:
         return images.clone()
     generators = streams(len(images), generator) if random_start else []
     ascended = OBJECTIVES[objective]
@@ -182,13 +182,15 @@ def _check_names(iterate: str, objective: str) -> None:
 
 
 def check_pixels(images: Tensor) -> None:
-    """Refuse images that are not floating-point pixels in [0, 1].
+    """Refuse images that are not pixels in [0, 1] in float32 or float64.
 
     Raises:
-        ValueError: with the range found.
+        ValueError: with the type or the range found.
     """
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; attacks take floating-point pixels in [0, 1]")
+    if images.dtype in (torch.float16, torch.bfloat16):  # near 1 bfloat16 has steps of 1/256, half of an eps of 2/255
+        raise ValueError(f"images are {images.dtype}, too coarse for a ball; give float32, and cast inside the model")
     low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 1.0)
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
@@ -233,8 +235,11 @@ class PGD:
         self, model: Model, images: Tensor, targets: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Return adversarial images (N, ...) in [0, 1] for pixels (N, ...) in [0, 1] and classes (N,)."""
+        if self.bpda is not None:
+            random = isinstance(model, Expected)
+            model = Expected(BPDA(model.model, self.bpda), model.passes) if random else BPDA(model, self.bpda)
         return pgd(
-            model if self.bpda is None else BPDA(model, self.bpda),
+            model,
             images,
             targets,
             threat=self.threat,

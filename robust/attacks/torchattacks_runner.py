@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
+from robust.losses.margin import margin
 from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
@@ -103,7 +104,10 @@ class TorchattacksAttack:
 def _attacked(
     attack: TorchattacksAttack, model: Model, images: Tensor, targets: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """Return a misclassified point of the ball in [0, 1] for each image, or the image where no run found one."""
+    """Return a misclassified point of the ball in [0, 1] for each image, or the image where no run found one.
+
+    Of a random model, whose next answer may be another, it is the point of the largest expected margin of all runs.
+    """
     check_pixels(images)
     threat = attack.threat
     images = images.detach()
@@ -117,6 +121,7 @@ def _attacked(
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torchattacks draws on the CPU; the fork restores the state
         logits = model(images)
+        margins = margin(logits, targets)
         standing = (logits.argmax(1) == targets).nonzero().flatten()
         for run in attack.single_runs(library, _ModelOfPixels(model, images), logits.shape[1], random):
             if len(standing) == 0:
@@ -126,9 +131,10 @@ def _attacked(
             points = threat.project(points.detach().reshape(clean.shape).to(clean), clean)
             finite = points.flatten(1).isfinite().all(1).view(-1, *[1] * (clean.ndim - 1))
             points = points.where(finite, clean)
-            fooled = model(points).argmax(1) != labels
-            replaced = torch.ones_like(fooled) if random else fooled  # the next answer of a random model may be wrong
-            found[standing[replaced]] = points[replaced]
+            answer = model(points)
+            fooled, reached = answer.argmax(1) != labels, margin(answer, labels)
+            replaced = reached > margins[standing] if random else fooled
+            found[standing[replaced]], margins[standing[replaced]] = points[replaced], reached[replaced]
             standing = standing[~fooled]
     return found
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robust.attacks.pgd import PGD
 from robust.network.modes import Model, evaluating
 from robust.threat import Threat
 
@@ -18,8 +17,8 @@ class Transfer:
     """An attack on a surrogate, which never evaluates the attacked model.
 
     Raises:
-        ValueError: the attack is PGD with iterate="worst", which stops at the first point that the surrogate
-            misclassifies; such points transfer badly.
+        ValueError: the attack has iterate="worst", so that it stops at the first point that the surrogate
+            misclassifies, or searches the nearest such point (CW, DeepFool, JSMA); such points transfer badly.
     """
 
     surrogate: Model = field(repr=False)
@@ -28,8 +27,12 @@ class Transfer:
     """the attack on the surrogate, such as PGD with iterate="last" """
 
     def __post_init__(self) -> None:
-        if isinstance(self.attack, PGD) and self.attack.iterate != "last":
-            raise ValueError(f'iterate is {self.attack.iterate!r}; a transfer attack takes PGD with iterate="last"')
+        name, iterate = type(self.attack).__name__, getattr(self.attack, "iterate", "last")
+        if iterate != "last":
+            raise ValueError(f'iterate is {iterate!r}; a transfer attack takes {name} with iterate="last"')
+        if getattr(self.attack, "minimum_norm", False):
+            line = "it stops at the surrogate's boundary; a transfer attack takes one that stays in a ball, such as PGD"
+            raise ValueError(f"attack is {name}; {line}")
 
     @property
     def threat(self) -> Threat:

@@ -80,7 +80,7 @@ class VMIFGSM:
         """
         check_pixels(images)
         images = images.detach()
-        if self.threat.eps == 0:
+        if self.threat.eps == 0 or len(images) == 0:
             return images.clone()
         generators = streams(len(images), generator)
         directions, before, slopes = (torch.zeros_like(images) for _ in range(3))

@@ -145,8 +145,8 @@ _EXAMINED: weakref.WeakKeyDictionary[Any, _Examined] = weakref.WeakKeyDictionary
 def warn_if_suspicious(model: Model, images: Tensor, targets: Tensor, attack: Any, *, at_most: int = EXAMINED) -> None:
     """Warn, once for a model and reason, that the accuracy under an attack may be too high.
 
-    A model is examined once for each threat, and again when its parameters have changed. Fewer than 7 images are not
-    examined.
+    A module is examined once for each threat, and again when its parameters have changed; a plain function, behind
+    which parameters may change unseen, each time. Fewer than 7 images are not examined.
 
     Args:
         model: as in `examine`.
@@ -164,7 +164,7 @@ def warn_if_suspicious(model: Model, images: Tensor, targets: Tensor, attack: An
     except TypeError:  # a model without a weak reference or a hash is examined each time
         known = _Examined()
     state = _state(model)
-    if threat not in known.reasons or known.reasons[threat][0] != state:
+    if threat not in known.reasons or known.reasons[threat][0] != state or not isinstance(model, nn.Module):
         generator = torch.Generator().manual_seed(0)
         reasons = examine(model, images, targets, threat, generator=generator, at_most=at_most)
         known.reasons[threat] = state, reasons

@@ -18,6 +18,7 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
+from robust.network.half import lift
 from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
 from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
@@ -62,7 +63,8 @@ def ascend(
     with torch.enable_grad(), evaluating(model), keeping_buffers(model):
         for _ in range(steps):
             points = points.clone().requires_grad_()
-            (gradients,) = torch.autograd.grad(objective(attacked(points)).sum(), points)
+            # only the direction counts, so the factor is not divided out
+            (gradients,) = torch.autograd.grad(objective(attacked(points)).sum() * lift(points), points)
             moved = points.detach() + size * threat.ascent(gradients)
             points = _cut(centre + threat.shrink(moved - centre), centre)
     return points + (inputs - centre)

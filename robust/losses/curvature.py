@@ -31,8 +31,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
+from robust.network.half import lift
 from robust.network.inference import outside_inference
-from robust.network.modes import Model, evaluating, is_training, keeping_buffers, network_inside
+from robust.network.modes import Model, evaluating, is_training, keeping_buffers, network_inside, uncompiled
 from robust.per_example import norms, unit
 from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
 from robust.second_order.layers import SecondOrder
@@ -43,10 +44,6 @@ Direction = Literal["grad", "sign"]
 Penalty = Literal["squared", "norm", "loss_difference"]
 BatchNorm = Literal["eval", "train"]
 Criterion = Callable[[Tensor, Tensor], Tensor]
-
-HALF = torch.float16
-LIFT = 256.0
-"""factor that scales the inner gradient in float16, whose smallest normal number is 6e-5"""
 
 
 @outside_inference
@@ -111,7 +108,8 @@ def _penalty(
     criterion: Criterion,
 ) -> tuple[Tensor, Tensor]:
     second_order = penalty != "loss_difference"
-    losses, gradients = _losses_and_gradients(_losses_of(model, targets, criterion), inputs, second_order)
+    first = uncompiled(model) if second_order else model
+    losses, gradients = _losses_and_gradients(_losses_of(first, targets, criterion), inputs, second_order)
     if isinstance(direction, Tensor):
         z = direction
     else:
@@ -130,7 +128,7 @@ def losses_and_gradients(
     model: Model, inputs: Tensor, targets: Tensor, criterion: Criterion = cross_entropy
 ) -> tuple[Tensor, Tensor]:
     """Return each example's loss (N,) and its gradient in `inputs` (N, ...), both differentiable in the parameters."""
-    return _losses_and_gradients(_losses_of(model, targets, criterion), inputs, create_graph=True)
+    return _losses_and_gradients(_losses_of(uncompiled(model), targets, criterion), inputs, create_graph=True)
 
 
 def _losses_of(model: Model, targets: Tensor, criterion: Criterion) -> Callable[[Tensor], Tensor]:
@@ -171,10 +169,10 @@ def _losses_and_gradients(
         return losses, gradients
     with SecondOrder(inputs if is_constant else None) as layers:
         losses = losses_at(inputs)
-    half = torch.is_autocast_enabled(inputs.device.type) and torch.get_autocast_dtype(inputs.device.type) == HALF
-    if not half:
+    factor = lift(inputs)
+    if factor == 1:
         return losses, layers.gradient(losses.sum(), inputs)
-    return losses, layers.gradient(losses.sum() * LIFT, inputs) / LIFT
+    return losses, layers.gradient(losses.sum() * factor, inputs) / factor
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -326,4 +324,6 @@ NAMED: Named = {
     "guard_released": lambda threat: CurvatureRegularizedLoss(weight=1e-4, h=0.75, penalty="loss_difference"),
 }
 """The same losses for pixels in [0, 1]: h = 0.75 is the papers' 3 in normalised units if the standard deviation of
-pixels is 0.25 (CIFAR-10)."""
+pixels is 0.25 (CIFAR-10). The weights are not converted. Gradients by pixels are four times as long, so that at one
+weight the penalty of `guard` is 16 times, that of `cure` 4 times that of normalised images; `guard:weight=0.0625` and
+`cure:weight=1` are the papers' losses."""

@@ -5,13 +5,13 @@ No other module does this conversion.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robust.losses.traits import Loss, Traits, drawing_from
-from robust.network.modes import Model, is_training
+from robust.network.modes import Model
 
 __all__ = ["InPixels", "Preprocessing", "on_inputs"]
 
@@ -101,9 +101,21 @@ def on_inputs(loss: Loss, preprocess: Preprocessing) -> Loss:
 
 def _behind(preprocess: Preprocessing, model: Model) -> Callable[[Tensor], Tensor]:
     """Return the model after the preprocessing; a module stays a module, so that a loss can set the modes."""
-    layers: list[Any] = [preprocess, model]
-    if isinstance(model, nn.Module) and isinstance(preprocess, nn.Module):
-        whole = nn.Sequential(*layers)
-        whole.training = is_training(model)  # only of the container: a new container is in training mode
-        return whole
-    return lambda pixels: model(preprocess(pixels))
+    return _Behind(preprocess, model) if isinstance(model, nn.Module) else lambda pixels: model(preprocess(pixels))
+
+
+class _Behind(nn.Module):
+    """A network after the preprocessing. It has no train/eval mode of its own."""
+
+    def __init__(self, preprocess: Preprocessing, model: Model):
+        super().__init__()
+        self.model: Model = model
+        self.before = (preprocess,)  # in a tuple, so that its mode does not count as that of the network
+        self.training: bool = False
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(self.before[0](pixels))
+
+    def rebuilt_around(self, unwrapped: Callable[[Model], Model]) -> "_Behind":
+        network = unwrapped(self.model)
+        return self if network is self.model else _Behind(self.before[0], network)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robust.network.modes import network_inside
+from robust.network.modes import Model
 
 __all__ = ["LogitsOf", "logits_of"]
 
@@ -40,9 +40,9 @@ class LogitsOf(nn.Module):
             return _entry(self.model(inputs, **self.others), self.key)
         return _entry(self.model(**{self.argument: inputs}, **self.others), self.key)
 
-    def around_inside(self) -> "LogitsOf":
-        """Return the same adapter of the network inside a DistributedDataParallel or a compiled model."""
-        network = network_inside(self.model)
+    def rebuilt_around(self, unwrapped: Callable[[Model], Model]) -> "LogitsOf":
+        """Return the same adapter of the unwrapped network (see `network_inside`)."""
+        network = unwrapped(self.model)
         return self if network is self.model else LogitsOf(network, self.key, self.argument, self.others)
 
 

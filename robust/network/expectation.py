@@ -5,12 +5,13 @@ with more steps can look weaker: it stops at the first misclassified answer, and
 be correct.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robust.network.modes import Model, evaluating, network_inside
+from robust.network.modes import Model, evaluating
 from robust.ranges import Count, check_number
 
 __all__ = ["PASSES", "Expected", "expected", "is_random"]
@@ -53,9 +54,9 @@ class Expected(nn.Module):
         """Return log of the mean probabilities, (N, ...) -> (N, K)."""
         return _Mean.apply(images, self.model, self.passes)  # pyright: ignore[reportReturnType]
 
-    def around_inside(self) -> "Expected":
-        """Return the expected answer of the network inside a DistributedDataParallel or a compiled model."""
-        network = network_inside(self.model)
+    def rebuilt_around(self, unwrapped: Callable[[Model], Model]) -> "Expected":
+        """Return the expected answer of the unwrapped network (see `network_inside`)."""
+        network = unwrapped(self.model)
         return self if network is self.model else Expected(network, self.passes)
 
 

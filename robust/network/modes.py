@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["evaluating", "is_training", "keeping_buffers", "keeping_caches", "network_inside"]
+__all__ = ["evaluating", "is_training", "keeping_buffers", "keeping_caches", "network_inside", "uncompiled"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -77,8 +77,22 @@ def network_inside(model: Model) -> Model:
     """Return the network inside a DistributedDataParallel or a compiled model.
 
     DistributedDataParallel allows one forward pass in a step, so further passes call the network inside. Programs of
-    `torch.compile` have no second derivative. An adapter (`LogitsOf`, `Expected`) is rebuilt around that network.
+    `torch.compile` have no second derivative. An adapter (`LogitsOf`, `Expected`, the preprocessing of `InPixels`) is
+    rebuilt around that network.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    model = getattr(model, "_orig_mod", model)
-    return model.around_inside() if hasattr(model, "around_inside") else model  # pyright: ignore[reportFunctionMemberAccess]
+    return _rebuilt(getattr(model, "_orig_mod", model), network_inside)
+
+
+def uncompiled(model: Model) -> Model:
+    """Return the model without `torch.compile`, whose programs have no second derivative.
+
+    Unlike `network_inside` it keeps a DistributedDataParallel, for the one forward pass that it allows in a step.
+    """
+    return _rebuilt(getattr(model, "_orig_mod", model), uncompiled)
+
+
+def _rebuilt(model: Model, unwrapped: Callable[[Model], Model]) -> Model:
+    """Return an adapter around the unwrapped network, another model unchanged."""
+    rebuilt_around = getattr(model, "rebuilt_around", None)
+    return model if rebuilt_around is None else rebuilt_around(unwrapped)

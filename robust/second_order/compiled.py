@@ -20,7 +20,8 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class CompiledGradients:
-    """Compiles the value and the gradients of a loss, once for each architecture and shape of the batch.
+    """Compiles value and gradients of a loss, once for each architecture, batch shape, choice of trainable tensors and
+    precision of autocast.
 
     Networks of one architecture share a program, whose arguments are parameters and buffers. The first call of a
     program takes half a minute (inductor stores it on disk for later processes). A loss or a model whose Python code
@@ -54,8 +55,11 @@ class CompiledGradients:
         trainable = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
         fixed = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
         fixed |= dict(network.named_buffers())
-        shapes = tuple((t.shape, t.dtype, t.device, t.stride()) for t in (inputs, targets, *trainable.values()))
-        key = (loss, architecture(network), shapes)
+        tensors = (inputs, targets, *trainable.values(), *fixed.values())
+        shapes = tuple((t.shape, t.dtype, t.device, t.stride()) for t in tensors)
+        device = inputs.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        key = (loss, architecture(network), tuple(trainable), tuple(fixed), shapes, precision)
         if key not in self.programs:
             self.programs[key] = self._program(loss, network, trainable, fixed, inputs, targets)
         with torch.no_grad():

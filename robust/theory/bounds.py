@@ -244,7 +244,16 @@ def transfer_terms(
         features = real_features[of_real].flatten(1)
         shifts = distilled_features[of_distilled].flatten(1) - features.mean(0)
         terms["distance"][of_distilled] = norms(shifts).to(terms["distance"])
-        apart = torch.cdist(features, features).clamp_min(torch.finfo(features.dtype).tiny)
-        losses = real.quadratic[of_real]
-        terms["slope"][of_distilled] = ((losses[:, None] - losses).abs() / apart).amax().to(terms["slope"])
+        terms["slope"][of_distilled] = _steepest(features, real.quadratic[of_real]).to(terms["slope"])
     return TransferTerms(**terms, quadratic=distilled.quadratic, adversarial_loss=distilled.adversarial_loss)
+
+
+def _steepest(features: Tensor, losses: Tensor) -> Tensor:
+    """Return the largest slope of the losses (N,) between two features (N, D), computed in float64.
+
+    Pairs that are as close as rounding of the features are left out: their slope is one of rounding errors.
+    """
+    rounding = torch.finfo(features.dtype).eps * features.double().norm(dim=1).amax() * 10
+    apart = torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    rises = (losses[:, None] - losses).abs().double()
+    return torch.where(apart > rounding, rises / apart, 0.0).amax()

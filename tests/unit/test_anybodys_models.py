@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robust import (
     PGD,
     CurvatureRegularizedLoss,
+    Normalize,
     RobustTeacher,
     Threat,
     curvature_penalty,
@@ -22,6 +23,7 @@ from robust import (
     robust_accuracy,
     smoothed,
 )
+from robust.losses import InPixels
 from robust.network.modes import is_training, network_inside
 
 
@@ -277,6 +279,25 @@ def test_an_adaptor_has_the_model_s_mode():
     adaptor.train()
     assert model[1].training
     assert not is_training(logits_of(lambda x: (x,)))
+
+
+def test_a_loss_in_pixels_sees_the_mode_of_the_network_alone():
+    """GUARD's loss takes two passes if the network is in evaluation mode, whatever mode its preprocessing is in."""
+    passes = []
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            passes.append(len(x))
+            return super().forward(x.flatten(1))
+
+    network, normalize = Counting(4, 3).eval(), Normalize([0.5], [0.25])
+    x, y = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+    InPixels(CurvatureRegularizedLoss(h=0.1), normalize.train())(network, x, y)
+    assert passes == [5, 5]
+    InPixels(CurvatureRegularizedLoss(h=0.1), normalize)(network.train(), x, y)
+    assert passes == [5] * 5
+    assert network.training
+    assert normalize.training
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,22 @@ def test_one_program_serves_all_networks_of_an_architecture(loss: object, norm: 
     assert len(compiled.programs) == 1
 
 
+def test_a_program_is_of_one_precision_and_one_choice_of_trainable_tensors() -> None:
+    compiled, data = TRACED(), toy(7)
+    x, y, net = data.images, data.labels, network(0).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = RobustTeacher(net, LOSSES[0], compiled=compiled).value_and_gradients(x, y)[0]
+    exact = RobustTeacher(net, LOSSES[0]).value_and_gradients(x, y)[0]
+    torch.testing.assert_close(RobustTeacher(net, LOSSES[0], compiled=compiled).value_and_gradients(x, y)[0], exact)
+    assert coarse != exact
+    assert len(compiled.programs) == 2
+    for number, parameter in enumerate(net.parameters()):
+        parameter.requires_grad_(number != 1)
+    found = RobustTeacher(net, LOSSES[0], compiled=compiled).gradients(x, y)
+    torch.testing.assert_close(found, RobustTeacher(net, LOSSES[0]).gradients(x, y))
+    assert len(compiled.programs) == 3
+
+
 class Scaled(torch.nn.Module):
     def __init__(self, act, scale):
         super().__init__()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robust.evaluation.corruptions import COMMON, CORRUPTIONS, SEVERITIES, corrupt, corruptions_for
+from robust.evaluation.corruptions.sampling import affine_grid, warped
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -101,6 +102,34 @@ def test_pixelate_makes_blocks() -> None:
     blocks = corrupt(images, "pixelate", 5)
     assert blocks[0, 0].unique(dim=0).shape[0] == 26  # of 40 rows, 0.65 * 40 differ
     assert blocks[0, 0].unique(dim=1).shape[1] == 26
+
+
+def test_elastic_moves_points_a_third_of_the_side_off_the_centre() -> None:
+    """As OpenCV's map of the authors' three points does, on an image that is wider than high too."""
+    for height, width in ((32, 32), (16, 64)):
+        images = torch.rand(3, 1, height, width, generator=rng())
+        moves = 0.1 * torch.randn(3, 3, 2, generator=rng(1))
+        grid = affine_grid(images, corners=moves).view(3, height, width, 2)
+        at = [((x + 0.5) * 2 / width - 1, (y + 0.5) * 2 / height - 1) for y in range(height) for x in range(width)]
+        x, y = torch.tensor(at).T.reshape(2, height, width)
+        across, down = 2 * (width // 3) / width, 2 * (height // 3) / height
+        for number, (sx, sy) in enumerate(((-1, -1), (1, -1), (-1, 1))):
+            shift = (grid - torch.stack([x, y], 2)).double()
+            design = torch.stack([torch.ones_like(x), x, y], 2).view(1, -1, 3).double().expand(3, -1, -1)
+            affine = torch.linalg.lstsq(design, shift.view(3, -1, 2)).solution  # (3, 3, 2)
+            point = torch.tensor([1.0, sx * across, sy * down]).double()
+            torch.testing.assert_close((point @ affine).float(), moves[:, number], atol=1e-4, rtol=0)
+
+
+def test_a_shift_is_in_pixels_of_both_sides() -> None:
+    images = torch.rand(1, 1, 8, 32, generator=rng())
+    moved = warped(images, affine_grid(images, shift=torch.tensor([[3.0, 2.0]])))
+    torch.testing.assert_close(moved[..., :6, :29], images[..., 2:, 3:])
+
+
+def test_zoom_blur_averages_the_factors_of_the_authors_code() -> None:
+    counts = [len(torch.arange(1.0, end, step, dtype=torch.float64)) for end, step in CORRUPTIONS["zoom_blur"][1]]
+    assert counts == [7, 12, 16, 21, 26]  # of numpy.arange(1, 1.06, 0.01) and so on, the first two with their ends
 
 
 def test_the_column_is_of_the_fifteen_kinds_of_the_benchmark() -> None:

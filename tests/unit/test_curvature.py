@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
-from robust import CurvatureRegularizedLoss, cross_entropy, curvature_penalty, loss_named
+from robust import CurvatureRegularizedLoss, GradientNorm, Loss, Normalize, cross_entropy, curvature_penalty, loss_named
+from robust.losses import InPixels
 from robust.losses.curvature import losses_and_gradients
 
 PENALTIES = ["squared", "norm", "loss_difference"]
@@ -577,14 +578,27 @@ def test_small_gradients_survive_float16() -> None:
     assert error < 0.02
 
 
-def test_a_compiled_model_is_unwrapped_for_the_penalty() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CurvatureRegularizedLoss(weight=1.0, h=0.5),
+        CurvatureRegularizedLoss(weight=1.0, h=0.5, batchnorm="train"),
+        CurvatureRegularizedLoss(weight=1.0, h=0.5, fraction=0.5),
+        GradientNorm(2.0),
+        InPixels(CurvatureRegularizedLoss(weight=1.0, h=0.5), Normalize([0.5], [0.25])),
+        InPixels(GradientNorm(2.0), Normalize([0.5], [0.25])),
+    ],
+    ids=["guard", "train", "fraction", "gradient norm", "guard in pixels", "gradient norm in pixels"],
+)
+def test_a_compiled_model_is_unwrapped_for_the_penalty(loss: Loss, training: bool) -> None:
+    layers = torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 2)
+    model = torch.nn.Sequential(torch.nn.Flatten(), *layers)
     fresh = copy.deepcopy(model)
     compiled = torch.compile(model, backend="aot_eager")  # which has no second derivative
-    x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
-    loss = CurvatureRegularizedLoss(weight=1.0, h=0.5)
-    ours = torch.autograd.grad(loss(compiled.train(), x, y), list(model.parameters()))
-    theirs = torch.autograd.grad(loss(fresh.train(), x, y), list(fresh.parameters()))
+    x, y = torch.randn(6, 1, 2, 2), torch.tensor([0, 1, 0, 1, 0, 1])
+    ours = torch.autograd.grad(loss(compiled.train(training), x, y), list(model.parameters()))
+    theirs = torch.autograd.grad(loss(fresh.train(training), x, y), list(fresh.parameters()))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 

@@ -52,6 +52,15 @@ def test_confidence_asks_for_a_margin() -> None:
     assert (other >= 0.5 - 1e-5).all()
 
 
+def test_an_image_with_two_equal_logits_is_attacked() -> None:
+    model = lambda x: torch.stack([1 - x.sum(1), x.sum(1)], 1)  # noqa: E731
+    images, targets = torch.tensor([[0.25, 0.25]]), torch.tensor([0])
+    assert model(images).argmax(1).item() == 0
+    found = cw(model, images, targets)
+    assert model(found).argmax(1).item() == 1
+    assert (found - images).norm() < 0.05
+
+
 def test_misclassified_images_and_none_at_all_come_back() -> None:
     assert torch.equal(cw(linear, IMAGES, 1 - TARGETS), IMAGES)
     assert cw(linear, IMAGES[:0], TARGETS[:0]).shape == (0, 12)

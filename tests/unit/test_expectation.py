@@ -1,5 +1,7 @@
 """Models with random answers: the figure is that of the expected answer, and more steps do not look weaker."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,8 @@ from robust import (
     expected,
     withstands,
 )
+from robust.attacks.torchattacks_runner import TorchattacksAttack
+from robust.losses import margin
 from robust.network.expectation import is_random
 
 pytestmark = pytest.mark.long
@@ -174,6 +178,55 @@ def test_autoattack_for_random_models(digits):
     few = (images[:40].flatten(1), targets[:40])  # no Square in it, so any shape is taken
     model = AlwaysDropping(net, 0.2)
     assert _mean_accuracy(model, attack, *few) < _mean_accuracy(model, PGD(BOX), *few) + 5
+
+
+@dataclass(frozen=True)
+class Runs(TorchattacksAttack):
+    """Runs that move every pixel by given shifts, one after another."""
+
+    shifts: tuple[float, ...]
+    random: bool = True
+
+    def attacked_model(self, model):
+        return Expected(model, 3) if self.random else model
+
+    def single_runs(self, library, network, classes, random):
+        for shift in self.shifts:
+            yield lambda images, targets, shift=shift: images + shift
+
+
+def test_a_later_run_or_attack_does_not_replace_a_stronger_point(monkeypatch):
+    """The margin is the mean pixel less 0.9, so that no point of the ball is misclassified, and larger is better."""
+    monkeypatch.setattr("robust.attacks.torchattacks_runner._torchattacks", lambda name: None)
+    images, targets = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
+    model = lambda x: torch.stack([torch.full((len(x),), 0.9), x.flatten(1).mean(1)], 1)  # noqa: E731
+    found = Runs(BOX, (0.02, 0.08, -0.05, 0.04))(model, images, targets, generator=rng())
+    assert torch.allclose(found, images + 0.08)
+
+    class Cascade(AutoAttack):
+        def members(self):
+            return tuple(Runs(BOX, (shift,)) for shift in (0.02, 0.08, -0.05, 0.04))
+
+    found = Cascade(BOX, version="rand")(model, images, targets, generator=rng())
+    assert torch.allclose(found, images + 0.08)
+    assert torch.equal(Cascade(BOX)(model, images, targets, generator=rng()), images)  # a plain model: none succeeds
+    plain = Runs(BOX, (0.02, 0.08), random=False)
+    assert torch.equal(plain(model, images, targets, generator=rng()), images)
+
+
+def test_bpda_averages_over_a_random_model(digits):
+    """The gradients of the replacement are averaged too, and a misclassified answer is not final."""
+    net, images, targets = digits
+    model = AlwaysDropping(net, 0.7)
+    direct, replaced = (PGD(BOX, eot=10, bpda=each) for each in (None, model))
+    points = [attack(Expected(model, 10), images, targets, generator=rng()) for attack in (direct, replaced)]
+    with torch.no_grad():
+        mean = [margin(Expected(model, 200)(each), targets).mean() for each in points]
+    assert mean[1] > mean[0] - 0.1
+    passes = []
+    counting = lambda x: passes.append(len(x)) or net(x)  # noqa: E731
+    PGD(BOX, steps=2, bpda=net)(Expected(counting, 5), images[:3], targets[:3], generator=rng())
+    assert sum(passes) == 3 * 5 * 4  # the image, two steps and the last point, five passes each
 
 
 def test_black_boxes_see_the_expected_answer(digits):

@@ -17,6 +17,7 @@ from robust import (
     robust_accuracy,
     withstands,
 )
+from robust.attacks.vmi_fgsm import VMIFGSM
 from robust.losses import difference_of_logits_ratio as dlr
 from robust.losses import margin
 
@@ -287,6 +288,26 @@ def test_stays_in_the_ball_and_in_the_unit_cube(net, norm, iterate, dtype):
     assert attack.threat.distance(found, images).max() > 0.2
 
 
+@pytest.mark.parametrize("attack", [PGD, VMIFGSM])
+def test_no_images_are_no_pass(attack):
+    def never(x):
+        raise AssertionError("a model without images was asked")
+
+    assert attack(Threat("linf", 0.1))(never, torch.rand(0, 1, 4, 4), torch.zeros(0).long()).shape == (0, 1, 4, 4)
+
+
+def test_small_gradients_survive_float16():
+    """In float16 the gradient by a logit that is right by a probability of 1 - 1e-8 is zero; it is lifted."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.ones(16), -torch.ones(16)]))
+        model[1].bias.copy_(torch.tensor([1.0, 0.0]))
+    images = torch.full((8, 1, 4, 4), 0.5)
+    attack = PGD(Threat("linf", 0.1), steps=2, random_start=False, iterate="last")
+    with torch.autocast("cpu", torch.float16):
+        assert torch.allclose(attack(model, images, torch.zeros(8).long()), images - 0.1)
+
+
 def test_images_that_are_not_pixels_are_refused(net):
     images, targets = batch()
     attack = PGD(Threat("linf", 0.1))
@@ -296,6 +317,8 @@ def test_images_that_are_not_pixels_are_refused(net):
         (images.masked_fill(images > 0.9, float("nan")), "nan"),
         ((255 * images).to(torch.uint8), "torch.uint8"),
         ((images > 0.5).long(), "torch.int64"),
+        (images.half(), "torch.float16, too coarse for a ball; give float32, and cast inside the model"),
+        (images.bfloat16(), "torch.bfloat16, too coarse"),
     ):
         with pytest.raises(ValueError, match=message):
             attack(net, wrong, targets)

@@ -410,6 +410,19 @@ def test_the_terms_of_a_transfer_by_hand():
     torch.testing.assert_close(found.bound(found.least_lipschitz)[0], torch.tensor(4.7))
 
 
+def test_the_slope_is_not_one_of_rounding_errors():
+    """A 1-Lipschitz loss of near features, in the dtype that features have; equal features have no slope."""
+    features = 17 / 8 * torch.ones(60, 64) + 0.01 * torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
+    features[1] = features[0]
+    losses = features.double() @ torch.ones(64).double() / 8
+    losses[1] *= 1 + 1e-7
+    zero = torch.zeros(60)
+    made = BoundTerms(0.5, zero, zero, zero, zero, losses.float(), losses.float())
+    where = {"real_targets": zero.long(), "distilled_targets": zero.long()}
+    found = transfer_terms(made, made, **where, real_features=features, distilled_features=features)
+    assert 0.1 < found.slope[0] < 1.001
+
+
 def test_a_set_against_itself_needs_no_lipschitz_constant_where_the_loss_is_level():
     net, (images, targets) = convnet(), batch()
     ours = bound_terms(net, images, targets, 0.01)

@@ -5,8 +5,12 @@ import torch
 from torch import nn
 
 from robust import PGD, Threat
+from robust.attacks.cw import CW
+from robust.attacks.deepfool import DeepFool
+from robust.attacks.jitter import Jitter
 from robust.attacks.noise import Noise
 from robust.attacks.transfer import Transfer
+from robust.attacks.vmi_fgsm import VMIFGSM
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -67,6 +71,15 @@ def test_a_transfer_is_made_on_the_surrogate_alone() -> None:
     assert "Linear" not in repr(Transfer(surrogate, attack))
 
 
-def test_a_walk_that_stops_where_the_surrogate_is_fooled_is_refused() -> None:
-    with pytest.raises(ValueError, match='takes PGD with iterate="last"'):
-        Transfer(linear(), PGD(Threat("linf", 0.1)))
+@pytest.mark.parametrize("name", ["PGD", "VMIFGSM", "Jitter"])
+def test_a_walk_that_stops_where_the_surrogate_is_fooled_is_refused(name: str) -> None:
+    attack = {"PGD": PGD, "VMIFGSM": VMIFGSM, "Jitter": Jitter}[name]
+    with pytest.raises(ValueError, match=f"iterate is 'worst'; a transfer attack takes {name} with iterate=\"last\""):
+        Transfer(linear(), attack(Threat("linf", 0.1)))
+    Transfer(linear(), attack(Threat("linf", 0.1), iterate="last"))
+
+
+@pytest.mark.parametrize("attack", [CW(Threat("l2", 0.5)), DeepFool(Threat("l2", 0.5))], ids=["cw", "deepfool"])
+def test_an_attack_that_stops_at_the_surrogates_boundary_is_refused(attack: object) -> None:
+    with pytest.raises(ValueError, match=f"attack is {type(attack).__name__}; it stops at the surrogate's boundary"):
+        Transfer(linear(), attack)

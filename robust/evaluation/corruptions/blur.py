@@ -60,8 +60,8 @@ def motion_blur(images: Tensor, streams: Streams, radius: float, sigma: float) -
     return dragged(images, angles, math.ceil(radius * length_scale(images)), sigma * length_scale(images))
 
 
-def zoom_blur(images: Tensor, streams: Streams, largest: float, step: float) -> Tensor:
-    """Average the image with enlarged copies, by factors from 1 to `largest` in steps of `step`."""
-    factors = torch.arange(1.0, largest + step / 2, step).tolist()
+def zoom_blur(images: Tensor, streams: Streams, end: float, step: float) -> Tensor:
+    """Average the image with enlarged copies, by factors from 1 in steps of `step`, as numpy's arange makes them."""
+    factors = torch.arange(1.0, end, step, dtype=torch.float64).tolist()
     zoomed = sum(warped(images, affine_grid(images, zoom=factor)) for factor in factors)
     return (images + zoomed) / (1 + len(factors))

@@ -13,7 +13,7 @@ __all__ = ["elastic_transform", "jpeg", "pixelate"]
 
 
 def elastic_transform(images: Tensor, streams: Streams, strength: float, smooth: float, corner: float) -> Tensor:
-    """Move three corners at random, and every pixel by a smooth random field; lengths are shares of the side."""
+    """Move three points at random, and every pixel by a smooth random field; lengths are shares of the side."""
     n, side = len(images), images.shape[-1]
     moves = torch.stack([torch.rand(3, 2, generator=g) for g in streams]).to(images) * 2 - 1
     grid = affine_grid(images, corners=2 * corner * moves)

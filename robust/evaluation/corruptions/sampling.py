@@ -72,15 +72,17 @@ def affine_grid(
         images: (N, C, H, W), for their shape.
         shift: (N, 2) pixels to the right and down.
         zoom: factor by which images are enlarged.
-        corners: (N, 3, 2) displacement of the upper left, upper right and lower left corner.
+        corners: (N, 3, 2) displacement of the upper left, upper right and lower left corner of the central square whose
+            corners lie a third of the side off the centre in both directions.
     """
-    n, side = len(images), images.shape[-1]
+    n, (height, width) = len(images), images.shape[2:]
     theta = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(n, 1, 1) / zoom
     if shift is not None:
-        theta[:, :, 2] += 2 * shift / side
-    if corners is not None:  # of (-1, -1), (1, -1) and (-1, 1), which determine an affine map
-        theta[:, :, 0] += (corners[:, 1] - corners[:, 0]) / 2
-        theta[:, :, 1] += (corners[:, 2] - corners[:, 0]) / 2
+        theta[:, :, 2] += 2 * shift / torch.tensor([width, height]).to(shift)
+    if corners is not None:  # three points determine an affine map; the authors' lie a third of the side off the centre
+        third = torch.tensor([2 * (length // 3) / length for length in (width, height)]).to(corners)
+        theta[:, :, 0] += (corners[:, 1] - corners[:, 0]) / (2 * third[0])
+        theta[:, :, 1] += (corners[:, 2] - corners[:, 0]) / (2 * third[1])
         theta[:, :, 2] += (corners[:, 1] + corners[:, 2]) / 2
     return F.affine_grid(theta, list(images.shape), align_corners=False)
 
