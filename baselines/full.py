@@ -83,7 +83,7 @@ _smoke = partial(
 METHODS = (
     Method(
         "full",
-        "the whole training set, an upper bound",
+        "the whole training set, an upper bound of plain clean accuracy",
         "no paper: a baseline",
         "coresets",
         presets(_recipe, smoke=_smoke),
