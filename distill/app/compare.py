@@ -257,7 +257,8 @@ def _settings(folder: Path, rows: list[Row]) -> dict[str, Any]:
 
 
 def _refuse_other_images(a: Side, b: Side) -> None:
-    tests = [{(row.dataset, row.images, row.test) for row in side.rows} for side in (a, b)]
+    tests = [{(row.images, row.test) for row in side.rows} for side in (a, b)]
     if len(tests[0] | tests[1]) > 1:
-        names = [" and ".join(f"{images} of {data}" for data, images, _ in sorted(test, key=str)) for test in tests]
+        texts = [sorted({f"{row.images} of {row.dataset}" for row in side.rows}) for side in (a, b)]
+        names = [" and ".join(each) for each in texts]
         raise InputError(f"the runs were evaluated on different images: A {names[0]}; B {names[1]}")

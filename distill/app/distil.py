@@ -58,7 +58,7 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     if name not in recipes:
         raise unknown("recipe", name, recipes)
     ipc = whole_number("--ipc", early["--ipc"] or "1", least=1)
-    facts = _facts(dataset, early["--data-dir"], early["--image-size"])
+    facts = facts_from(dataset, early["--data-dir"], early["--image-size"])
     recipe = recipes[name](facts, ipc)
     experiment = Experiment(method.name, dataset, recipe.config, recipe.evaluation, name, ipc)
     default = MethodCommand(experiment, RunOptions())
@@ -68,7 +68,7 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     return command.experiment, command.place
 
 
-def _facts(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
+def facts_from(dataset: str, data_dir: str | None, image_size: str | None) -> Facts:
     """Return the facts of a data set, from the raw values of two flags.
 
     An invalid value counts as absent, and a missing folder as a typical data set. The error is raised later, when the

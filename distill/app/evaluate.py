@@ -55,8 +55,8 @@ class Judgement:
     """network of the students"""
     evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
     """students and attacks"""
-    recipe: Literal["paper", "quick"]
-    """numbers of students and of test images: paper 50 and all, quick 3 and 2,000"""
+    recipe: Literal["paper", "quick", "smoke"]
+    """numbers of students and of test images: paper 50 and all, quick and smoke 3 and 2,000"""
     seed: Whole = 0
     """seed of students and attacks"""
 
@@ -251,8 +251,9 @@ def _default(flags: list[str], digest: str, dataset: str, backbone: str) -> Judg
     """Return the settings of the recipe, to which the other flags are applied; the default on a CPU is quick."""
     early = peek(flags, "--recipe", "--device")
     device = find_device(early["--device"] or "auto")
-    if (early["--recipe"] or ("quick" if device.type == "cpu" else "paper")) == "quick":
-        return Judgement(digest, dataset, backbone, Evaluation(3, test_images=2000), "quick")
+    name = early["--recipe"] or ("quick" if device.type == "cpu" else "paper")
+    if name in ("quick", "smoke"):
+        return Judgement(digest, dataset, backbone, Evaluation(3, test_images=2000), name)
     return Judgement(digest, dataset, backbone, Evaluation(50), "paper")
 
 

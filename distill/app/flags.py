@@ -187,6 +187,8 @@ def _shortened(text: str) -> str:
     'Unrecognized options: --lr; did you mean --lr-img, --lr-net'
     >>> _shortened("Error parsing experiment.evaluation.student: batch_size is 0; it must be >= 1")
     '--student.batch-size is 0; it must be >= 1'
+    >>> _shortened("Error parsing judgement.evaluation.student: epochs is 0; it must be >= 1")
+    '--student.epochs is 0; it must be >= 1'
     >>> _shortened("Error parsing ----real-loss: unknown loss 'gaurd' Argument helptext: --real-loss NAME ...")
     "--real-loss: unknown loss 'gaurd'"
     """
@@ -195,7 +197,7 @@ def _shortened(text: str) -> str:
     group, text = parts.groups()
     if group and group.startswith("--"):  # a value that the flag's type refuses
         return f"--{group.strip('-')}: {text.partition(' Argument helptext: ')[0]}"
-    group = re.sub(r"^experiment(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
+    group = re.sub(r"^(experiment|judgement)(\.evaluation|\.config)?\.?|^[A-Z]\w*", "", group or "")
     field = re.match(r"([a-z][a-z0-9_]*) is ", text)
     if field:
         flag = ".".join(filter(None, (group, field[1]))).replace("_", "-")

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from distill.app.cell_plan import (
@@ -25,7 +26,7 @@ from distill.app.cell_plan import (
     words_of,
 )
 from distill.app.cells import SET, Cell
-from distill.app.distil import resolve_flags
+from distill.app.distil import facts_from, resolve_flags
 from distill.app.flags import find_device
 from distill.app.frontier_points import CONTROLS, Control, Curve, PlannedPoint, controls_of, curve_of
 from distill.app.registry import methods_named
@@ -35,6 +36,7 @@ from distill.distilled import run_of
 from distill.errors import InputError, unknown
 from distill.experiment import Experiment
 from distill.methods.method import Method
+from distill.models import build
 from distill.runs.own_files import fingerprint_of_folder
 from distill.runs.run import Run
 from robust.ranges import Count, Range, Whole, check_ranges
@@ -178,6 +180,11 @@ class _Plan:
         self.command, self.methods, self.attacks = command, methods, attacks
         self.recipe = command.recipe or ("quick" if find_device(command.device).type == "cpu" else "paper")
         self.network = command.backbone or network_of_full(methods, command.dataset, self.recipe)
+        if self.network != "recipe":  # refused here, before the first cell distils
+            size = None if command.image_size is None else str(command.image_size)
+            facts = facts_from(command.dataset, str(command.data_dir), size)
+            shape = {"channels": facts.channels, "image_size": facts.size, "num_classes": facts.classes}
+            build(self.network, **shape, generator=torch.Generator())
         self.data = cache(data_of)
         self.points = command.runs / "frontier" / "points"
         self.sets: dict[str, Path] = {}  # everything that a distilled set depends on -> the run that distils it

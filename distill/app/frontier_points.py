@@ -113,7 +113,7 @@ def curve_of(method: Method, text: str | None) -> Curve:
         InputError: the text has a brace without its partner.
     """
     own = method.strength or ("" if method.whole_class else EPOCHS)
-    return Curve(method.name, method.name, tuple(expanded(own if text is None else text)))
+    return Curve(method.name, method.name, tuple(dict.fromkeys(expanded(own if text is None else text))))
 
 
 def controls_of(

@@ -107,6 +107,8 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
     facts = facts_of(dataset, options.data_dir, old.image_shape[1])
     labels = replace(command.labels, teacher_flip=command.labels.teacher_flip and facts.flips)
     (train, test), _ = real_data_at(dataset, options, old.image_shape[1])
+    if labels.teacher_batch_size == RobustLabels().teacher_batch_size:  # not given: small sets have smaller batches
+        labels = replace(labels, teacher_batch_size=min(labels.teacher_batch_size, max(2, len(train) // 2)))
     check(old, test)
     train = in_order_of(old, train)
     check_teachers(train.to(device), old.backbone, labels)
@@ -131,6 +133,8 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
 
     def work() -> int:
         if (folder / FILE).exists():
+            if DistilledSet.load(folder / FILE).run != run.fingerprint():
+                raise InputError(f"{folder} has another set; give another --out, or remove that folder")
             print(f"labelled already in {folder}", file=sys.stderr)
         else:
             with locked(run.begin().folder):

@@ -1,5 +1,6 @@
 """`bash run.sh report [RUN ...]`: one HTML file of a run, of several, or of a frontier; and the end of every run."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def _page(command: ReportCommand) -> tuple[Page, Path]:
         return run_page(places[0]), places[0]
     if len(places) == 1 and (places[0] / "frontier.csv").exists():
         return frontier_page(places[0]), places[0]
-    return group_page(places, "Runs side by side"), places[0]
+    # not in the first of several runs, which has a page of its own
+    return group_page(places, "Runs side by side"), Path(os.path.commonpath([place.absolute() for place in places]))
 
 
 def write_group_report(folders: Sequence[Path], title: str, path: Path) -> None:

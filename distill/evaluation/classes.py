@@ -18,9 +18,8 @@ def check(distilled: DistilledSet, test: ImageSet) -> str:
     """
     if tuple(distilled.images.shape[1:]) != test.image_shape:
         shape = tuple(distilled.images.shape[1:])
-        raise InputError(
-            f"the distilled images are {shape}, those of {test.name} {test.image_shape}; give the same --image-size"
-        )
+        advice = "give the same --image-size" if shape[0] == test.image_shape[0] else "give the --dataset of the set"
+        raise InputError(f"the distilled images are {shape}, those of {test.name} {test.image_shape}; {advice}")
     if len(distilled.classes) != test.num_classes:
         raise InputError(
             f"the distilled set has {len(distilled.classes)} classes, {test.name} {test.num_classes}; give --dataset"

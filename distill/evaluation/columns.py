@@ -66,7 +66,8 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
         size: their height and width in pixels.
 
     Raises:
-        InputError: an unknown name, field or threat, a threat that the attack does not have, or a column twice.
+        InputError: an unknown name, field or threat, a threat that the attack does not have, a column twice, or `worst`
+            without an attack to join.
     """
     group = family_of(channels, size)
     default = _threat("--threat", evaluation.threat, group)
@@ -80,6 +81,10 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
         for column in found:
             if isinstance(column, AttackColumn):
                 _check_shape(column, torch.empty(1, channels, size, size))
+            if isinstance(column, WorstColumn) and not column.members(found):
+                raise ValueError(
+                    f"{column.name} joins the attacks at {column.threat.named} or less, and there is none; name one too"
+                )
     except InputError:
         raise
     except ValueError as error:

@@ -5,6 +5,7 @@ Files of earlier versions lack `chance`, `protocol`, `labels` and `teacher`; the
 
 import json
 import types
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import cache
@@ -52,7 +53,8 @@ def find_rows(places: Iterable[Path]) -> list[Row]:
                 continue
             read.add(path.resolve())
             found = read_rows(path)
-            if any(row.student is None for row in found):
+            columns = Counter(row.student for row in found)  # of each student; cut files have fewer of the last
+            if None in columns or len(set(columns.values())) != 1:
                 raise _damaged(path)
             rows += found
     if not rows:

@@ -71,8 +71,8 @@ def _differences(first: Path, other: Path) -> str:
         return ""
     found = []
     for part in ("experiment", "data"):
-        one, two = (record.get(part) or {} for record in records)
-        found += differing_settings({k: v for k, v in one.items() if k != "seed"}, two)
+        one, two = ({k: v for k, v in (record.get(part) or {}).items() if k != "seed"} for record in records)
+        found += differing_settings(one, two)
     return ", ".join(found)
 
 

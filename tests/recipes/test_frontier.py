@@ -121,6 +121,11 @@ def test_all_controls_can_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(lines) == 3 + sum(len(expanded(control.flags)) for control in CONTROLS[1:])
 
 
+def test_equal_values_are_one_point() -> None:
+    curve = curve_of(find_methods()["dc"], "--student.epochs {5,5,7}")
+    assert [point.flags for point in curve.points] == ["--student.epochs 5", "--student.epochs 7"]
+
+
 def test_braces_that_do_not_match_are_refused() -> None:
     for text in ("--student.epochs {1,{2}}", "--student.epochs {1", "--student.epochs 1}"):
         with pytest.raises(InputError, match="brace"):
@@ -148,6 +153,8 @@ def test_braces_that_do_not_match_are_refused() -> None:
         (["--cell", "9/8", "--methods", "dc"], "--cell is 9/8; it takes I/N"),
         (["--split", "validation", "--backbone", "convnet:width=4"], "on the validation split both are one"),
         (["--controls", "dcx"], "unknown method 'dcx'"),
+        (["--backbone", "nope"], "unknown backbone 'nope'"),
+        (["--backbone", "convnet:width=4,depth=9"], "depth"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_runs(

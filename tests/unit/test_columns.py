@@ -200,6 +200,8 @@ def test_families() -> None:
         ("certified:sigma=0.5,n=200@l2:1", "certify 0.913 at most, less than the threat's 1; take a larger sigma or n"),
         ("certified:alpha=2", r"alpha is 2.0; it must be in \(0, 1\)"),
         ("worst:steps=3", "worst has no options"),
+        ("worst", "worst@8/255 joins the attacks at linf:8/255 or less, and there is none; name one too"),
+        ("l2,worst@2/255", "worst@2/255 joins the attacks at linf:2/255 or less, and there is none"),
         ("corruptions@8/255", "corruptions has no options"),
         ("transfer:iterate=worst", "transfer has no field 'iterate'"),
         ("linf,linf", "--attacks has linf twice"),

@@ -205,13 +205,15 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a", {"clean": bools(2, 0.5, 0)}, test="aaaa")
     for name, change, words in (
         ("n", {"images": 70}, "A 60 of toy; B 70 of toy"),
-        ("s", {"dataset": "digits"}, "A 60 of toy; B 60 of digits"),
+        ("s", {"dataset": "digits", "test": "cccc"}, "A 60 of toy; B 60 of digits"),
         ("d", {"test": "bbbb"}, "evaluated on different images"),
     ):
         images = {"images": 60} | change
         other = write(tmp_path / name, {"clean": bools(2, 0.5, 0, images["images"])}, **({"test": "aaaa"} | change))
         with pytest.raises(InputError, match=words):
             run_compare([str(first), str(other)])
+    blurred = write(tmp_path / "b", {"clean": bools(2, 0.5, 0)}, test="aaaa", dataset="toy-blur0.75")
+    assert run_compare([str(first), str(blurred)]) == 0  # the training images are blurred, the test images are not
 
 
 def test_doubts_are_named_and_corruptions_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,9 +210,23 @@ def test_relabel_writes_a_new_set_beside_the_old_one(run: Path, capsys: pytest.C
     found = capsys.readouterr()
     assert (Path(found.out.strip()), "labelled already" in found.err) == (folder, True)
     assert hash_of(folder / "distilled.safetensors") == first
+    foreign = run.parent / "foreign"
+    foreign.mkdir()
+    shutil.copy(run / "distilled.safetensors", foreign)
+    assert relabel(run, "--teacher", "cross_entropy", "--out", str(foreign)) == 2
+    assert f"{foreign} has another set; give another --out" in capsys.readouterr().err
+    assert hash_of(foreign / "distilled.safetensors") == before
     evaluate = ["evaluate", str(folder), "--students", "1", "--student.epochs", "2", "--attacks", "linf"]
     root = run.parents[3].parent
     assert main([*evaluate, "--data-dir", str(root), "--runs", str(root / "runs")]) == 0
+
+
+def test_a_small_set_has_a_teacher_of_small_batches(run: Path, tmp_path: Path) -> None:
+    root = run.parents[3].parent
+    words = ["relabel", str(run), "--teacher", "cross_entropy", "--teacher-epochs", "1", "--out", str(tmp_path / "new")]
+    assert main([*words, "--data-dir", str(root), "--runs", str(tmp_path / "runs")]) == 0
+    record = json.loads((tmp_path / "new" / "experiment.json").read_text())
+    assert record["experiment"]["relabel"]["teacher_batch_size"] < 128
 
 
 def test_a_set_that_relabel_made_equals_the_methods(run: Path, tmp_path: Path) -> None:

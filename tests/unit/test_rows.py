@@ -124,7 +124,9 @@ def test_rows_are_found_or_told(tmp_path: Path) -> None:
     write_text(tmp_path / "b" / "results.jsonl", "".join(json.dumps(line) + "\n" for line in earlier))
     with pytest.raises(InputError, match="is of an earlier version"):
         find_rows([tmp_path])
-    for text in ("{", "{}\n", "[1]\n"):
+    whole = [DEFAULTS | {"student": student, "attack": attack} for student in range(2) for attack in ("clean", "pgd")]
+    cut = "".join(json.dumps(line) + "\n" for line in whole[:3])  # at the end of a line
+    for text in ("{", "{}\n", "[1]\n", "", cut):
         write_text(tmp_path / "b" / "results.jsonl", text)
         with pytest.raises(InputError, match="is damaged"):
             find_rows([tmp_path])
