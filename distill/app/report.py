@@ -1,6 +1,5 @@
 """`bash run.sh report [RUN ...]`: one HTML file of a run, of several, or of a frontier; and the end of every run."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ class ReportCommand:
     frontier: bool = False
     """the last frontier below --runs"""
     out: Path | None = None
-    """file to write; default: report.html in the folder"""
+    """file to write; default: report.html in the folder, for several in --runs"""
     runs: Path = RunOptions.runs
     """folder of all runs"""
     track: Tracker = "none"
@@ -88,7 +87,7 @@ def _page(command: ReportCommand) -> tuple[Page, Path]:
     if len(places) == 1 and (places[0] / "frontier.csv").exists():
         return frontier_page(places[0]), places[0]
     # not in the first of several runs, which has a page of its own
-    return group_page(places, "Runs side by side"), Path(os.path.commonpath([place.absolute() for place in places]))
+    return group_page(places, "Runs side by side"), places[0] if len(places) == 1 else command.runs
 
 
 def write_group_report(folders: Sequence[Path], title: str, path: Path) -> None:

@@ -127,7 +127,7 @@ def test_a_report_of_several_runs_compares_them(runs: Path, data: Path, tmp_path
     assert "2 x 2" in page.text  # sets x students
     two = [next((runs / method).rglob("report.html")) for method in ("dc", "random")]
     before = [path.read_text() for path in two]
-    assert run("report", *(path.parent for path in two)) == 0
+    assert run("report", *(path.parent for path in two), "--runs", runs) == 0
     assert [path.read_text() for path in two] == before  # each run keeps its own page
     assert "Runs side by side" in (runs / "report.html").read_text()
     assert run("report", "--benchmark", "--runs", runs) == 0
