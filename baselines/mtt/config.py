@@ -61,9 +61,8 @@ class Config:
     lr_init: Positive = 0.01
     """initial value of the students' learning rate"""
     init: str = "real"
-    """initial synthetic images: noise (standard normal, in the networks' units), real (random images of the class),
-    correct (real images that the first expert classifies correctly at its last epoch, as in DATM), or the folder of a
-    distilled set, whose images it takes, but neither labels nor learning rate"""
+    """initial synthetic images: noise (standard normal), real, correct (real ones that the first expert classifies
+    correctly, as in DATM), or the folder of a distilled set"""
     augment: str = ""
     """augmentation of experts, matching and students: "" for none, a DSA strategy, or kornia:..."""
     zca: bool = False

@@ -82,9 +82,7 @@ def columns(evaluation: Evaluation, channels: int, size: int) -> list[Column]:
             if isinstance(column, AttackColumn):
                 _check_shape(column, torch.empty(1, channels, size, size))
             if isinstance(column, WorstColumn) and not column.members(found):
-                raise ValueError(
-                    f"{column.name} joins the attacks at {column.threat.named} or less, and there is none; name one too"
-                )
+                raise ValueError(f"{column.name} joins the attacks in this ball, and there is none; name one too")
     except InputError:
         raise
     except ValueError as error:

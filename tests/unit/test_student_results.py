@@ -96,7 +96,7 @@ def test_certified_accuracy_is_that_of_the_smoothed_student(tmp_path: Path) -> N
             inside = ((x >= 0) & (x <= 1)).flatten(1).all(1)
             return super().forward(x) * torch.where(inside, -1.0, 1.0)[:, None]
 
-    results, requested = evaluated(tmp_path, "certified:n=200@l2:0.1,worst@l2:0.5", WrongInside())
+    results, requested = evaluated(tmp_path, "certified:n=200@l2:0.1,noise@l2:0.1,worst@l2:0.5", WrongInside())
     assert not results.bools["clean"].any()
     assert results.bools["certified:n=200@l2:0.1"].all()
     assert not results.bools["worst@l2:0.5"].any()
