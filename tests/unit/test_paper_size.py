@@ -1,5 +1,6 @@
 """Lines and tables of results at the paper's size: what they say of a set, and the students that they join."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tests.golden import paper_size
 from tests.golden.paper_size import lines_of, paper_autoattack, paper_table
 from tests.rows import row
 
+ROOT = Path(__file__).resolve().parents[2]
 ATTACKS = {"clean": 27.0, "linf_star": 2.0, "linf": 17.0, "l2": 21.0}
 
 
@@ -92,3 +94,22 @@ def test_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert paper_autoattack().splitlines()[2:] == [
         f"{cell} 101 iterations | 27.5 ± 0.7 | 17.5 ± 0.7 | 15.5 ± 0.7 | 2, 500 (300 epochs) | 0123456 |"
     ]
+
+
+def test_the_gain_with_ten_images_is_that_of_the_stored_results() -> None:
+    """The sentences of docs/paper.md and of the README on GUARD's gain, against the means of the table."""
+    with (ROOT / "docs/results/paper-size.csv").open() as file:
+        rows = [line for line in csv.DictReader(file) if (line["ipc"], line["sets"], line["n"]) == ("10", "3", "9")]
+    mean = {(line["method"], line["attack"]): float(line["mean"]) for line in rows}
+    gain = {attack: mean["guard_dc", attack] - mean["dc", attack] for attack in ("clean", "linf_star", "linf", "l2")}
+    page = " ".join((ROOT / "docs/paper.md").read_text().split())
+    for method, end in (("guard_dc", "{} under linf, {} under linf_star and {} under l2"), ("dc", "{}, {} and {}")):
+        assert end.format(*(f"{mean[method, attack]:.1f}" for attack in ("linf", "linf_star", "l2"))) in page
+    assert f"same clean accuracy ({mean['guard_dc', 'clean']:.1f} and {mean['dc', 'clean']:.1f})" in page
+    assert f"by {gain['linf']:.1f} points under linf" in page
+    assert f"{gain['linf_star']:.1f} under linf_star (0.1" in page
+    assert f"and {gain['l2']:.1f} under l2" in page
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"With ten CIFAR-10 images GUARD gains {['zero', 'one', 'two'][round(gain['linf'])]} points" in readme
+    assert abs(gain["clean"]) < 0.5
+    assert "at equal clean accuracy" in readme
