@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from baselines.robust_labels.labels import EPOCHS, RobustLabels, check_teachers
+from baselines.robust_labels.labels import EPOCHS, RobustLabels, check_teachers, labels_recipe
 from baselines.robust_labels.views import with_views
 from distill.app.flags import HELP, find_device, parse, peek
 from distill.app.processes import work_together
@@ -108,7 +108,7 @@ def _relabel(path: Path, old: DistilledSet, dataset: str, command: RelabelComman
     labels = replace(command.labels, teacher_flip=command.labels.teacher_flip and facts.flips)
     (train, test), _ = real_data_at(dataset, options, old.image_shape[1])
     if labels.teacher_batch_size == RobustLabels().teacher_batch_size:  # not given: small sets have smaller batches
-        labels = replace(labels, teacher_batch_size=min(labels.teacher_batch_size, max(2, len(train) // 2)))
+        labels = replace(labels, teacher_batch_size=labels_recipe("paper", facts).teacher_batch_size)
     check(old, test)
     train = in_order_of(old, train)
     check_teachers(train.to(device), old.backbone, labels)

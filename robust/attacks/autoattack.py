@@ -20,8 +20,8 @@ from torch import Tensor
 from robust.attacks.apgd import APGD
 from robust.attacks.fab import FAB
 from robust.attacks.pgd import check_pixels
+from robust.attacks.record import Cascade
 from robust.attacks.square import Square
-from robust.losses.margin import margin
 from robust.network.expectation import PASSES, Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
@@ -88,30 +88,23 @@ class AutoAttack:
         """
         check_pixels(images)
         images = images.detach()
-        found = images.clone()
         members = self.members()
         for member in members:
             if isinstance(member, Square):
-                member.check_shape(found)
-        if self.threat.eps == 0 or len(found) == 0:
-            return found
+                member.check_shape(images)
+        if self.threat.eps == 0 or len(images) == 0:
+            return images.clone()
         expected_model = Expected(model, self.eot) if self.eot > 1 and not isinstance(model, Expected) else model
         with evaluating(model), torch.no_grad():
-            answer = expected_model(found)
-        standing, margins = (answer.argmax(1) == targets).nonzero().flatten(), margin(answer, targets)
-        random = isinstance(expected_model, Expected)
+            cascade = Cascade(images, targets, expected_model(images), isinstance(expected_model, Expected))
         for member in members:
+            standing = cascade.standing
             if len(standing) == 0:
                 break
-            labels = targets[standing]
-            points = member(model, images[standing], labels, generator=generator)
+            points = member(model, images[standing], targets[standing], generator=generator)
             with evaluating(model), torch.no_grad():
-                answer = expected_model(points)
-            fooled, reached = answer.argmax(1) != labels, margin(answer, labels)
-            replaced = reached > margins[standing] if random else fooled
-            found[standing[replaced]], margins[standing[replaced]] = points[replaced], reached[replaced]
-            standing = standing[~fooled]
-        return found
+                cascade.update(points, expected_model(points))
+        return cascade.images
 
 
 NAMED: Named = {"autoattack": AutoAttack}

@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from robust.network.half import lift
+from robust.network.precision import lift
 
 __all__ = ["NO_PATH", "SuspiciousModelWarning", "input_gradient"]
 

@@ -1,4 +1,6 @@
-"""The record of an attack of many steps: for each example, the first misclassified point, else the highest loss."""
+"""What an attack keeps for each example: of many steps the first misclassified point, else the highest loss (`Record`);
+of several attacks in a row the point that succeeds (`Cascade`).
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Ascended", "Iterate", "Record"]
+from robust.losses.margin import margin
+
+__all__ = ["Ascended", "Cascade", "Iterate", "Record"]
 
 Iterate = Literal["worst", "last"]
 """the point that an attack returns: the first that is misclassified (else that of the highest loss), or the last"""
@@ -50,3 +54,27 @@ class Record:
         self.loss[indices[better]] = loss[better]
         self.fooled[indices] = fooled
         return ~fooled
+
+
+class Cascade:
+    """The points of attacks that follow one another, each on the examples that withstand all before it.
+
+    An example keeps its image until a point is misclassified. The next answer of a random model may be another: there
+    it keeps the point of the largest expected margin.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor, logits: Tensor, random: bool):
+        self.images: Tensor = images.clone()
+        self.targets = targets
+        self.random = random
+        self.margins: Tensor = margin(logits, targets)
+        self.standing: Tensor = (logits.argmax(1) == targets).nonzero().flatten()
+
+    def update(self, points: Tensor, logits: Tensor) -> None:
+        """Take the points (n, ...) of the standing examples, and the model's answers (n, K) at them."""
+        labels = self.targets[self.standing]
+        fooled, reached = logits.argmax(1) != labels, margin(logits, labels)
+        better = reached > self.margins[self.standing] if self.random else fooled
+        indices = self.standing[better]
+        self.images[indices], self.margins[indices] = points[better], reached[better]
+        self.standing = self.standing[~fooled]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.pgd import check_pixels
-from robust.losses.margin import margin
+from robust.attacks.record import Cascade
 from robust.network.expectation import Expected
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating
@@ -111,9 +111,8 @@ def _attacked(
     check_pixels(images)
     threat = attack.threat
     images = images.detach()
-    found = images.clone()
     if threat.eps == 0 or len(images) == 0:
-        return found
+        return images.clone()
     library = _torchattacks(type(attack).__name__)
     seed = int(torch.randint(2**31, (), generator=generator))
     shape = (images[0].numel(), 1, 1) if attack.flattens else images.shape[1:]
@@ -121,22 +120,17 @@ def _attacked(
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torchattacks draws on the CPU; the fork restores the state
         logits = model(images)
-        margins = margin(logits, targets)
-        standing = (logits.argmax(1) == targets).nonzero().flatten()
+        cascade = Cascade(images, targets, logits, random)
         for run in attack.single_runs(library, _ModelOfPixels(model, images), logits.shape[1], random):
-            if len(standing) == 0:
+            if len(cascade.standing) == 0:
                 break
-            clean, labels = images[standing], targets[standing]
+            clean, labels = images[cascade.standing], targets[cascade.standing]
             points = run(clean.reshape(-1, *shape).contiguous().float(), labels)
             points = threat.project(points.detach().reshape(clean.shape).to(clean), clean)
             finite = points.flatten(1).isfinite().all(1).view(-1, *[1] * (clean.ndim - 1))
             points = points.where(finite, clean)
-            answer = model(points)
-            fooled, reached = answer.argmax(1) != labels, margin(answer, labels)
-            replaced = reached > margins[standing] if random else fooled
-            found[standing[replaced]], margins[standing[replaced]] = points[replaced], reached[replaced]
-            standing = standing[~fooled]
-    return found
+            cascade.update(points, model(points))
+    return cascade.images
 
 
 class _ModelOfPixels(nn.Module):

@@ -18,8 +18,8 @@ from torch import Tensor
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
-from robust.network.half import lift
 from robust.network.modes import Model, evaluating, keeping_buffers, network_inside
+from robust.network.precision import lift
 from robust.ranges import Count, StepSize, check_ranges
 from robust.threat import Threat
 

@@ -31,9 +31,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robust.losses.calling import takes_network
 from robust.losses.cross_entropy import cross_entropy
 from robust.losses.traits import Loss, Named, Traits
-from robust.network.half import lift
 from robust.network.inference import outside_inference
 from robust.network.modes import Model, evaluating, is_training, keeping_buffers, network_inside, uncompiled
+from robust.network.precision import lift
 from robust.per_example import norms, unit
 from robust.ranges import NonNegative, Positive, Range, check_number, check_ranges
 from robust.second_order.layers import SecondOrder

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from robust.network.modes import is_training, keeping_caches
+from robust.network.precision import autocast_dtype
 
 __all__ = ["CompiledGradients"]
 
@@ -57,9 +58,7 @@ class CompiledGradients:
         fixed |= dict(network.named_buffers())
         tensors = (inputs, targets, *trainable.values(), *fixed.values())
         shapes = tuple((t.shape, t.dtype, t.device, t.stride()) for t in tensors)
-        device = inputs.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (loss, architecture(network), tuple(trainable), tuple(fixed), shapes, precision)
+        key = (loss, architecture(network), tuple(trainable), tuple(fixed), shapes, autocast_dtype(inputs))
         if key not in self.programs:
             self.programs[key] = self._program(loss, network, trainable, fixed, inputs, targets)
         with torch.no_grad():

@@ -291,7 +291,7 @@ def test_stays_in_the_ball_and_in_the_unit_cube(net, norm, iterate, dtype):
 @pytest.mark.parametrize("attack", [PGD, VMIFGSM])
 def test_no_images_are_no_pass(attack):
     def never(x):
-        raise AssertionError("a model without images was asked")
+        raise AssertionError("the attack called the model on no images")
 
     assert attack(Threat("linf", 0.1))(never, torch.rand(0, 1, 4, 4), torch.zeros(0).long()).shape == (0, 1, 4, 4)
 
