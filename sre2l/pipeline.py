@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from distill.data import ImageSet
-from distill.data.pictures import read_pictures
+from distill.data.pictures import digest_of_pictures, read_pictures
 from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.models import build
 from distill.runs.foreign import brief
+from distill.runs.named_files import path_of, unchanged
 from distill.runs.own_files import companion_path
 from distill.runs.run import Run
 from distill.training.crop_labels import Labels, digest
@@ -80,7 +81,7 @@ def distill(real: ImageSet, ipc: int, config: Config, run: Run) -> DistilledSet:
         InputError: a stage refuses its input.
     """
     source = config.recover.images
-    images = read_pictures(Path(source), real.classes, ipc, real.image_shape) if source else None
+    images = read_pictures(path_of(source), real.classes, ipc, real.image_shape) if source else None
     teacher, squeezed = squeeze(real, config.backbone, config.squeeze, config.compute, run)
     if images is None:
         images = read_units(recover(teacher, squeezed, real, ipc, config.recover, config.compute, run))
@@ -100,12 +101,13 @@ def check(real: ImageSet, ipc: int, config: Config, processes: int) -> None:
 
     Raises:
         InputError: there are too few images for a batch, the last batch has one image, the network has no BatchNorm to
-            match, or the weights of the teacher do not exist.
+            match, or the weights of the teacher or the pictures do not exist or have changed.
     """
-    if config.recover.images and not Path(config.recover.images).is_dir():
-        raise InputError(f"recover.images is {config.recover.images}: no such folder")
+    source = unchanged(config.recover.images, "recover.images", digest_of_pictures) if config.recover.images else None
+    if source is not None and not source.is_dir():
+        raise InputError(f"recover.images is {source}: no such folder")
     network = build(config.backbone, like=real, generator=torch.Generator())
-    if not config.recover.images:
+    if source is None:
         BatchNormMatch(network, config.recover.first_bn, required=config.recover.r_bn > 0)
     check_relabel(network, ipc * real.num_classes, real.image_shape, config.relabel)
     check_squeeze(network, real, config.backbone, config.squeeze, processes)

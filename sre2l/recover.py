@@ -31,9 +31,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.data import ImageSet
+from distill.data.pictures import digest_of_pictures
 from distill.errors import InputError
 from distill.runs.description import describe
 from distill.runs.divided import every_nth
+from distill.runs.named_files import with_digest
 from distill.runs.ranks import barrier
 from distill.runs.run import Run
 from robust import Normalize, RobustTeacher
@@ -81,6 +83,7 @@ class Recover:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "images", with_digest(self.images, digest_of_pictures))
         if self.jitter[0] > self.jitter[1]:
             raise ValueError(f"jitter is {self.jitter}; the first number must not be larger than the second")
 

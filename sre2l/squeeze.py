@@ -37,7 +37,7 @@ from sre2l.loading import batches
 from sre2l.precision import Compute
 from sre2l.sync_batchnorm import synchronised
 from sre2l.training import cosine, data_parallel, optimizer_step, require_batch_of_one, seeded
-from sre2l.weights import check_classes, check_start, load_teacher, load_weights, start_identity, start_weights
+from sre2l.weights import check_classes, check_start, load_start, load_teacher, require_start, start_with_digest
 
 __all__ = ["FILE", "Squeeze", "check", "squeeze", "step"]
 
@@ -87,6 +87,7 @@ class Squeeze:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "start", start_with_digest(self.start))
         if self.epochs == 0 and self.start == "scratch":
             raise ValueError(
                 "epochs is 0 and start is scratch: the teacher would be untrained; give --squeeze.start FILE"
@@ -118,7 +119,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         InputError: there are fewer images than a batch has, weights do not fit, or the loss is not finite.
     """
     settings = {"data": real.identity(), "backbone": backbone, "squeeze": describe(config)}
-    settings |= start_identity(config.start, backbone)
+    require_start(config.start, backbone)
     if not config.epochs:
         check_classes(config.start, backbone, real.num_classes)
     stage = run.stage("squeeze", settings | {"compute": describe(compute)})
@@ -130,9 +131,7 @@ def squeeze(real: ImageSet, backbone: str, config: Squeeze, compute: Compute, ru
         barrier()
         if not path.exists():
             if config.start != "scratch":
-                load_weights(
-                    network, start_weights(config.start, backbone, network, channels), f"squeeze.start, {config.start},"
-                )
+                load_start(network, config.start, backbone, channels)
             seconds = _train(network, loss, real, config, compute, stage) if config.epochs else 0.0
             if is_main_process():
                 facts = {"backbone": backbone, "classes": str(real.num_classes), "seconds": f"{seconds:.1f}"}

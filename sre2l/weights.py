@@ -9,16 +9,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import InputError, unknown
-from distill.runs.files import hash_of, read_tensors
+from distill.runs.files import read_tensors
+from distill.runs.named_files import path_of, unchanged, with_digest
 
 __all__ = [
     "check_classes",
     "check_start",
     "first_not_finite",
+    "load_start",
     "load_teacher",
     "load_weights",
-    "start_identity",
-    "start_weights",
+    "require_start",
+    "start_with_digest",
     "without_wrappers",
 ]
 
@@ -90,44 +92,50 @@ def load_teacher(network: nn.Module, path: Path) -> None:
 # The weights of squeeze.start
 
 
-def start_identity(start: str, backbone: str) -> dict[str, str]:
-    """Return the hash of the file of weights that training starts from; empty where the weights are not from a file.
+def start_with_digest(start: str) -> str:
+    """Return the weights that training starts from, with the digest of the file if they are in one."""
+    return start if start == "scratch" or _of_timm(start) else with_digest(start)
+
+
+def require_start(start: str, backbone: str) -> None:
+    """Refuse weights that do not exist.
+
+    Args:
+        start: scratch, pretrained, pretrained:TAG, or a file, as `start_with_digest` returns it.
+        backbone: of the network.
 
     Raises:
-        InputError: the file, or the tag of the backbone, does not exist.
+        InputError: the file, or the tag of the backbone, does not exist; or the file has changed.
     """
-    if start == "scratch":
-        return {}
     if _of_timm(start):
         _timm_name(backbone, start)
-        return {}
-    if not Path(start).is_file():
+    elif start != "scratch" and not (path := unchanged(start, "squeeze.start")).is_file():
         raise InputError(
-            f"squeeze.start is {start}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
+            f"squeeze.start is {path}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
         )
-    return {"start": hash_of(start)}
 
 
 def check_start(start: str, backbone: str, network: nn.Module) -> None:
     """Refuse weights that training cannot start from, without a download.
 
     Args:
-        start: scratch, pretrained, pretrained:TAG, or a file.
+        start: as of `require_start`.
         backbone: of the network.
         network: of the teacher; the weights of a file are loaded into it.
 
     Raises:
-        InputError: the weights do not exist or do not fit.
+        InputError: the weights do not exist or do not fit, or the file has changed.
     """
-    if start_identity(start, backbone):
-        load_weights(network, _weights(Path(start)), f"squeeze.start, {start},")
+    require_start(start, backbone)
+    if start != "scratch" and not _of_timm(start):
+        _load_file(network, start)
 
 
 def check_classes(start: str, backbone: str, num_classes: int) -> None:
     """Refuse weights whose classifier would stay untrained, for a teacher that is not trained further.
 
     Args:
-        start: scratch, pretrained, pretrained:TAG, or a file, which `check_start` checks.
+        start: as of `require_start`; a file is checked by `check_start`.
         backbone: of the teacher.
         num_classes: of the data.
 
@@ -148,15 +156,22 @@ def check_classes(start: str, backbone: str, num_classes: int) -> None:
         )
 
 
-def start_weights(start: str, backbone: str, network: nn.Module, channels: int) -> dict[str, Tensor]:
-    """Return the weights that training starts from.
+def load_start(network: nn.Module, start: str, backbone: str, channels: int) -> None:
+    """Load the weights that training starts from into a network.
 
     Raises:
-        InputError: the weights cannot be read or downloaded.
+        InputError: the weights cannot be read or downloaded, or do not fit.
     """
     if _of_timm(start):
-        return _pretrained(_timm_name(backbone, start), channels, network.state_dict())
-    return _weights(Path(start))
+        found = _pretrained(_timm_name(backbone, start), channels, network.state_dict())
+        load_weights(network, found, f"squeeze.start, {start},")
+    else:
+        _load_file(network, start)
+
+
+def _load_file(network: nn.Module, start: str) -> None:
+    path = path_of(start)
+    load_weights(network, _weights(path), f"squeeze.start, {path},")
 
 
 def _of_timm(start: str) -> bool:

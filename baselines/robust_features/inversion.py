@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from baselines.robust_labels.labels import RobustLabels, TeacherText, teachers_of
+from baselines.robust_labels.labels import RobustLabels, TeacherText, teacher_with_digest, teachers_of
 from distill.data import ImageSet
 from distill.runs.description import describe
 from distill.runs.locks import locked
@@ -64,6 +64,7 @@ class RobustFeatures:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "teacher", teacher_with_digest(self.teacher))
         if len(self.labels.teachers) > 1:
             raise ValueError(f"teacher is {self.teacher!r}; features are those of one network")
 

@@ -15,7 +15,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -28,6 +27,7 @@ from distill.data.images import Images
 from distill.errors import InputError
 from distill.models import build
 from distill.runs.files import read_tensors
+from distill.runs.named_files import path_of, with_digest
 from distill.runs.ranks import barrier, is_main_process
 from distill.runs.run import Run
 from distill.runs.threads import by_itself
@@ -94,6 +94,7 @@ class RobustLabels:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        object.__setattr__(self, "teacher", teacher_with_digest(self.teacher))
         if not self.teachers:
             raise ValueError(f"teacher is {shown(self.teacher)}; it is a loss, such as pgd_at@4/255, or a file")
         for text in self.teachers:
@@ -110,7 +111,7 @@ class RobustLabels:
         >>> RobustLabels("trades:beta=3,steps=5@2/255,cross_entropy").teachers
         ('trades:beta=3,steps=5@2/255', 'cross_entropy')
         """
-        return tuple(text.strip() for text in re.split(r",(?!\s*\w+=)", self.teacher) if text.strip())
+        return _split(self.teacher)
 
     @property
     def written(self) -> str:
@@ -119,7 +120,7 @@ class RobustLabels:
         >>> RobustLabels("pgd_at@4/255", temperature=2.0, hard=0.5).written
         'pgd_at@4/255 T=2 hard=0.5'
         """
-        names = (Path(text).name if _is_file(text) else text for text in self.teachers)
+        names = (path_of(text).name if _is_file(text) else text for text in self.teachers)
         temperature = f" T={self.temperature:g}" if self.temperature != 1 else ""
         return f"{','.join(names)}{temperature}{f' hard={self.hard:g}' if self.hard else ''}"
 
@@ -153,8 +154,22 @@ class Teacher:
     """name of the network"""
 
 
+def teacher_with_digest(teacher: str) -> str:
+    """Return the text of teachers, with the digests of those that are files.
+
+    >>> teacher_with_digest("pgd_at@2/255, cross_entropy")
+    'pgd_at@2/255, cross_entropy'
+    """
+    texts = _split(teacher)
+    return ",".join(with_digest(text) for text in texts) if any(map(_is_file, texts)) else teacher
+
+
+def _split(teacher: str) -> tuple[str, ...]:
+    return tuple(text.strip() for text in re.split(r",(?!\s*\w+=)", teacher) if text.strip())
+
+
 def _is_file(text: str) -> bool:
-    return text.endswith(WEIGHTS)
+    return path_of(text).suffix in WEIGHTS
 
 
 def squeezes(config: RobustLabels) -> list[Squeeze]:
@@ -203,9 +218,9 @@ def _network_of(text: str, config: RobustLabels, backbone: str) -> str:
         return config.teacher_backbone
     if not _is_file(text):
         return backbone
-    if not Path(text).is_file():
-        raise InputError(f"--teacher is {text}: no such file; give a file of weights, or a loss such as pgd_at@4/255")
-    named = read_tensors(Path(text))[1].get("backbone") if text.endswith(".safetensors") else None
+    if not (path := path_of(text)).is_file():
+        raise InputError(f"--teacher is {path}: no such file; give a file of weights, or a loss such as pgd_at@4/255")
+    named = read_tensors(path)[1].get("backbone") if path.suffix == ".safetensors" else None
     return named if isinstance(named, str) else backbone
 
 

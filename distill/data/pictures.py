@@ -31,6 +31,7 @@ __all__ = [
     "NUMBERED",
     "class_of",
     "decode_pictures",
+    "digest_of_pictures",
     "picture_folders",
     "read_all_pictures",
     "read_pictures",
@@ -111,6 +112,16 @@ def picture_folders(folder: Path) -> dict[str, list[Path]]:
     """Return name -> image files for each subfolder that has image files."""
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return {path.name: files for path in subfolders if (files := _pictures_in(path))}
+
+
+def digest_of_pictures(folder: Path) -> str:
+    """Return a hash of the pictures in the subfolders of a folder, 64 hex digits (`ImageFiles.fingerprint`).
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    paths = [str(path) for paths in picture_folders(folder).values() for path in paths]
+    return ImageFiles(np.array(paths), 1, "square").fingerprint(str(folder))
 
 
 def class_of(name: str, classes: Sequence[str]) -> int | None:

@@ -1,10 +1,8 @@
 """Initial images of a distillation: noise, random real images, or the images of another distilled set.
 
-A set is named by its path, to which `with_digest` adds the digest of its file: runs that start from other images under
-the same path are other runs.
+A set is named by its path and the digest of its file (`distill.runs.named_files`).
 """
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from torch import Generator, Tensor, nn
 from distill.data import ImageSet
 from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
+from distill.runs.named_files import NAMED, unchanged
 
 __all__ = ["check_initial", "initial_images", "with_digest"]
 
 WORDS = ("noise", "real")
-NAMED = re.compile(r".+@[0-9a-f]{12}")
-"""path of a set, and the first digits of the sha256 of its file"""
 
 
 def with_digest(init: str, words: Sequence[str] = WORDS) -> str:
@@ -44,7 +41,7 @@ def with_digest(init: str, words: Sequence[str] = WORDS) -> str:
     if not init or not Path(init).exists():
         raise ValueError(f"init is {init or 'empty'}; it takes {', '.join(words)}, or the folder of a distilled set")
     try:
-        return f"{init}@{digest_of(_file(init))[:12]}"
+        return f"{init}@{_digest(Path(init))[:12]}"
     except InputError as error:
         raise ValueError(
             f"init: {error}; `evaluate` reads a published set, and its folder is in runs/published"
@@ -97,10 +94,8 @@ def initial_images(
 
 def _images(init: str, real: ImageSet, ipc: int) -> Tensor:
     """Return the images of a set by class, (K, ipc, C, H, W), in pixels."""
-    path, _, digest = init.rpartition("@")
+    path = unchanged(init, "--init", _digest)
     start = DistilledSet.load(_file(path))
-    if not digest_of(_file(path)).startswith(digest):
-        raise InputError(f"the set in {path} has changed since the run with --init {init} was named; start a new run")
     if start.classes != real.classes:
         raise InputError(f"--init {path}: a set of {start.dataset}; its classes are not those of {real.name}")
     if start.image_shape != real.image_shape:
@@ -112,6 +107,10 @@ def _images(init: str, real: ImageSet, ipc: int) -> Tensor:
     return start.images[:][classes.argsort(stable=True)].unflatten(0, (-1, ipc))
 
 
-def _file(path: str) -> Path:
+def _digest(path: Path) -> str:
+    return digest_of(_file(path))
+
+
+def _file(path: Path) -> Path:
     """Return the file of a set."""
-    return Path(path) / "distilled.safetensors" if Path(path).is_dir() else Path(path)
+    return path / "distilled.safetensors" if path.is_dir() else path
