@@ -14,22 +14,17 @@ from distill.methods.method import Method, presets
 from sre2l.pipeline import is_incomplete, protocol
 from sre2l.precision import Compute
 from sre2l.rded import Config, check, distill
-from sre2l.recipes import batch_size, evaluation
+from sre2l.recipes import EPOCHS, GUARD, ROBUST, batch_size, evaluation
 from sre2l.relabel import Relabel
 from sre2l.select import Select
 from sre2l.teachers import SMALL, TINY, paper_teacher, quick_teacher
 from sre2l.validate import Validate
 from sre2l.work import selection_work, student_work
 
-__all__ = ["EPOCHS", "METHODS", "VALIDATE", "students"]
+__all__ = ["METHODS", "VALIDATE", "students"]
 
 CANDIDATES = 300
 """images of each class that all scripts of the official code load (mipc)"""
-EPOCHS = "--relabel.epochs {100,200,300}"
-"""strengths of a method without another one: shorter training of students"""
-# strengths of robust teachers
-ROBUST = "--squeeze.loss pgd_at:steps=2@{1/255,2/255,4/255,8/255}"
-GUARD = "--squeeze.loss guard:weight={0.3,1,3},h=3,fraction=0.25"
 VALIDATE = Validate(horizon=2.0)
 """AdamW 1e-3, weight decay 0.01 of kernels, T = 20; the cosine of the official code ends at half the first rate"""
 

@@ -22,7 +22,13 @@ from sre2l.teachers import SMALL, TINY, paper_teacher, quick_teacher
 from sre2l.validate import Validate
 from sre2l.work import student_work, work
 
-__all__ = ["METHODS", "batch_size", "evaluation"]
+__all__ = ["EPOCHS", "GUARD", "METHODS", "ROBUST", "batch_size", "evaluation"]
+
+# Strengths (`Method.strength`) of methods with a robust teacher
+ROBUST = "--squeeze.loss pgd_at:steps=2@{1/255,2/255,4/255,8/255}"
+GUARD = "--squeeze.loss guard:weight={0.3,1,3},h=3,fraction=0.25"
+EPOCHS = "--relabel.epochs {100,200,300}"
+"""strengths of a method without a robust teacher: shorter training of students on the labels"""
 
 
 def _seen(recover: Recover, facts: Facts, cda: bool) -> Recover:
@@ -137,6 +143,7 @@ METHODS = (
         "Yin, Xing, Shen, NeurIPS 2023, arXiv 2306.13092",
         "sre2l",
         presets(_recipe, "sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=EPOCHS,
     ),
     _method(
         "guard_sre2l",
@@ -144,6 +151,7 @@ METHODS = (
         "Xue et al., arXiv 2403.10045",
         "guard",
         presets(_recipe, "guard_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=GUARD,
     ),
     _method(
         "at_sre2l",
@@ -151,6 +159,7 @@ METHODS = (
         "Yin et al., arXiv 2306.13092; Madry et al., ICLR 2018, arXiv 1706.06083",
         "sre2l",
         presets(_recipe, "at_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=ROBUST,
     ),
     _method(
         "trades_sre2l",
@@ -158,6 +167,7 @@ METHODS = (
         "Yin et al., arXiv 2306.13092; Zhang et al., ICML 2019, arXiv 1901.08573",
         "sre2l",
         presets(_recipe, "trades_sre2l", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=ROBUST.replace("pgd_at", "trades"),
     ),
     _method(
         "cda",
@@ -165,6 +175,7 @@ METHODS = (
         "Yin, Shen, TMLR 2024, arXiv 2311.18838",
         "cda",
         presets(_recipe, "cda", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=EPOCHS,
     ),
     _method(
         "guard_cda",
@@ -172,5 +183,6 @@ METHODS = (
         "Xue et al., arXiv 2403.10045",
         "guard",
         presets(_recipe, "guard_cda", smoke=_smoke, names=("paper", "pair", "quick")),
+        strength=GUARD,
     ),
 )

@@ -27,7 +27,8 @@ from distill.training.work import Work
 from robust import CrossEntropy, Normalize, RobustTeacher
 from sre2l.pipeline import is_incomplete, protocol
 from sre2l.precision import Compute
-from sre2l.rded_recipes import EPOCHS, VALIDATE, students
+from sre2l.rded_recipes import VALIDATE, students
+from sre2l.recipes import EPOCHS
 from sre2l.relabel import Relabel, relabel
 from sre2l.relabel import check as check_relabel
 from sre2l.squeeze import FILE

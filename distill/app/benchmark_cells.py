@@ -22,7 +22,7 @@ from distill.app.distil import resolve_flags
 from distill.app.flags import whole_number
 from distill.app.registry import methods_named
 from distill.app.start import RunOptions
-from distill.data import DATASETS
+from distill.data import DATASETS, check_dataset
 from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
@@ -41,7 +41,7 @@ class BenchmarkCommand:
     """Run the missing cells of a table of methods, data sets, images per class and seeds."""
 
     datasets: str = "mnist,cifar10"
-    """data sets"""
+    """data sets, separated by commas; those of another package as package.module:name"""
     methods: str = ""
     """methods; empty: all except the sre2l methods, which are for larger images"""
     ipc: str = "1,10"
@@ -98,7 +98,9 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
     selected = selected_names(command.methods, "method", methods) or [
         name for name, method in methods.items() if method.in_benchmark
     ]
-    datasets = selected_names(command.datasets, "data set", DATASETS)
+    datasets = list(dict.fromkeys(name.strip() for name in command.datasets.split(",") if name.strip()))
+    for dataset in datasets:
+        check_dataset(dataset)
     ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(command.ipc.split(","))]
     texts = texts_by_method("--flags", command.flags, methods)
     extra = {name: words_of("--flags", name, text, OF_BENCHMARK, "benchmark") for name, text in texts.items()}

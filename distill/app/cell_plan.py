@@ -14,6 +14,7 @@ from distill.app.cells import SET, Cell
 from distill.app.distil import resolve_flags
 from distill.app.evaluate import Judgement, folder_of
 from distill.app.flags import flags_of
+from distill.app.registry import packages_in
 from distill.app.start import RunOptions, identity_of, real_data
 from distill.data import label
 from distill.distilled import digest_of
@@ -106,6 +107,8 @@ def planned_cell(
     again = ["evaluate", str(folder), "--backbone", network, "--recipe", experiment.recipe]
     again += ["--seed", str(experiment.seed), *flags_of(experiment.evaluation)]
     again += ["--runs", str(options.runs), "--data-dir", str(options.data_dir)]
+    if packages := set(packages_in([experiment.dataset, experiment.config.backbone]).values()):
+        again += ["--packages", ",".join(sorted(packages))]
     return Cell(**shared, evaluation=evaluation_folder, evaluation_words=tuple(again))
 
 

@@ -15,7 +15,7 @@ from distill.app.flags import find_device, parse, peek, whole_number
 from distill.app.loss_flags import rules_of_losses
 from distill.app.processes import number_of_processes, work_together
 from distill.app.report import finish, show_and_send
-from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data
+from distill.app.start import RunOptions, check_before_running, check_data, check_student_flags, identity_of, real_data
 from distill.data import Facts, ImageSet, facts_named, facts_of
 from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError, unknown
@@ -65,6 +65,7 @@ def resolve_flags(method: Method, dataset: str, flags: list[str]) -> tuple[Exper
     program = f"bash run.sh {method.name} {dataset}"
     description = f"{method.name}: {method.summary} ({method.paper}; docs/methods/{method.page}.md)"
     command = parse(MethodCommand, default, flags, program, rules_of_losses(facts.threats), description)
+    check_student_flags(command.experiment.evaluation, recipe.evaluation)
     return command.experiment, command.place
 
 

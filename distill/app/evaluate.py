@@ -15,7 +15,14 @@ from distill.app.processes import number_of_processes, work_together
 from distill.app.published import imported
 from distill.app.registry import check_packages
 from distill.app.report import finish, show_and_send
-from distill.app.start import RunOptions, check_before_running, check_data, identity_of, real_data_at
+from distill.app.start import (
+    RunOptions,
+    check_before_running,
+    check_data,
+    check_student_flags,
+    identity_of,
+    real_data_at,
+)
 from distill.data import DATASETS, check_dataset, label
 from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
@@ -110,6 +117,7 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     default = EvaluateCommand(_default(flags, digest, distilled.dataset, distilled.backbone), RunOptions())
     command = parse(EvaluateCommand, default, flags[1:], PROGRAM)
     judgement = command.judgement
+    check_student_flags(judgement.evaluation, default.judgement.evaluation)
     check_packages(path, [judgement.dataset, judgement.backbone], flags)
     check_dataset(judgement.dataset)
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]

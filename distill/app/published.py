@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distill.app.start import RunOptions, real_data_at
-from distill.data import DATASETS, ImageSet, fingerprint
+from distill.data import DATASETS, ImageSet, check_dataset, fingerprint
 from distill.distilled import DistilledSet
-from distill.errors import InputError, unknown
+from distill.errors import InputError
 from distill.method_training import MethodTraining
 from distill.published.fkd import with_labels
 from distill.published.read import read
@@ -43,8 +43,7 @@ def imported(path: Path, reading: Reading, dataset: str | None, options: RunOpti
     """
     if dataset is None:
         raise InputError(f"{path} does not name its data set: give --dataset, one of {', '.join(DATASETS)}")
-    if dataset not in DATASETS:
-        raise unknown("data set", dataset, DATASETS)
+    check_dataset(dataset)
     data = fingerprint(dataset, options.data_dir)
 
     def real(size: int) -> ImageSet:

@@ -85,6 +85,16 @@ def methods_named(names: Iterable[str], methods: Mapping[str, Method]) -> dict[s
     return dict(methods) | {name: method for name, method in found.items() if method is not None}
 
 
+def packages_in(names: Iterable[str]) -> dict[str, str]:
+    """Return object -> package for the objects of other packages that texts name.
+
+    >>> packages_in(["cifar10", "theirs.nets:wide:width=4"])
+    {'theirs.nets:wide': 'theirs'}
+    """
+    found = [name for text in names for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+:[A-Za-z_]\w*", text)]
+    return {name: name.partition(".")[0] for name in found}
+
+
 def check_packages(source: Path, names: Iterable[str], flags: Iterable[str]) -> None:
     """Refuse to import another package that only a file names: the command line must name the package too.
 
@@ -96,11 +106,9 @@ def check_packages(source: Path, names: Iterable[str], flags: Iterable[str]) -> 
     Raises:
         InputError: a text names `package.module:name`, and no word of the command line names it or the package.
     """
-    for text in names:
-        for name in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+:[A-Za-z_]\w*", text):
-            package = name.partition(".")[0]
-            if not any(name in word or package in word.split(",") for word in flags):
-                raise InputError(
-                    f"{source} names {name} of another package, which is imported only if the command names it: "
-                    f"--packages {package}"
-                )
+    for name, package in packages_in(names).items():
+        if not any(name in word or package in word.split(",") for word in flags):
+            raise InputError(
+                f"{source} names {name} of another package, which is imported only if the command names it: "
+                f"--packages {package}"
+            )

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 
-from distill.data import FILES, ImageSet, label, load
+from distill.data import FILES, ImageSet, facts_of, label, load
 from distill.errors import InputError
 from distill.evaluation.columns import columns
 from distill.experiment import Evaluation
@@ -20,7 +20,15 @@ from robust import loss_named
 from robust.ranges import Count, NonNegative, Range, check_ranges, shown
 from robust.threat import family_of
 
-__all__ = ["RunOptions", "check_before_running", "check_data", "identity_of", "real_data", "real_data_at"]
+__all__ = [
+    "RunOptions",
+    "check_before_running",
+    "check_data",
+    "check_student_flags",
+    "identity_of",
+    "real_data",
+    "real_data_at",
+]
 
 MOST_WORKERS = 8
 """default limit of worker processes: more rarely speed up a GPU, and each takes memory"""
@@ -111,8 +119,9 @@ def real_data_at(dataset: str, options: RunOptions, size: int) -> tuple[tuple[Im
     """
     name = label(dataset, options.data_dir)
     if dataset in FILES:
-        usual = FILES[dataset] in (None, size)
-        return load(dataset, options.data_dir, size, options.damaged), name if usual else f"{name}-{size}px"
+        usual = FILES[dataset] or facts_of(dataset, options.data_dir).size
+        data = load(dataset, options.data_dir, size, options.damaged)
+        return data, name if size == usual else f"{name}-{size}px"
     train, test = load(dataset, options.data_dir)
     if test.image_shape[1] == size:
         return (train, test), name
@@ -132,6 +141,26 @@ def check_data(recorded: dict[str, Any] | None, found: dict[str, Any]) -> None:
     if recorded not in (None, found):
         raise InputError(
             f"the data here differ from those of the recorded run: {difference(recorded, found)} (--data-dir)"
+        )
+
+
+def check_student_flags(evaluation: Evaluation, default: Evaluation) -> None:
+    """Refuse settings of the standard protocol's students for a run whose students are trained as the authors do.
+
+    Args:
+        evaluation: after the flags.
+        default: of the recipe, before the flags.
+
+    Raises:
+        InputError: the protocol is "own", and a setting of `student` is not the recipe's.
+    """
+    ours, theirs = evaluation.student, default.student
+    names = [each.name for each in fields(ours) if getattr(ours, each.name) != getattr(theirs, each.name)]
+    if evaluation.protocol == "own" and names:
+        given = ", ".join(f"--student.{name.replace('_', '-')}" for name in names)
+        raise InputError(
+            f"{given} has no effect with --protocol own, which trains students as the method's authors do; take "
+            "--protocol standard, or the method's own flags (--help)"
         )
 
 

@@ -14,7 +14,6 @@ the number of processes.
 """
 
 from contextlib import nullcontext
-from dataclasses import fields
 from typing import Literal
 
 from distill.data import ImageSet
@@ -33,7 +32,6 @@ from distill.runs.tasks import do_all
 from distill.runs.threads import by_itself
 from distill.runs.version import project_version
 from distill.training.protocol import Protocol
-from distill.training.students import Training
 
 __all__ = ["evaluate"]
 
@@ -76,8 +74,6 @@ def evaluate(
     if line := check(distilled, test):
         run.notify(line)
     real, test = in_order_of(distilled, real), in_order_of(distilled, test)
-    if own is not None and (unused := _changed(evaluation.student)):
-        run.notify(f"--protocol own trains students as the method's authors do: {', '.join(unused)} has no effect")
     trained = Trained(distilled, real, evaluation, backbone, run, own)
     columns = all_columns(run.folder, evaluation, *test.image_shape[:2])
     if own is not None and own.averages and (averaged or is_main_process()):
@@ -114,14 +110,3 @@ def _labels(distilled: DistilledSet, own: Protocol | None) -> Literal["hard", "s
     if distilled.teacher or (own is not None and own.labels_of_teacher):
         return "teacher"
     return "hard" if distilled.labels.ndim == 1 else "soft"
-
-
-def _changed(training: Training) -> list[str]:
-    """Return the flags of the standard protocol's training that are not at their defaults.
-
-    >>> _changed(Training(epochs=20, loss="trades:beta=6"))
-    ['--student.epochs', '--student.loss']
-    """
-    standard = Training()
-    names = (each.name for each in fields(training) if getattr(training, each.name) != getattr(standard, each.name))
-    return [f"--student.{name.replace('_', '-')}" for name in names]

@@ -123,7 +123,9 @@ def import_set(
     Raises:
         InputError: the path is no published set, or cannot be read.
     """
-    folder = runs / "published" / dataset / f"{path.absolute().stem}-{_digest(path, reading, data)[:12]}"
+    folder = (
+        runs / "published" / dataset.replace(":", ".") / f"{path.absolute().stem}-{_digest(path, reading, data)[:12]}"
+    )
     record = folder / "reading.json"
     lines = _messages_in(record) if (folder / "distilled.safetensors").exists() else None
     if lines is None:

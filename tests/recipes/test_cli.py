@@ -118,10 +118,10 @@ def test_students_take_the_distilled_steps_on_request(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The standard way by default; the method's own in a run, and for a set that exists; the table says which."""
-    words = ["--data-dir", data, "--backbone", "convnet:width=4", "--students", "2", "--student.epochs", "10"]
+    words = ["--data-dir", data, "--backbone", "convnet:width=4", "--students", "2"]
     own = ["--protocol", "own", "--runs", tmp_path / "c"]
     method = ["--epochs", "1", "--epoch-iterations", "2", "--batch-size", "8", "--ipc", "2"]
-    assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "a") == 0
+    assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "a", "--student.epochs", "10") == 0
     assert "convnet:width=4, cross_entropy, recipe" in capsys.readouterr().out
     assert run("sldd", "folder", *words, *method, "--runs", tmp_path / "b", "--protocol", "own") == 0
     assert "convnet:width=4, own, recipe" in capsys.readouterr().out

@@ -104,6 +104,23 @@ def test_parts_of_another_package_make_a_run(package: Path, tmp_path: Path, caps
     assert main(["curvature", str(run), "--images", "4", "--packages", "their_package"]) == 0
 
 
+def test_the_benchmark_and_published_sets_take_data_of_another_package(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(package.parent.parent))  # cells are processes of their own
+    runs, data = str(tmp_path / "runs"), "their_package.parts:above_below"
+    words = ["benchmark", "--datasets", data, "--methods", "their_package.parts:first", "--ipc", "1", "--seeds", "1"]
+    assert main([*words, "--students", "1", "--test-images", "8", "--runs", runs]) == 0
+    run = tmp_path / "runs/their_package.parts.first/their_package.parts.above_below/ipc1/seed0"
+    assert data.replace(":", ".") in (tmp_path / "runs/benchmark/table.csv").read_text()
+    assert main(["export", str(run), "--to", "npz", "--out", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").rglob("*.npz")
+    evaluate = ["evaluate", str(file), "--students", "1", "--student.epochs", "2", "--attacks", "linf", "--runs", runs]
+    assert main([*evaluate, "--dataset", data, "--packages", "their_package"]) == 0
+    assert list((tmp_path / "runs/published/their_package.parts.above_below").rglob("distilled.safetensors"))
+    assert main([*evaluate, "--dataset", "their_package.parts:no_such"]) == 2
+
+
 def test_a_loss_and_an_attack_of_another_package_make_a_run(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

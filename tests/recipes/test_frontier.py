@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from distill.app.distil import resolve_flags
 from distill.app.frontier_cells import FrontierCommand, planned_curves, reference_point
 from distill.app.frontier_points import CONTROLS, Control, controls_of, curve_of, expanded
 from distill.app.main import main
@@ -94,11 +95,14 @@ def test_runs_of_points_do_not_meet_and_stages_are_shared(tmp_path: Path, capsys
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name, method in find_methods().items() if method.strength])
-def test_strengths_are_flags_of_the_method(name: str) -> None:
-    points = curve_of(find_methods()[name], None).points
+@pytest.mark.parametrize("name", [name for name, method in find_methods().items() if not method.whole_class])
+def test_strengths_are_flags_of_the_method_that_have_an_effect(name: str) -> None:
+    method = find_methods()[name]
+    points = curve_of(method, None).points
     assert len(points) > 2
     assert len({point.setting for point in points}) == len(points)
+    made = [resolve_flags(method, "cifar10", ["--recipe", "quick", *point.flags.split()])[0] for point in points]
+    assert all(one != other for number, one in enumerate(made) for other in made[:number])
 
 
 def test_controls_that_are_points_of_the_methods_are_left_out() -> None:

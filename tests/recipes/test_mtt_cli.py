@@ -20,7 +20,9 @@ from tests.toy import write_toy
 
 SMALL = ["--backbone", "convnet:width=4,depth=2", "--num-experts", "2", "--train-epochs", "2", "--expert-epochs", "1"]
 SMALL += ["--max-start-epoch", "2", "--batch-train", "8", "--iterations", "3", "--syn-steps", "2", "--lr-img", "0.01"]
-SMALL += ["--students", "2", "--student.epochs", "20", "--student-epochs", "60", "--lr-init", "0.1", "--ipc", "2"]
+SMALL += ["--students", "2", "--student-epochs", "60", "--lr-init", "0.1", "--ipc", "2"]
+FEW = ["--student.epochs", "20"]
+"""for the standard protocol"""
 
 
 def place(data: Path) -> Path:
@@ -42,7 +44,7 @@ def losses(folder: Path) -> set[str]:
 
 
 def test_experts_are_shared_by_seeds_and_methods(data: Path, tmp_path: Path) -> None:
-    words = ["folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--students", "1", "--attacks", "fgsm"]
+    words = ["folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *FEW, "--students", "1", "--attacks", "fgsm"]
     assert run("mtt", *words) == 0
     (stage,) = (tmp_path / "stages").iterdir()
     before = {path: path.stat().st_mtime_ns for path in stage.glob("*.safetensors")}
@@ -62,7 +64,19 @@ def test_experts_are_shared_by_seeds_and_methods(data: Path, tmp_path: Path) -> 
 def test_a_killed_run_ends_with_the_same_bits(
     key: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["mtt", "folder", "--data-dir", data, *SMALL, "--zca", "--checkpoint-seconds", "0", "--attacks", "fgsm"]
+    words = [
+        "mtt",
+        "folder",
+        "--data-dir",
+        data,
+        *SMALL,
+        *FEW,
+        "--zca",
+        "--checkpoint-seconds",
+        "0",
+        "--attacks",
+        "fgsm",
+    ]
     assert run(*words, "--runs", tmp_path / "whole") == 0
     log = Run.log
 
@@ -84,7 +98,7 @@ def test_a_killed_run_ends_with_the_same_bits(
 
 
 def test_the_table_says_whose_protocol_it_was(data: Path, tmp_path: Path) -> None:
-    words = ["folder", "--data-dir", data, "--runs", tmp_path, *SMALL]
+    words = ["folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *FEW]
     assert run("mtt", *words) == 0
     folder = tmp_path / "mtt" / place(data)
     assert losses(folder) == {"cross_entropy"}
@@ -125,7 +139,7 @@ def test_a_whitened_set_is_judged_through_its_whitening(data: Path, tmp_path: Pa
 
 
 def test_a_whitening_that_is_gone_is_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("mtt", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, "--zca") == 0
+    assert run("mtt", "folder", "--data-dir", data, "--runs", tmp_path, *SMALL, *FEW, "--zca") == 0
     (whitening,) = (tmp_path / "stages").glob("whitening*/*.safetensors")
     whitening.unlink()
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1"]

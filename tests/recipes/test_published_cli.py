@@ -18,7 +18,8 @@ from distill.runs.files import read_tensors
 from robust import Normalize
 from tests.toy import toy
 
-SMALL = ["--backbone", "convnet:width=4,depth=2", "--students", "2", "--student.epochs", "60", "--attacks", "fgsm"]
+OWN = ["--backbone", "convnet:width=4,depth=2", "--students", "2", "--attacks", "fgsm"]
+SMALL = [*OWN, "--student.epochs", "60"]
 
 
 def run(*words: str | Path) -> int:
@@ -125,7 +126,7 @@ def test_own_ways_of_training(data: Path, tmp_path: Path, capsys: pytest.Capture
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (train.mean, train.std))
     order = train.labels.argsort(stable=True)[[0, 1, 20, 21]]
     x, y = train.images[order], train.labels[order]
-    words = ["--dataset", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *SMALL, "--protocol", "own"]
+    words = ["--dataset", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *OWN, "--protocol", "own"]
     steps = [((x - mean) / std, y, torch.tensor([0.1])) for _ in range(20)]
     torch.save(steps, tmp_path / "results.pth")
     assert run("evaluate", tmp_path / "results.pth", *words) == 0
@@ -276,7 +277,7 @@ def write_fkd(folder: Path, order_seed: int = 42) -> Path:
 
 def test_soft_labels_of_fkd(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = write_fkd(tmp_path)
-    words = ["evaluate", pictures, "--dataset", "folder", "--data-dir", data, *SMALL, "--source", "sre2l"]
+    words = ["evaluate", pictures, "--dataset", "folder", "--data-dir", data, *OWN, "--source", "sre2l"]
     words += ["--runs", tmp_path / "runs"]
     assert run(*words, "--fkd", tmp_path / "FKD", "--protocol", "own") == 0
     out, err = capsys.readouterr()
@@ -287,9 +288,7 @@ def test_soft_labels_of_fkd(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "warning" not in err
     (file,) = (tmp_path / "runs" / "published").rglob("distilled.safetensors")
     assert (file.parent / "fkd" / "labels.json").exists()
-    assert (
-        run("evaluate", file.parent, "--data-dir", data, "--runs", tmp_path / "runs", *SMALL, "--protocol", "own") == 0
-    )
+    assert run("evaluate", file.parent, "--data-dir", data, "--runs", tmp_path / "runs", *OWN, "--protocol", "own") == 0
     assert "finished already" in capsys.readouterr().err
 
     (tmp_path / "moved").mkdir()
@@ -312,7 +311,7 @@ def test_soft_labels_that_are_refused_leave_nothing(
     pictures, marker = write_fkd(tmp_path, 42 if harm == "pickle" else 43), tmp_path / "marker"
     if harm == "pickle":
         torch.save([Evil(marker)] * 6, tmp_path / "FKD" / "epoch_1" / "batch_0.tar")
-    words = ["--dataset", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *SMALL]
+    words = ["--dataset", "folder", "--data-dir", data, "--runs", tmp_path / "runs", *OWN]
     assert run("evaluate", pictures, *words, "--fkd", tmp_path / "FKD", "--protocol", "own") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
