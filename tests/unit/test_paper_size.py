@@ -113,3 +113,37 @@ def test_the_gain_with_ten_images_is_that_of_the_stored_results() -> None:
     assert f"With ten CIFAR-10 images GUARD gains {['zero', 'one', 'two'][round(gain['linf'])]} points" in readme
     assert abs(gain["clean"]) < 0.5
     assert "at equal clean accuracy" in readme
+
+
+def test_the_sentences_on_whole_sets_and_on_autoattack_are_those_of_the_stored_results() -> None:
+    with (ROOT / "docs/results/paper-size.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = " ".join((ROOT / "docs/paper.md").read_text().split())
+
+    def means(data: str, attack: str, ipc: str = "1", students: str = "500") -> list[float]:
+        alike = {"dataset": data, "attack": attack, "ipc": ipc, "images": students}
+        rest = [row for row in rows if row["method"] != "full" and alike.items() <= row.items()]
+        return [float(row["mean"]) for row in rest]
+
+    def whole(data: str, attack: str) -> float:
+        (row,) = (row for row in rows if (row["dataset"], row["method"], row["attack"]) == (data, "full", attack))
+        return float(row["mean"])
+
+    mnist, cifar = whole("mnist", "linf"), whole("cifar10", "linf")
+    assert f"{mnist:.1f} under linf after two epochs, {mnist - max(means('mnist', 'linf')):.0f} points more" in page
+    more = [f"{cifar - max(means('cifar10', 'linf', ipc)):.0f}" for ipc in ("1", "10")]
+    assert f"{cifar:.1f} after three, {' and '.join(more)} points more than the best sets of one and ten images" in page
+    star = means("cifar10", "linf_star")
+    within = f"({min(star):.1f} to {max(star):.1f})"
+    assert f"has {whole('cifar10', 'linf_star'):.1f}, less than any set of one image {within}" in page
+    fooled = {}
+    for method in ("guard_dc", "dc"):
+        found = {row["attack"]: float(row["mean"]) for row in rows if _judged(row, method)}
+        fooled[method] = round(2 * (found["linf"] - found["autoattack@0.1"]))  # of 200 answers
+    assert fooled == {"guard_dc": 5, "dc": 9}
+    assert "it fools five (GUARD) and nine (DC) more" in page
+
+
+def _judged(row: dict[str, str], method: str) -> bool:
+    """Return whether a row is of a set of one MNIST image under AutoAttack and beside it."""
+    return (row["dataset"], row["method"], row["images"]) == ("mnist", method, "100")
