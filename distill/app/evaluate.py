@@ -121,6 +121,11 @@ def run_evaluate(flags: list[str], protocols: Mapping[str, ProtocolOf], read: Re
     check_packages(path, [judgement.dataset, judgement.backbone], flags)
     check_dataset(judgement.dataset)
     judgements = [replace(judgement, backbone=each) for each in _several(command.backbones) or [judgement.backbone]]
+    if distilled.training.labels and peek(flags, "--protocol")["--protocol"] is None and reports_to_user():
+        print(
+            "the set has a teacher's labels of views for students of --protocol own; these train on one label an image",
+            file=sys.stderr,
+        )
     return run_judgements(path, judgements, command.place, protocols, ["evaluate", *flags])
 
 

@@ -103,7 +103,9 @@ def test_stages_are_shared_and_sets_judged_again(
     (again,) = (tmp_path / "again").rglob("0.safetensors")
     assert all(torch.equal(ours[name], tensor) for name, tensor in load_file(again).items())
     assert run("evaluate", folder, *options[:3], tmp_path / "c", *options[4:], "--student.epochs", "3") == 0
-    assert "cross_entropy, recipe" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "cross_entropy, recipe" in out
+    assert "a teacher's labels of views for students of --protocol own; these train on one label an image" in err
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
