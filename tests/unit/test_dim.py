@@ -56,7 +56,7 @@ SMALL = Config(
 FLAGS = ["--width", "4", "--dim-noise", "6", "--gan-epochs", "1", "--gan-epoch-steps", "3", "--gan-batch", "8"]
 FLAGS += ["--match-epochs", "1", "--match-epoch-steps", "2", "--match-batch", "8", "--net-steps", "1"]
 FLAGS += ["--pool", "convnet:width=4,depth=2", "mlp", "--student-epochs", "5", "--backbone", "convnet:width=4,depth=2"]
-FLAGS += ["--students", "2", "--student.epochs", "5", "--attacks", "fgsm"]
+FLAGS += ["--students", "2", "--attacks", "fgsm"]
 
 
 def run_in(folder: Path, config: object = SMALL, **options: object) -> Run:
@@ -624,7 +624,7 @@ def test_the_command_line(recipe: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert DistilledSet.load(folder).method == "dim"
     assert list(rows(folder)) == ["clean", "fgsm@8/255"]
     assert (folder / "grid.png").exists()
-    assert run("dim", *words, "--ipc", "1") == 0
+    assert run("dim", *words, "--ipc", "1", "--student.epochs", "5") == 0
     assert len(list((tmp_path / "stages").iterdir())) == 2  # the same generator
     options = ["--data-dir", data, "--runs", tmp_path, "--students", "1", "--attacks", "fgsm", "--recipe", "quick"]
     assert run("evaluate", folder, *options, "--protocol", "own") == 0
