@@ -46,7 +46,7 @@ from baselines.cafe.alignment import Weights, align
 from baselines.cafe.watched import accuracy_of, span, train_until_accuracy_changes
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
-from distill.methods.initial import initial_images, with_digest
+from distill.methods.initial import init_with_digest, initial_images
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.divided import network_from_main
@@ -119,7 +119,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        object.__setattr__(self, "init", with_digest(self.init))
+        object.__setattr__(self, "init", init_with_digest(self.init))
         augmentation(self.augment)
         if fields := self.real_loss.only_in_training:
             raise ValueError(f"real_loss has {fields}, for training a teacher; aligned networks are frozen")

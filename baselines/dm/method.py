@@ -34,7 +34,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from baselines.dm.extractor import steps_of, train_extractor
 from distill.data import ImageSet
 from distill.distilled import DistilledSet
-from distill.methods.initial import initial_images, with_digest
+from distill.methods.initial import init_with_digest, initial_images
 from distill.models import build
 from distill.runs.divergence import check_finite
 from distill.runs.divided import block, blocks, gathered
@@ -86,7 +86,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        object.__setattr__(self, "init", with_digest(self.init))
+        object.__setattr__(self, "init", init_with_digest(self.init))
         if self.extractor_epochs == 0 and self.real_loss.traits.strength:
             raise ValueError("extractor_epochs is 0, so no network is trained with real_loss; it must be >= 1")
         augmentation(self.augment)

@@ -47,7 +47,7 @@ from distill.distilled import DistilledSet
 from distill.errors import InputError
 from distill.experiment import LATER
 from distill.method_training import MethodTraining
-from distill.methods.initial import initial_images, with_digest
+from distill.methods.initial import init_with_digest, initial_images
 from distill.runs.divergence import check_finite
 from distill.runs.divided import from_main
 from distill.runs.ranks import barrier, is_main_process
@@ -116,7 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        object.__setattr__(self, "init", with_digest(self.init))
+        object.__setattr__(self, "init", init_with_digest(self.init))
         if self.attack:
             threat_named(self.attack)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from baselines.mtt.matching import Gradient
 from baselines.robust_labels.labels import RobustLabels
 from distill.experiment import LATER
-from distill.methods.initial import with_digest
+from distill.methods.initial import init_with_digest
 from distill.training.augment import augmentation
 from robust import Loss
 from robust.ranges import Count, NonNegative, Positive, Range, Whole, check_ranges
@@ -96,7 +96,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        object.__setattr__(self, "init", with_digest(self.init, STARTS))
+        object.__setattr__(self, "init", init_with_digest(self.init, STARTS))
         first, name = self.max_start_epoch, "max_start_epoch"
         if self.order == "easy_first":
             first, name = self.current_max_start_epoch, "current_max_start_epoch"

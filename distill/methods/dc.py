@@ -37,7 +37,7 @@ from torch.func import vmap
 from distill.data import ImageSet, facts_named
 from distill.distilled import DistilledSet
 from distill.errors import InputError
-from distill.methods.initial import initial_images, with_digest
+from distill.methods.initial import init_with_digest, initial_images
 from distill.models import build
 from distill.runs.divergence import check_finite, remedy_of
 from distill.runs.divided import block, blocks, gathered, network_from_main
@@ -116,7 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        object.__setattr__(self, "init", with_digest(self.init))
+        object.__setattr__(self, "init", init_with_digest(self.init))
         augmentation(self.augment)
         if self.augment_students != "auto":
             augmentation(self.augment_students)

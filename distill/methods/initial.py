@@ -15,12 +15,12 @@ from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
 from distill.runs.named_files import NAMED, unchanged
 
-__all__ = ["check_initial", "initial_images", "with_digest"]
+__all__ = ["check_initial", "init_with_digest", "initial_images"]
 
 WORDS = ("noise", "real")
 
 
-def with_digest(init: str, words: Sequence[str] = WORDS) -> str:
+def init_with_digest(init: str, words: Sequence[str] = WORDS) -> str:
     """Return `init`, with the digest of the set if it is the path of one.
 
     Args:
@@ -30,9 +30,9 @@ def with_digest(init: str, words: Sequence[str] = WORDS) -> str:
     Raises:
         ValueError: it is not among `words`, and no set is there.
 
-    >>> with_digest("real"), with_digest("runs/dc@0123456789ab")
+    >>> init_with_digest("real"), init_with_digest("runs/dc@0123456789ab")
     ('real', 'runs/dc@0123456789ab')
-    >>> with_digest("zeros")
+    >>> init_with_digest("zeros")
     Traceback (most recent call last):
     ValueError: init is zeros; it takes noise, real, or the folder of a distilled set
     """
@@ -54,7 +54,7 @@ def check_initial(real: ImageSet, ipc: int, config: Any, _: int) -> None:
     Args:
         real: the training set.
         ipc: images per class.
-        config: with the field `init`, as `with_digest` returns it.
+        config: with the field `init`, as `init_with_digest` returns it.
 
     Raises:
         InputError: the set is missing, has changed, or has other classes, images of another size or another number.
@@ -69,7 +69,7 @@ def initial_images(
     """Return the initial images in the networks' units, (K, ipc, C, H, W), on the device of `real`.
 
     Args:
-        init: as `with_digest` returns it.
+        init: as `init_with_digest` returns it.
         real: the training set.
         ipc: images per class.
         space: pixels to the networks' units: normalisation or whitening.

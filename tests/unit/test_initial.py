@@ -17,7 +17,7 @@ from distill.distilled import DistilledSet, digest_of
 from distill.errors import InputError
 from distill.methods import dc_recipes as dc
 from distill.methods.dc import Config, distill
-from distill.methods.initial import check_initial, with_digest
+from distill.methods.initial import check_initial, init_with_digest
 from distill.runs.run import Run
 from robust import CrossEntropy
 from tests.toy import toy
@@ -118,4 +118,4 @@ def test_what_is_no_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "set.pt").write_bytes(b"PK")
     with pytest.raises(ValueError, match=message):
         replace(SMALL, init=made)
-    assert with_digest("noise") == "noise"
+    assert init_with_digest("noise") == "noise"
