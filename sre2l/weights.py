@@ -94,7 +94,7 @@ def load_teacher(network: nn.Module, path: Path) -> None:
 
 def start_with_digest(start: str) -> str:
     """Return the weights that training starts from, with the digest of the file if they are in one."""
-    return start if start == "scratch" or _of_timm(start) else with_digest(start)
+    return with_digest(start) if _in_file(start) else start
 
 
 def require_start(start: str, backbone: str) -> None:
@@ -109,7 +109,7 @@ def require_start(start: str, backbone: str) -> None:
     """
     if _of_timm(start):
         _timm_name(backbone, start)
-    elif start != "scratch" and not (path := unchanged(start, "squeeze.start")).is_file():
+    elif _in_file(start) and not (path := unchanged(start, "squeeze.start")).is_file():
         raise InputError(
             f"squeeze.start is {path}: no such file; give scratch, pretrained, pretrained:TAG, or a file of weights"
         )
@@ -127,7 +127,7 @@ def check_start(start: str, backbone: str, network: nn.Module) -> None:
         InputError: the weights do not exist or do not fit, or the file has changed.
     """
     require_start(start, backbone)
-    if start != "scratch" and not _of_timm(start):
+    if _in_file(start):
         _load_file(network, start)
 
 
@@ -172,6 +172,10 @@ def load_start(network: nn.Module, start: str, backbone: str, channels: int) -> 
 def _load_file(network: nn.Module, start: str) -> None:
     path = path_of(start)
     load_weights(network, _weights(path), f"squeeze.start, {path},")
+
+
+def _in_file(start: str) -> bool:
+    return start != "scratch" and not _of_timm(start)
 
 
 def _of_timm(start: str) -> bool:

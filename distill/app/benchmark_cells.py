@@ -11,6 +11,7 @@ import torch
 from distill.app.cell_plan import (
     DataOf,
     data_of,
+    listed,
     network_of_full,
     planned_cell,
     selected_names,
@@ -98,7 +99,7 @@ def planned_cells(command: BenchmarkCommand, methods: Mapping[str, Method]) -> l
     selected = selected_names(command.methods, "method", methods) or [
         name for name, method in methods.items() if method.in_benchmark
     ]
-    datasets = list(dict.fromkeys(name.strip() for name in command.datasets.split(",") if name.strip()))
+    datasets = listed(command.datasets)
     for dataset in datasets:
         check_dataset(dataset)
     ipcs = [whole_number("--ipc", text, least=1) for text in dict.fromkeys(command.ipc.split(","))]

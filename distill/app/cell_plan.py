@@ -29,6 +29,7 @@ __all__ = [
     "DataOf",
     "data_key",
     "data_of",
+    "listed",
     "network_of_full",
     "part_of",
     "planned_cell",
@@ -147,11 +148,20 @@ def selected_names(text: str, kind: str, known: Mapping[str, object] | Sequence[
     Raises:
         InputError: a name is unknown.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    names = listed(text)
     for name in names:
         if name not in known:
             raise unknown(kind, name, known)
     return names
+
+
+def listed(text: str) -> list[str]:
+    """Return the names of a comma-separated list, each once.
+
+    >>> listed("dc, dm,,dc")
+    ['dc', 'dm']
+    """
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def texts_by_method(flag: str, texts: Sequence[str], methods: Mapping[str, object]) -> dict[str, str]:
